@@ -1,0 +1,11 @@
+"""Hot paths of the detached network: tensors in, tensors out.
+
+Each function is plain torch: the specification and test oracle of a device kernel with the same signature, and the road
+taken on machines without an accelerator.
+"""
+
+from detjac_kernels.gemm import linear, linear_transposed
+from detjac_kernels.mixing import mix, mix_transposed
+from detjac_kernels.norms import rms_reciprocal
+
+__all__ = ["linear", "linear_transposed", "mix", "mix_transposed", "rms_reciprocal"]

@@ -1,0 +1,70 @@
+"""Dense GEMM in both directions from one weight, with the prologue and epilogue of a frozen branch.
+
+With ``W`` of shape (f, d), rows are multiplied as ``x Wᵀ`` (`linear`) or ``y W`` (`linear_transposed`); the weight is used
+in place, never copied or transposed. Around the product, in this order: ``scale`` (columns of the input), the GEMM,
+``gate`` (elementwise, one factor per row and column), ``out_scale`` (columns of the output), ``add``.
+"""
+
+import torch
+from torch import Tensor
+
+from detjac_kernels import roads
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    scale: Tensor | None = None,
+    gate: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``.
+
+    Parameters
+    ----------
+    x : Tensor, shape (R, d)
+    weight : Tensor, shape (f, d)
+    scale : Tensor, shape (d,), optional
+    gate : Tensor, shape (R, f), optional
+    out_scale : Tensor, shape (f,), optional
+    add : Tensor, shape (R, f), optional
+
+    Returns
+    -------
+    Tensor, shape (R, f)
+    """
+    return _fused(x, weight, scale, gate, out_scale, add)
+
+
+def linear_transposed(
+    y: Tensor,
+    weight: Tensor,
+    *,
+    scale: Tensor | None = None,
+    gate: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: shapes as in `linear` with d and f exchanged."""
+    return _fused(y, weight.t(), scale, gate, out_scale, add)
+
+
+def _fused(
+    x: Tensor, weight: Tensor, scale: Tensor | None, gate: Tensor | None, out_scale: Tensor | None, add: Tensor | None
+) -> Tensor:
+    if scale is not None:
+        x = x * scale
+    if x.shape[0] == 0:
+        out = x.new_zeros(0, weight.shape[0])
+    elif gate is not None:
+        out = roads.product(x, weight, "mul", gate)
+        gate = None
+    elif add is not None and out_scale is None:
+        return roads.product(x, weight, "add", add)
+    else:
+        out = roads.product(x, weight, "none", None)
+    if out_scale is not None:
+        return out.mul_(out_scale) if add is None else torch.addcmul(add, out, out_scale)
+    return out if add is None else out.add_(add)

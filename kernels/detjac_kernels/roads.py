@@ -1,0 +1,96 @@
+"""Which float32 GEMM of this machine is the fastest, found by measurement.
+
+torch reaches two float32 libraries on CPU: the default one of ``torch.nn.functional.linear``, and oneDNN, which on many
+processors is up to twice as fast at the row counts of a sweep, takes a transposed view in place and fuses one elementwise
+operation. Both are accurate to float32. oneDNN is reached by an operator that is not public, so it is probed for,
+compared once with the default for every shape class, and left alone where it is missing or disagrees.
+
+The choice is data: `choices` returns the table made so far, `replay` puts a recorded one in force.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+_AGREEMENT = 1e-5
+"""Largest relative difference (Frobenius) between two roads that still counts as the same float32 product."""
+
+_REPEATS = 3
+
+_table: dict[str, str] = {}
+_lock = threading.Lock()
+
+
+def choices() -> dict[str, str]:
+    """Return a copy of the table: shape class ("f32 direction rows×in→out") to road ("default" or "onednn")."""
+    return dict(_table)
+
+
+def replay(recorded: Mapping[str, str]) -> None:
+    """Put a recorded table in force: these shape classes are not measured again."""
+    with _lock:
+        _table.update(recorded)
+
+
+def product(x: Tensor, weight: Tensor, epilogue: str, other: Tensor | None) -> Tensor:
+    """Return ``x weightᵀ``, then ``∘ other`` (epilogue "mul"), ``+ other`` ("add") or nothing ("none").
+
+    ``x``: (R, d); ``weight``: (f, d), possibly a transposed view; ``other``: (R, f).
+    """
+    if x.dtype is not torch.float32 or x.device.type != "cpu" or not _onednn_available():
+        return _default(x, weight, epilogue, other)
+    key = _shape_class(x, weight)
+    road = _table.get(key)
+    if road is None:
+        road = _measure(key, x, weight)
+    return _ROADS[road](x, weight, epilogue, other)
+
+
+def _shape_class(x: Tensor, weight: Tensor) -> str:
+    rows = 1 << (x.shape[0] - 1).bit_length()
+    direction = "xWt" if weight.is_contiguous() else "yW"
+    return f"f32 {direction} {rows}x{weight.shape[1]}->{weight.shape[0]}"
+
+
+def _default(x: Tensor, weight: Tensor, epilogue: str, other: Tensor | None) -> Tensor:
+    if other is None:
+        return torch.mm(x, weight.t())
+    if epilogue == "add":
+        return torch.addmm(other, x, weight.t())
+    return torch.mm(x, weight.t()).mul_(other)
+
+
+def _onednn(x: Tensor, weight: Tensor, epilogue: str, other: Tensor | None) -> Tensor:
+    if other is None:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, other.contiguous(), weight, None, epilogue)
+
+
+_ROADS: dict[str, Callable[[Tensor, Tensor, str, Tensor | None], Tensor]] = {"default": _default, "onednn": _onednn}
+
+
+def _onednn_available() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _measure(key: str, x: Tensor, weight: Tensor) -> str:
+    """Time both roads on the real operands (the best of a few turns each) and remember the faster one."""
+    with _lock:
+        if key in _table:
+            return _table[key]
+        try:
+            expected, got = _default(x, weight, "none", None), _onednn(x, weight, "none", None)
+            agrees = bool((got - expected).norm() <= _AGREEMENT * expected.norm())
+        except RuntimeError:
+            agrees = False
+        best = {"default": float("inf"), "onednn": float("inf")}
+        for _ in range(_REPEATS if agrees else 0):
+            for road in best:
+                start = time.perf_counter()
+                _ROADS[road](x, weight, "none", None)
+                best[road] = min(best[road], time.perf_counter() - start)
+        _table[key] = "onednn" if best["onednn"] < best["default"] else "default"
+        return _table[key]
