@@ -1,0 +1,99 @@
+"""Rewrite rules that make a captured chain cheap and keep the map in exact arithmetic.
+
+A per-row scale commutes with `Linear` and `ColumnScale`; beside a `Gate` or `Mix` it is absorbed; passing a `Bias` it
+leaves its factor there. A Llama branch ends as one column scale, two GEMMs and one elementwise product: every rstd has
+vanished into a gate or a mixing matrix. `fuse` then hands the elementwise neighbours of each GEMM to the GEMM.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map, Mix, RowScale, Sum
+
+
+def fold(chain: Sequence[Map], prompt_lengths: Sequence[int]) -> tuple[Map, ...]:
+    """Absorb every row scale of a chain that has a gate, a mixing or a sum to go to.
+
+    A mixing matrix is scaled in place: it belongs to the capture that is being folded, and a second copy of it would
+    be the largest tensor of a long prompt.
+
+    Parameters
+    ----------
+    chain : sequence of Map, as captured
+    prompt_lengths : sequence of int
+        Positions of each prompt: a row scale runs over all prompts one after another.
+    """
+    steps: list[Map] = list(chain)
+    index = 0
+    while index < len(steps):
+        step = steps[index]
+        if not isinstance(step, RowScale):
+            index += 1
+            continue
+        target = _absorber(steps, index)
+        if target is None:
+            index += 1
+            continue
+        _pass_biases(steps, index, target, step.r)
+        steps[target] = _absorb(steps[target], step.r, target > index, prompt_lengths)
+        del steps[index]
+    return tuple(steps)
+
+
+def _absorber(steps: Sequence[Map], index: int) -> int | None:
+    """Return the nearest step, to the right and then to the left, that can take the row scale at ``index``."""
+    for walk in (range(index + 1, len(steps)), range(index - 1, -1, -1)):
+        for position in walk:
+            if isinstance(steps[position], Gate | Mix | Sum | RowScale):
+                return position
+    return None
+
+
+def _pass_biases(steps: list[Map], index: int, target: int, r: Tensor) -> None:
+    """Moving r to the right past ``+ b`` turns b into b/r (it will be multiplied later); to the left, into r b."""
+    between = range(index + 1, target) if target > index else range(target + 1, index)
+    factor = r.reciprocal() if target > index else r
+    for position in between:
+        step = steps[position]
+        if isinstance(step, Bias):
+            steps[position] = step.scaled(factor)
+
+
+def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Sequence[int]) -> Map:
+    match step:
+        case RowScale():
+            return RowScale(step.r * r)
+        case Gate():
+            return Gate(step.g * r[:, None])
+        case Sum():
+            scaled: list[tuple[Map, ...]] = []
+            for chain in step.chains:
+                extended = (RowScale(r), *chain) if scale_comes_first else (*chain, RowScale(r))
+                scaled.append(fold(extended, prompt_lengths))
+            return Sum(tuple(scaled))
+        case Mix():
+            for probabilities, part in zip(step.probabilities, r.split(list(prompt_lengths)), strict=True):
+                probabilities.mul_(part if scale_comes_first else part[:, None])
+            return step
+        case _:
+            raise TypeError(f"{type(step).__name__} cannot absorb a row scale")
+
+
+def fuse(chain: Sequence[Map]) -> tuple[Map, ...]:
+    """Give each GEMM the column scale before it, and the gate and column scale after it; drop nothing, reorder nothing."""
+    steps: list[Map] = []
+    for step in chain:
+        if isinstance(step, Sum):
+            step = Sum(tuple(fuse(part) for part in step.chains))
+        last = steps[-1] if steps else None
+        if isinstance(step, Linear) and isinstance(last, ColumnScale):
+            steps[-1] = replace(step, scale=last.w)
+        elif isinstance(step, Gate) and isinstance(last, Linear) and last.gate is None and last.out_scale is None:
+            steps[-1] = replace(last, gate=step)
+        elif isinstance(step, ColumnScale) and isinstance(last, Linear) and last.out_scale is None:
+            steps[-1] = replace(last, out_scale=step.w)
+        else:
+            steps.append(step)
+    return tuple(steps)

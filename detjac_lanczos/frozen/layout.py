@@ -1,0 +1,191 @@
+"""Which rows a sweep carries: segments of positions × columns, packed one after another.
+
+The Jacobian block of input token i at output position p involves positions i..p only. A segment is one such block with a
+width of columns; all segments of a call lie in one tensor of rows, position by position and column by column, so that
+every weight meets all of them in one GEMM. After the last mixing only the output position of each segment is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_TILE_CELLS = 16384
+"""Positions × columns that one mixing product may pad to: bounds the padding and the scratch of long prompts."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Positions ``start..position`` of a prompt, ``width`` columns; input enters at ``start``, or at all of them (joint)."""
+
+    prompt: int
+    start: int
+    position: int
+    width: int
+    joint: bool = False
+
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return self.position - self.start + 1
+
+    @property
+    def rows(self) -> int:
+        """Number of rows before pruning."""
+        return self.length * self.width
+
+    @property
+    def source_rows(self) -> int:
+        """Number of rows the input enters at."""
+        return self.rows if self.joint else self.width
+
+
+@dataclass(eq=False)
+class Tile:
+    """Segments of one prompt that are mixed in one product, padded to a rectangle of positions × columns."""
+
+    prompt: int
+    keys: range
+    queries: range
+    columns: int
+    key_range: slice
+    query_range: slice
+    key_cells: Tensor
+    query_cells: Tensor
+    _slots: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def key_slots(self, heads: int) -> Tensor:
+        """Slot of every (row, head) in a (heads, keys, columns) rectangle: (R · heads,)."""
+        return self._expand("keys", self.key_cells, heads, len(self.keys) * self.columns)
+
+    def query_slots(self, heads: int) -> Tensor:
+        """Slot of every (row, head) in a (heads, queries, columns) rectangle: (R' · heads,)."""
+        return self._expand("queries", self.query_cells, heads, len(self.queries) * self.columns)
+
+    def _expand(self, side: str, cells: Tensor, heads: int, stride: int) -> Tensor:
+        if (side, heads) not in self._slots:
+            head = torch.arange(heads, device=cells.device) * stride
+            self._slots[side, heads] = (cells[:, None] + head).flatten()
+        return self._slots[side, heads]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixing:
+    """The tiles of one mixing, from ``key_rows`` rows to ``query_rows`` rows."""
+
+    tiles: tuple[Tile, ...]
+    key_rows: int
+    query_rows: int
+
+
+class Layout:
+    """Index tensors of one set of segments.
+
+    Parameters
+    ----------
+    segments : sequence of Segment, those of one prompt beside one another
+    prompt_lengths : sequence of int
+        Positions of each prompt; frozen factors of all prompts lie one after another.
+    device : torch.device
+    """
+
+    def __init__(self, segments: Sequence[Segment], prompt_lengths: Sequence[int], device: torch.device) -> None:
+        self.segments = tuple(segments)
+        self.device = device
+        starts = [0]
+        for length in prompt_lengths:
+            starts.append(starts[-1] + length)
+        self._prompt_start = starts
+        self.rows = sum(segment.rows for segment in self.segments)
+        self.pruned_rows = sum(segment.width for segment in self.segments)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Position, counted over all prompts, of every row: (R,)."""
+        parts = [
+            torch.arange(s.start, s.position + 1).repeat_interleave(s.width) + self._prompt_start[s.prompt]
+            for s in self.segments
+        ]
+        return torch.cat(parts).to(self.device)
+
+    @cached_property
+    def pruned_positions(self) -> Tensor:
+        """Position of every row that is left after pruning: (Σ widths,)."""
+        return self.positions[self.kept]
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Rows at the output position of their segment: (Σ widths,)."""
+        offset, parts = 0, []
+        for s in self.segments:
+            offset += s.rows
+            parts.append(torch.arange(offset - s.width, offset))
+        return torch.cat(parts).to(self.device)
+
+    @cached_property
+    def source(self) -> Tensor:
+        """Rows the input enters at (and a transposed sweep leaves from), segment by segment."""
+        offset, parts = 0, []
+        for s in self.segments:
+            parts.append(torch.arange(offset, offset + s.source_rows))
+            offset += s.rows
+        return torch.cat(parts).to(self.device)
+
+    @cached_property
+    def square(self) -> Mixing:
+        """Mixing that keeps all rows."""
+        return self._mixing(pruned=False)
+
+    @cached_property
+    def pruning(self) -> Mixing:
+        """Mixing after which only the output positions are left."""
+        return self._mixing(pruned=True)
+
+    def _mixing(self, pruned: bool) -> Mixing:
+        tiles = []
+        key_start = query_start = 0
+        for group in self._groups(pruned):
+            lo, hi = min(s.start for s in group), max(s.position for s in group) + 1
+            queries = range(group[0].position, group[0].position + 1) if pruned else range(lo, hi)
+            columns = sum(s.width for s in group)
+            key_cells, query_cells, column = [], [], 0
+            for s in group:
+                at = torch.arange(s.width) + column
+                cells = (torch.arange(s.start - lo, s.position + 1 - lo)[:, None] * columns + at).flatten()
+                key_cells.append(cells)
+                query_cells.append(at if pruned else cells)
+                column += s.width
+            keys, outs = torch.cat(key_cells).to(self.device), torch.cat(query_cells).to(self.device)
+            tiles.append(
+                Tile(
+                    prompt=group[0].prompt,
+                    keys=range(lo, hi),
+                    queries=queries,
+                    columns=columns,
+                    key_range=slice(key_start, key_start + len(keys)),
+                    query_range=slice(query_start, query_start + len(outs)),
+                    key_cells=keys,
+                    query_cells=outs,
+                )
+            )
+            key_start += len(keys)
+            query_start += len(outs)
+        return Mixing(tuple(tiles), key_start, query_start)
+
+    def _groups(self, pruned: bool) -> list[list[Segment]]:
+        """Neighbouring segments of one prompt (and one output position, when pruning) within the padding budget."""
+        groups: list[list[Segment]] = []
+        for s in self.segments:
+            group = groups[-1] if groups else None
+            if group is not None and group[0].prompt == s.prompt and (not pruned or group[0].position == s.position):
+                lo = min(s.start, *(g.start for g in group))
+                hi = max(s.position, *(g.position for g in group)) + 1
+                if (hi - lo) * (s.width + sum(g.width for g in group)) <= _TILE_CELLS:
+                    group.append(s)
+                    continue
+            groups.append([s])
+        return groups

@@ -1,0 +1,217 @@
+"""Primitive linear maps on rows, each with its own transpose.
+
+A row is one token position of one column; ``x`` is (R, width) and ``positions`` (R,) says which position of the prompt each
+row belongs to, so that a frozen factor stored once per position serves any number of columns. Only `Mix` lets rows of
+different positions meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from detjac_kernels import mix, mix_transposed
+from torch import Tensor
+
+from detjac_lanczos.models.weights import Weight
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.layout import Mixing
+
+
+@dataclass(frozen=True, eq=False)
+class RowScale:
+    """``x_t → r_t x_t``: the frozen 1/rms of a norm. ``r``: (N,), one factor per position."""
+
+    r: Tensor
+
+    def transpose(self) -> RowScale:
+        """Return itself: a diagonal map."""
+        return self
+
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(R, d) to (R, d)."""
+        return (x * self.r[positions, None]).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnScale:
+    """``x → x ∘ w``: a norm weight, 1 + weight, or a multiplier. ``w``: (d,)."""
+
+    w: Tensor
+
+    def transpose(self) -> ColumnScale:
+        """Return itself: a diagonal map."""
+        return self
+
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(R, d) to (R, d)."""
+        return (x * self.w).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """``x_t → x_t ∘ g_t``: the frozen factor of a product. ``g``: (N, f), one row per position."""
+
+    g: Tensor
+
+    def transpose(self) -> Gate:
+        """Return itself: a diagonal map."""
+        return self
+
+    def rows(self, positions: Tensor) -> Tensor:
+        """Return the factor of every row: (R, f)."""
+        return self.g.index_select(0, positions)
+
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(R, f) to (R, f)."""
+        return (x * self.rows(positions)).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``x → x Wᵀ`` (or ``y → y W`` when transposed), with the elementwise neighbours that a GEMM can take along.
+
+    ``scale`` multiplies the input's columns; ``gate``, then ``out_scale``, multiply the output. `fuse` fills them; a
+    transpose is taken before.
+    """
+
+    weight: Weight
+    transposed: bool = False
+    scale: Tensor | None = None
+    gate: Gate | None = None
+    out_scale: Tensor | None = None
+
+    def transpose(self) -> Linear:
+        """Return the map of the transposed weight; defined for a bare GEMM, before fusing."""
+        if self.scale is not None or self.gate is not None or self.out_scale is not None:
+            raise ValueError("transpose a chain before it is fused")
+        return replace(self, transposed=not self.transposed)
+
+    def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
+        """(R, d) to (R, f), plus ``add`` (R, f)."""
+        product = self.weight.apply_transposed if self.transposed else self.weight.apply
+        gate = None if self.gate is None else self.gate.rows(positions)
+        return product(x, scale=self.scale, gate=gate, out_scale=self.out_scale, add=add)
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """Add ``factor_t b``: part of the offset, nothing to J. ``b``: (d,); ``factor``: (N,), left there by folding."""
+
+    b: Tensor
+    factor: Tensor | None = None
+
+    def scaled(self, r: Tensor) -> Bias:
+        """Return the bias times a factor (N,) per position."""
+        return replace(self, factor=r if self.factor is None else self.factor * r)
+
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(R, d) to (R, d)."""
+        return x + self.b if self.factor is None else (x + self.factor[positions, None] * self.b).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """Frozen attention: per head, ``X → P V``, with grouped heads.
+
+    ``probabilities`` holds one (heads, n, n) tensor per prompt; heads of a group, ``heads / kv_heads`` neighbours, share
+    their values. The input is (R, kv_heads · width), the output (R', heads · width); a transposed map exchanges them.
+    """
+
+    probabilities: tuple[Tensor, ...]
+    kv_heads: int
+    transposed: bool = False
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.probabilities[0].shape[0]
+
+    def transpose(self) -> Mix:
+        """Return Pᵀ, summed over the heads of a group."""
+        return replace(self, transposed=not self.transposed)
+
+    def apply(self, x: Tensor, mixing: Mixing) -> Tensor:
+        """Mix the rows of every tile of ``mixing``: (R_keys, ·) to (R_queries, ·), or back when transposed."""
+        heads_in, heads_out = (self.heads, self.kv_heads) if self.transposed else (self.kv_heads, self.heads)
+        rows_out = mixing.key_rows if self.transposed else mixing.query_rows
+        width = x.shape[1] // heads_in
+        parts = []
+        for tile in mixing.tiles:
+            probabilities = self._tile(tile.prompt, tile.queries, tile.keys)
+            source = tile.query_slots(self.heads) if self.transposed else tile.key_slots(self.kv_heads)
+            target = tile.key_slots(self.kv_heads) if self.transposed else tile.query_slots(self.heads)
+            rows = tile.query_range if self.transposed else tile.key_range
+            positions = len(tile.queries) if self.transposed else len(tile.keys)
+            slots = x.new_zeros((heads_in * positions * tile.columns, width), dtype=probabilities.dtype)
+            slots.index_copy_(0, source, x[rows].reshape(-1, width).to(slots.dtype))
+            slots = slots.view(self.kv_heads, -1, tile.columns * width)
+            mixed = mix_transposed(probabilities, slots) if self.transposed else mix(probabilities, slots)
+            parts.append(mixed.view(-1, width).index_select(0, target).to(x.dtype))
+        if len(parts) == 1:
+            return parts[0].view(rows_out, heads_out * width)
+        return torch.cat(parts).view(rows_out, heads_out * width)
+
+    def _tile(self, prompt: int, queries: range, keys: range) -> Tensor:
+        """(kv_heads, group · queries, keys), a view where the tile covers the whole prompt."""
+        p = self.probabilities[prompt]
+        p = p[:, queries.start : queries.stop, keys.start : keys.stop]
+        return p.reshape(self.kv_heads, -1, len(keys))
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """The sum of several chains on the same rows: the mean of two linear maps of one product, for instance."""
+
+    chains: tuple[tuple[Map, ...], ...]
+
+    def transpose(self) -> Sum:
+        """Return the sum of the transposed chains."""
+        return Sum(tuple(transpose(chain) for chain in self.chains))
+
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(R, d) to (R, f)."""
+        total: Tensor | None = None
+        for chain in self.chains:
+            y = x
+            for step in chain:
+                if isinstance(step, Mix):
+                    raise ValueError("a sum of chains acts on each row alone and cannot hold a Mix")
+                y = step.apply(y, positions)
+            total = y if total is None else total + y
+        if total is None:
+            raise ValueError("a sum needs at least one chain")
+        return total
+
+
+Map = RowScale | ColumnScale | Gate | Linear | Bias | Mix | Sum
+
+
+def transpose(chain: Sequence[Map]) -> tuple[Map, ...]:
+    """Return the transpose of the linear part of a chain: reversed, each map transposed, biases dropped."""
+    return tuple(step.transpose() for step in reversed(chain) if not isinstance(step, Bias))
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A named chain of maps that reads the residual stream."""
+
+    name: str
+    chain: tuple[Map, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Branches that read the same stream; their sum is added to it (or replaces it, without ``residual``)."""
+
+    branches: tuple[Branch, ...]
+    residual: bool = True
+    block: int = field(default=-1)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows of different positions meet here."""
+        return any(isinstance(step, Mix) for branch in self.branches for step in branch.chain)

@@ -1,0 +1,184 @@
+"""Sweeps: all rows through the frozen blocks, forwards or transposed.
+
+A `Program` is the list of stages between a source and a target. Everything up to its last mixing runs on all rows;
+that mixing keeps only the output position of each segment, and the rest runs on those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.frozen.fold import fuse
+from detjac_lanczos.frozen.layout import Layout, Mixing
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Stage, Sum, transpose
+
+
+@dataclass(frozen=True)
+class Program:
+    """Stages from a source to a target.
+
+    Parameters
+    ----------
+    stages : tuple of Stage
+    d_in, d_out : int
+        Widths of the source and of the target.
+    blocks : int
+        Blocks of the whole network: the unit in which work is counted.
+    """
+
+    stages: tuple[Stage, ...]
+    d_in: int
+    d_out: int
+    blocks: int
+
+    @cached_property
+    def last_mixing(self) -> int:
+        """Index of the stage that prunes; −1 where positions never meet."""
+        return max((i for i, stage in enumerate(self.stages) if stage.mixes), default=-1)
+
+    @cached_property
+    def chains(self) -> tuple[tuple[tuple[Map, ...], ...], ...]:
+        """Fused forward chains, by stage and branch."""
+        return tuple(tuple(fuse(linear_part(b.chain)) for b in stage.branches) for stage in self.stages)
+
+    @cached_property
+    def transposed_chains(self) -> tuple[tuple[tuple[Map, ...], ...], ...]:
+        """Fused transposed chains, by stage and branch."""
+        return tuple(tuple(fuse(transpose(b.chain)) for b in stage.branches) for stage in self.stages)
+
+    @cached_property
+    def affine_chains(self) -> tuple[tuple[tuple[Map, ...], ...], ...]:
+        """Forward chains with their biases, by stage and branch."""
+        return tuple(tuple(tuple(b.chain) for b in stage.branches) for stage in self.stages)
+
+    @property
+    def affine(self) -> bool:
+        """Whether any map has a bias, so that the offset is not zero."""
+        return any(isinstance(step, Bias) for stage in self.stages for b in stage.branches for step in b.chain)
+
+    def row_sweeps(self, length: int) -> float:
+        """Work of one column over ``length`` positions: rows times the share of the network's blocks they pass."""
+        full = {stage.block for stage in self.stages[: self.last_mixing + 1] if stage.block >= 0}
+        pruned = {stage.block for stage in self.stages if stage.block >= 0} - full
+        if self.last_mixing >= 0:
+            turning = self.stages[self.last_mixing].block
+            full, pruned = full - {turning}, pruned | {turning}
+        return (length * len(full) + len(pruned)) / self.blocks
+
+
+def linear_part(chain: Sequence[Map]) -> tuple[Map, ...]:
+    """Return a chain without its biases."""
+    return tuple(step for step in chain if not isinstance(step, Bias))
+
+
+@torch.no_grad()
+def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = False) -> Tensor:
+    """Apply the frozen network.
+
+    Parameters
+    ----------
+    program : Program
+    rows : Tensor, shape (Σ source rows, d_in)
+        The input of each segment, in the order of ``layout.source``.
+    layout : Layout
+    affine : bool
+        Add the biases on the way.
+
+    Returns
+    -------
+    Tensor, shape (Σ widths, d_out)
+    """
+    if len(rows) == layout.rows:
+        x = rows
+    else:
+        x = rows.new_zeros(layout.rows, program.d_in)
+        x.index_copy_(0, layout.source, rows)
+    positions = layout.positions
+    if program.last_mixing < 0:
+        x, positions = x.index_select(0, layout.kept), layout.pruned_positions
+    for index, (stage, chains) in enumerate(
+        zip(program.stages, program.affine_chains if affine else program.chains, strict=True)
+    ):
+        prunes = index == program.last_mixing
+        mixing = layout.pruning if prunes else layout.square
+        out = layout.pruned_positions if prunes else positions
+        kept = x.index_select(0, layout.kept) if prunes else x
+        total = kept if stage.residual else None
+        for chain in chains:
+            mixes = any(isinstance(step, Mix) for step in chain)
+            total = _run(chain, x if mixes or not prunes else kept, positions, out, mixing, total)
+        if total is None:
+            raise ValueError("a stage needs a residual or a branch")
+        x, positions = total, out
+    return x
+
+
+@torch.no_grad()
+def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
+    """Apply the transpose of the frozen network.
+
+    Parameters
+    ----------
+    program : Program
+    rows : Tensor, shape (Σ widths, d_out)
+        Cotangents of each segment at its output position.
+    layout : Layout
+
+    Returns
+    -------
+    Tensor, shape (Σ source rows, d_in), in the order of ``layout.source``
+    """
+    y, positions = rows, layout.pruned_positions
+    for index in reversed(range(len(program.stages))):
+        stage, chains = program.stages[index], program.transposed_chains[index]
+        prunes = index == program.last_mixing
+        if index < program.last_mixing:
+            positions = layout.positions
+        mixing = layout.pruning if prunes else layout.square
+        out = layout.positions if prunes else positions
+        total = y if stage.residual else None
+        mixing_chains = [c for c in chains if any(isinstance(step, Mix) for step in c)]
+        for chain in chains:
+            if not prunes or chain not in mixing_chains:
+                total = _run(chain, y, positions, out, mixing, total)
+        if prunes:
+            spread = None if total is None else _spread(total, layout)
+            for chain in mixing_chains:
+                spread = _run(chain, y, positions, out, mixing, spread)
+            total = spread
+        if total is None:
+            raise ValueError("a stage needs a residual or a branch")
+        y = total
+    if program.last_mixing < 0:
+        y = _spread(y, layout)
+    return y if len(layout.source) == layout.rows else y.index_select(0, layout.source)
+
+
+def _spread(y: Tensor, layout: Layout) -> Tensor:
+    full = y.new_zeros(layout.rows, y.shape[1])
+    full.index_copy_(0, layout.kept, y)
+    return full
+
+
+def _run(
+    chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing: Mixing, add: Tensor | None
+) -> Tensor:
+    """Run one chain; rows change from ``positions`` to ``out`` at its mixing. ``add`` rides on a last GEMM."""
+    last = len(chain) - 1
+    for index, step in enumerate(chain):
+        if isinstance(step, Mix):
+            x = step.apply(x, mixing)
+            positions = out
+        elif isinstance(step, Linear) and index == last:
+            return step.apply(x, positions, add)
+        else:
+            x = step.apply(x, positions)
+    return x if add is None else x + add
+
+
+__all__ = ["Program", "Stage", "Sum", "forward", "linear_part", "transposed"]
