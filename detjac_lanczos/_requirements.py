@@ -1,0 +1,35 @@
+"""Refuse versions of transformers whose internals this package has not been tried on.
+
+The detached network is captured from transformers' own modules; another major version may compute something else under
+the same names, and a wrong Jacobian is worse than none.
+"""
+
+from importlib import metadata
+
+from packaging.specifiers import SpecifierSet
+
+from detjac_lanczos.errors import DetjacError
+
+REQUIREMENTS = {"torch": SpecifierSet(">=2.13"), "transformers": SpecifierSet(">=5.23,<6")}
+
+
+class RequirementError(DetjacError, ImportError):
+    """A package this one stands on is missing or has a version outside the tried range."""
+
+
+def check_requirements() -> None:
+    """Compare the installed versions with the tried ranges, without importing the packages.
+
+    Raises
+    ------
+    RequirementError
+        If torch or transformers is missing or outside its range.
+    """
+    for name, wanted in REQUIREMENTS.items():
+        mend = f"install one with: pip install '{name}{wanted}'"
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            raise RequirementError(f"{name} is not installed; detjac_lanczos needs {name}{wanted}; {mend}") from None
+        if not wanted.contains(version, prereleases=True):
+            raise RequirementError(f"{name} {version} is installed, detjac_lanczos needs {name}{wanted}; {mend}")
