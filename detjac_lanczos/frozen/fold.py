@@ -13,17 +13,18 @@ from torch import Tensor
 from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map, Mix, RowScale, Sum
 
 
-def fold(chain: Sequence[Map], prompt_lengths: Sequence[int]) -> tuple[Map, ...]:
+def fold(chain: Sequence[Map], prompt_lengths: Sequence[int], *, scale_factors: bool) -> tuple[Map, ...]:
     """Absorb every row scale of a chain that has a gate, a mixing or a sum to go to.
-
-    A mixing matrix is scaled in place: it belongs to the capture that is being folded, and a second copy of it would
-    be the largest tensor of a long prompt.
 
     Parameters
     ----------
-    chain : sequence of Map, as captured
+    chain : sequence of Map
     prompt_lengths : sequence of int
         Positions of each prompt: a row scale runs over all prompts one after another.
+    scale_factors : bool
+        True for factors as captured: gates and mixing matrices are scaled **in place** (a second copy of them would be
+        the largest tensors of a long prompt). False for factors that hold their row scales already: only the chain is
+        rewritten.
     """
     steps: list[Map] = list(chain)
     index = 0
@@ -37,7 +38,7 @@ def fold(chain: Sequence[Map], prompt_lengths: Sequence[int]) -> tuple[Map, ...]
             index += 1
             continue
         _pass_biases(steps, index, target, step.r)
-        steps[target] = _absorb(steps[target], step.r, target > index, prompt_lengths)
+        steps[target] = _absorb(steps[target], step.r, target > index, prompt_lengths, scale_factors)
         del steps[index]
     return tuple(steps)
 
@@ -61,21 +62,26 @@ def _pass_biases(steps: list[Map], index: int, target: int, r: Tensor) -> None:
             steps[position] = step.scaled(factor)
 
 
-def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Sequence[int]) -> Map:
+def _absorb(
+    step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Sequence[int], scale_factors: bool
+) -> Map:
     match step:
         case RowScale():
             return RowScale(step.r * r)
-        case Gate():
-            return Gate(step.g * r[:, None])
         case Sum():
             scaled: list[tuple[Map, ...]] = []
             for chain in step.chains:
                 extended = (RowScale(r), *chain) if scale_comes_first else (*chain, RowScale(r))
-                scaled.append(fold(extended, prompt_lengths))
+                scaled.append(fold(extended, prompt_lengths, scale_factors=scale_factors))
             return Sum(tuple(scaled))
+        case Gate():
+            if scale_factors:
+                step.g.mul_(r[:, None])
+            return step
         case Mix():
-            for probabilities, part in zip(step.probabilities, r.split(list(prompt_lengths)), strict=True):
-                probabilities.mul_(part if scale_comes_first else part[:, None])
+            if scale_factors:
+                for probabilities, part in zip(step.probabilities, r.split(list(prompt_lengths)), strict=True):
+                    probabilities.mul_(part if scale_comes_first else part[:, None])
             return step
         case _:
             raise TypeError(f"{type(step).__name__} cannot absorb a row scale")

@@ -174,20 +174,20 @@ class Sum:
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, d) to (R, f)."""
-        total: Tensor | None = None
-        for chain in self.chains:
-            y = x
-            for step in chain:
-                if isinstance(step, Mix):
-                    raise ValueError("a sum of chains acts on each row alone and cannot hold a Mix")
-                y = step.apply(y, positions)
-            total = y if total is None else total + y
-        if total is None:
-            raise ValueError("a sum needs at least one chain")
-        return total
+        parts = [apply_rowwise(chain, x, positions) for chain in self.chains]
+        return torch.stack(parts).sum(0)
 
 
 Map = RowScale | ColumnScale | Gate | Linear | Bias | Mix | Sum
+
+
+def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:
+    """Run a chain without mixing on rows: (R, d) to (R, f)."""
+    for step in chain:
+        if isinstance(step, Mix):
+            raise ValueError("a mixing needs the segments of its rows; this chain acts on each row alone")
+        x = step.apply(x, positions)
+    return x
 
 
 def transpose(chain: Sequence[Map]) -> tuple[Map, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
-from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Stage, Sum, transpose
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Stage, transpose
 
 
 @dataclass(frozen=True)
@@ -180,5 +180,3 @@ def _run(
             x = step.apply(x, positions)
     return x if add is None else x + add
 
-
-__all__ = ["Program", "Stage", "Sum", "forward", "linear_part", "transposed"]

@@ -1,0 +1,140 @@
+"""One ordinary forward pass, observed on a structural copy: everything that will be frozen, and the streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import ModelError
+from detjac_lanczos.frozen.declare import Family, Freeze
+from detjac_lanczos.frozen.precision import LiftToFloat64
+from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Values of the nonlinear forward pass, all prompts one after another over N positions.
+
+    ``residual``: (N, d) entering each block, and one more after the last; ``branches``: (N, d) by "attention.3", "mlp.3";
+    ``output``: (N, d) after the final norm; ``logits``: (prompts, vocabulary) at the last position of each prompt.
+    ``model_output`` is `output` as the caller's own model computes it, with its own attention and roundings.
+    """
+
+    residual: tuple[Tensor, ...]
+    branches: dict[str, Tensor]
+    output: Tensor
+    logits: Tensor
+    model_output: Tensor
+
+
+@torch.no_grad()
+def capture(
+    model: nn.Module, family: Family, prompts: Sequence[Prompt], freeze: Freeze
+) -> tuple[dict[str, Tensor], Streams]:
+    """Run every prompt once, unpadded, and record the frozen factors.
+
+    Parameters
+    ----------
+    model : transformers model; never written to
+    family : Family
+    prompts : sequence of Prompt
+    freeze : {"gate", "up", "half"}
+
+    Returns
+    -------
+    coefficients : dict of str to Tensor
+        "blocks.3.input_layernorm.rstd": (N,), "blocks.3.mlp.gate_proj.activation": (N, f) and so on over all N positions;
+        "blocks.3.self_attn.mixing.0": (heads, n, n), one per prompt. float32 at least.
+    streams : Streams
+    """
+    twin = observed_copy(model)
+    tape: dict[str, list[Tensor]] = {}
+
+    def record(name: str, value: Tensor) -> None:
+        tape.setdefault(name, []).append(value[0].to(torch.promote_types(value.dtype, torch.float32)))
+
+    decoder = twin.get_submodule(family.decoder)
+    blocks = decoder.get_submodule(family.blocks)
+    for index, block in enumerate(blocks):
+        _on_input(block, tape, f"residual.{index}")
+        for branch in _branches(family):
+            _on_output(block.get_submodule(branch.output), tape, f"{branch.role}.{index}")
+            for word in branch.words:
+                word.observe(block, f"blocks.{index}.", record, freeze)
+    family.final_norm.observe(decoder, "final.", record, freeze)
+    final_norm = decoder.get_submodule(family.final_norm.path)
+    _on_input(final_norm, tape, f"residual.{len(blocks)}")
+    _on_output(final_norm, tape, "output")
+    dtype = next(model.parameters()).dtype
+    with LiftToFloat64() if dtype is torch.float64 else nullcontext():
+        logits = torch.cat([_run(twin, prompt) for prompt in prompts])
+
+    plain = structural_copy(model)
+    _on_output(plain.get_submodule(family.decoder).get_submodule(family.final_norm.path), tape, "model_output")
+    for prompt in prompts:
+        _run(plain, prompt)
+    return _sorted(tape, family, len(blocks), logits)
+
+
+def _sorted(
+    tape: dict[str, list[Tensor]], family: Family, blocks: int, logits: Tensor
+) -> tuple[dict[str, Tensor], Streams]:
+    streams = Streams(
+        residual=tuple(torch.cat(tape.pop(f"residual.{i}")) for i in range(blocks + 1)),
+        branches={
+            f"{branch.role}.{i}": torch.cat(tape.pop(f"{branch.role}.{i}"))
+            for i in range(blocks)
+            for branch in _branches(family)
+        },
+        output=torch.cat(tape.pop("output")),
+        logits=logits,
+        model_output=torch.cat(tape.pop("model_output")),
+    )
+    if not torch.isfinite(streams.output).all():
+        raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
+    coefficients: dict[str, Tensor] = {}
+    for name, values in tape.items():
+        if name.endswith(".mixing"):
+            coefficients.update({f"{name}.{i}": value for i, value in enumerate(values)})
+        else:
+            coefficients[name] = values[0] if len(values) == 1 else torch.cat(values)
+    return coefficients, streams
+
+
+def _branches(family: Family) -> list[Any]:
+    return [branch for stage in family.block for branch in stage]
+
+
+def _on_input(module: nn.Module, tape: dict[str, list[Tensor]], name: str) -> None:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        tape.setdefault(name, []).append(x[0].clone())
+
+    module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _on_output(module: nn.Module, tape: dict[str, list[Tensor]], name: str) -> None:
+    def hook(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
+        tape.setdefault(name, []).append(y[0].clone())
+
+    module.register_forward_hook(hook)
+
+
+def _run(model: Any, prompt: Prompt) -> Tensor:
+    """Run one prompt alone; return the logits of its last position, (1, vocabulary)."""
+    parameter = next(model.parameters())
+    device = parameter.device
+    inputs: dict[str, Tensor]
+    if prompt.embeds is None:
+        inputs = {"input_ids": torch.tensor([prompt.ids], device=device)}
+    else:
+        inputs = {"inputs_embeds": prompt.embeds[None].to(device, parameter.dtype)}
+    mask = torch.ones(1, prompt.length, dtype=torch.long, device=device)
+    logits: Tensor = model(**inputs, attention_mask=mask, use_cache=False, logits_to_keep=1).logits[:, -1]
+    return logits

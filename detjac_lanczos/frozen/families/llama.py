@@ -1,0 +1,34 @@
+"""Llama: pre-norm blocks, a gated MLP, grouped heads."""
+
+from detjac_lanczos.frozen.declare import Attend, Family, GatedMLP, Project, Residual, RMSNorm
+
+LLAMA = Family(
+    name="Llama",
+    classes=("LlamaForCausalLM",),
+    block=(
+        (
+            Residual(
+                "attention",
+                (
+                    RMSNorm("input_layernorm"),
+                    Project("self_attn.v_proj"),
+                    Attend("self_attn"),
+                    Project("self_attn.o_proj"),
+                ),
+                output="self_attn.o_proj",
+            ),
+        ),
+        (
+            Residual(
+                "mlp",
+                (
+                    RMSNorm("post_attention_layernorm"),
+                    GatedMLP("mlp.gate_proj", "mlp.up_proj", "mlp.act_fn"),
+                    Project("mlp.down_proj"),
+                ),
+                output="mlp.down_proj",
+            ),
+        ),
+    ),
+    final_norm=RMSNorm("norm"),
+)

@@ -1,0 +1,266 @@
+"""The detached network of one or several prompts: frozen factors, streams, and programs between any two places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.capture import Streams
+from detjac_lanczos.frozen.declare import Family, Freeze, linear_maps
+from detjac_lanczos.frozen.fold import fold
+from detjac_lanczos.frozen.layout import Layout, Segment
+from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_rowwise
+from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.sweep import Program, forward
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models.weights import DenseWeight
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenNetwork:
+    """Everything nonlinear of a forward pass as constant coefficients, beside the model's own weights.
+
+    Attributes
+    ----------
+    loaded : LoadedModel
+        The caller's model; its tensors are used in place and never written to.
+    family : Family
+    prompts : tuple of Prompt
+    freeze : {"gate", "up", "half"}
+        Which factor of a gated MLP is frozen.
+    coefficients : dict of str to Tensor
+        Frozen factors; gates and mixing matrices hold the row scales that folding moved into them.
+    streams : Streams
+        Values of the nonlinear forward pass.
+    """
+
+    loaded: LoadedModel
+    family: Family
+    prompts: tuple[Prompt, ...]
+    freeze: Freeze
+    coefficients: Mapping[str, Tensor]
+    streams: Streams
+    _programs: dict[tuple[int, str], Program] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def from_capture(
+        cls,
+        loaded: LoadedModel,
+        family: Family,
+        prompts: tuple[Prompt, ...],
+        freeze: Freeze,
+        coefficients: Mapping[str, Tensor],
+        streams: Streams,
+    ) -> Self:
+        """Fold freshly captured coefficients (in place) and return their network."""
+        network = cls(loaded, family, prompts, freeze, coefficients, streams)
+        for stage in (*network._unfolded_stages, network._unfolded_tail):
+            for branch in stage.branches:
+                fold(branch.chain, network.lengths, scale_factors=True)
+        return network
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self.loaded.model
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Positions of each prompt."""
+        return tuple(prompt.length for prompt in self.prompts)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Working precision of the sweeps."""
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the sweeps."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.streams.residual) - 1
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.streams.output.shape[1]
+
+    def start_of(self, prompt: int) -> int:
+        """Return the first row of a prompt in the streams."""
+        return sum(self.lengths[:prompt])
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Folded stages of all blocks, in order."""
+        return tuple(self._folded(stage) for stage in self._unfolded_stages)
+
+    @cached_property
+    def tail(self) -> Stage:
+        """The final norm."""
+        return self._folded(self._unfolded_tail)
+
+    def _folded(self, stage: Stage) -> Stage:
+        branches = (Branch(b.name, fold(b.chain, self.lengths, scale_factors=False)) for b in stage.branches)
+        return replace(stage, branches=tuple(branches))
+
+    @property
+    def _unfolded_stages(self) -> tuple[Stage, ...]:
+        stages = []
+        blocks = self.model.get_submodule(self.family.decoder).get_submodule(self.family.blocks)
+        for index in range(self.blocks):
+            for declared in self.family.block:
+                branches = []
+                for branch in declared:
+                    chain: list[Map] = []
+                    for word in branch.words:
+                        chain += word.maps(blocks[index], f"blocks.{index}.", self.coefficients, self.freeze)
+                    branches.append(Branch(f"{branch.role}.{index}", tuple(chain)))
+                stages.append(Stage(tuple(branches), block=index))
+        return tuple(stages)
+
+    @property
+    def _unfolded_tail(self) -> Stage:
+        decoder = self.model.get_submodule(self.family.decoder)
+        chain = self.family.final_norm.maps(decoder, "final.", self.coefficients, self.freeze)
+        return Stage((Branch("output", tuple(chain)),), residual=False)
+
+    def program(self, source: int, target: Place) -> Program:
+        """Return the stages from the stream entering block ``source`` to a target.
+
+        Raises
+        ------
+        InputError
+            If the target lies before the source, or the rows of a probe do not fit the output.
+        """
+        key = (source, f"{target.kind} {target.index} {id(target.rows)}")
+        if key not in self._programs:
+            self._programs[key] = self._program(source, target)
+        return self._programs[key]
+
+    def _program(self, source: int, target: Place) -> Program:
+        if target.index is not None and target.index < source:
+            raise InputError(f"the target {target} lies before the source layer({source}); choose a later target")
+        last = self.blocks - 1 if target.index is None else target.index
+        stages = [stage for stage in self.stages if source <= stage.block <= last]
+        width = self.hidden_size
+        if target.kind in ("attention", "mlp"):
+            name = f"{target.kind}.{target.index}"
+            end = next(i for i, stage in enumerate(stages) if any(b.name == name for b in stage.branches))
+            only = tuple(b for b in stages[end].branches if b.name == name)
+            stages = [*stages[:end], replace(stages[end], branches=only, residual=False)]
+        elif target.kind in ("output", "logits", "probe"):
+            stages.append(self.tail)
+            reading = self._reading(target)
+            if reading is not None:
+                stages.append(Stage((Branch(target.kind, tuple(reading)),), residual=False))
+                width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
+        return Program(tuple(stages), self.hidden_size, width, self.blocks)
+
+    def _reading(self, target: Place) -> list[Map] | None:
+        if target.kind == "logits":
+            return linear_maps(self.model, self.family.head, "")
+        if target.rows is not None:
+            if target.rows.shape[1] != self.hidden_size:
+                raise InputError(f"probe rows have width {target.rows.shape[1]}, the output has {self.hidden_size}")
+            return [Linear(DenseWeight(target.rows.to(self.device, self.dtype)))]
+        return None
+
+    def value(self, target: Place, prompt: int, position: int) -> Tensor:
+        """Return the nonlinear value of a target at a position of a prompt: (d_out,)."""
+        row = self.start_of(prompt) + position
+        match target.kind:
+            case "layer":
+                return self.streams.residual[(target.index or 0) + 1][row]
+            case "residual":
+                return self.streams.residual[-1][row]
+            case "attention" | "mlp":
+                return self.streams.branches[f"{target.kind}.{target.index}"][row]
+            case "output":
+                return self.streams.output[row]
+        y = self.streams.output[row]
+        positions = torch.tensor([row], device=self.device)
+        return apply_rowwise(self._reading(target) or (), y[None], positions)[0]
+
+    def inputs(self, source: int, prompt: int) -> Tensor:
+        """Return the stream entering block ``source`` at every position of a prompt: (n, d)."""
+        start = self.start_of(prompt)
+        return self.streams.residual[source][start : start + self.lengths[prompt]]
+
+    def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:
+        """Return the affine part r of y = Σ J_i x_i + r: (d_out,); zero in a network without biases."""
+        program = self.program(source, target)
+        layout = Layout([Segment(prompt, 0, position, 1, joint=True)], self.lengths, self.device)
+        rows = torch.zeros(layout.rows, program.d_in, dtype=self.dtype, device=self.device)
+        if not program.affine:
+            return torch.zeros(program.d_out, dtype=self.dtype, device=self.device)
+        return forward(program, rows, layout, affine=True)[0]
+
+    def replace(self, coefficients: Mapping[str, Tensor] | None = None, *, drop: Iterable[Head | Place] = ()) -> Self:
+        """Return a new network with some coefficients changed; this one stays as it is.
+
+        Parameters
+        ----------
+        coefficients : mapping of str to Tensor, optional
+            New values by name, of the shape of the old.
+        drop : iterable of `head` and branch places
+            Attention heads (``head(3, 1)``) and branches (``attention(3)``, ``mlp(5)``) to switch off.
+
+        Raises
+        ------
+        InputError
+            If a name does not exist, a shape differs, or a head or branch does not exist.
+        """
+        changed = dict(self.coefficients)
+        for name, value in (coefficients or {}).items():
+            if name not in changed or changed[name].shape != value.shape:
+                have = tuple(changed[name].shape) if name in changed else "no such coefficient"
+                raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
+            changed[name] = value.to(changed[name])
+        for item in drop:
+            _drop(changed, item, self.blocks)
+        return type(self)(self.loaded, self.family, self.prompts, self.freeze, changed, self.streams)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Attention head ``head`` of block ``layer``."""
+
+    layer: int
+    head: int
+
+
+def head(layer: int, head: int) -> Head:
+    """Name an attention head, for `FrozenNetwork.replace`."""
+    return Head(layer, head)
+
+
+def _drop(coefficients: dict[str, Tensor], item: Head | Place, blocks: int) -> None:
+    layer = item.layer if isinstance(item, Head) else item.index
+    kind = "attention" if isinstance(item, Head) else item.kind
+    if layer is None or kind not in ("attention", "mlp") or not 0 <= layer < blocks:
+        raise InputError(f"cannot drop {item}; drop takes head(l, h), attention(l) and mlp(l) with l in 0..{blocks - 1}")
+    for name in [name for name in coefficients if name.startswith(f"blocks.{layer}.")]:
+        mixing = ".mixing." in name
+        if mixing != (kind == "attention") or name.endswith(".rstd"):
+            continue
+        value = coefficients[name].clone()
+        if not isinstance(item, Head):
+            value.zero_()
+        elif 0 <= item.head < len(value):
+            value[item.head] = 0
+        else:
+            raise InputError(f"block {layer} has heads 0..{len(value) - 1}, not {item.head}")
+        coefficients[name] = value

@@ -1,0 +1,77 @@
+"""Where a Jacobian begins and ends: the residual stream entering a block, a branch, the output, a probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+
+Kind = Literal["layer", "attention", "mlp", "output", "residual", "logits", "probe"]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A place in the network; made by `layer`, `attention`, `mlp`, `probe` or from a name."""
+
+    kind: Kind
+    index: int | None = None
+    rows: Tensor | None = None
+
+    def __str__(self) -> str:
+        """Return the place as a user types it."""
+        if self.rows is not None:
+            return f"probe({self.rows.shape[0]} rows)"
+        return self.kind if self.index is None else f"{self.kind}({self.index})"
+
+
+def layer(index: int) -> Place:
+    """As a source: the residual stream entering block ``index``. As a target: the stream after that block."""
+    return Place("layer", index)
+
+
+def attention(index: int) -> Place:
+    """Target: the attention branch of block ``index``, before its residual add."""
+    return Place("attention", index)
+
+
+def mlp(index: int) -> Place:
+    """Target: the MLP branch of block ``index``, before its residual add."""
+    return Place("mlp", index)
+
+
+def probe(rows: Tensor) -> Place:
+    """Target: ``rows`` times the output. ``rows``: (m, hidden size), one probe direction per row."""
+    if rows.ndim != 2:
+        raise InputError(f"probe needs a matrix (m, hidden size), one direction per row; got shape {tuple(rows.shape)}")
+    return Place("probe", rows=rows)
+
+
+def source_block(source: str | Place, blocks: int) -> int:
+    """Return the index of the first block of a source."""
+    if source == "embeddings":
+        return 0
+    if isinstance(source, Place) and source.kind == "layer" and source.index is not None:
+        return _checked(source.index, blocks, "source")
+    raise InputError(f"source must be 'embeddings' or layer(l), not {source!s}")
+
+
+def target_place(target: str | Place, blocks: int) -> Place:
+    """Return a target with its layer index made non-negative and in range."""
+    if isinstance(target, Place):
+        if target.index is None:
+            return target
+        return Place(target.kind, _checked(target.index, blocks, "target"))
+    if target == "output" or target == "residual" or target == "logits":
+        return Place(target)
+    raise InputError(
+        f"target must be 'output', 'residual', 'logits', layer(l), attention(l), mlp(l) or probe(W), not {target!r}"
+    )
+
+
+def _checked(index: int, blocks: int, what: str) -> int:
+    if not -blocks <= index < blocks:
+        raise InputError(f"{what} layer {index} does not exist; this model has blocks 0..{blocks - 1}")
+    return index % blocks

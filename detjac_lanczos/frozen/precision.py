@@ -1,0 +1,31 @@
+"""float64 means float64: transformers' roundings to float32 inside a float64 model are lifted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class LiftToFloat64(TorchFunctionMode):
+    """Turn ``.float()``, ``.to(torch.float32)`` and ``dtype=torch.float32`` into float64 while active (per thread).
+
+    Norms, softmax, rotary embeddings and routers of transformers round to float32 whatever the model's dtype; in a float64
+    model that costs nine digits.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` with float32 requests replaced."""
+        lifted = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        if func is Tensor.float:
+            return args[0].double()
+        if func is Tensor.to:
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **lifted)

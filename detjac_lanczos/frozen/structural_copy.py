@@ -1,0 +1,93 @@
+"""A copy of a model's structure that shares every tensor with it.
+
+Hooks and the attention implementation are set on the copy, so the caller's modules and configuration are never touched,
+not even for a moment, and two threads may capture at once.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen import attention
+
+_HOOK_TABLES = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def structural_copy(model: nn.Module) -> Any:
+    """Return a copy whose tensors are the model's own, without the caller's hooks, in eval mode.
+
+    Rotary frequency buffers are copied for real: some rope kinds rewrite them during a forward pass.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If something in the model cannot be copied; the message names the module.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for table in _HOOK_TABLES:
+            memo[id(module.__dict__[table])] = OrderedDict()
+        for tensor in _tensors(module):
+            memo[id(tensor)] = tensor
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
+    return twin.eval()
+
+
+def observed_copy(model: nn.Module) -> Any:
+    """Return a structural copy whose attention goes through the observed function."""
+    attention.register()
+    twin = structural_copy(model)
+    twin.config._attn_implementation = attention.NAME
+    return twin
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    for name, buffer in module._buffers.items():
+        if buffer is not None and "inv_freq" not in name:
+            yield buffer
+    for name, value in module.__dict__.items():
+        if name != "_buffers":
+            yield from _reachable(value, depth=3)
+
+
+def _reachable(value: Any, depth: int) -> Iterator[Tensor]:
+    """Tensors in a value and, to a depth, in the containers and plain objects it holds (quantisation states, hooks)."""
+    if isinstance(value, Tensor):
+        yield value
+        yield from _reachable(getattr(value, "__dict__", {}), depth)
+    elif isinstance(value, nn.Module) or depth == 0:
+        return
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _reachable(item, depth - 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _reachable(item, depth - 1)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        yield from _reachable(vars(value), depth - 1)
+
+
+def _culprit(model: nn.Module) -> str:
+    """Name the first module whose own state does not survive a deepcopy."""
+    for name, module in model.named_modules():
+        own = {k: v for k, v in module.__dict__.items() if k not in ("_modules", "_parameters", "_buffers", *_HOOK_TABLES)}
+        try:
+            copy.deepcopy(own)
+        except Exception:
+            return f"module {name or type(model).__name__} ({type(module).__name__})"
+    return f"the model {type(model).__name__}"

@@ -1,0 +1,113 @@
+"""What every Jacobian here can do beyond products: its transpose, its dense matrix, its scipy face."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.operators.blocks import check_block
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+_DENSE_CHUNK = 256
+
+
+class MatrixFree(ABC):
+    """A linear operator given by products with columns.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        (d_out, d_in).
+    dtype : torch.dtype
+    device : torch.device
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def matmat(self, X: Tensor) -> Tensor:
+        """Return A X: (d_in, b) to (d_out, b).
+
+        Raises
+        ------
+        OperatorError
+            If X has another shape, dtype or device, or is not finite.
+        """
+        check_block(self, X, self.shape[1], f"{type(self).__name__}.matmat")
+        return self._matmat(X)
+
+    def rmatmat(self, Y: Tensor) -> Tensor:
+        """Return Aᵀ Y: (d_out, b) to (d_in, b).
+
+        Raises
+        ------
+        OperatorError
+            If Y has another shape, dtype or device, or is not finite.
+        """
+        check_block(self, Y, self.shape[0], f"{type(self).__name__}.rmatmat")
+        return self._rmatmat(Y)
+
+    @abstractmethod
+    def _matmat(self, X: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _rmatmat(self, Y: Tensor) -> Tensor: ...
+
+    @property
+    def T(self) -> Transposed:
+        """The transposed operator."""
+        return Transposed(self)
+
+    def dense(self) -> Tensor:
+        """Return the matrix (d_out, d_in), by products with the smaller identity."""
+        rows, columns = self.shape
+        eye = torch.eye(min(rows, columns), dtype=self.dtype, device=self.device)
+        if rows <= columns:
+            return torch.cat([self._rmatmat(part).T for part in eye.split(_DENSE_CHUNK, dim=1)])
+        return torch.cat([self._matmat(part) for part in eye.split(_DENSE_CHUNK, dim=1)], dim=1)
+
+    def aslinearoperator(self) -> ScipyOperator:
+        """Return a ``scipy.sparse.linalg.LinearOperator`` over numpy arrays."""
+        import numpy as np
+        from scipy.sparse.linalg import LinearOperator
+
+        def product(method: Any) -> Any:
+            def call(X: Any) -> Any:
+                X = np.asarray(X)
+                columns = X[:, None] if X.ndim == 1 else X
+                out = method(torch.from_numpy(np.array(columns)).to(self.device, self.dtype)).cpu().numpy()
+                return out[:, 0] if X.ndim == 1 else out
+
+            return call
+
+        forward, backward = product(self.matmat), product(self.rmatmat)
+        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        return LinearOperator(  # type: ignore[call-arg]
+            self.shape, matvec=forward, matmat=forward, rmatvec=backward, rmatmat=backward, dtype=dtype
+        )
+
+
+class Transposed(MatrixFree):
+    """The transpose of an operator."""
+
+    def __init__(self, operator: MatrixFree) -> None:
+        self.operator = operator
+        self.shape = (operator.shape[1], operator.shape[0])
+        self.dtype, self.device = operator.dtype, operator.device
+
+    def _matmat(self, X: Tensor) -> Tensor:
+        return self.operator._rmatmat(X)
+
+    def _rmatmat(self, Y: Tensor) -> Tensor:
+        return self.operator._matmat(Y)
+
+    @property
+    def T(self) -> Any:
+        """The operator this is the transpose of."""
+        return self.operator
