@@ -1,0 +1,123 @@
+"""Unpacked weights in the user's cache folder: written atomically, once, by one process; checked when read.
+
+Layout: ``<cache>/unpacked/<file>-<sha256 of the GGUF>-t<transformers>-f<format>/`` is an ordinary model folder plus
+``cache.json``. A folder is whole or absent, since it is filled under another name and renamed.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib import metadata
+from pathlib import Path
+from tempfile import mkdtemp
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from detjac_lanczos.errors import ModelError
+from detjac_lanczos.models.gguf_file import sha256_of, unpack
+
+CACHE_FORMAT = 1
+MANIFEST = "cache.json"
+WEIGHTS = "model.safetensors"
+
+
+def cache_root() -> Path:
+    """Return the folder of all unpacked models (``XDG_CACHE_HOME`` is respected)."""
+    return user_cache_path("detjac_lanczos") / "unpacked"
+
+
+def cache_folder_of(file_name: str, sha256: str) -> Path:
+    """Return where the model unpacked from a GGUF file with this hash lies or would lie."""
+    version = metadata.version("transformers")
+    return cache_root() / f"{Path(file_name).stem}-{sha256[:16]}-t{version}-f{CACHE_FORMAT}"
+
+
+def is_cached(file_name: str, sha256: str) -> bool:
+    """Tell whether the unpacked model is there (not whether it is sound)."""
+    return (cache_folder_of(file_name, sha256) / MANIFEST).is_file()
+
+
+def unpacked_folder(
+    file_name: str, sha256: str, seconds: int, whole_file: Callable[[], AbstractContextManager[Path]]
+) -> Path:
+    """Return the folder of the unpacked model, unpacking it first if this machine has not done so yet.
+
+    Parameters
+    ----------
+    file_name, sha256
+        Of the GGUF file.
+    seconds
+        About how long unpacking takes, for the message.
+    whole_file
+        Gives the file itself; called only if it has to be unpacked.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be unpacked, or the cache folder cannot be written.
+    """
+    folder = cache_folder_of(file_name, sha256)
+    if is_cached(file_name, sha256):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if not is_cached(file_name, sha256):
+                with whole_file() as path:
+                    print(f"detjac: unpacking {file_name}, once, about {seconds} s", file=sys.stderr, flush=True)
+                    _fill(folder, path)
+    except OSError as error:
+        raise ModelError(
+            f"cannot keep unpacked weights in {folder.parent} ({error.strerror or error}); free space there or set"
+            " XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+    return folder
+
+
+def check_small_files(folder: Path) -> str:
+    """Compare every file but the weights with the manifest; return the fingerprint that the weights must have.
+
+    Raises
+    ------
+    ModelError
+        Naming the file that is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        wanted, fingerprint = dict(manifest["files"]), str(manifest["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise damaged(folder, MANIFEST) from None
+    for name, sha256 in wanted.items():
+        path = folder / name
+        if not path.is_file() or sha256_of(path) != sha256:
+            raise damaged(folder, name)
+    return fingerprint
+
+
+def damaged(folder: Path, name: str) -> ModelError:
+    """Return the error for a damaged file of the cache."""
+    return ModelError(f"{folder / name} is damaged; delete the folder {folder} and load the model again")
+
+
+def _fill(folder: Path, gguf: Path) -> None:
+    """Unpack `gguf` beside `folder` and rename; leftovers of killed processes are swept away first (we hold the lock)."""
+    for leftover in folder.parent.glob(f"{folder.name}.tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(mkdtemp(prefix=f"{folder.name}.tmp", dir=folder.parent))
+    try:
+        fingerprint = unpack(gguf, work)
+        files = {path.name: sha256_of(path) for path in sorted(work.iterdir()) if path.name != WEIGHTS}
+        manifest = {"format": CACHE_FORMAT, "source": gguf.name, "fingerprint": fingerprint, "files": files}
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        for path in work.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,48 @@
+"""Names of floating-point types that a model can be loaded in."""
+
+import torch
+
+from detjac_lanczos.errors import InputError
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """Return the torch type meant by `dtype`, or None for ``"auto"``: the type the weights are stored in.
+
+    Raises
+    ------
+    InputError
+        If it is no floating-point type of `DTYPES`.
+    """
+    if isinstance(dtype, str) and dtype == "auto":
+        return None
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    raise InputError(f"dtype {dtype!r} cannot hold a model; use 'auto' or one of {', '.join(DTYPES)}")
+
+
+def parse_device(device: str | torch.device | None) -> torch.device | None:
+    """Return the torch device meant by `device`; None stays None.
+
+    Raises
+    ------
+    InputError
+        If torch knows no such device or this machine has none.
+    """
+    if device is None:
+        return None
+    try:
+        parsed = torch.device(device)
+        torch.empty(0, device=parsed)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {str(device)!r} cannot be used ({reason}); try device='cpu'") from None
+    return parsed

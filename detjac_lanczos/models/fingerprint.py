@@ -1,0 +1,86 @@
+"""One pass over the weights: are they finite, and which weights are they?"""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import ModelError
+
+WORDS_PER_BLOCK = 1024
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """Return a SHA-256 that names the weights of `model`, whichever road they were loaded by.
+
+    Hashed, in the order of the names: each tensor's name, shape and dtype, and of its bytes, read as 64-bit integers,
+    the sum (mod 2⁶⁴) and the first word of every block of 1024, then the bytes left over. Every bit counts (no single
+    change goes unseen) at the speed of reading memory: about 30 ms for the 135 M values of SmolLM2. It tells weights
+    apart; it is no defence against someone who forges them. Tied tensors count once; of tensors without storage here
+    (offloaded by accelerate) only name, shape and dtype are hashed.
+
+    Parameters
+    ----------
+    model
+        Any torch module.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in _distinct_tensors(model):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if not tensor.is_meta and tensor.numel():
+            digest.update(_checksums(tensor))
+    return digest.hexdigest()
+
+
+def require_finite(model: nn.Module, name: str) -> None:
+    """Refuse a model with NaN or infinite weights.
+
+    Raises
+    ------
+    ModelError
+        Naming the first such tensor.
+    """
+    for key, tensor in _distinct_tensors(model):
+        if tensor.is_meta or not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            continue
+        # A finite sum proves finite entries and costs one read; a sum may also overflow, so only then look closer.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{name}: weight {key!r} holds {bad} NaN or infinite values of {tensor.numel()}; get a sound copy of it"
+            )
+
+
+def _distinct_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every persistent tensor once, by name; of tied ones the first name."""
+    seen: set[tuple[object, ...]] = set()
+    for name, value in sorted(model.state_dict().items()):
+        if not isinstance(value, Tensor):
+            continue
+        tensor = value.detach()
+        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and not tensor.is_meta:
+            if place in seen:
+                continue
+            seen.add(place)
+        yield name, tensor
+
+
+def _checksums(tensor: Tensor) -> bytes:
+    """Return block sums, block heads and the remaining bytes of a tensor as bytes."""
+    raw = tensor.contiguous().view(-1).view(torch.uint8)
+    whole = raw.numel() // (8 * WORDS_PER_BLOCK) * (8 * WORDS_PER_BLOCK)
+    parts = [raw[whole:].cpu()]
+    if whole:
+        body = raw[:whole]
+        if body.data_ptr() % 8 or body.storage_offset() % 8:
+            body = body.clone()
+        blocks = body.view(torch.int64).view(-1, WORDS_PER_BLOCK)
+        parts += [blocks.sum(1).cpu().view(torch.uint8), blocks[:, 0].contiguous().cpu().view(torch.uint8)]
+    return b"".join(part.numpy().tobytes() for part in parts)

@@ -1,0 +1,80 @@
+"""Unpack a GGUF file: dequantised float32 weights, the configuration and the tokenizer, saved as an ordinary model folder.
+
+transformers reads the format and then refuses `save_pretrained`, since it calls the result quantised; the tensors are
+plain by then, so they are written here one by one.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import ModelError
+from detjac_lanczos.models.fingerprint import fingerprint_of, require_finite
+
+CHUNK_BYTES = 1 << 22
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def unpack(path: Path, folder: Path) -> str:
+    """Write the model in the GGUF file `path` to `folder`, loadable by ``from_pretrained``; return its fingerprint.
+
+    Raises
+    ------
+    ModelError
+        If the file is truncated, damaged, of an architecture transformers cannot read, or holds non-finite weights.
+    """
+    model, tokenizer = _read(path)
+    require_finite(model, path.name)
+    config = model.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "dtype"):
+        config.pop(key, None)
+    config |= {"architectures": [type(model).__name__], "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _save_weights(model, folder / "model.safetensors")
+    return fingerprint_of(model)
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{path} is no GGUF file (it does not begin with 'GGUF'); get a sound copy of it")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # Damage shows itself anywhere in the parser (a wild length, a bad enum, a short array), so any failure means it.
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{path} cannot be read ({reason}); the file is damaged or of an unknown architecture"
+        ) from error
+    return model, tokenizer
+
+
+def _save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Save each tensor once; transformers ties the left-out ones again as the configuration says."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in places:
+            places.add(tensor.data_ptr())
+            tensors[name] = tensor.contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})

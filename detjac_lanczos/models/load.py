@@ -1,0 +1,155 @@
+"""`load_model`: one door for every way a model can be named."""
+
+import os
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, unpacked_folder
+from detjac_lanczos.models.catalogue import EMBEDDED
+from detjac_lanczos.models.dtypes import parse_device, parse_dtype
+from detjac_lanczos.models.fingerprint import fingerprint_of, require_finite
+from detjac_lanczos.models.gguf_file import sha256_of
+from detjac_lanczos.models.loaded import LoadedModel
+from detjac_lanczos.models.pretrained import load_pretrained, without_progress_bars
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+UNPACKED_BYTES_PER_SECOND = 5e6
+
+
+def load_model(
+    name_or_model: Any,
+    tokenizer: Any = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    **from_pretrained: Any,
+) -> LoadedModel:
+    """Load a causal language model with its tokenizer.
+
+    Parameters
+    ----------
+    name_or_model
+        An embedded name (``"smollm2"``, ``"gemma3-270m"``, see `list_models`), a folder, a ``.gguf`` file, a Hugging
+        Face hub id, a live model, a pair (model, tokenizer), or a `LoadedModel`. Live ones are returned as they are:
+        not converted, not moved, not switched to eval mode.
+    tokenizer
+        The tokenizer of a live model.
+    dtype
+        ``"auto"`` (as stored; float32 for embedded models and GGUF files, whose weights are unpacked), ``"float64"``,
+        ``"float32"``, ``"bfloat16"``, ``"float16"`` or the torch type.
+    device
+        Where to put the weights; the CPU by default.
+    trust_remote_code
+        Let a hub model run the Python code it brings.
+    **from_pretrained
+        Handed on to ``AutoModelForCausalLM.from_pretrained`` for hub ids and folders.
+
+    Returns
+    -------
+    LoadedModel
+        In eval mode, unless it came live.
+
+    Raises
+    ------
+    InputError
+        An unknown name, a wrong dtype or device, or one that differs from a live model's.
+    ModelError
+        Weights that are missing, damaged or not finite.
+    """
+    wanted, place = parse_dtype(dtype), parse_device(device)
+    if isinstance(name_or_model, tuple) and len(name_or_model) == 2 and tokenizer is None:
+        name_or_model, tokenizer = name_or_model
+    if isinstance(name_or_model, LoadedModel):
+        _require_as_it_is(name_or_model.model, wanted, place)
+        return name_or_model
+    if isinstance(name_or_model, nn.Module):
+        return _live(name_or_model, tokenizer, wanted, place)
+    if not isinstance(name_or_model, str | os.PathLike):
+        raise InputError(f"a model is a name, a path or a transformers module, not {type(name_or_model).__name__}")
+    if tokenizer is not None:
+        raise InputError("a tokenizer goes with a live model only; a name or path brings its own")
+
+    name = os.fspath(name_or_model)
+    path = Path(name).expanduser()
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | from_pretrained
+    if name in EMBEDDED:
+        embedded = EMBEDDED[name]
+        folder = unpacked_folder(
+            embedded.file_name, embedded.sha256, embedded.conversion_seconds, lambda: embedded.whole_file()
+        )
+        return _from_cache(folder, name, wanted, place)
+    if path.is_file():
+        return _from_cache(_unpacked_file(path), name, wanted, place)
+    if path.is_dir():
+        if not (path / options.get("subfolder", "") / "config.json").is_file():
+            raise InputError(f"folder {name} holds no config.json; give a model folder or a .gguf file")
+        loaded = load_pretrained(str(path), name, wanted, **options)
+    elif _looks_like_a_path(name_or_model) or not HUB_ID.fullmatch(name):
+        raise InputError(f"no model at {name!r}; give an existing folder or .gguf file, or one of {_names()}")
+    else:
+        loaded = load_pretrained(name, name, wanted, **options)
+    return _finish(*loaded, name, place)
+
+
+def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: torch.device | None) -> LoadedModel:
+    from transformers import PreTrainedModel
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, PreTrainedModel):
+        raise InputError(f"a live model must be a transformers PreTrainedModel, not {type(model).__name__}")
+    _require_as_it_is(model, dtype, device)
+    name = inner.config.name_or_path or type(inner).__name__
+    require_finite(model, name)
+    return LoadedModel(model, tokenizer, name, fingerprint_of(model))
+
+
+def _require_as_it_is(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:
+    """A live model belongs to the caller: refuse to convert it in place."""
+    if dtype is not None and model.dtype != dtype:
+        raise InputError(f"this model is live in {model.dtype}, not {dtype}; convert it first with model.to({dtype})")
+    same = device is None or (
+        model.device.type == device.type and (device.index is None or model.device.index == device.index)
+    )
+    if not same:
+        raise InputError(f"this model is live on {model.device}, not {device}; move it first with model.to('{device}')")
+
+
+def _unpacked_file(path: Path) -> Path:
+    if path.suffix.lower() != ".gguf":
+        raise InputError(f"{path} is a file but no .gguf; give the model's folder instead")
+    seconds = max(1, round(path.stat().st_size / UNPACKED_BYTES_PER_SECOND))
+    return unpacked_folder(path.name, sha256_of(path), seconds, lambda: nullcontext(path.resolve()))
+
+
+def _from_cache(folder: Path, name: str, dtype: torch.dtype | None, device: torch.device | None) -> LoadedModel:
+    fingerprint = check_small_files(folder)
+    try:
+        with without_progress_bars():
+            model, tokenizer = load_pretrained(str(folder), name, torch.float32, trust_remote_code=False)
+    except ModelError:
+        raise damaged(folder, WEIGHTS) from None
+    if fingerprint_of(model) != fingerprint:
+        raise damaged(folder, WEIGHTS)
+    if dtype not in (None, torch.float32):
+        model, fingerprint = model.to(dtype), fingerprint_of(model.to(dtype))
+    return LoadedModel(model if device is None else model.to(device), tokenizer, name, fingerprint)
+
+
+def _finish(model: Any, tokenizer: Any, name: str, device: torch.device | None) -> LoadedModel:
+    require_finite(model, name)
+    return LoadedModel(model if device is None else model.to(device), tokenizer, name, fingerprint_of(model))
+
+
+def _looks_like_a_path(name: Any) -> bool:
+    return not isinstance(name, str) or name.lower().endswith(".gguf") or name.startswith(("/", "./", "../", "~"))
+
+
+def _names() -> str:
+    return ", ".join(EMBEDDED)

@@ -1,0 +1,44 @@
+"""The pair every other room starts from: a transformers model and its tokenizer, with a name and a fingerprint."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model ready to be read; nothing here writes to it.
+
+    Attributes
+    ----------
+    model
+        The transformers module. One given live is the caller's own object, unchanged.
+    tokenizer
+        Its tokenizer, or None for a live model given without one (prompts are then token ids or embeddings).
+    name
+        What it was loaded as: an embedded name, a hub id, a path, or the class of a live model.
+    fingerprint
+        SHA-256 over its weights, see `fingerprint_of`.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights (of the first ones, if they are spread)."""
+        return self.model.device
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest prompt the model was made for, in tokens; None where its configuration sets no limit."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
