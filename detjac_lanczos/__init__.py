@@ -10,9 +10,8 @@ from detjac_lanczos._requirements import check_requirements
 from detjac_lanczos.errors import DetjacError
 
 if TYPE_CHECKING:
-    from detjac_lanczos.frozen import DetachedNetwork, detach
     from detjac_lanczos.models import LoadedModel, load_model
-    from detjac_lanczos.operators import attention, layer, mlp, probe
+    from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp, probe
     from detjac_lanczos.runs import Run, analyze, load_run
     from detjac_lanczos.solvers import SVDResult, check_operator, svd, svd_batch
 
@@ -29,6 +28,7 @@ __all__ = [
     "attention",
     "check_operator",
     "detach",
+    "head",
     "layer",
     "load_model",
     "load_run",
@@ -40,8 +40,7 @@ __all__ = [
 
 _ROOMS = {
     "models": ("LoadedModel", "load_model"),
-    "frozen": ("DetachedNetwork", "detach"),
-    "operators": ("attention", "layer", "mlp", "probe"),
+    "operators": ("DetachedNetwork", "attention", "detach", "head", "layer", "mlp", "probe"),
     "solvers": ("SVDResult", "check_operator", "svd", "svd_batch"),
     "runs": ("Run", "analyze", "load_run"),
 }

@@ -21,9 +21,9 @@ from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
 class Streams:
     """Values of the nonlinear forward pass, all prompts one after another over N positions.
 
-    ``residual``: (N, d) entering each block, and one more after the last; ``branches``: (N, d) by "attention.3", "mlp.3";
-    ``output``: (N, d) after the final norm; ``logits``: (prompts, vocabulary) at the last position of each prompt.
-    ``model_output`` is `output` as the caller's own model computes it, with its own attention and roundings.
+    ``residual``: (N, d) entering each block, and one more after the last; ``branches``: (N, d) by "attention.3",
+    "mlp.3"; ``output``: (N, d) after the final norm; ``logits``: (prompts, vocabulary) at the last position of each
+    prompt. ``model_output`` is `output` as the caller's own model computes it, with its own attention and roundings.
     """
 
     residual: tuple[Tensor, ...]
@@ -49,8 +49,8 @@ def capture(
     Returns
     -------
     coefficients : dict of str to Tensor
-        "blocks.3.input_layernorm.rstd": (N,), "blocks.3.mlp.gate_proj.activation": (N, f) and so on over all N positions;
-        "blocks.3.self_attn.mixing.0": (heads, n, n), one per prompt. float32 at least.
+        "blocks.3.input_layernorm.rstd": (N,), "blocks.3.mlp.gate_proj.activation": (N, f) and so on over all N
+        positions; "blocks.3.self_attn.mixing.0": (heads, n, n), one per prompt. float32 at least.
     streams : Streams
     """
     twin = observed_copy(model)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from detjac_kernels import rms_reciprocal
 from torch import Tensor, nn
 
+from detjac_kernels import rms_reciprocal
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.activations import ratio
 from detjac_lanczos.frozen.attention import observe_attention
@@ -28,7 +28,7 @@ class Word(Protocol):
     """One entry of a branch."""
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
-        """Hook the block of the structural copy so that one forward pass records what is frozen here."""
+        """Set hooks on a block of the structural copy that record what is frozen here."""
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the primitive maps, from the caller's own weights and the recorded coefficients."""
@@ -155,7 +155,9 @@ def norm_eps(module: nn.Module, name: str) -> float:
         eps = getattr(module, attribute, None)
         if isinstance(eps, float):
             return eps
-    raise UnsupportedModelError(f"{name} ({type(module).__name__}) has no epsilon; this is not the norm its family declares")
+    raise UnsupportedModelError(
+        f"{name} ({type(module).__name__}) has no epsilon; this is not the norm its family declares"
+    )
 
 
 @dataclass(frozen=True)

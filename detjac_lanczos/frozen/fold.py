@@ -53,7 +53,7 @@ def _absorber(steps: Sequence[Map], index: int) -> int | None:
 
 
 def _pass_biases(steps: list[Map], index: int, target: int, r: Tensor) -> None:
-    """Moving r to the right past ``+ b`` turns b into b/r (it will be multiplied later); to the left, into r b."""
+    """Correct the biases in between: moving r to the right past ``+ b`` turns b into b/r (it will be multiplied later); to the left, into r b."""
     between = range(index + 1, target) if target > index else range(target + 1, index)
     factor = r.reciprocal() if target > index else r
     for position in between:
@@ -62,9 +62,7 @@ def _pass_biases(steps: list[Map], index: int, target: int, r: Tensor) -> None:
             steps[position] = step.scaled(factor)
 
 
-def _absorb(
-    step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Sequence[int], scale_factors: bool
-) -> Map:
+def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Sequence[int], scale_factors: bool) -> Map:
     match step:
         case RowScale():
             return RowScale(step.r * r)
@@ -88,7 +86,7 @@ def _absorb(
 
 
 def fuse(chain: Sequence[Map]) -> tuple[Map, ...]:
-    """Give each GEMM the column scale before it, and the gate and column scale after it; drop nothing, reorder nothing."""
+    """Give each GEMM the column scale before it, and the gate and column scale after it; reorder nothing."""
     steps: list[Map] = []
     for step in chain:
         if isinstance(step, Sum):

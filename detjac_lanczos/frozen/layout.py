@@ -1,8 +1,9 @@
 """Which rows a sweep carries: segments of positions × columns, packed one after another.
 
-The Jacobian block of input token i at output position p involves positions i..p only. A segment is one such block with a
-width of columns; all segments of a call lie in one tensor of rows, position by position and column by column, so that
-every weight meets all of them in one GEMM. After the last mixing only the output position of each segment is left.
+The Jacobian block of input token i at output position p involves positions i..p only. A segment is one such block
+with a width of columns; all segments of a call lie in one tensor of rows, position by position and column by column,
+so that every weight meets all of them in one GEMM. After the last mixing only the output position of each segment is
+left.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _TILE_CELLS = 16384
 
 @dataclass(frozen=True)
 class Segment:
-    """Positions ``start..position`` of a prompt, ``width`` columns; input enters at ``start``, or at all of them (joint)."""
+    """Positions ``start..position`` of a prompt, ``width`` columns; input enters at ``start``, or at all (joint)."""
 
     prompt: int
     start: int

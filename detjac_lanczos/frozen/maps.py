@@ -1,8 +1,8 @@
 """Primitive linear maps on rows, each with its own transpose.
 
-A row is one token position of one column; ``x`` is (R, width) and ``positions`` (R,) says which position of the prompt each
-row belongs to, so that a frozen factor stored once per position serves any number of columns. Only `Mix` lets rows of
-different positions meet.
+A row is one token position of one column; ``x`` is (R, width) and ``positions`` (R,) says which position of the
+prompt each row belongs to, so that a frozen factor stored once per position serves any number of columns. Only `Mix`
+lets rows of different positions meet.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from detjac_kernels import mix, mix_transposed
 from torch import Tensor
 
+from detjac_kernels import mix, mix_transposed
 from detjac_lanczos.models.weights import Weight
 
 if TYPE_CHECKING:
@@ -117,8 +117,9 @@ class Bias:
 class Mix:
     """Frozen attention: per head, ``X → P V``, with grouped heads.
 
-    ``probabilities`` holds one (heads, n, n) tensor per prompt; heads of a group, ``heads / kv_heads`` neighbours, share
-    their values. The input is (R, kv_heads · width), the output (R', heads · width); a transposed map exchanges them.
+    ``probabilities`` holds one (heads, n, n) tensor per prompt; heads of a group, ``heads / kv_heads`` neighbours,
+    share their values. The input is (R, kv_heads · width), the output (R', heads · width); a transposed map exchanges
+    them.
     """
 
     probabilities: tuple[Tensor, ...]

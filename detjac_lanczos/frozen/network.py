@@ -251,7 +251,9 @@ def _drop(coefficients: dict[str, Tensor], item: Head | Place, blocks: int) -> N
     layer = item.layer if isinstance(item, Head) else item.index
     kind = "attention" if isinstance(item, Head) else item.kind
     if layer is None or kind not in ("attention", "mlp") or not 0 <= layer < blocks:
-        raise InputError(f"cannot drop {item}; drop takes head(l, h), attention(l) and mlp(l) with l in 0..{blocks - 1}")
+        raise InputError(
+            f"cannot drop {item}; drop takes head(l, h), attention(l) and mlp(l) with l in 0..{blocks - 1}"
+        )
     for name in [name for name in coefficients if name.startswith(f"blocks.{layer}.")]:
         mixing = ".mixing." in name
         if mixing != (kind == "attention") or name.endswith(".rstd"):

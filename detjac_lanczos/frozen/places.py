@@ -49,6 +49,9 @@ def probe(rows: Tensor) -> Place:
     return Place("probe", rows=rows)
 
 
+_NAMED = {"output": Place("output"), "residual": Place("residual"), "logits": Place("logits")}
+
+
 def source_block(source: str | Place, blocks: int) -> int:
     """Return the index of the first block of a source."""
     if source == "embeddings":
@@ -64,8 +67,8 @@ def target_place(target: str | Place, blocks: int) -> Place:
         if target.index is None:
             return target
         return Place(target.kind, _checked(target.index, blocks, "target"))
-    if target == "output" or target == "residual" or target == "logits":
-        return Place(target)
+    if target in _NAMED:
+        return _NAMED[target]
     raise InputError(
         f"target must be 'output', 'residual', 'logits', layer(l), attention(l), mlp(l) or probe(W), not {target!r}"
     )

@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 class LiftToFloat64(TorchFunctionMode):
     """Turn ``.float()``, ``.to(torch.float32)`` and ``dtype=torch.float32`` into float64 while active (per thread).
 
-    Norms, softmax, rotary embeddings and routers of transformers round to float32 whatever the model's dtype; in a float64
-    model that costs nine digits.
+    Norms, softmax, rotary embeddings and routers of transformers round to float32 whatever the model's dtype; in a
+    float64 model that costs nine digits.
     """
 
     def __torch_function__(

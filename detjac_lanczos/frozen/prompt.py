@@ -42,7 +42,8 @@ def read_prompts(
     Raises
     ------
     InputError
-        If none or more than one kind of input is given, a prompt is empty or too long, or an id is not in the vocabulary.
+        If none or more than one kind of input is given, a prompt is empty or too long, or an id is not in the
+        vocabulary.
     """
     given = [name for name, value in (("prompt", prompt), ("input_ids", input_ids), ("inputs_embeds", inputs_embeds))
              if value is not None]  # fmt: skip
@@ -107,7 +108,9 @@ def _from_embeds(loaded: LoadedModel, embeds: Tensor) -> Prompt:
 def _rows_of_ids(input_ids: Tensor | Sequence[int]) -> list[list[int]]:
     ids = torch.as_tensor(input_ids)
     if ids.is_floating_point() or ids.ndim not in (1, 2):
-        raise InputError(f"input_ids must be integers of shape (positions,) or (prompts, positions), not {tuple(ids.shape)}")
+        raise InputError(
+            f"input_ids must be integers of shape (positions,) or (prompts, positions), not {tuple(ids.shape)}"
+        )
     rows: list[list[int]] = (ids[None] if ids.ndim == 1 else ids).tolist()
     return rows
 

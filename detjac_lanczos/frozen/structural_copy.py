@@ -85,7 +85,9 @@ def _reachable(value: Any, depth: int) -> Iterator[Tensor]:
 def _culprit(model: nn.Module) -> str:
     """Name the first module whose own state does not survive a deepcopy."""
     for name, module in model.named_modules():
-        own = {k: v for k, v in module.__dict__.items() if k not in ("_modules", "_parameters", "_buffers", *_HOOK_TABLES)}
+        own = {
+            k: v for k, v in module.__dict__.items() if k not in ("_modules", "_parameters", "_buffers", *_HOOK_TABLES)
+        }
         try:
             copy.deepcopy(own)
         except Exception:

@@ -165,9 +165,7 @@ def _spread(y: Tensor, layout: Layout) -> Tensor:
     return full
 
 
-def _run(
-    chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing: Mixing, add: Tensor | None
-) -> Tensor:
+def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing: Mixing, add: Tensor | None) -> Tensor:
     """Run one chain; rows change from ``positions`` to ``out`` at its mixing. ``add`` rides on a last GEMM."""
     last = len(chain) - 1
     for index, step in enumerate(chain):
@@ -179,4 +177,3 @@ def _run(
         else:
             x = step.apply(x, positions)
     return x if add is None else x + add
-

@@ -8,9 +8,9 @@ import hashlib
 from typing import Protocol
 
 import torch
-from detjac_kernels import linear, linear_transposed
 from torch import Tensor, nn
 
+from detjac_kernels import linear, linear_transposed
 from detjac_lanczos.errors import UnsupportedModelError
 
 
@@ -107,7 +107,7 @@ def weight_of(module: nn.Module, name: str) -> Weight:
     parameter = getattr(module, "weight", None)
     if type(module) is not nn.Linear or not isinstance(parameter, Tensor):
         raise UnsupportedModelError(
-            f"{name} is a {type(module).__name__}, not a dense torch.nn.Linear; load the model unquantised and without adapters"
+            f"{name} is a {type(module).__name__}, not a dense torch.nn.Linear; load the model plain"
         )
     if parameter.is_meta:
         raise UnsupportedModelError(f"{name} has no values in memory (meta device); load the model without offloading")

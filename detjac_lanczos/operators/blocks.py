@@ -29,7 +29,9 @@ def check_block(operator: HasSpace, block: Tensor, rows: int, name: str) -> None
         If it is not.
     """
     if not isinstance(block, Tensor):
-        raise OperatorError(f"{name} takes a torch tensor, not {type(block).__name__}; use aslinearoperator() for numpy")
+        raise OperatorError(
+            f"{name} takes a torch tensor, not {type(block).__name__}; use aslinearoperator() for numpy"
+        )
     if block.ndim != 2 or block.shape[0] != rows:
         raise OperatorError(f"{name} takes columns, shape ({rows}, b); got {tuple(block.shape)}")
     if block.dtype is not operator.dtype:

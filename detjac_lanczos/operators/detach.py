@@ -33,7 +33,7 @@ def detach(
     input_ids: Tensor | Sequence[int] | None = None,
     inputs_embeds: Tensor | None = None,
 ) -> DetachedNetwork:
-    """Run a model once on a prompt and freeze its normalisers, gates and attention weights at the values they take there.
+    """Run a model once on a prompt and freeze its norms, gates and attention weights at the values they take there.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def detach(
     prompt : str or list of str
         A list gives one network whose tokens are addressed as (prompt, token).
     freeze : {"gate", "up", "half"}
-        Which factor of a gated MLP act(Wx) ∘ (Zx) is frozen: the activation (the paper's equations), the linear factor, or
-        the mean of both maps. Each reproduces y exactly.
+        Which factor of a gated MLP act(Wx) ∘ (Zx) is frozen: the activation (the paper's equations), the linear
+        factor, or the mean of both maps. Each reproduces y exactly.
     chat : bool
         Put the prompt through the tokenizer's chat template.
     add_special_tokens : bool
@@ -69,7 +69,13 @@ def detach(
     ----------
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025.
     """
-    loaded = model if isinstance(model, LoadedModel) else load_model(*model) if isinstance(model, tuple) else load_model(model)
+    loaded = (
+        model
+        if isinstance(model, LoadedModel)
+        else load_model(*model)
+        if isinstance(model, tuple)
+        else load_model(model)
+    )
     if freeze not in ("gate", "up", "half"):
         raise InputError(f"freeze must be 'gate', 'up' or 'half', not {freeze!r}")
     family = family_of(loaded.model)

@@ -20,8 +20,8 @@ from detjac_lanczos.operators.linear import MatrixFree
 class DetachedJacobian(MatrixFree):
     """J of one source token (or of all tokens side by side) at one output position.
 
-    Made by ``network.jacobian(token)``. ``shape`` is (d_out, d_in); a joint operator has d_in = tokens · hidden size, token
-    after token.
+    Made by ``network.jacobian(token)``. ``shape`` is (d_out, d_in); a joint operator has d_in = tokens · hidden size,
+    token after token.
 
     Attributes
     ----------
@@ -86,7 +86,9 @@ class DetachedJacobian(MatrixFree):
     def definition(self) -> dict[str, Any]:
         """What this operator is, in plain words."""
         network = self.network
-        start = network.family.input_definition if self.source == 0 else f"the residual stream entering block {self.source}"
+        start = (
+            network.family.input_definition if self.source == 0 else f"the residual stream entering block {self.source}"
+        )
         after = {"output": "after the final norm", "residual": "the residual stream before the final norm"}
         return {
             "family": network.family.name,
@@ -205,7 +207,9 @@ class JacobianBatch:
         layout = self._layout([replace(self.operators[i].segment, width=Y.shape[1]) for i, Y in blocks])
         out = transposed(self.program, torch.cat([Y.T for _, Y in blocks]), layout)
         parts = out.split([s.source_rows for s in layout.segments])
-        return [self._to_columns(self.operators[i], part, Y.shape[1]) for (i, Y), part in zip(blocks, parts, strict=True)]
+        return [
+            self._to_columns(self.operators[i], part, Y.shape[1]) for (i, Y), part in zip(blocks, parts, strict=True)
+        ]
 
     def _to_rows(self, operator: DetachedJacobian, X: Tensor) -> Tensor:
         if operator.token is not None:

@@ -88,7 +88,7 @@ class MatrixFree(ABC):
 
         forward, backward = product(self.matmat), product(self.rmatmat)
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        return LinearOperator(  # type: ignore[call-arg]
+        return LinearOperator(
             self.shape, matvec=forward, matmat=forward, rmatvec=backward, rmatmat=backward, dtype=dtype
         )
 

@@ -1,8 +1,8 @@
 """Dense GEMM in both directions from one weight, with the prologue and epilogue of a frozen branch.
 
-With ``W`` of shape (f, d), rows are multiplied as ``x Wᵀ`` (`linear`) or ``y W`` (`linear_transposed`); the weight is used
-in place, never copied or transposed. Around the product, in this order: ``scale`` (columns of the input), the GEMM,
-``gate`` (elementwise, one factor per row and column), ``out_scale`` (columns of the output), ``add``.
+With ``W`` of shape (f, d), rows are multiplied as ``x Wᵀ`` (`linear`) or ``y W`` (`linear_transposed`); the weight is
+used in place, never copied or transposed. Around the product, in this order: ``scale`` (columns of the input), the
+GEMM, ``gate`` (elementwise, one factor per row and column), ``out_scale`` (columns of the output), ``add``.
 """
 
 import torch

@@ -1,9 +1,9 @@
 """Which float32 GEMM of this machine is the fastest, found by measurement.
 
 torch reaches two float32 libraries on CPU: the default one of ``torch.nn.functional.linear``, and oneDNN, which on many
-processors is up to twice as fast at the row counts of a sweep, takes a transposed view in place and fuses one elementwise
-operation. Both are accurate to float32. oneDNN is reached by an operator that is not public, so it is probed for,
-compared once with the default for every shape class, and left alone where it is missing or disagrees.
+processors is up to twice as fast at the row counts of a sweep, takes a transposed view in place and fuses one
+elementwise operation. Both are accurate to float32. oneDNN is reached by an operator that is not public, so it is
+probed for, compared once with the default for every shape class, and left alone where it is missing or disagrees.
 
 The choice is data: `choices` returns the table made so far, `replay` puts a recorded one in force.
 """
