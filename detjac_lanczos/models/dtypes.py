@@ -43,6 +43,6 @@ def parse_device(device: str | torch.device | None) -> torch.device | None:
         parsed = torch.device(device)
         torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used ({reason}); try device='cpu'") from None
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise InputError(f"device {str(device)!r} cannot be used here ({reason[:120]}); try device='cpu'") from None
     return parsed

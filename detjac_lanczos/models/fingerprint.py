@@ -1,4 +1,4 @@
-"""One pass over the weights: are they finite, and which weights are they?"""
+"""Which weights these are, and whether they are finite: one pass over memory each."""
 
 import hashlib
 from collections.abc import Iterator

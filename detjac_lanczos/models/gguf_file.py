@@ -1,4 +1,4 @@
-"""Unpack a GGUF file: dequantised float32 weights, the configuration and the tokenizer, saved as an ordinary model folder.
+"""Unpack a GGUF file into an ordinary model folder: dequantised float32 weights, configuration, tokenizer.
 
 transformers reads the format and then refuses `save_pretrained`, since it calls the result quantised; the tensors are
 plain by then, so they are written here one by one.

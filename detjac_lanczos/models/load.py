@@ -15,6 +15,7 @@ from detjac_lanczos.models.catalogue import EMBEDDED
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of, require_finite
 from detjac_lanczos.models.gguf_file import sha256_of
+from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.loaded import LoadedModel
 from detjac_lanczos.models.pretrained import load_pretrained, without_progress_bars
 
@@ -94,14 +95,15 @@ def load_model(
     elif _looks_like_a_path(name_or_model) or not HUB_ID.fullmatch(name):
         raise InputError(f"no model at {name!r}; give an existing folder or .gguf file, or one of {_names()}")
     else:
-        loaded = load_pretrained(name, name, wanted, **options)
+        loaded = load_pretrained(name, name, wanted, **options_for_hub(name, list(EMBEDDED), options))
     return _finish(*loaded, name, place)
 
 
 def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: torch.device | None) -> LoadedModel:
     from transformers import PreTrainedModel
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapted: Any = model
+    inner = adapted.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(inner, PreTrainedModel):
         raise InputError(f"a live model must be a transformers PreTrainedModel, not {type(model).__name__}")
     _require_as_it_is(model, dtype, device)
@@ -111,7 +113,7 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
 
 
 def _require_as_it_is(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:
-    """A live model belongs to the caller: refuse to convert it in place."""
+    """Refuse to convert a live model in place: it belongs to the caller."""
     if dtype is not None and model.dtype != dtype:
         raise InputError(f"this model is live in {model.dtype}, not {dtype}; convert it first with model.to({dtype})")
     same = device is None or (
@@ -137,8 +139,9 @@ def _from_cache(folder: Path, name: str, dtype: torch.dtype | None, device: torc
         raise damaged(folder, WEIGHTS) from None
     if fingerprint_of(model) != fingerprint:
         raise damaged(folder, WEIGHTS)
-    if dtype not in (None, torch.float32):
-        model, fingerprint = model.to(dtype), fingerprint_of(model.to(dtype))
+    if dtype is not None and dtype != torch.float32:
+        model = model.to(dtype)
+        fingerprint = fingerprint_of(model)
     return LoadedModel(model if device is None else model.to(device), tokenizer, name, fingerprint)
 
 

@@ -67,10 +67,5 @@ def _in_one_line(error: Exception, name: str) -> ModelError | InputError:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return InputError(f"{name} brings its own Python code; if you trust it, pass trust_remote_code=True")
-    if "offline" in text.lower() or "couldn't connect" in text.lower() or "connection" in text.lower():
-        return ModelError(
-            f"{name!r} is not on this machine and the Hugging Face hub cannot be reached; check the spelling and the"
-            " network, or give a folder, a .gguf file or an embedded name (see `detjac models`)"
-        )
     reason = text.split(". ")[0] or type(error).__name__
     return ModelError(f"cannot load {name!r}: {reason[:300]}; check the name, or that the files are whole")
