@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from detjac_kernels import rms_reciprocal
@@ -65,7 +66,9 @@ class RMSNorm:
         if not isinstance(weight, Tensor):
             raise UnsupportedModelError(f"{name}{self.path} has no weight; this is not the norm its family declares")
         w = weight.detach()
-        return [RowScale(coefficients[f"{name}{self.path}.rstd"]), ColumnScale(1 + w.float() if self.plus_one else w)]
+        if self.plus_one:
+            w = 1 + w.to(torch.promote_types(w.dtype, torch.float32))
+        return [RowScale(coefficients[f"{name}{self.path}.rstd"]), ColumnScale(w)]
 
 
 @dataclass(frozen=True)

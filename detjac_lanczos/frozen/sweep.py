@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
-from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Stage, transpose
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Stage, Sum, transpose
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Program:
     @property
     def affine(self) -> bool:
         """Whether any map has a bias, so that the offset is not zero."""
-        return any(isinstance(step, Bias) for stage in self.stages for b in stage.branches for step in b.chain)
+        return any(has_bias(branch.chain) for stage in self.stages for branch in stage.branches)
 
     def row_sweeps(self, length: int) -> float:
         """Work of one column over ``length`` positions: rows times the share of the network's blocks they pass."""
@@ -72,8 +72,14 @@ class Program:
 
 
 def linear_part(chain: Sequence[Map]) -> tuple[Map, ...]:
-    """Return a chain without its biases."""
-    return tuple(step for step in chain if not isinstance(step, Bias))
+    """Return a chain without its biases, those inside a sum included."""
+    steps = (Sum(tuple(linear_part(part) for part in step.chains)) if isinstance(step, Sum) else step for step in chain)
+    return tuple(step for step in steps if not isinstance(step, Bias))
+
+
+def has_bias(chain: Sequence[Map]) -> bool:
+    """Tell whether a chain has a bias, in a sum or beside it."""
+    return any((isinstance(step, Sum) and any(map(has_bias, step.chains))) or isinstance(step, Bias) for step in chain)
 
 
 @torch.no_grad()

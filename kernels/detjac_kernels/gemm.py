@@ -55,7 +55,7 @@ def _fused(
     x: Tensor, weight: Tensor, scale: Tensor | None, gate: Tensor | None, out_scale: Tensor | None, add: Tensor | None
 ) -> Tensor:
     if scale is not None:
-        x = x * scale
+        x = (x * scale).to(x.dtype)
     if x.shape[0] == 0:
         out = x.new_zeros(0, weight.shape[0])
     elif gate is not None:
@@ -65,6 +65,9 @@ def _fused(
         return roads.product(x, weight, "add", add)
     else:
         out = roads.product(x, weight, "none", None)
-    if out_scale is not None:
-        return out.mul_(out_scale) if add is None else torch.addcmul(add, out, out_scale)
+    if out_scale is None:
+        return out if add is None else out.add_(add)
+    if add is not None and out_scale.dtype is out.dtype:
+        return torch.addcmul(add, out, out_scale)
+    out.mul_(out_scale)
     return out if add is None else out.add_(add)
