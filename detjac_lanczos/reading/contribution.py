@@ -1,0 +1,89 @@
+"""What each token adds to the output, J_i x_i, and how much of it the leading triplets reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from detjac_lanczos.operators import JacobianBatch
+
+
+class Triplets(Protocol):
+    """Singular triplets of one operator: U (d_out, k), S (k,), V (d_in, k)."""
+
+    @property
+    def U(self) -> Tensor:
+        """Left vectors, (d_out, k)."""
+
+    @property
+    def S(self) -> Tensor:
+        """Values, (k,)."""
+
+    @property
+    def V(self) -> Tensor:
+        """Right vectors, (d_in, k)."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One token's part of y = Σ J_i x_i + r.
+
+    Attributes
+    ----------
+    product : Tensor, shape (d_out,)
+        J_i x_i.
+    share : float
+        ‖J_i x_i‖ / ‖y‖. Shares do not sum to 1: contributions may cancel.
+    cosine : float
+        Cosine of J_i x_i with y.
+    captured : float
+        1 − ‖J_i x_i − U S Vᵀ x_i‖² / ‖J_i x_i‖²: the share of its squared length that the k triplets reproduce. For
+        exact triplets U S Vᵀ x is the projection of J x on the left vectors, and this is ‖U S Vᵀ x‖² / ‖J x‖².
+    """
+
+    product: Tensor
+    share: float
+    cosine: float
+    captured: float
+
+
+def contributions(batch: JacobianBatch, triplets: Sequence[Triplets]) -> list[Contribution]:
+    """Measure every token's contribution, with one forward sweep of one column per operator.
+
+    Parameters
+    ----------
+    batch : JacobianBatch
+    triplets : sequence of Triplets
+        One per operator, in its order: an `SVDResult` or anything with U, S and V.
+
+    Returns
+    -------
+    list of Contribution
+
+    References
+    ----------
+    J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the singular vectors of J_i carry J_i x_i.
+    """
+    inputs = [operator.x for operator in batch.operators]
+    products = batch.matmat([(i, x[:, None].contiguous()) for i, x in enumerate(inputs)])
+    return [
+        measure_contribution(product[:, 0], x, operator.y, found)
+        for product, x, operator, found in zip(products, inputs, batch.operators, triplets, strict=True)
+    ]
+
+
+def measure_contribution(product: Tensor, x: Tensor, y: Tensor, triplets: Triplets) -> Contribution:
+    """Measure one contribution. ``product`` = J x: (d_out,); ``x``: (d_in,); ``y``: (d_out,)."""
+    Jx, value = product.double(), y.double()
+    U, S, V = (part.to(Jx) for part in (triplets.U, triplets.S, triplets.V))
+    missed = Jx - U @ (S * (V.T @ x.to(Jx)))
+    length, total = float(Jx.norm()), float(value.norm())
+    return Contribution(
+        product=product,
+        share=length / total if total else 0.0,
+        cosine=float(Jx @ value) / (length * total) if length * total else 0.0,
+        captured=1 - (float(missed.norm()) / length) ** 2 if length else 1.0,
+    )

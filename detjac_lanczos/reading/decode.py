@@ -1,0 +1,156 @@
+"""What singular vectors say in tokens: left vectors through the head, right vectors by the nearest input embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.frozen.maps import Bias, apply_rowwise
+from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.prompt import decode
+from detjac_lanczos.operators import DetachedNetwork
+from detjac_lanczos.reading.table_search import best_rows, merge_chunks
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A token that a vector decodes to.
+
+    ``score`` is a share of softmax for left vectors and a cosine for right ones; ``logit`` is the raw logit of the unit
+    vector (None for right vectors).
+    """
+
+    token: str
+    id: int
+    score: float
+    logit: float | None = None
+
+
+def decode_left(
+    network: DetachedNetwork, U: Tensor, y: Tensor, target: str | Place = "output", top: int = 10
+) -> tuple[list[list[Decoded]], Tensor]:
+    """Decode left singular vectors through the head.
+
+    The sign of each vector is fixed so that u · y > 0. Vectors at the output meet the head directly. Vectors in the
+    residual stream (targets "residual", layer, attention, mlp) first pass the frozen final norm and are made unit
+    again: the logit lens. With target "logits" the vector is its own logits. With a probe, the entries of the vector
+    are read as they stand: token "row 3", score u_j² (they sum to 1), logit u_j.
+
+    Parameters
+    ----------
+    network : DetachedNetwork
+    U : Tensor, shape (d_out, k)
+        Unit columns; any number of them, so that many tokens may be decoded in one pass over the vocabulary.
+    y : Tensor, shape (d_out,)
+        The target's value in the forward pass.
+    target : str or Place
+        Where the vectors live.
+    top : int
+
+    Returns
+    -------
+    decoded : list of k lists of Decoded
+        Best first. ``logit`` is that of the unit vector; ``score`` is the share of softmax that the token would have if
+        the output pointed along the vector at its present length, softmax(‖output‖ · logits). (The softmax of the
+        logits of a unit vector is all but uniform.)
+    signs : Tensor, shape (k,), of ±1
+        Multiply the columns of U and of V by these before storing them.
+
+    Raises
+    ------
+    InputError
+        If the shapes do not fit together.
+    UnsupportedModelError
+        If the model has no dense head.
+    """
+    kind = target.kind if isinstance(target, Place) else target
+    if U.ndim != 2 or y.shape != U.shape[:1]:
+        raise InputError(f"decode_left takes U (d_out, k) and y (d_out,); got {tuple(U.shape)} and {tuple(y.shape)}")
+    signs = torch.where(y.to(U) @ U < 0, -1.0, 1.0).to(U)
+    vectors = (U * signs).to(torch.promote_types(U.dtype, torch.float32))
+    if kind == "probe":
+        return [_probe_rows(column, top) for column in vectors.T], signs
+    if kind not in ("output", "logits"):
+        vectors = _through_final_norm(network, vectors)
+        length = network.streams.output[-1].double().norm()
+    else:
+        length = y.double().norm()
+    temperature = length.to(vectors).expand(vectors.shape[1])
+    if kind == "logits":
+        found = merge_chunks(lambda a, b: vectors[a:b], len(vectors), len(vectors), min(top, len(vectors)), temperature)
+    else:
+        found = best_rows(_head_table(network), vectors, top, temperature=temperature)
+    shares = torch.exp(found.values * temperature - found.logsumexp)
+    return [
+        [
+            Decoded(decode(network.loaded, int(i)), int(i), float(share), float(logit))
+            for i, share, logit in zip(found.ids[:, j], shares[:, j], found.values[:, j], strict=True)
+        ]
+        for j in range(vectors.shape[1])
+    ], signs
+
+
+def decode_right(
+    network: DetachedNetwork, V: Tensor, signs: Tensor, source: str | Place = "embeddings", top: int = 10
+) -> list[list[Decoded]]:
+    """Decode right singular vectors to the nearest input embeddings by cosine: exact, over the whole vocabulary.
+
+    Parameters
+    ----------
+    network : DetachedNetwork
+    V : Tensor, shape (hidden size, k)
+    signs : Tensor, shape (k,)
+        From `decode_left` of the same triplets.
+    source : str or Place
+        Where the vectors live. A vector in the residual stream of a later layer is compared with the input embeddings
+        all the same: what it would be called at the input.
+    top : int
+
+    Returns
+    -------
+    list of k lists of Decoded
+        Nearest first; ``score`` is the cosine.
+
+    Raises
+    ------
+    InputError
+        If V does not live in the residual stream of one token; cut the vectors of a joint operator token by token.
+    """
+    if V.ndim != 2 or V.shape[0] != network.hidden_size or signs.shape != V.shape[1:]:
+        raise InputError(
+            f"decode_right takes V ({network.hidden_size}, k) and k signs of source {source!s}; "
+            f"got {tuple(V.shape)} and {tuple(signs.shape)}; cut joint vectors token by token"
+        )
+    found = best_rows(network.model.get_input_embeddings().weight.detach(), V * signs.to(V), top, cosine=True)
+    return [
+        [
+            Decoded(decode(network.loaded, int(i)), int(i), float(cosine))
+            for i, cosine in zip(found.ids[:, j], found.values[:, j], strict=True)
+        ]
+        for j in range(V.shape[1])
+    ]
+
+
+def _head_table(network: DetachedNetwork) -> Tensor:
+    head = network.model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if weight is None or not weight.is_floating_point() or weight.ndim != 2:
+        raise UnsupportedModelError("decoding needs a dense output head (vocabulary, hidden size); this model has none")
+    table: Tensor = weight.detach()
+    return table
+
+
+def _through_final_norm(network: DetachedNetwork, vectors: Tensor) -> Tensor:
+    """Pass columns (d, k) through the linear part of the frozen final norm; unit columns again."""
+    chain = [step for step in network.tail.branches[0].chain if not isinstance(step, Bias)]
+    last = torch.full((vectors.shape[1],), len(network.streams.output) - 1, device=network.device)
+    out = apply_rowwise(chain, vectors.T.to(network.device, network.dtype), last).T.to(vectors)
+    return out / out.norm(dim=0).clamp_min(torch.finfo(out.dtype).tiny)
+
+
+def _probe_rows(column: Tensor, top: int) -> list[Decoded]:
+    order = column.abs().topk(min(top, len(column))).indices
+    return [Decoded(f"row {int(i)}", int(i), float(column[i] ** 2), float(column[i])) for i in order]
