@@ -93,7 +93,15 @@ class Attend:
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Record P: (heads, positions, positions)."""
-        observe_attention(block.get_submodule(self.path), lambda p: record(f"{name}{self.path}.mixing", p))
+
+        def show(probabilities: Tensor) -> None:
+            if probabilities.triu(1).any():
+                raise UnsupportedModelError(
+                    f"{name}{self.path} attends to later positions; only causal models are served"
+                )
+            record(f"{name}{self.path}.mixing", probabilities)
+
+        observe_attention(block.get_submodule(self.path), show)
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the mixing of every prompt."""
@@ -153,7 +161,15 @@ def linear_maps(block: nn.Module, path: str, name: str) -> list[Map]:
 
 
 def norm_eps(module: nn.Module, name: str) -> float:
-    """Return the epsilon of a norm module."""
+    """Return the epsilon of an RMS norm.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the module is some other norm, or has no epsilon.
+    """
+    if not type(module).__name__.endswith("RMSNorm"):
+        raise UnsupportedModelError(f"{name} is a {type(module).__name__}, not the RMS norm its family declares")
     for attribute in ("variance_epsilon", "eps"):
         eps = getattr(module, attribute, None)
         if isinstance(eps, float):

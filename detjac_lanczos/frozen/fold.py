@@ -53,7 +53,7 @@ def _absorber(steps: Sequence[Map], index: int) -> int | None:
 
 
 def _pass_biases(steps: list[Map], index: int, target: int, r: Tensor) -> None:
-    """Correct the biases in between: moving r to the right past ``+ b`` turns b into b/r (it will be multiplied later); to the left, into r b."""
+    """Correct the biases in between: r moving right past ``+ b`` turns b into b/r, moving left into r b."""
     between = range(index + 1, target) if target > index else range(target + 1, index)
     factor = r.reciprocal() if target > index else r
     for position in between:

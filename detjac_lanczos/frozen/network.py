@@ -18,7 +18,7 @@ from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_rowwise
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.sweep import Program, forward
+from detjac_lanczos.frozen.sweep import Program, forward, linear_part
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.weights import DenseWeight
 
@@ -39,6 +39,8 @@ class FrozenNetwork:
         Frozen factors; gates and mixing matrices hold the row scales that folding moved into them.
     streams : Streams
         Values of the nonlinear forward pass.
+    dropped : frozenset of str
+        Branches switched off by `replace`, "attention.3": their biases are left out too.
     """
 
     loaded: LoadedModel
@@ -47,7 +49,8 @@ class FrozenNetwork:
     freeze: Freeze
     coefficients: Mapping[str, Tensor]
     streams: Streams
-    _programs: dict[tuple[int, str], Program] = field(default_factory=dict, init=False, repr=False)
+    dropped: frozenset[str] = frozenset()
+    _programs: dict[tuple[int, str], tuple[Place, Program]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_capture(
@@ -127,7 +130,8 @@ class FrozenNetwork:
                     chain: list[Map] = []
                     for word in branch.words:
                         chain += word.maps(blocks[index], f"blocks.{index}.", self.coefficients, self.freeze)
-                    branches.append(Branch(f"{branch.role}.{index}", tuple(chain)))
+                    name = f"{branch.role}.{index}"
+                    branches.append(Branch(name, linear_part(chain) if name in self.dropped else tuple(chain)))
                 stages.append(Stage(tuple(branches), block=index))
         return tuple(stages)
 
@@ -145,10 +149,11 @@ class FrozenNetwork:
         InputError
             If the target lies before the source, or the rows of a probe do not fit the output.
         """
+        # The place is kept with its program: the id of a probe's rows is theirs only as long as they live.
         key = (source, f"{target.kind} {target.index} {id(target.rows)}")
         if key not in self._programs:
-            self._programs[key] = self._program(source, target)
-        return self._programs[key]
+            self._programs[key] = (target, self._program(source, target))
+        return self._programs[key][1]
 
     def _program(self, source: int, target: Place) -> Program:
         if target.index is not None and target.index < source:
@@ -229,9 +234,14 @@ class FrozenNetwork:
                 have = tuple(changed[name].shape) if name in changed else "no such coefficient"
                 raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
             changed[name] = value.to(changed[name])
+        dropped = set(self.dropped)
         for item in drop:
             _drop(changed, item, self.blocks)
-        return type(self)(self.loaded, self.family, self.prompts, self.freeze, changed, self.streams)
+            if isinstance(item, Place):
+                dropped.add(f"{item.kind}.{item.index}")
+        return type(self)(
+            self.loaded, self.family, self.prompts, self.freeze, changed, self.streams, frozenset(dropped)
+        )
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,13 @@ def structural_copy(model: nn.Module) -> Any:
     Raises
     ------
     UnsupportedModelError
-        If something in the model cannot be copied; the message names the module.
+        If something in the model cannot be copied, or has no values in memory; the message names it.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UnsupportedModelError(
+                f"{name} has no values in memory (meta device); load the model without offloading"
+            )
     memo: dict[int, Any] = {}
     for module in model.modules():
         for table in _HOOK_TABLES:
