@@ -81,6 +81,6 @@ def _checksums(tensor: Tensor) -> bytes:
         body = raw[:whole]
         if body.data_ptr() % 8 or body.storage_offset() % 8:
             body = body.clone()
-        blocks = body.view(torch.int64).view(-1, WORDS_PER_BLOCK)
-        parts += [blocks.sum(1).cpu().view(torch.uint8), blocks[:, 0].contiguous().cpu().view(torch.uint8)]
+        sums = body.view(torch.int64).view(-1, WORDS_PER_BLOCK).sum(1)
+        parts += [sums.cpu(), body.view(-1, 8 * WORDS_PER_BLOCK)[:, :8].cpu()]
     return b"".join(part.numpy().tobytes() for part in parts)
