@@ -1,0 +1,144 @@
+"""Unpacked GGUF weights: the same bits as transformers reads, kept whole or not at all, damage named."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from detjac_lanczos.errors import ModelError
+from detjac_lanczos.models import load_model
+from detjac_lanczos.models.cache import MANIFEST, WEIGHTS
+
+
+def folders(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_cached_model_is_bit_for_bit_the_one_transformers_reads(gguf_path: Path, own_cache: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
+    first, second = load_model(gguf_path), load_model(str(gguf_path))
+    assert first.fingerprint == second.fingerprint
+    wanted = model.state_dict()
+    ids = tokenizer("abcdxyz", return_tensors="pt").input_ids
+    for loaded in (first, second):
+        state = loaded.model.state_dict()
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[name], wanted[name]) for name in wanted)
+        assert loaded.model.lm_head.weight.data_ptr() == loaded.model.model.embed_tokens.weight.data_ptr()
+        assert loaded.model.config.rope_parameters == model.config.rope_parameters
+        assert loaded.model.config.rope_parameters["rope_theta"] == 5000.0
+        assert loaded.model.config.rms_norm_eps == model.config.rms_norm_eps
+        assert torch.equal(loaded.tokenizer("abcdxyz", return_tensors="pt").input_ids, ids)
+        assert torch.equal(loaded.model(ids).logits, model(ids).logits)
+
+
+def test_a_cached_model_is_no_longer_called_quantised(gguf_path: Path, own_cache: Path, tmp_path: Path) -> None:
+    loaded = load_model(gguf_path)
+    loaded.model.save_pretrained(tmp_path / "again")
+    loaded.tokenizer.save_pretrained(tmp_path / "again")
+    assert load_model(tmp_path / "again").fingerprint == loaded.fingerprint
+
+
+def test_dtype_is_converted_from_the_unpacked_float32(gguf_path: Path, own_cache: Path) -> None:
+    single, double = load_model(gguf_path).model.state_dict(), load_model(gguf_path, dtype="float64").model.state_dict()
+    assert all(
+        value.dtype == torch.float64 and torch.equal(value, single[name].double()) for name, value in double.items()
+    )
+
+
+@pytest.mark.parametrize("position", [0.2, 0.5, 0.999999])
+def test_one_flipped_bit_of_the_weights_is_found(gguf_path: Path, own_cache: Path, position: float) -> None:
+    load_model(gguf_path)
+    weights = folders(own_cache)[0] / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[int(position * len(content))] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"{WEIGHTS} is damaged; delete the folder"):
+        load_model(gguf_path)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", MANIFEST])
+def test_a_truncated_or_missing_file_of_the_cache_is_named(gguf_path: Path, own_cache: Path, name: str) -> None:
+    load_model(gguf_path)
+    path = folders(own_cache)[0] / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ModelError, match=rf"{name} is damaged; delete the folder"):
+        load_model(gguf_path)
+    path.unlink()
+    if name != MANIFEST:
+        with pytest.raises(ModelError, match=rf"{name} is damaged; delete the folder"):
+            load_model(gguf_path)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 60, 900, -500])
+def test_a_truncated_gguf_file_is_refused_and_leaves_nothing(
+    gguf_path: Path, own_cache: Path, tmp_path: Path, keep: int
+) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf_path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"cut\.gguf (cannot be read|is no GGUF file)") as caught:
+        load_model(cut)
+    assert "\n" not in str(caught.value)
+    assert folders(own_cache) == []
+
+
+def test_a_cache_that_cannot_be_written_is_said(gguf_path: Path, own_cache: Path) -> None:
+    own_cache.parent.parent.mkdir()
+    own_cache.parent.write_text("a file where the folder should be")
+    with pytest.raises(ModelError, match="XDG_CACHE_HOME"):
+        load_model(gguf_path)
+
+
+SLOW_LOAD = """
+import sys, time
+from pathlib import Path
+from detjac_lanczos.models import cache, load_model
+unpack = cache.unpack
+def slow(path, folder):
+    (folder / "half-written").touch()
+    with open({log!r}, "a") as log:
+        log.write("unpacking\\n")
+    time.sleep({seconds})
+    return unpack(path, folder)
+cache.unpack = slow
+print(load_model({path!r}).fingerprint)
+"""
+
+
+def start(code: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+
+
+def test_a_process_killed_while_unpacking_leaves_no_model_behind(
+    gguf_path: Path, own_cache: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    process = start(SLOW_LOAD.format(log=str(log), seconds=60, path=str(gguf_path)))
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (leftover,) = folders(own_cache)
+    assert ".tmp" in leftover.name and not (leftover / MANIFEST).exists()
+    load_model(gguf_path)
+    (folder,) = folders(own_cache)
+    assert ".tmp" not in folder.name and (folder / MANIFEST).exists()
+
+
+def test_two_processes_at_once_unpack_once_and_agree(gguf_path: Path, own_cache: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = SLOW_LOAD.format(log=str(log), seconds=1, path=str(gguf_path))
+    processes = [start(code), start(code)]
+    outputs = {process.communicate(timeout=120)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs == {load_model(gguf_path).fingerprint + "\n"}
+    assert log.read_text() == "unpacking\n"

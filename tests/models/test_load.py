@@ -1,0 +1,175 @@
+"""Every road to a model ends in the same pair, or in one line that says what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.models import LoadedModel, load_model
+
+
+def test_a_folder_gives_the_weights_that_were_saved(folder: Path, live: tuple[Any, Any]) -> None:
+    model, tokenizer = live
+    loaded = load_model(folder)
+    assert not loaded.model.training
+    assert loaded.name == str(folder)
+    assert loaded.context_length == 40
+    assert loaded.dtype == torch.float32 and loaded.device == torch.device("cpu")
+    ids = loaded.tokenizer("w3 w5 w7", return_tensors="pt").input_ids
+    assert torch.equal(ids, tokenizer("w3 w5 w7", return_tensors="pt").input_ids)
+    assert torch.equal(loaded.model(ids).logits, model(ids).logits)
+
+
+def test_roads_share_one_fingerprint_and_other_weights_have_another(folder: Path, live: tuple[Any, Any]) -> None:
+    model, tokenizer = live
+    by_folder, by_hand, by_pair = load_model(str(folder)), load_model(model, tokenizer), load_model(live)
+    assert by_folder.fingerprint == by_hand.fingerprint == by_pair.fingerprint
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-6
+    assert load_model(model, tokenizer).fingerprint != by_folder.fingerprint
+
+
+def test_swapped_rows_change_the_fingerprint(live: tuple[Any, Any]) -> None:
+    model, _ = live
+    before = load_model(model).fingerprint
+    with torch.no_grad():
+        weight = model.model.embed_tokens.weight
+        weight.copy_(weight.flip(0))
+    assert load_model(model).fingerprint != before
+
+
+def test_a_live_model_is_returned_untouched(live: tuple[Any, Any]) -> None:
+    model, tokenizer = live
+    model.train()
+    model.model.norm.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loaded = load_model(model, tokenizer)
+    assert loaded.model is model and loaded.tokenizer is tokenizer
+    assert model.training
+    assert not model.model.norm.weight.requires_grad and model.lm_head.weight.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert load_model(loaded) is loaded
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16", torch.float64])
+def test_dtype_converts_what_is_loaded(folder: Path, dtype: Any) -> None:
+    wanted = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    loaded = load_model(folder, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {wanted}
+    assert loaded.fingerprint != load_model(folder).fingerprint
+
+
+def test_auto_is_the_stored_dtype(tmp_path: Path, live: tuple[Any, Any]) -> None:
+    model, tokenizer = live
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_model(tmp_path).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8", "double", torch.int32, torch.complex64, 32, None])
+def test_wrong_dtypes_are_refused(folder: Path, dtype: Any) -> None:
+    with pytest.raises(InputError, match=r"dtype .* use 'auto' or one of float64, float32, bfloat16, float16"):
+        load_model(folder, dtype=dtype)
+
+
+def test_wrong_devices_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="device 'abacus' cannot be used"):
+        load_model(folder, device="abacus")
+
+
+def test_a_live_model_is_not_converted_in_place(live: tuple[Any, Any]) -> None:
+    with pytest.raises(InputError, match=r"live in torch.float32.*convert it first"):
+        load_model(*live, dtype="float64")
+    with pytest.raises(InputError, match=r"live on cpu.*move it first"):
+        load_model(*live, device="meta")
+    assert load_model(*live, dtype="float32", device="cpu").model is live[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (3, "not int"),
+        (torch.nn.Linear(2, 2), "PreTrainedModel, not Linear"),
+        ("no such model", "no model at"),
+        ("missing.gguf", "no model at"),
+        ("/nowhere/at/all", "no model at"),
+        (Path("nowhere"), "no model at"),
+    ],
+)
+def test_what_is_no_model_is_refused(what: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_model(what)
+
+
+def test_files_and_folders_without_a_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        load_model(tmp_path)
+    (tmp_path / "notes.txt").write_text("words")
+    with pytest.raises(InputError, match=r"no \.gguf"):
+        load_model(tmp_path / "notes.txt")
+
+
+def test_a_tokenizer_goes_with_a_live_model_only(folder: Path, live: tuple[Any, Any]) -> None:
+    with pytest.raises(InputError, match="live model only"):
+        load_model(folder, live[1])
+
+
+def test_a_hub_id_out_of_reach_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"'someone/something' is not on this machine.*cannot be reached") as caught:
+        load_model("someone/something")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="did you mean 'smollm2'"):
+        load_model("smolm2")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(folder: Path, live: tuple[Any, Any], bad: float) -> None:
+    model, tokenizer = live
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight[2, 3] = bad
+    model.save_pretrained(folder)
+    for what in ((folder,), (model, tokenizer)):
+        with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.o_proj\.weight' holds 1 NaN or infinite"):
+            load_model(*what)
+
+
+def test_large_finite_weights_pass(live: tuple[Any, Any]) -> None:
+    model, tokenizer = live
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(3e38)
+    assert isinstance(load_model(model, tokenizer), LoadedModel)
+
+
+def test_truncated_and_missing_weights_are_refused(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="cannot load") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+    weights.write_bytes(whole)
+    tensors = load_file(weights)
+    del tensors["model.layers.0.mlp.down_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights.*layers\.0\.mlp\.down_proj"):
+        load_model(folder)
+
+
+def test_a_models_own_code_is_not_run_unless_asked(folder: Path) -> None:
+    import json
+
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "conf.C", "AutoModelForCausalLM": "code.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "conf.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n")
+    with pytest.raises(InputError, match="trust_remote_code=True"):
+        load_model(folder)
+    assert not (folder / "ran").exists()

@@ -1,0 +1,59 @@
+"""The layout of the repository hides nothing from transformers, and untried versions of it are refused."""
+
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from detjac_lanczos import _requirements
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code: str, cwd: Path, path: str = "") -> "subprocess.CompletedProcess[str]":
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": path, "HOME": str(cwd)}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("where", ["in the root", "root on the path", "elsewhere"])
+def test_transformers_imports_from_everywhere(where: str, tmp_path: Path) -> None:
+    cwd = ROOT if where == "in the root" else tmp_path
+    modules = "from transformers import LlamaForCausalLM\n"
+    if find_spec("bitsandbytes"):
+        modules += "import bitsandbytes\n"
+    done = run(modules + "import detjac_kernels, detjac_lanczos", cwd, str(ROOT) if where == "root on the path" else "")
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_is_light(tmp_path: Path) -> None:
+    code = "import sys, detjac_lanczos; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    assert run(code, tmp_path).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("version", ["4.57.1", "5.22.0", "6.0.0"])
+def test_untried_versions_of_transformers_are_refused_at_import(version: str, tmp_path: Path) -> None:
+    folder = tmp_path / "site" / f"transformers-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: transformers\nVersion: {version}\n")
+    done = run("import detjac_lanczos", tmp_path, str(folder.parent))
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert f"transformers {version} is installed, detjac_lanczos needs transformers<6,>=5.23; install one with" in last
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from packaging.specifiers import SpecifierSet
+
+    monkeypatch.setattr(_requirements, "REQUIREMENTS", {"no-such-package": SpecifierSet(">=1")})
+    with pytest.raises(_requirements.RequirementError, match=r"no-such-package is not installed.*pip install"):
+        _requirements.check_requirements()
+
+
+def test_the_ranges_checked_are_those_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {(r := Requirement(text)).name: r.specifier for text in project["dependencies"]}
+    assert {name: declared[name] for name in _requirements.REQUIREMENTS} == _requirements.REQUIREMENTS
