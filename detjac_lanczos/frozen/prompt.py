@@ -34,7 +34,7 @@ def read_prompts(
     *,
     chat: bool,
     add_special_tokens: bool,
-    input_ids: Tensor | Sequence[int] | None,
+    input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None,
     inputs_embeds: Tensor | None,
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a call, each with at least one token and no longer than the model's context.
@@ -105,14 +105,18 @@ def _from_embeds(loaded: LoadedModel, embeds: Tensor) -> Prompt:
     return Prompt(None, (), tuple(f"<{i}>" for i in range(len(embeds))), embeds)
 
 
-def _rows_of_ids(input_ids: Tensor | Sequence[int]) -> list[list[int]]:
-    ids = torch.as_tensor(input_ids)
-    if ids.is_floating_point() or ids.ndim not in (1, 2):
-        raise InputError(
-            f"input_ids must be integers of shape (positions,) or (prompts, positions), not {tuple(ids.shape)}"
-        )
-    rows: list[list[int]] = (ids[None] if ids.ndim == 1 else ids).tolist()
-    return rows
+def _rows_of_ids(input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
+    try:
+        if isinstance(input_ids, list | tuple) and any(isinstance(row, list | tuple | Tensor) for row in input_ids):
+            rows = [torch.as_tensor(row) for row in input_ids]
+        else:
+            ids = torch.as_tensor(input_ids)
+            rows = [ids] if ids.ndim == 1 else list(ids)
+    except (ValueError, TypeError, RuntimeError):
+        rows = []
+    if not rows or any(row.ndim != 1 or row.is_floating_point() for row in rows):
+        raise InputError("input_ids must be integers: (positions,), (prompts, positions) or one list per prompt")
+    return [row.tolist() for row in rows]
 
 
 def decode(loaded: LoadedModel, token_id: int) -> str:

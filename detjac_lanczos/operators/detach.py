@@ -30,7 +30,7 @@ def detach(
     freeze: Freeze = "gate",
     chat: bool = False,
     add_special_tokens: bool = True,
-    input_ids: Tensor | Sequence[int] | None = None,
+    input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     inputs_embeds: Tensor | None = None,
 ) -> DetachedNetwork:
     """Run a model once on a prompt and freeze its norms, gates and attention weights at the values they take there.
@@ -47,7 +47,7 @@ def detach(
     chat : bool
         Put the prompt through the tokenizer's chat template.
     add_special_tokens : bool
-    input_ids : integers of shape (positions,) or (prompts, positions), optional
+    input_ids : integers of shape (positions,) or (prompts, positions), or one list per prompt, optional
         In place of a prompt.
     inputs_embeds : Tensor, shape (positions, hidden size), optional
         In place of a prompt.
