@@ -1,0 +1,27 @@
+"""Leading singular triplets of any linear operator, with what was measured about them.
+
+Knows nothing of language models: an operator is its products with A and its transpose.
+"""
+
+from detjac_lanczos.solvers.certificate import Certificate, Cluster
+from detjac_lanczos.solvers.check import OperatorReport, check_operator
+from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator
+from detjac_lanczos.solvers.options import Progress
+from detjac_lanczos.solvers.result import Status, SVDResult, Work
+from detjac_lanczos.solvers.svd import svd, svd_batch
+
+__all__ = [
+    "Certificate",
+    "Cluster",
+    "LinearOperator",
+    "OperatorBatch",
+    "OperatorReport",
+    "Progress",
+    "SVDResult",
+    "Status",
+    "Work",
+    "as_operator",
+    "check_operator",
+    "svd",
+    "svd_batch",
+]

@@ -1,0 +1,107 @@
+"""Growing stores of row vectors, and blocks of rows made orthonormal to them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class RowStore:
+    """Row vectors appended block by block, kept in one tensor that doubles when full."""
+
+    def __init__(self, width: int, dtype: torch.dtype, device: torch.device, capacity: int = 32) -> None:
+        self._storage = torch.empty(capacity, width, dtype=dtype, device=device)
+        self.count = 0
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows so far, ``(count, width)``, as a view."""
+        return self._storage[: self.count]
+
+    def append(self, block: Tensor) -> None:
+        """Append the rows of ``block``, ``(b, width)``."""
+        needed = self.count + block.shape[0]
+        if needed > self._storage.shape[0]:
+            grown = self._storage.new_empty(max(needed, 2 * self._storage.shape[0]), self._storage.shape[1])
+            grown[: self.count] = self.rows
+            self._storage = grown
+        self._storage[self.count : needed] = block
+        self.count = needed
+
+
+def to_numpy(matrix: Tensor) -> np.ndarray:
+    """Return a small matrix as float64 on the host, where small factorisations are fastest."""
+    return matrix.detach().to(device="cpu", dtype=torch.float64).numpy()
+
+
+def like(array: np.ndarray, model: Tensor) -> Tensor:
+    """Return a small host matrix in the dtype and on the device of ``model``."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device=model.device, dtype=model.dtype)
+
+
+def project_out(rows: Tensor, basis: Tensor) -> Tensor:
+    """Return ``rows`` less their components along the orthonormal rows of ``basis``."""
+    return rows - (rows @ basis.T) @ basis if basis.shape[0] else rows
+
+
+def orthonormal_rows(rows: Tensor) -> Tensor:
+    """Return orthonormal rows that span what the given rows (independent) span."""
+    basis: Tensor = torch.linalg.qr(rows.T).Q
+    return basis.T
+
+
+def dominant_rows(candidates: Tensor, width: int, threshold: float) -> tuple[Tensor, np.ndarray]:
+    """Return the leading right singular directions of ``candidates``: at most ``width``, all above ``threshold``.
+
+    Parameters
+    ----------
+    candidates : Tensor, shape (c, d)
+    width : int
+    threshold : float
+        Directions with a singular value at or below it are deflated.
+
+    Returns
+    -------
+    rows : Tensor, shape (b, d), orthonormal, b <= width
+    strengths : ndarray, shape (min(c, d),)
+        All singular values, descending.
+    """
+    factor = torch.linalg.qr(candidates.T)
+    _, strengths, right = np.linalg.svd(to_numpy(factor.R).T, full_matrices=False)
+    kept = min(width, int((strengths > threshold).sum()))
+    return like(right[:kept], candidates) @ factor.Q.T, strengths
+
+
+def complete_block(block: Tensor, basis: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Make a block orthonormal to a basis, and fill it up to ``width`` with random directions orthogonal to both.
+
+    Parameters
+    ----------
+    block : Tensor, shape (b, d)
+        Orthonormal rows, already nearly orthogonal to ``basis``: this is the second of the two projections that full
+        reorthogonalisation needs.
+    basis : Tensor, shape (m, d), orthonormal rows
+    width : int
+        Rows wanted; fewer come back only where the space has no more dimensions.
+    generator : torch.Generator
+        On the host, so that the numbers drawn do not depend on the device.
+
+    Returns
+    -------
+    Tensor, shape (min(width, d - m), d)
+    """
+    room = basis.shape[1] - basis.shape[0]
+    block = block[:room]
+    missing = min(width, room) - block.shape[0]
+    if missing > 0:
+        block = torch.cat([block, random_rows(missing, block, generator)])
+    if block.shape[0] == 0:
+        return block
+    for _ in range(2 if missing > 0 else 1):
+        block = orthonormal_rows(project_out(block, basis))
+    return project_out(block, basis) if missing > 0 else block
+
+
+def random_rows(count: int, model: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw Gaussian rows ``(count, d)`` in the dtype and on the device of ``model`` of shape (…, d)."""
+    drawn = torch.randn(count, model.shape[1], dtype=torch.float64, generator=generator)
+    return drawn.to(device=model.device, dtype=model.dtype)

@@ -1,0 +1,156 @@
+"""The TRIPLETS claim, made of measured quantities only."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Values that their residuals cannot tell apart: one invariant subspace rather than separate vectors.
+
+    Attributes
+    ----------
+    indices : tuple of int
+    residual : float
+        max(‖A V - U S‖₂, ‖Aᵀ U - V S‖₂) over the group, absolute.
+    """
+
+    indices: tuple[int, ...]
+    residual: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """TRIPLETS: A has ``claimed`` distinct singular values, one within ``radius`` of each claimed s_i.
+
+    Distinct counts multiplicity. Deterministic, about the operator as computed. The j-th singular value is moreover at least s_j, less rounding.
+
+    Attributes
+    ----------
+    k, claimed : int
+        Triplets asked for, and how many meet ``tol``.
+    tol : float
+        The bound on max(ρ_R, ρ_L) / σ_j that a claimed triplet meets.
+    residual : float
+        The largest of these among the claimed triplets.
+    e_k : float
+        max(‖A V - U S‖₂, ‖Aᵀ U - V S‖₂) over the claimed triplets.
+    orthonormality : tuple of float
+        ‖Uᵀ U - I‖₂ and ‖Vᵀ V - I‖₂.
+    adjoint_defect : float
+        ‖Uᵀ (A V) - (Aᵀ U)ᵀ V‖₂ / σ_1: how far the two directions are from being transposes of each other.
+    floor : float
+        c ε σ_1 √passes: what rounding of the operator alone can do.
+    clusters : tuple of Cluster
+
+    Notes
+    -----
+    Source: residual bound of [0 A; Aᵀ 0] for a block, Parlett, The Symmetric Eigenvalue Problem, 11.5.
+    """
+
+    k: int
+    claimed: int
+    tol: float
+    residual: float
+    e_k: float
+    orthonormality: tuple[float, float]
+    adjoint_defect: float
+    floor: float
+    clusters: tuple[Cluster, ...]
+    sigma_1: float
+
+    @property
+    def radius(self) -> float:
+        """``e_k`` plus what the measured loss of orthonormality and adjointness can add."""
+        return self.e_k + self.sigma_1 * (sum(self.orthonormality) + self.adjoint_defect)
+
+    @property
+    def line(self) -> str:
+        """The claim in one line."""
+        return f"TRIPLETS {self.claimed}/{self.k}, residual ≤ {_rounded_up(self.residual)}"
+
+
+def certify_triplets(
+    U: Tensor, S: Tensor, V: Tensor, AV: Tensor, AtU: Tensor, *, tol: float, floor: float, exact: bool = False
+) -> tuple[Tensor, Certificate]:
+    """Measure triplets against products of the operator and state what they prove.
+
+    Parameters
+    ----------
+    U, AV : Tensor, shape (d_out, k)
+    S : Tensor, shape (k,)
+    V, AtU : Tensor, shape (d_in, k)
+    tol : float
+    floor : float
+        What rounding of the operator alone can do, absolute.
+    exact : bool
+        The whole spectrum is known: values under the floor are zeros of the operator, and claimed as such.
+
+    Returns
+    -------
+    residuals : Tensor, shape (k, 2), float64
+        ρ_R and ρ_L, absolute.
+    certificate : Certificate
+    """
+    U, V, AV, AtU = (block.to(torch.float64) for block in (U, V, AV, AtU))
+    sigma = S.to(torch.float64)
+    top = float(sigma.max())
+    right, left = AV - U * sigma, AtU - V * sigma
+    residuals = torch.stack([right.norm(dim=0), left.norm(dim=0)], dim=1)
+    worst = residuals.amax(dim=1)
+    met = worst <= tol * sigma
+    if exact:
+        met |= (sigma <= floor) & (worst <= floor)
+    relative = torch.where(sigma > floor, worst / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), worst / (top or 1.0))
+    adjoint = spectral_norm(U.T @ AV - AtU.T @ V)
+    certificate = Certificate(
+        k=len(sigma),
+        claimed=int(met.sum()),
+        tol=tol,
+        residual=float(relative[met].max()) if bool(met.any()) else 0.0,
+        e_k=max(spectral_norm(right[:, met]), spectral_norm(left[:, met])),
+        orthonormality=(_orthonormality(U), _orthonormality(V)),
+        adjoint_defect=adjoint / top if top > 0 else 0.0,
+        floor=floor,
+        clusters=_clusters(sigma, worst, right, left),
+        sigma_1=top,
+    )
+    return residuals, certificate
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """Return ‖matrix‖₂, 0 for an empty one."""
+    return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0
+
+
+def _orthonormality(block: Tensor) -> float:
+    return spectral_norm(block.T @ block - torch.eye(block.shape[1], dtype=block.dtype, device=block.device))
+
+
+def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor) -> tuple[Cluster, ...]:
+    groups: list[list[int]] = []
+    for index in range(len(sigma)):
+        apart = index == 0 or float(sigma[index - 1] - sigma[index]) > float(worst[index - 1] + worst[index])
+        if apart:
+            groups.append([index])
+        else:
+            groups[-1].append(index)
+    return tuple(
+        Cluster(tuple(group), max(spectral_norm(right[:, group]), spectral_norm(left[:, group])))
+        for group in groups
+        if len(group) > 1
+    )
+
+
+def _rounded_up(value: float) -> str:
+    """Two digits, never below the value itself."""
+    if value == 0.0:
+        return "0"
+    text = f"{value:.1e}"
+    if float(text) < value:
+        step = 10.0 ** int(text.split("e")[1]) / 10
+        text = f"{float(text) + step:.1e}"
+    mantissa, exponent = text.split("e")
+    return f"{mantissa}e{int(exponent)}"

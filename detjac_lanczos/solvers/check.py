@@ -1,0 +1,116 @@
+"""Does an operator keep its contract? Plain sentences for what it does not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.operator import LinearOperator, as_operator
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, working_dtype
+
+_WIDTH = 3
+
+
+@dataclass(frozen=True)
+class OperatorReport:
+    """What :func:`check_operator` found.
+
+    Attributes
+    ----------
+    problems : tuple of str
+        One sentence for each broken part of the contract; empty for a sound operator.
+    adjoint_defect : float
+        max |⟨A v, u⟩ - ⟨v, Aᵀ u⟩| / (‖A v‖ ‖u‖) over random u and v; NaN where products could not be compared.
+    adjoint_bound : float
+        What rounding explains of it, c ε √rows.
+    """
+
+    problems: tuple[str, ...]
+    adjoint_defect: float
+    adjoint_bound: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        """Return the problems, one a line."""
+        if self.ok:
+            return f"ok: adjoint to {self.adjoint_defect:.1e}, rounding explains {self.adjoint_bound:.1e}"
+        return "\n".join(self.problems)
+
+
+def check_operator(A: Any, seed: int = 0) -> OperatorReport:
+    """Test an operator's shapes, finiteness, determinism, linearity and adjointness on random blocks.
+
+    Parameters
+    ----------
+    A : LinearOperator, or what :func:`as_operator` takes
+    seed : int
+
+    Returns
+    -------
+    OperatorReport
+
+    Raises
+    ------
+    InputError
+        ``A`` is no real linear operator at all.
+    """
+    operator = as_operator(A)
+    d_out, d_in = operator.shape
+    eps = epsilon(operator.dtype)
+    bound = adjoint_bound(eps, max(d_out, d_in))
+    generator = torch.Generator().manual_seed(seed)
+    V, U = (_random(rows, operator, generator) for rows in (d_in, d_out))
+    AV, forward = _check_way("matmat", operator.matmat, V, d_out, operator, bound)
+    AtU, transposed = _check_way("rmatmat", operator.rmatmat, U, d_in, operator, bound)
+    problems = forward + transposed
+    if AV is None or AtU is None:
+        return OperatorReport(tuple(problems), float("nan"), bound)
+    lengths = AV.norm(dim=0)[None, :] * U.norm(dim=0)[:, None]
+    defect = float(((U.T @ AV - AtU.T @ V).abs() / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).max())
+    if defect > bound:
+        problems.append(
+            f"rmatmat is not the transpose of matmat: ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by {defect:.1e} of ‖A v‖ ‖u‖, "
+            f"rounding explains {bound:.1e}"
+        )
+    return OperatorReport(tuple(problems), defect, bound)
+
+
+def _check_way(
+    name: str, apply: Callable[[Tensor], Tensor], block: Tensor, rows: int, operator: LinearOperator, bound: float
+) -> tuple[Tensor | None, list[str]]:
+    """Return the product in float64, None where it is unusable, and what is wrong with it."""
+    try:
+        product = apply(block)
+    except Exception as error:
+        return None, [f"{name} failed on a block of shape {tuple(block.shape)}: {type(error).__name__}: {error}"]
+    if tuple(product.shape) != (rows, block.shape[1]):
+        return None, [f"{name} returned shape {tuple(product.shape)} instead of {(rows, block.shape[1])}"]
+    if not product.dtype.is_floating_point:
+        return None, [f"{name} returned {product.dtype}: a real floating point type is needed"]
+    if product.device.type != torch.device(operator.device).type:
+        return None, [f"{name} returned a product on {product.device}, the operator is on {operator.device}"]
+    if not bool(torch.isfinite(product).all()):
+        return None, [f"{name} returned NaN or infinite values for finite input"]
+    problems = []
+    kept, first = block.clone(), product.to(torch.float64)
+    size = float(first.norm()) or 1.0
+    if float((apply(block).to(torch.float64) - first).norm()) > bound * size:
+        problems.append(f"{name} is not deterministic: the same block gave two different products")
+    elif float((apply(block[:, :1]).to(torch.float64) - first[:, :1]).norm()) > bound * size:
+        problems.append(f"{name} is not the same column by column: a column alone gives another product")
+    elif float((apply(-2.0 * block).to(torch.float64) + 2.0 * first).norm()) > 2.0 * bound * size:
+        problems.append(f"{name} is not linear: -2 times a block does not give -2 times its product")
+    if not torch.equal(kept, block):
+        problems.append(f"{name} changes the block that it is given")
+    return first, problems
+
+
+def _random(rows: int, operator: LinearOperator, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(rows, _WIDTH, dtype=torch.float64, generator=generator)
+    return drawn.to(device=operator.device, dtype=working_dtype(operator.dtype))

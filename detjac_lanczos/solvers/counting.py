@@ -1,0 +1,137 @@
+"""Every product of a solve goes through here: it is counted, and its answer is checked."""
+
+import time
+from collections.abc import Sequence
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import OperatorError
+from detjac_lanczos.solvers.operator import OperatorBatch
+from detjac_lanczos.solvers.rounding import working_dtype
+
+
+class Direction(Enum):
+    """Which way a pass goes."""
+
+    FORWARD = "forward"
+    TRANSPOSED = "transposed"
+
+    @property
+    def other(self) -> "Direction":
+        """The opposite way."""
+        return Direction.TRANSPOSED if self is Direction.FORWARD else Direction.FORWARD
+
+
+class CountingBatch:
+    """A batch seen by the solvers: blocks are rows, products come back in working precision, all is counted.
+
+    One call is one pass. Products of the wrong shape, dtype or device raise; non-finite ones are noted in
+    ``nonfinite``, so that one operator's overflow does not end the others' solve.
+
+    Attributes
+    ----------
+    forward, transposed : list of int
+        Columns applied to each operator.
+    passes : list of int
+        Sweeps that each operator took part in.
+    row_sweeps : list of float
+        Rows sent through all layers for each operator; a shared column is split evenly.
+    sweeps : list of (rows, seconds)
+        Rows and time of every pass, in order.
+    nonfinite : dict
+        A sentence for each operator that returned NaN or infinity.
+    """
+
+    def __init__(self, batch: OperatorBatch) -> None:
+        self.batch = batch
+        self.shapes = [(int(rows), int(columns)) for rows, columns in batch.shapes]
+        self.operator_dtype = batch.dtype
+        self.dtype = working_dtype(batch.dtype)
+        self.device = torch.device(batch.device)
+        count = len(self.shapes)
+        self.costs = [float(batch.cost(index)) for index in range(count)]
+        self.shared_cost = float(batch.shared_cost())
+        self.forward = [0] * count
+        self.transposed = [0] * count
+        self.passes = [0] * count
+        self.row_sweeps = [0.0] * count
+        self.sweeps: list[tuple[float, float]] = []
+        self.nonfinite: dict[int, str] = {}
+        self.began = time.perf_counter()
+
+    def __len__(self) -> int:
+        """Return how many operators there are."""
+        return len(self.shapes)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the solve began."""
+        return time.perf_counter() - self.began
+
+    def apply(self, direction: Direction, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        """Apply each operator, or its transpose, to its own block in one pass.
+
+        Parameters
+        ----------
+        direction : Direction
+        blocks : list of (operator, rows), rows of shape (b_i, d_in) forward, (b_i, d_out) transposed
+
+        Returns
+        -------
+        list of Tensor, shape (b_i, d_out) forward, (b_i, d_in) transposed
+
+        Raises
+        ------
+        OperatorError
+            A product has the wrong shape, dtype or device.
+        """
+        began = time.perf_counter()
+        columns = [(index, rows.T) for index, rows in blocks]
+        forward = direction is Direction.FORWARD
+        products = self.batch.matmat(columns) if forward else self.batch.rmatmat(columns)
+        if len(products) != len(blocks):
+            raise OperatorError(f"a {direction.value} pass of {len(blocks)} blocks returned {len(products)} of them")
+        swept = 0.0
+        counts = self.forward if forward else self.transposed
+        for index, rows in blocks:
+            counts[index] += rows.shape[0]
+            self.passes[index] += 1
+            self.row_sweeps[index] += rows.shape[0] * self.costs[index]
+            swept += rows.shape[0] * self.costs[index]
+        checked = [
+            self._checked(index, direction, rows.shape[0], product)
+            for (index, rows), product in zip(blocks, products, strict=True)
+        ]
+        self.sweeps.append((swept, time.perf_counter() - began))
+        return checked
+
+    def apply_shared(self, rows: Tensor) -> list[Tensor]:
+        """Apply every transpose to the same rows ``(b, d_out)`` in one pass; returns one ``(b, d_in)`` for each."""
+        began = time.perf_counter()
+        products = self.batch.rmatmat_shared(rows.T)
+        width = rows.shape[0]
+        if len(products) != len(self):
+            raise OperatorError(f"a shared pass over {len(self)} operators returned {len(products)} blocks")
+        for index in range(len(self)):
+            self.transposed[index] += width
+            self.passes[index] += 1
+            self.row_sweeps[index] += width * self.shared_cost / len(self)
+        checked = [self._checked(index, Direction.TRANSPOSED, width, block) for index, block in enumerate(products)]
+        self.sweeps.append((width * self.shared_cost, time.perf_counter() - began))
+        return checked
+
+    def _checked(self, index: int, direction: Direction, width: int, product: Tensor) -> Tensor:
+        d_out, d_in = self.shapes[index]
+        expected = (d_out if direction is Direction.FORWARD else d_in, width)
+        where = f"operator {index}, {direction.value} pass {self.passes[index]}"
+        if tuple(product.shape) != expected:
+            raise OperatorError(f"{where}: the product has shape {tuple(product.shape)} instead of {expected}")
+        if not product.dtype.is_floating_point:
+            raise OperatorError(f"{where}: the product is {product.dtype}, a real floating point type is needed")
+        if product.device.type != self.device.type:
+            raise OperatorError(f"{where}: the product is on {product.device} and the operator on {self.device}")
+        if index not in self.nonfinite and not bool(torch.isfinite(product).all()):
+            self.nonfinite[index] = f"{where}: the product holds NaN or infinite values"
+        return product.T.to(self.dtype)

@@ -1,0 +1,125 @@
+"""Two orthonormal bases with their stored products, and the Ritz triplets that they hold."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.basis import RowStore, like, project_out, to_numpy
+from detjac_lanczos.solvers.counting import Direction
+
+
+@dataclass(frozen=True)
+class RitzTriplets:
+    """Leading Ritz triplets with both residuals, measured from stored products; vectors are rows.
+
+    Attributes
+    ----------
+    values : ndarray, shape (r,), descending
+    left, right : Tensor, shape (r, d_out) and (r, d_in)
+    left_products, right_products : Tensor, shape (r, d_in) and (r, d_out)
+        Aᵀ u and A v.
+    right_residuals, left_residuals : Tensor, shape (r, d_out) and (r, d_in)
+        A v - σ u and Aᵀ u - σ v.
+    norms : ndarray, shape (r, 2)
+        ρ_R = ‖A v - σ u‖ and ρ_L = ‖Aᵀ u - σ v‖.
+    """
+
+    values: np.ndarray
+    left: Tensor
+    right: Tensor
+    left_products: Tensor
+    right_products: Tensor
+    right_residuals: Tensor
+    left_residuals: Tensor
+    norms: np.ndarray
+
+
+class Factorisation:
+    """Block Golub-Kahan state of one operator A (d_out × d_in).
+
+    ``V`` and ``U`` have orthonormal rows; their products ``AV`` and ``AtU`` are stored as the operator returned them
+    (times ``scale``), so that residuals are measured and never inferred from the recurrence. After a forward pass V
+    may hold more vectors than U, after a transposed one the opposite: Ritz triplets may be taken after either.
+
+    Source: Golub, Kahan 1965; full reorthogonalisation twice, Parlett, The Symmetric Eigenvalue Problem, 6.9.
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        d_out, d_in = shape
+        self.shape = shape
+        self.V = RowStore(d_in, dtype, device)
+        self.AV = RowStore(d_out, dtype, device)
+        self.U = RowStore(d_out, dtype, device)
+        self.AtU = RowStore(d_in, dtype, device)
+        self._projected = np.zeros((32, 32))
+
+    @property
+    def projected(self) -> np.ndarray:
+        """``Uᵀ A V``, float64 ``(count of U, count of V)``; each entry from the younger vector's product."""
+        return self._projected[: self.U.count, : self.V.count]
+
+    @property
+    def steps(self) -> int:
+        """How many triplets the two bases can hold."""
+        return min(self.U.count, self.V.count)
+
+    def absorb(self, direction: Direction, block: Tensor, product: Tensor) -> None:
+        """Store a block with its product.
+
+        Parameters
+        ----------
+        direction : Direction
+            FORWARD: the block joins V and its product is A applied to it; TRANSPOSED: U and Aᵀ.
+        block, product : Tensor
+            Rows; (b, d_in) and (b, d_out), or the other way round.
+        """
+        forward = direction is Direction.FORWARD
+        basis, products, opposite = (self.V, self.AV, self.U) if forward else (self.U, self.AtU, self.V)
+        start = basis.count
+        basis.append(block)
+        products.append(product)
+        self._reserve()
+        if not opposite.count:
+            return
+        entries = to_numpy(product @ opposite.rows.T)
+        if forward:
+            self._projected[: opposite.count, start : basis.count] = entries.T
+        else:
+            self._projected[start : basis.count, : opposite.count] = entries
+
+    def ritz(self, count: int) -> RitzTriplets:
+        """Return the leading ``count`` Ritz triplets (fewer where the bases are smaller)."""
+        left, values, right = np.linalg.svd(self.projected, full_matrices=False)
+        count = min(count, len(values))
+        values = values[:count]
+        mix_left, mix_right = like(left[:, :count].T, self.U.rows), like(right[:count], self.V.rows)
+        u, atu = mix_left @ self.U.rows, mix_left @ self.AtU.rows
+        v, av = mix_right @ self.V.rows, mix_right @ self.AV.rows
+        sigma = like(values, u)[:, None]
+        right_residuals, left_residuals = av - sigma * u, atu - sigma * v
+        norms = torch.stack([torch.linalg.vector_norm(r, dim=1) for r in (right_residuals, left_residuals)], dim=1)
+        return RitzTriplets(values, u, v, atu, av, right_residuals, left_residuals, to_numpy(norms))
+
+    def adjoint_defect(self) -> float:
+        """Return max |⟨u, A v⟩ - ⟨Aᵀ u, v⟩| / ‖A v‖ over the stored vectors, 0 where there are none."""
+        if not self.steps:
+            return 0.0
+        difference = self.U.rows @ self.AV.rows.T - self.AtU.rows @ self.V.rows.T
+        scale = torch.linalg.vector_norm(self.AV.rows, dim=1).clamp_min(torch.finfo(difference.dtype).tiny)
+        return float((difference.abs() / scale).max())
+
+    def outside(self, direction: Direction) -> Tensor:
+        """Return candidates for the next block of ``direction``: what stored products have outside its basis."""
+        if direction is Direction.FORWARD:
+            return project_out(self.AtU.rows, self.V.rows)
+        return project_out(self.AV.rows, self.U.rows)
+
+    def _reserve(self) -> None:
+        needed = max(self.U.count, self.V.count)
+        size = self._projected.shape[0]
+        if needed > size:
+            grown = np.zeros((max(needed, 2 * size),) * 2)
+            grown[:size, :size] = self._projected
+            self._projected = grown

@@ -1,0 +1,145 @@
+"""From measured triplets to the result that a user gets: one road for every method."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.certificate import certify_triplets
+from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.result import Status, SVDResult, Work
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found for one operator; vectors are rows, in the units of ``scale`` times the operator.
+
+    Attributes
+    ----------
+    values : Tensor, shape (k,)
+    left, right : Tensor, shape (k, d_out) and (k, d_in)
+    right_products, left_products : Tensor, shape (k, d_out) and (k, d_in)
+        A v and Aᵀ u.
+    """
+
+    values: Tensor
+    left: Tensor
+    right: Tensor
+    right_products: Tensor
+    left_products: Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Road:
+    """The method that was taken, why, and what was decided by timing on the way."""
+
+    method: str
+    why: str
+    choices: dict[str, Any]
+
+
+def finish(
+    batch: CountingBatch,
+    index: int,
+    found: Found | None,
+    status: Status,
+    road: Road,
+    options: Options,
+    *,
+    seconds: float,
+    certify: bool,
+) -> SVDResult:
+    """Measure what was found for operator ``index``, state what it proves and say how it ended.
+
+    A status of success that the measurement does not bear out becomes ``noise_floor``.
+    """
+    work = Work(batch.forward[index], batch.transposed[index], batch.passes[index], batch.row_sweeps[index], seconds)
+    shape = batch.shapes[index]
+    if found is None:
+        return _nothing_found(batch, index, status, road, options, work, shape)
+    doubles = [
+        block.to(torch.float64).T for block in (found.left, found.right, found.right_products, found.left_products)
+    ]
+    left, right, right_products, left_products = doubles
+    sigma = (found.values.to(torch.float64) / found.scale).to(batch.dtype)
+    floor = noise_floor(epsilon(batch.operator_dtype), float(sigma[0]), work.passes)
+    residuals, certificate = certify_triplets(
+        left,
+        sigma,
+        right,
+        right_products / found.scale,
+        left_products / found.scale,
+        tol=options.tol,
+        floor=floor,
+        exact=status is Status.BREAKDOWN_EXACT,
+    )
+    if status.successful and certificate.claimed < options.k:
+        status = Status.NOISE_FLOOR
+    return SVDResult(
+        U=left.to(batch.dtype),
+        S=sigma,
+        V=right.to(batch.dtype),
+        residuals=residuals,
+        certificate=certificate if certify else None,
+        status=status,
+        advice=_advice(status, batch, index, options, certificate.claimed),
+        work=work,
+        method=road.method,
+        why=road.why,
+        choices=road.choices,
+        floor=floor,
+    )
+
+
+def _nothing_found(
+    batch: CountingBatch,
+    index: int,
+    status: Status,
+    road: Road,
+    options: Options,
+    work: Work,
+    shape: tuple[int, int],
+) -> SVDResult:
+    def blank(*sizes: int, dtype: torch.dtype = batch.dtype) -> Tensor:
+        return torch.full(sizes, torch.nan, dtype=dtype, device=batch.device)
+
+    return SVDResult(
+        U=blank(shape[0], options.k),
+        S=blank(options.k),
+        V=blank(shape[1], options.k),
+        residuals=blank(options.k, 2, dtype=torch.float64),
+        certificate=None,
+        status=status,
+        advice=_advice(status, batch, index, options, 0),
+        work=work,
+        method=road.method,
+        why=road.why,
+        choices=road.choices,
+    )
+
+
+def _advice(status: Status, batch: CountingBatch, index: int, options: Options, claimed: int) -> str:
+    sentences = {
+        Status.CONVERGED: f"All {options.k} triplets meet the tolerance {options.tol:g}.",
+        Status.BREAKDOWN_EXACT: "The whole spectrum was found: every other singular value is zero, up to rounding.",
+        Status.NOISE_FLOOR: (
+            f"{claimed} of {options.k} triplets meet the tolerance {options.tol:g}; the others are down to the "
+            "rounding of the operator: raise tol, or compute the operator in a higher precision."
+        ),
+        Status.BUDGET: (
+            f"{claimed} of {options.k} triplets met the tolerance {options.tol:g} when the products ran out: raise "
+            "max_products, raise tol, or ask for fewer triplets."
+        ),
+        Status.NOT_FINITE: f"{batch.nonfinite.get(index, 'A product is not finite')}: check the weights and the input.",
+        Status.NOT_ADJOINT: (
+            "The transposed product is not the adjoint of the forward one: run check_operator on this operator."
+        ),
+        Status.NOT_DETERMINISTIC: (
+            "The same block gave different products twice: switch off dropout and any other randomness."
+        ),
+    }
+    return sentences[status]

@@ -1,0 +1,49 @@
+"""The Lanczos road: block Golub-Kahan in lockstep, and what it found."""
+
+import torch
+
+from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.finish import Found, Road, finish
+from detjac_lanczos.solvers.lockstep import Lockstep
+from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.result import Status, SVDResult
+from detjac_lanczos.solvers.search import Search
+
+
+def solve_lanczos(batch: CountingBatch, options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
+    """Find the leading triplets of every operator by block Golub-Kahan with shrinking blocks, in lockstep."""
+    return conclude(Lockstep(batch, options), road, certify=certify)
+
+
+def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult]:
+    """Run a lockstep (begun or not) to its end and return the results."""
+    results = []
+    for index, search in enumerate(lockstep.run()):
+        assert search.status is not None
+        results.append(
+            finish(
+                lockstep.batch,
+                index,
+                _found(search),
+                search.status,
+                road,
+                lockstep.options,
+                seconds=lockstep.ended[index],
+                certify=certify,
+            )
+        )
+    return results
+
+
+def _found(search: Search) -> Found | None:
+    triplets = search.triplets
+    if triplets is None or search.status in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
+        return None
+    return Found(
+        torch.from_numpy(triplets.values).to(triplets.left.device),
+        triplets.left,
+        triplets.right,
+        triplets.right_products,
+        triplets.left_products,
+        search.scale,
+    )

@@ -1,0 +1,119 @@
+"""Many searches driven together: one pass serves every operator that still needs one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.options import Options, Progress
+from detjac_lanczos.solvers.result import Status
+from detjac_lanczos.solvers.rounding import adjoint_bound
+from detjac_lanczos.solvers.search import Search
+
+
+class Lockstep:
+    """Searches over a batch, advanced one pass at a time; converged operators leave, the others go on.
+
+    Each operator's search depends on its own products and the seed alone, never on who shares the batch.
+
+    Attributes
+    ----------
+    searches : list of Search
+    ended : list of float
+        When each search ended, in seconds from the start of the solve.
+    """
+
+    def __init__(self, batch: CountingBatch, options: Options) -> None:
+        self.batch = batch
+        self.options = options
+        self.searches = [Search(shape, batch.operator_dtype, batch.device, options) for shape in batch.shapes]
+        starts: Sequence[Tensor | None] = options.start if options.start is not None else [None] * len(batch)
+        for search, start in zip(self.searches, starts, strict=True):
+            self.direction = search.begin(start)
+        self.ended = [0.0] * len(batch)
+        self._begun = False
+
+    @property
+    def active(self) -> list[int]:
+        """Operators whose search goes on."""
+        return [index for index, search in enumerate(self.searches) if search.status is None]
+
+    def run(self) -> list[Search]:
+        """Advance until every search has ended."""
+        while self.active:
+            self.advance()
+        return self.searches
+
+    def advance(self) -> None:
+        """Make one pass in the current direction, and prepare the opposite one."""
+        turn = [index for index in self.active if self.searches[index].block is not None]
+        if turn:
+            self._sweep(turn)
+        self.direction = self.direction.other
+        for index in self.active:
+            self.searches[index].prepare(self.direction)
+            if self.searches[index].status is not None:
+                self.ended[index] = self.batch.seconds
+
+    def _sweep(self, turn: list[int]) -> None:
+        blocks = []
+        for index in turn:
+            block = self.searches[index].block
+            assert block is not None
+            blocks.append((index, block))
+        if self._shares_the_first_pass():
+            products = self.batch.apply_shared(blocks[0][1])
+        else:
+            products = self.batch.apply(self.direction, blocks)
+        self._begun = True
+        for index, product in zip(turn, products, strict=True):
+            search = self.searches[index]
+            if index in self.batch.nonfinite:
+                search.status = Status.NOT_FINITE
+            else:
+                search.absorb(self.direction, product)
+            if search.status is Status.NOT_ADJOINT and not self._repeats(index):
+                search.status = Status.NOT_DETERMINISTIC
+            if search.status is not None:
+                self.ended[index] = self.batch.seconds
+        if self.options.callback is not None:
+            self.options.callback(self._progress())
+
+    def _shares_the_first_pass(self) -> bool:
+        """Random cotangents come from the seed alone, so operators with one output space start with the same ones."""
+        return (
+            not self._begun
+            and self.direction is Direction.TRANSPOSED
+            and len({d_out for d_out, _ in self.batch.shapes}) == 1
+            and self.batch.shared_cost < sum(self.batch.costs)
+        )
+
+    def _repeats(self, index: int) -> bool:
+        """Whether the same products come out again: it tells a wrong transpose from an operator that changes."""
+        search = self.searches[index]
+        bound = adjoint_bound(search.eps, max(search.shape))
+        for direction, rows, stored in (
+            (Direction.FORWARD, search.state.V.rows, search.state.AV.rows),
+            (Direction.TRANSPOSED, search.state.U.rows, search.state.AtU.rows),
+        ):
+            again = self.batch.apply(direction, [(index, rows)])[0] * search.scale
+            scale = float(torch.linalg.vector_norm(stored))
+            if not float(torch.linalg.vector_norm(again - stored)) <= bound * scale:
+                return False
+        return True
+
+    def _progress(self) -> Progress:
+        found = [search.triplets for search in self.searches]
+        return Progress(
+            passes=len(self.batch.sweeps),
+            row_sweeps=sum(self.batch.row_sweeps),
+            finished=len(self.searches) - len(self.active),
+            operators=len(self.searches),
+            values=[
+                np.empty(0) if triplets is None else triplets.values / search.scale
+                for triplets, search in zip(found, self.searches, strict=True)
+            ],
+            residuals=[search.relative for search in self.searches],
+        )

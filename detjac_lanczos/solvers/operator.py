@@ -1,0 +1,172 @@
+"""What the solvers ask of a linear operator, and how matrices and scipy operators are made to speak it."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError, OperatorError
+
+
+@runtime_checkable
+class LinearOperator(Protocol):
+    """A real linear map known by its products alone.
+
+    Blocks are columns, as in scipy. A solver may pass transposed views of row-major blocks.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_out, d_in)``."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the products are computed in."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where blocks are expected and products are returned."""
+        ...
+
+    def matmat(self, X: Tensor, /) -> Tensor:
+        """Map ``(d_in, b)`` to ``(d_out, b)``."""
+        ...
+
+    def rmatmat(self, Y: Tensor, /) -> Tensor:
+        """Map ``(d_out, b)`` to ``(d_in, b)`` by the transpose."""
+        ...
+
+
+@runtime_checkable
+class OperatorBatch(Protocol):
+    """Many operators that share their sweeps: one call serves all blocks at once, whose widths may differ."""
+
+    @property
+    def shapes(self) -> Sequence[tuple[int, int]]:
+        """``(d_out, d_in)`` of each operator."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the products are computed in."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where blocks are expected and products are returned."""
+        ...
+
+    def matmat(self, blocks: Sequence[tuple[int, Tensor]], /) -> list[Tensor]:
+        """Map ``[(operator, (d_in, b_i))]`` to ``[(d_out, b_i)]`` in one sweep."""
+        ...
+
+    def rmatmat(self, blocks: Sequence[tuple[int, Tensor]], /) -> list[Tensor]:
+        """Map ``[(operator, (d_out, b_i))]`` to ``[(d_in, b_i)]`` in one sweep."""
+        ...
+
+    def rmatmat_shared(self, Y: Tensor, /) -> list[Tensor]:
+        """Map one cotangent block ``(d_out, b)`` by every operator's transpose, to ``[(d_in, b)]``."""
+        ...
+
+    def cost(self, index: int, /) -> float:
+        """Row-sweeps of one column of one operator, either way."""
+        ...
+
+    def shared_cost(self) -> float:
+        """Row-sweeps of one column of ``rmatmat_shared``."""
+        ...
+
+
+class MatrixOperator:
+    """A torch matrix as an operator."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2:
+            raise InputError(f"a matrix has two axes, this tensor has {matrix.ndim}: pass one of shape (d_out, d_in)")
+        _require_real(matrix.dtype)
+        self.matrix = matrix
+        self.shape = (matrix.shape[0], matrix.shape[1])
+        self.dtype = matrix.dtype
+        self.device = matrix.device
+
+    def matmat(self, X: Tensor, /) -> Tensor:
+        """Map ``(d_in, b)`` to ``(d_out, b)``."""
+        return self.matrix @ X.to(self.dtype)
+
+    def rmatmat(self, Y: Tensor, /) -> Tensor:
+        """Map ``(d_out, b)`` to ``(d_in, b)``."""
+        return self.matrix.T @ Y.to(self.dtype)
+
+
+class ScipyOperator:
+    """Anything that ``scipy.sparse.linalg.aslinearoperator`` takes: numpy in and out, on the CPU."""
+
+    def __init__(self, operator: Any) -> None:
+        from scipy.sparse.linalg import aslinearoperator
+
+        self.operator = aslinearoperator(operator)
+        self.shape = (int(self.operator.shape[0]), int(self.operator.shape[1]))
+        dtype = np.dtype(self.operator.dtype) if self.operator.dtype is not None else np.dtype(np.float64)
+        if dtype.kind == "c":
+            raise InputError("complex operators are not supported: split it into real and imaginary parts")
+        self.dtype = torch.float32 if dtype in (np.dtype(np.float32), np.dtype(np.float16)) else torch.float64
+        self.device = torch.device("cpu")
+
+    def matmat(self, X: Tensor, /) -> Tensor:
+        """Map ``(d_in, b)`` to ``(d_out, b)``."""
+        return self._as_tensor(self.operator.matmat(X.numpy()))
+
+    def rmatmat(self, Y: Tensor, /) -> Tensor:
+        """Map ``(d_out, b)`` to ``(d_in, b)``."""
+        return self._as_tensor(self.operator.rmatmat(Y.numpy()))
+
+    def _as_tensor(self, block: Any) -> Tensor:
+        array = np.asarray(block)
+        if array.dtype.kind == "c":
+            raise OperatorError("the scipy operator returned complex values: only real operators are supported")
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.dtype)
+
+
+def as_operator(A: Any) -> LinearOperator:
+    """Return ``A`` as a :class:`LinearOperator`.
+
+    Parameters
+    ----------
+    A : Tensor, numpy or scipy matrix, scipy LinearOperator, or LinearOperator
+        A real matrix ``(d_out, d_in)``, or anything with ``shape, dtype, device, matmat, rmatmat``.
+
+    Raises
+    ------
+    InputError
+        The object is complex, has no two axes, or lacks part of the protocol.
+    """
+    if isinstance(A, Tensor):
+        return MatrixOperator(A)
+    if isinstance(getattr(A, "dtype", None), torch.dtype):
+        missing = [name for name in ("shape", "device", "matmat", "rmatmat") if not hasattr(A, name)]
+        if missing:
+            raise InputError(f"{type(A).__name__} is no linear operator: give it {', '.join(missing)}")
+        _require_real(A.dtype)
+        if len(A.shape) != 2:
+            raise InputError(f"an operator's shape is (d_out, d_in), this one has {tuple(A.shape)}")
+        return cast(LinearOperator, A)
+    try:
+        return ScipyOperator(A)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{type(A).__name__} is no linear operator ({error}): pass a matrix, a scipy LinearOperator or an object "
+            "with shape, dtype, device, matmat and rmatmat"
+        ) from error
+
+
+def _require_real(dtype: torch.dtype) -> None:
+    if dtype.is_complex:
+        raise InputError("complex operators are not supported: split it into real and imaginary parts")
+    if not dtype.is_floating_point:
+        raise InputError(f"an operator needs a floating point dtype, this one has {dtype}: convert it first")

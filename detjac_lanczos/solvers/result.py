@@ -1,0 +1,110 @@
+"""What a solve returns: vectors, residuals, how it ended and what it cost."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.certificate import Certificate
+
+
+class Status(Enum):
+    """How a solve ended; only the first two are successes."""
+
+    CONVERGED = "converged"
+    BREAKDOWN_EXACT = "breakdown_exact"
+    NOISE_FLOOR = "noise_floor"
+    BUDGET = "budget"
+    NOT_FINITE = "not_finite"
+    NOT_ADJOINT = "not_adjoint"
+    NOT_DETERMINISTIC = "not_deterministic"
+
+    @property
+    def successful(self) -> bool:
+        """Whether every triplet asked for was found."""
+        return self in (Status.CONVERGED, Status.BREAKDOWN_EXACT)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a solve cost one operator, counted.
+
+    Attributes
+    ----------
+    products_forward, products_transposed : int
+        Columns sent through A and through Aᵀ.
+    passes : int
+        Sweeps that the operator took part in.
+    row_sweeps : float
+        Rows sent through all layers.
+    seconds : float
+        From the start of the solve (of the whole batch) to this operator's end.
+    """
+
+    products_forward: int
+    products_transposed: int
+    passes: int
+    row_sweeps: float
+    seconds: float
+
+    @property
+    def products(self) -> int:
+        """Columns both ways."""
+        return self.products_forward + self.products_transposed
+
+
+@dataclass(frozen=True)
+class SVDResult:
+    """Leading singular triplets of one operator A (d_out × d_in), with what is known about them.
+
+    Attributes
+    ----------
+    U, S, V : Tensor, shape (d_out, k), (k,) descending, (d_in, k)
+        NaN where the operator was refused before any triplet was known.
+    residuals : Tensor, shape (k, 2), float64
+        ρ_R = ‖A v - σ u‖ and ρ_L = ‖Aᵀ u - σ v‖, absolute, measured from products.
+    certificate : Certificate or None
+        The TRIPLETS claim; None when it was not asked for or nothing was found.
+    status : Status
+    advice : str
+        One sentence: what the status means and what to do about it.
+    work : Work
+    method, why : str
+        The road taken, and the reason for it.
+    choices : dict
+        Every decision that was made by timing, as plain data; pass it back as ``choices=`` to repeat the solve.
+    floor : float
+        c ε σ₁ √passes: residuals below it are rounding.
+    """
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+    residuals: Tensor
+    certificate: Certificate | None
+    status: Status
+    advice: str
+    work: Work
+    method: str
+    why: str
+    choices: dict[str, Any] = field(default_factory=dict)
+    floor: float = 0.0
+
+    @property
+    def relative(self) -> Tensor:
+        """Residuals divided by σ_j, and by σ_1 where σ_j is under the floor; ``(k, 2)``, float64."""
+        return relative_residuals(self.residuals, self.S, self.floor)
+
+    @property
+    def converged(self) -> bool:
+        """Whether every triplet asked for was found."""
+        return self.status.successful
+
+
+def relative_residuals(residuals: Tensor, values: Tensor, floor: float) -> Tensor:
+    """Return residuals ``(k, 2)`` by their σ_j, by σ_1 where σ_j is under the floor, and 0 for a zero operator."""
+    sigma = values.to(residuals.dtype)
+    scale = torch.where(sigma > floor, sigma, sigma.max() if sigma.numel() else sigma)[:, None]
+    return torch.where(scale > 0, residuals / scale, torch.zeros_like(residuals))

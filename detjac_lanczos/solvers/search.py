@@ -1,0 +1,193 @@
+"""The search for one operator's leading triplets: what to multiply next, and when to stop."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.basis import complete_block, dominant_rows, like, orthonormal_rows, random_rows
+from detjac_lanczos.solvers.counting import Direction
+from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
+from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.result import Status
+from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, epsilon, noise_floor, working_dtype
+
+_STALLED_AFTER = 8
+_PROGRESS = 0.1
+_PLAIN_RANGE = (1e-8, 1e8)
+
+
+class Search:
+    """Block Golub-Kahan on one operator, one pass at a time, under a driver that makes the products.
+
+    The driver sends ``block`` through A or Aᵀ, hands the product to :meth:`absorb` and asks :meth:`prepare` for the
+    next block. Once k Ritz triplets exist, a block holds only directions in which the residual of an unconverged
+    triplet is above ``tol``: blocks shrink as triplets converge, and what is left out stays in the measured residuals.
+
+    Attributes
+    ----------
+    block : Tensor or None
+        Orthonormal rows to multiply next; None sits the next pass out.
+    status : Status or None
+        None while the search goes on.
+    state : Factorisation
+    triplets : RitzTriplets or None
+        The latest k Ritz triplets, of ``scale`` times the operator.
+    scale : float
+        Power of two that products are multiplied with, so that squares neither overflow nor vanish.
+    """
+
+    def __init__(self, shape: tuple[int, int], operator_dtype: torch.dtype, device: torch.device, options: Options):
+        self.options = options
+        self.shape = shape
+        self.eps = epsilon(operator_dtype)
+        self.dtype = working_dtype(operator_dtype)
+        self.state = Factorisation(shape, self.dtype, device)
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.block: Tensor | None = None
+        self.status: Status | None = None
+        self.triplets: RitzTriplets | None = None
+        self.scale = 1.0
+        self.passes = 0
+        self._first_width = options.width
+        self._largest = 0.0
+        self._fresh = True
+        self._exact = False
+        self._idle = 0
+        self._best = math.inf
+        self._since_best = 0
+
+    @property
+    def floor(self) -> float:
+        """The noise floor c ε σ₁ √passes, scaled."""
+        return noise_floor(self.eps, self._largest, self.passes)
+
+    @property
+    def relative(self) -> np.ndarray:
+        """max(ρ_R, ρ_L) / σ_j of each triplet, by σ_1 where σ_j is under the floor; empty before there are k."""
+        if self.triplets is None:
+            return np.empty(0)
+        values = np.where(self.triplets.values > self.floor, self.triplets.values, self._largest or 1.0)
+        return np.asarray(self.triplets.norms.max(axis=1) / values)
+
+    def begin(self, start: Tensor | None) -> Direction:
+        """Set the first block and return the direction it goes.
+
+        Parameters
+        ----------
+        start : Tensor, shape (d_in, w), or None
+            Right vectors to begin with, which go forward with one random vector beside them; without them, random
+            cotangents go through the transpose, the direction that operators of a batch can share.
+        """
+        if start is None:
+            cotangents = random_rows(min(self.options.width, self.shape[0]), self.state.U.rows, self.generator)
+            self.block = orthonormal_rows(cotangents)
+            return Direction.TRANSPOSED
+        given = start.T.to(device=self.state.V.rows.device, dtype=self.dtype)
+        length = float(torch.linalg.matrix_norm(given))
+        block, _ = dominant_rows(given, given.shape[0], deflation_threshold(epsilon(self.dtype), length))
+        self._first_width = max(self.options.width, block.shape[0] + 1)
+        self.block = complete_block(block, self.state.V.rows, self._first_width, self.generator)
+        return Direction.FORWARD
+
+    def absorb(self, direction: Direction, product: Tensor) -> None:
+        """Take the product ``(b, d_out)`` or ``(b, d_in)`` of ``block``; sets ``status`` where the search has ended."""
+        assert self.block is not None
+        self.passes += 1
+        product = self._scaled(product)
+        first_pair = self.state.steps == 0
+        self.state.absorb(direction, self.block, product)
+        if self._fresh and float(torch.linalg.vector_norm(product)) <= self.floor:
+            self._exact = True
+        if first_pair and self.state.adjoint_defect() > adjoint_bound(self.eps, max(self.shape)):
+            self.status = Status.NOT_ADJOINT
+        elif self.state.steps >= self.options.k:
+            self._judge()
+
+    def prepare(self, direction: Direction) -> None:
+        """Choose the rows to send in ``direction`` next; none where this side has no part in an open residual."""
+        basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
+        room = basis.shape[1] - basis.shape[0]
+        if self.triplets is None:
+            threshold, width = deflation_threshold(self.eps, self._largest), self._first_width
+            block, _ = dominant_rows(self.state.outside(direction), width, threshold)
+            self._fresh = not block.shape[0]
+            if self._fresh:
+                width = max(width, self.options.k - basis.shape[0])
+        else:
+            block, wanted = self._open_directions(direction)
+            self._fresh = not wanted.any()
+            width = self.options.width if self._fresh else block.shape[0]
+        width = min(width, room, self._affordable(direction))
+        self.block = complete_block(block[:width], basis, width, self.generator) if width else None
+        self._idle = 0 if width else self._idle + 1
+        if self._affordable(direction) == 0:
+            self.status = Status.BUDGET
+        elif self._idle == 2:
+            self.status = Status.BREAKDOWN_EXACT if self._solved(exact=True) else Status.NOISE_FLOOR
+
+    def _open_directions(self, direction: Direction) -> tuple[Tensor, np.ndarray]:
+        """Return orthonormal directions of the residuals of open triplets, and which triplets are open on any side."""
+        assert self.triplets is not None
+        allowed = np.maximum(self.options.tol * self.triplets.values, deflation_threshold(self.eps, self._largest))
+        allowed = np.maximum(allowed, np.finfo(np.float64).tiny)
+        wanted = self.triplets.norms.max(axis=1) > allowed
+        forward = direction is Direction.FORWARD
+        residuals = self.triplets.left_residuals if forward else self.triplets.right_residuals
+        weighted = like(np.where(wanted, 1.0 / allowed, 0.0), residuals)[:, None] * residuals
+        return dominant_rows(weighted, self.options.width, 1.0)[0], wanted
+
+    def _judge(self) -> None:
+        self.triplets = self.state.ritz(self.options.k)
+        self._largest = max(self._largest, float(self.triplets.values[0]))
+        full = self.state.U.count == self.shape[0] or self.state.V.count == self.shape[1]
+        if (self._exact or full) and self._solved(exact=True):
+            self.status = Status.BREAKDOWN_EXACT
+        elif self._solved(exact=False):
+            self.status = Status.CONVERGED
+        elif self._stalled():
+            self.status = Status.NOISE_FLOOR
+
+    def _solved(self, *, exact: bool) -> bool:
+        """Whether all residuals meet ``tol``; ``exact`` lets values under the floor count as zeros of the operator."""
+        if self.triplets is None:
+            return False
+        worst = self.triplets.norms.max(axis=1)
+        met = worst <= self.options.tol * self.triplets.values
+        if exact:
+            met |= (self.triplets.values <= self.floor) & (worst <= self.floor)
+        return bool(met.all())
+
+    def _stalled(self) -> bool:
+        """Whether every open residual is under the noise floor and none has moved for some passes."""
+        assert self.triplets is not None
+        allowed = np.maximum(self.options.tol * self.triplets.values, self.floor)
+        if (self.triplets.norms.max(axis=1) > allowed).any():
+            return False
+        level = float(np.log(np.maximum(self.relative, self.options.tol)).sum())
+        if level < self._best - _PROGRESS:
+            self._best, self._since_best = level, 0
+        else:
+            self._since_best += 1
+        return self._since_best >= _STALLED_AFTER
+
+    def _affordable(self, direction: Direction) -> int:
+        """Columns that the budget leaves for ``direction``, what the other side needs to reach k set aside."""
+        limit = self.options.max_products
+        if limit is None:
+            return sum(self.shape)
+        other = self.state.U.count if direction is Direction.FORWARD else self.state.V.count
+        reserved = max(self.options.k - other, 0)
+        return max(limit - self.state.U.count - self.state.V.count - reserved, 0)
+
+    def _scaled(self, product: Tensor) -> Tensor:
+        if self._largest == 0.0:
+            entry = float(product.abs().max())
+            if entry > 0.0 and not _PLAIN_RANGE[0] < entry < _PLAIN_RANGE[1]:
+                self.scale = 2.0 ** -round(math.log2(entry))
+        if self.scale != 1.0:
+            product = product * self.scale
+        if self.triplets is None:
+            self._largest = max(self._largest, float(torch.linalg.vector_norm(product, dim=1).max()))
+        return product
