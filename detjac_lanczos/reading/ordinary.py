@@ -121,6 +121,6 @@ def _jvp(
         return state["y"]
 
     with torch.no_grad(), LiftToFloat64() if network.dtype is torch.float64 else nullcontext():
-        _, product = torch.func.jvp(run, (point,), (tangents.to(point),))
+        product: Tensor = torch.func.jvp(run, (point,), (tangents.to(point),))[1]
     state.clear()
     return product

@@ -1,0 +1,55 @@
+"""Values of a run's record in the form that people read, the same in the table, the figures and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from detjac_lanczos.reading.visible import visible
+
+Record = Mapping[str, Any]
+
+SUCCESSFUL = ("converged", "breakdown_exact")
+
+
+def singular_values(token: Record) -> list[float]:
+    """Return a token's singular values; none where the operator was refused before any was known."""
+    values: list[float] = token["singular_values"]
+    return [] if None in values else values
+
+
+def relative_residual(token: Record) -> float | None:
+    """Return the largest residual of a token's triplets relative to its value, or to σ_1 for a value under the floor."""
+    values, floor = singular_values(token), token.get("floor") or 0.0
+    if not values or not values[0]:
+        return None
+    pairs = zip(token["residuals"], values, strict=True)
+    return max(max(pair) / (value if value > floor else values[0]) for pair, value in pairs)
+
+
+def reconstruction_of(record: Record, prompt: int) -> Record:
+    """Return the reconstruction errors of one prompt."""
+    errors: Record = record["reconstructions"][prompt]
+    return errors
+
+
+def prompt_text(record: Record, prompt: int) -> str:
+    """Return a prompt on one line: its spaces kept, everything else as `visible` shows it."""
+    text = record["prompts"][prompt]
+    return visible("".join(record["prompt_tokens"][prompt]) if text is None else text).replace("␣", " ")
+
+
+def tokens_of(record: Record, prompt: int) -> list[Record]:
+    """Return the entries of one prompt's tokens."""
+    return [token for token in record["tokens"] if token["prompt"] == prompt]
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage, like 7.49 % or 0.03 %."""
+    return f"{100 * share:.3g} %" if share >= 1e-3 else f"{100 * share:.1g} %"
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """Return a value with so many significant digits, like 63.93, 2.670 or 1.2e+05."""
+    text = f"{value:#.{digits}g}"
+    return text.rstrip(".") if "e" not in text else f"{value:.{digits - 2}e}"

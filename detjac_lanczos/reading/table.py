@@ -1,0 +1,127 @@
+"""The text table of a run, for terminals and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from detjac_lanczos.reading.record_values import (
+    Record,
+    percent,
+    prompt_text,
+    reconstruction_of,
+    relative_residual,
+    significant,
+    singular_values,
+    tokens_of,
+)
+from detjac_lanczos.reading.visible import columns, fit, visible
+
+_VALUES = 8
+_INDENT = 4
+_TOKEN = 13
+_LABEL = 16
+
+
+def render_table(record: Record, width: int = 108) -> str:
+    """Return the table that ``print(run)`` and ``detjac svd`` show.
+
+    Parameters
+    ----------
+    record : mapping
+        The record of a run (``run.json``).
+    width : int
+        Terminal columns to stay within; 108 or more.
+
+    Returns
+    -------
+    str
+    """
+    definition = record["definition"]
+    asked = (
+        f"{record['model']} · {record['dtype']} · freeze={record['freeze']} · "
+        f"from {definition['input']} to {definition['target_definition']}"
+    )
+    lines = [fit(asked, width).rstrip()]
+    for prompt in range(len(record["prompts"])):
+        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip(), _heading(), "─" * width]
+        for token in tokens_of(record, prompt):
+            lines += _token_lines(token, width)
+        lines.append("─" * width)
+        candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
+        lines.append(_labelled("next token", _joined(candidates, "   ", width - _LABEL)))
+        lines.append(_labelled("reconstruction", _reconstruction(reconstruction_of(record, prompt))))
+    return "\n".join([*lines, *_closing_lines(record, width)])
+
+
+def _heading() -> str:
+    values = "".join(f"{'σ' + str(j + 1):>8}" for j in range(_VALUES))
+    return f"{'#':>3} {'token':<{_TOKEN}}{values}   {'stable rank':<18}{'residual':>8}"
+
+
+def _token_lines(token: Record, width: int) -> list[str]:
+    values = "".join(f"{significant(value):>8}" for value in singular_values(token)[:_VALUES])
+    residual = relative_residual(token)
+    told = "" if residual is None else f"{residual:.1e}"
+    name = fit(visible(token["token"]), _TOKEN - 1)
+    half = (width - _INDENT) // 2
+    left, right = (f"{side:<7}" + _tokens(token[side], half - 8) for side in ("left", "right"))
+    certificate = token["certificate"]["line"] if token["certificate"] else "no certificate"
+    lines = [
+        f"{token['index']:>3} {name} {values:<{8 * _VALUES}}   {_stable_rank(token):<18}{told:>8}",
+        " " * _INDENT + fit(left, half) + right,
+        " " * _INDENT + f"{certificate} · {token['status']}",
+    ]
+    if token["advice"]:
+        lines.append(" " * _INDENT + token["advice"])
+    return [line.rstrip() for line in lines]
+
+
+def _stable_rank(token: Record) -> str:
+    if token["stable_rank"] is None:
+        return ""
+    low, high = token["stable_rank_interval"]
+    return f"{token['stable_rank']:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _tokens(decoded: list[list[Record]], width: int) -> str:
+    """Return what the leading vector decodes to, as many tokens as fit."""
+    return _joined((visible(entry["token"]) for entry in decoded[0]), "  ", width) if decoded else ""
+
+
+def _joined(parts: Iterable[str], separator: str, width: int) -> str:
+    line = ""
+    for part in parts:
+        longer = line + separator + part if line else part
+        if columns(longer) > width:
+            return line or fit(part, width)
+        line = longer
+    return line
+
+
+def _labelled(label: str, text: str) -> str:
+    return f"{label:<{_LABEL}}{text}"
+
+
+def _reconstruction(errors: Record) -> str:
+    told = [f"{errors['relative_error']:.2e} (std/std)", f"{errors['norm_error']:.2e} (norm/norm)"]
+    if errors["ordinary_relative_error"] is not None:
+        told.append(f"with ordinary Jacobians {errors['ordinary_relative_error']:.3g}")
+    return " · ".join(told)
+
+
+def _closing_lines(record: Record, width: int) -> list[str]:
+    work = record["work"]
+    counted = [
+        f"{work['row_sweeps']:,.0f} row-sweeps",
+        f"{100 * work['row_sweeps'] / work['dense_row_sweeps']:.0f} % of dense ({work['dense_row_sweeps']:,.0f})",
+        f"{work['columns']:,} columns",
+        f"{work['passes']:,} passes",
+        work["method"],
+    ]
+    times = [f"{name} {seconds:.2f} s" for name, seconds in record["times"].items()]
+    return [
+        "",
+        _labelled("work", " · ".join(counted)),
+        _labelled("", fit(str(work["why"]), width - _LABEL).rstrip()),
+        _labelled("time", " · ".join(times)),
+    ]

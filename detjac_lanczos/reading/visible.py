@@ -1,0 +1,42 @@
+"""Tokens as text that can be seen: spaces and control characters shown, widths in terminal columns."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_MARKS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
+_INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
+
+
+def visible(token: str) -> str:
+    r"""Return a token with spaces as ␣, line ends as ↵, and every other invisible character as its \u escape.
+
+    A combining mark at the start gets a dotted circle to stand on; an empty token is ∅.
+    """
+    text = "".join(_MARKS.get(c) or (escaped(c) if unicodedata.category(c) in _INVISIBLE else c) for c in token)
+    if text and unicodedata.category(text[0]).startswith("M"):
+        text = "◌" + text
+    return text or "∅"
+
+
+def escaped(character: str) -> str:
+    r"""Return a character as \xNN, \uNNNN or \UNNNNNNNN."""
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def columns(text: str) -> int:
+    """Return the columns a text takes in a terminal: East-Asian wide characters two, combining marks none."""
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def fit(text: str, width: int) -> str:
+    """Return a text cut (with an ellipsis) or filled with spaces to ``width`` terminal columns."""
+    if columns(text) > width:
+        while columns(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - columns(text))
