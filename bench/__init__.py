@@ -1,0 +1,1 @@
+"""Peers, floors and workloads, measured side by side in one run."""

@@ -1,0 +1,208 @@
+"""One command for the whole: accuracy first, then ratios within this run.
+
+``python -m bench`` (or ``make bench``, ``detjac bench``) prints a table and writes ``bench/results/bench.json``.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import detjac_lanczos as dl
+from bench import memory
+from bench.floor_ratio import ratios
+from bench.measure import in_turns, middle
+from bench.roads import Job, autograd, glued, ours, residual, value_error
+from bench.widen import widen
+
+PROMPT = "The bridge out of Marin is the"
+TOKENS = (7, 16, 24, 32)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the parts asked for, print a table, write the figures."""
+    parser = argparse.ArgumentParser(prog="detjac bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default="roads,glued,auto,floor,memory,gemma", help="comma-separated (default: all)")
+    parser.add_argument("--widen", default="1,2", help="widenings of SmolLM2 (default: 1,2; 4 needs 20 GB)")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of the fast roads (default: 5)")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/bench.json"))
+    arguments = parser.parse_args(argv)
+    parts = arguments.parts.split(",")
+
+    loaded = dl.load_model("smollm2")
+    ids = loaded.tokenizer(PROMPT)["input_ids"]
+    figures: dict[str, Any] = {"machine": _machine()}
+    if "roads" in parts:
+        figures["roads"] = []
+        for r in map(int, arguments.widen.split(",")):
+            figures["roads"].append(_roads(widen(loaded.model, r), ids, r, arguments.repeats))
+            _print_roads(figures["roads"][-1])
+    if "glued" in parts:
+        figures["glued"] = _glued(loaded.model, ids)
+        print(
+            f"scipy svds (PROPACK) on jvp/vjp: {figures['glued']['seconds']:.1f} s, "
+            f"{figures['glued']['ratio']:.1f}× ours (residual {figures['glued']['residual']:.1e})"
+        )
+    if "auto" in parts:
+        figures["auto"] = [_auto(loaded, n) for n in TOKENS]
+        for row in figures["auto"]:
+            print(
+                "auto at {tokens:2d} tokens: {auto:.2f} s ({chosen}); lanczos {lanczos:.2f} s, dense {dense:.2f} s; "
+                "auto / best {ratio:.2f}".format(**row)
+            )
+    if "floor" in parts:
+        figures["floor"] = ratios(loaded.model, ids, widths=(2, 4, 8))
+        for row in figures["floor"]:
+            print(
+                "sweep of {rows:3.0f} rows: forward {forward:.1f} ms = {forward_ratio:.2f}× its GEMMs, "
+                "transposed {transposed:.1f} ms = {transposed_ratio:.2f}×".format(**row)
+            )
+    if "memory" in parts:
+        figures["memory"] = _memory()
+        print(
+            "extra memory at {tokens} tokens, width {width}: ours {ours_mb:.0f} MB, autograd {autograd_mb:.0f} MB, "
+            "ratio {ratio:.2f}".format(**figures["memory"])
+        )
+    if "gemma" in parts:
+        figures["gemma"] = _gemma()
+        print(figures["gemma"]["line"])
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"written: {arguments.out}")
+    return 0
+
+
+def _roads(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
+    """Time the main job, (a) dense by autograd, (a′) dense by our sweeps; accuracy against dense float64 SVDs first."""
+    job = Job(model, ids)
+    truth = _dense(job)
+    triplets, results = ours(job, "lanczos")
+    by_autograd = autograd(job)
+    by_dense, _ = ours(job, "dense")
+    accuracy = {
+        name: {
+            "residual": max(residual(j, t) for j, t in zip(truth, found, strict=True)),
+            "value error": max(value_error(j, t) for j, t in zip(truth, found, strict=True)),
+        }
+        for name, found in (("lanczos", triplets), ("autograd", by_autograd), ("dense", by_dense))
+    }
+    roads = {
+        "lanczos": lambda: ours(job, "lanczos"),
+        "autograd": lambda: autograd(job),
+        "dense": lambda: ours(job, "dense"),
+    }
+    slow = 1 if r > 2 else 2 if r == 2 else 3
+    seconds = in_turns(roads, {"lanczos": repeats if r == 1 else 3, "autograd": slow, "dense": slow})
+    times = {name: middle(s) for name, s in seconds.items()}
+    d = model.config.hidden_size
+    sweeps = sum(result.work.row_sweeps for result in results)
+    return {
+        "widening": r,
+        "hidden size": d,
+        "seconds": times,
+        "all seconds": seconds,
+        "accuracy": accuracy,
+        "status": [str(result.status) for result in results],
+        "row-sweeps": sweeps,
+        "share of dense": sweeps / (len(ids) * d),
+        "ratio (a)": times["autograd"] / times["lanczos"],
+        "ratio (a')": times["dense"] / times["lanczos"],
+    }
+
+
+def _dense(job: Job) -> list[Tensor]:
+    batch = dl.detach((job.model, None), input_ids=job.ids).jacobians()
+    eye = torch.eye(job.model.config.hidden_size)
+    parts = [batch.rmatmat_shared(part) for part in eye.split(192, dim=1)]
+    return [torch.cat([part[i] for part in parts], dim=1).T for i in range(len(job.ids))]
+
+
+def _print_roads(row: dict[str, Any]) -> None:
+    seconds, accuracy = row["seconds"], row["accuracy"]
+    print(f"SmolLM2 ×{row['widening']} (d = {row['hidden size']}), top 8 of every token, tol 1e-3")
+    for name, label in (("lanczos", "ours"), ("autograd", "(a) autograd + SVD"), ("dense", "(a′) our sweeps + SVD")):
+        print(
+            f"  {label:22s} {seconds[name]:7.2f} s   residual {accuracy[name]['residual']:.1e}   "
+            f"values {accuracy[name]['value error']:.1e}"
+        )
+    against_a, against_dense = row["ratio (a)"], row["ratio (a')"]
+    print(
+        f"  against (a) {against_a:.2f}×, (a′) {against_dense:.2f}×; {row['row-sweeps']:.0f} row-sweeps = "
+        f"{row['share of dense']:.3f} of dense"
+    )
+
+
+def _glued(model: Any, ids: list[int]) -> dict[str, float]:
+    job = Job(model, ids)
+    truth = _dense(job)
+    tokens = list(range(len(ids)))
+    seconds = in_turns(
+        {"ours": lambda: ours(job, "lanczos"), "glued": lambda: glued(job, tokens, 1e-3)}, {"ours": 3, "glued": 1}
+    )
+    found = glued(job, tokens[:1], 1e-3)
+    return {
+        "seconds": middle(seconds["glued"]),
+        "ours": middle(seconds["ours"]),
+        "ratio": middle(seconds["glued"]) / middle(seconds["ours"]),
+        "residual": residual(truth[0], found[0]),
+    }
+
+
+def _auto(loaded: Any, tokens: int) -> dict[str, Any]:
+    ids = loaded.tokenizer(memory.TEXT)["input_ids"][:tokens]
+    job = Job(loaded.model, ids)
+    roads = {name: (lambda name=name: ours(job, name)) for name in ("auto", "lanczos", "dense")}
+    chosen = ours(job, "auto")[1][0].method
+    times = {name: middle(s) for name, s in in_turns(roads, dict.fromkeys(roads, 3)).items()}
+    return {"tokens": tokens, "chosen": chosen, **times, "ratio": times["auto"] / min(times["lanczos"], times["dense"])}
+
+
+def _memory(tokens: int = 512, width: int = 8) -> dict[str, float]:
+    extra = {road: memory.extra(road, tokens, width) for road in ("ours", "autograd")}
+    return {
+        "tokens": tokens,
+        "width": width,
+        "ours_mb": extra["ours"] / 1e6,
+        "autograd_mb": extra["autograd"] / 1e6,
+        "ratio": extra["ours"] / extra["autograd"],
+    }
+
+
+def _gemma() -> dict[str, Any]:
+    try:
+        loaded = dl.load_model("gemma3-270m")
+    except dl.DetjacError as error:
+        return {"line": f"Gemma 3 270m left out: {error}"}
+    ids = loaded.tokenizer(PROMPT)["input_ids"]
+    job = Job(loaded.model, ids)
+    triplets, results = ours(job, "lanczos")
+    sweeps = sum(result.work.row_sweeps for result in results)
+    worst = max(residual(j, t) for j, t in zip(_dense(job), triplets, strict=True))
+    share = sweeps / (len(ids) * loaded.model.config.hidden_size)
+    return {
+        "row-sweeps": sweeps,
+        "share of dense": share,
+        "residual": worst,
+        "status": [str(result.status) for result in results],
+        "line": f"Gemma 3 270m: {sweeps:.0f} row-sweeps = {share:.3f} of dense, residual {worst:.1e}",
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "detjac_lanczos": dl.__version__,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""Timing in turns, so that a drift of the machine meets every road alike."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+
+
+def in_turns(roads: Mapping[str, Callable[[], object]], repeats: Mapping[str, int]) -> dict[str, list[float]]:
+    """Run every road in turns, each as often as ``repeats`` says; return the seconds of every run."""
+    seconds: dict[str, list[float]] = {name: [] for name in roads}
+    for turn in range(max(repeats.values())):
+        for name, road in roads.items():
+            if turn < repeats[name]:
+                start = time.perf_counter()
+                road()
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def middle(seconds: list[float]) -> float:
+    """Return the median."""
+    return float(median(seconds))

@@ -1,0 +1,54 @@
+"""Extra memory at a long prompt and equal width: our sweeps and the autograd road, each in a process of its own."""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+
+TEXT = (
+    "The bridge out of Marin is the longest span on the coast road, and every morning the fog comes in under it before "
+    "the first trucks do. People who live on the hill can tell the hour by the horns. "
+)
+
+
+def main() -> None:
+    """Print the growth of peak memory, in bytes, of one road."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("road", choices=("ours", "autograd"))
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--width", type=int, default=8)
+    arguments = parser.parse_args()
+
+    import torch
+
+    import detjac_lanczos as dl
+    from bench.autograd_road import dense_jacobians, detached_model, embed
+
+    loaded = dl.load_model("smollm2")
+    ids = loaded.tokenizer(TEXT * (1 + arguments.tokens // 40))["input_ids"][: arguments.tokens]
+    dl.detach(loaded, input_ids=ids[:8])
+    for parameter in loaded.model.parameters():
+        parameter.sum()
+    before = _peak()
+    if arguments.road == "ours":
+        batch = dl.detach(loaded, input_ids=ids).jacobians()
+        batch.rmatmat_shared(torch.eye(loaded.model.config.hidden_size)[:, : arguments.width])
+    else:
+        twin = detached_model(loaded.model)
+        dense_jacobians(twin, embed(loaded.model, ids), arguments.width, columns=arguments.width)
+    print(json.dumps(_peak() - before))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def extra(road: str, tokens: int, width: int) -> int:
+    """Return the growth of peak memory of a road, in bytes, measured in a process of its own."""
+    command = [sys.executable, "-m", "bench.memory", road, "--tokens", str(tokens), "--width", str(width)]
+    return int(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    main()
