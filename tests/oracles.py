@@ -91,7 +91,7 @@ def frozen_modules(model: Any, freeze: str, freezer: Callable[[Tensor], Tensor])
 
 
 def branch_ends(block: Any) -> dict[str, Any]:
-    """The modules whose outputs are a block's branches."""
+    """Return the modules whose outputs are a block's branches."""
     if hasattr(block, "post_feedforward_layernorm"):
         return {"attention": block.post_attention_layernorm, "mlp": block.post_feedforward_layernorm}
     return {"attention": block.self_attn.o_proj, "mlp": block.mlp.down_proj}
@@ -135,7 +135,7 @@ def run(model: Any, embeddings: Tensor) -> dict[str, Tensor]:
 
 
 def embeddings_of(model: Any, ids: list[int]) -> Tensor:
-    """What enters the first block: (n, d)."""
+    """Return what enters the first block: (n, d)."""
     with torch.no_grad():
         return model.get_input_embeddings()(torch.tensor([ids]))[0]
 

@@ -11,7 +11,7 @@ VOCABULARY = 40
 
 
 def llama(dtype: torch.dtype = torch.float64, *, bias: bool = False, seed: int = 0, **changes: Any) -> Any:
-    """Grouped heads whose width is not hidden size / heads; with ``bias`` in attention and MLP alike."""
+    """Return a Llama with grouped heads, head width ≠ hidden size / heads; ``bias`` in attention and MLP alike."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     options: dict[str, Any] = {
@@ -30,7 +30,7 @@ def llama(dtype: torch.dtype = torch.float64, *, bias: bool = False, seed: int =
 
 
 def gemma(dtype: torch.dtype = torch.float64, *, bias: bool = False, seed: int = 0, **changes: Any) -> Any:
-    """Sliding windows that cut a prompt of `LENGTH` tokens, mixed with a block of full attention."""
+    """Return a Gemma 3: sliding windows that cut a prompt of `LENGTH` tokens, mixed with a block of full attention."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     options: dict[str, Any] = {

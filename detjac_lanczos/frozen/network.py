@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family, Freeze, linear_maps
+from detjac_lanczos.frozen.drop import Head, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_rowwise
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.sweep import Program, forward, linear_part
-from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.weights import DenseWeight
 
 
@@ -236,43 +239,48 @@ class FrozenNetwork:
             changed[name] = value.to(changed[name])
         dropped = set(self.dropped)
         for item in drop:
-            _drop(changed, item, self.blocks)
+            switch_off(changed, item, self.blocks)
             if isinstance(item, Place):
                 dropped.add(f"{item.kind}.{item.index}")
         return type(self)(
             self.loaded, self.family, self.prompts, self.freeze, changed, self.streams, frozenset(dropped)
         )
 
+    def save(self, path: str | Path) -> Path:
+        """Write coefficients and streams to one safetensors file, whole or not at all; the weights stay out of it.
 
-@dataclass(frozen=True)
-class Head:
-    """Attention head ``head`` of block ``layer``."""
+        Parameters
+        ----------
+        path : str or Path
+            A file ending in ``.safetensors``, or a folder (made if missing) for ``network.safetensors``.
 
-    layer: int
-    head: int
+        Returns
+        -------
+        Path
+            The file.
 
+        Raises
+        ------
+        RunFileError
+            If it cannot be written.
+        """
+        return store.save(self, Path(path))
 
-def head(layer: int, head: int) -> Head:
-    """Name an attention head, for `FrozenNetwork.replace`."""
-    return Head(layer, head)
+    @classmethod
+    def load(cls, path: str | Path, model: LoadedModel | Any) -> Self:
+        """Read a network back and join it to its model; its sweeps are the same bit for bit.
 
+        Parameters
+        ----------
+        path : str or Path
+            The file, or the folder that holds it.
+        model : LoadedModel, or anything `load_model` takes
+            The model it was made from: its weights must have the same fingerprint.
 
-def _drop(coefficients: dict[str, Tensor], item: Head | Place, blocks: int) -> None:
-    layer = item.layer if isinstance(item, Head) else item.index
-    kind = "attention" if isinstance(item, Head) else item.kind
-    if layer is None or kind not in ("attention", "mlp") or not 0 <= layer < blocks:
-        raise InputError(
-            f"cannot drop {item}; drop takes head(l, h), attention(l) and mlp(l) with l in 0..{blocks - 1}"
-        )
-    for name in [name for name in coefficients if name.startswith(f"blocks.{layer}.")]:
-        mixing = ".mixing." in name
-        if mixing != (kind == "attention") or name.endswith(".rstd"):
-            continue
-        value = coefficients[name].clone()
-        if not isinstance(item, Head):
-            value.zero_()
-        elif 0 <= item.head < len(value):
-            value[item.head] = 0
-        else:
-            raise InputError(f"block {layer} has heads 0..{len(value) - 1}, not {item.head}")
-        coefficients[name] = value
+        Raises
+        ------
+        RunFileError
+            If the file is missing, truncated, foreign or newer than this version, or belongs to other weights.
+        """
+        loaded = load_model(*model) if isinstance(model, tuple) else load_model(model)
+        return cls(loaded, **store.load(Path(path), loaded))

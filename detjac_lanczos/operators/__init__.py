@@ -1,6 +1,6 @@
 """The Jacobian of a detached network as a linear operator."""
 
-from detjac_lanczos.frozen.network import head
+from detjac_lanczos.frozen.drop import head
 from detjac_lanczos.frozen.places import attention, layer, mlp, probe
 from detjac_lanczos.operators.detach import DetachedNetwork, detach
 from detjac_lanczos.operators.jacobian import DetachedJacobian, JacobianBatch, Reconstruction

@@ -1,0 +1,134 @@
+"""A frozen network on disk: one safetensors file with its description as JSON in the header.
+
+The model's weights stay where they are; their fingerprint is stored, and a network is only ever joined to them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, uint8
+
+from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.frozen.capture import Streams
+from detjac_lanczos.frozen.families import family_of
+from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.models import LoadedModel
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.network import FrozenNetwork
+
+FORMAT = 1
+KIND = "detjac network"
+FILE_NAME = "network.safetensors"
+
+
+def save(network: FrozenNetwork, path: Path) -> Path:
+    """Write a network under another name beside ``path`` and rename it; see `FrozenNetwork.save`."""
+    tensors = _tensors(network)
+    description = {
+        "model": network.loaded.name,
+        "fingerprint": network.loaded.fingerprint,
+        "family": network.family.name,
+        "freeze": network.freeze,
+        "dropped": sorted(network.dropped),
+        "prompts": [{"text": p.text, "ids": p.ids, "tokens": p.tokens} for p in network.prompts],
+        "checksum": _checksum(tensors),
+    }
+    header = {"kind": KIND, "format": str(FORMAT), "network": json.dumps(description)}
+    path = _file(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        try:
+            save_file(tensors, beside, metadata=header)
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise RunFileError(f"cannot write {path} ({error}); choose a place that can be written") from error
+    return path
+
+
+def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
+    """Return the fields of a `FrozenNetwork` but its model; see `FrozenNetwork.load`."""
+    path = _file(path)
+    description, tensors = _read(path, str(loaded.device))
+    if description["fingerprint"] != loaded.fingerprint:
+        raise RunFileError(
+            f"{path} was made from other weights than {loaded.name}'s; load it with the model {description['model']}"
+        )
+    family = family_of(loaded.model)
+    embeds = {name: value for name, value in tensors.items() if name.startswith("embeds.")}
+    return {
+        "family": family,
+        "prompts": tuple(
+            Prompt(p["text"], tuple(p["ids"]), tuple(p["tokens"]), embeds.get(f"embeds.{i}"))
+            for i, p in enumerate(description["prompts"])
+        ),
+        "freeze": description["freeze"],
+        "coefficients": _under(tensors, "coefficient."),
+        "streams": Streams(
+            residual=tuple(tensors[f"residual.{i}"] for i in range(len(_under(tensors, "residual.")))),
+            branches=_under(tensors, "branch."),
+            output=tensors["output"],
+            logits=tensors["logits"],
+            model_output=tensors["model_output"],
+        ),
+        "dropped": frozenset(description["dropped"]),
+    }
+
+
+def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt", device=device) as file:
+            header = file.metadata() or {}
+            if header.get("kind") != KIND:
+                raise RunFileError(f"{path} is not a saved network; give a file that network.save wrote")
+            if int(header["format"]) > FORMAT:
+                raise RunFileError(f"{path} has format {header['format']}, newer than {FORMAT}; update detjac-lanczos")
+            description = json.loads(header["network"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise RunFileError(f"{path} does not exist; give a file that network.save wrote") from None
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunFileError(f"{path} is damaged or foreign ({error}); save the network again") from error
+    if _checksum(tensors) != description.get("checksum"):
+        raise RunFileError(f"{path} is damaged: its contents do not match their checksum; save the network again")
+    return description, tensors
+
+
+def _tensors(network: FrozenNetwork) -> dict[str, Tensor]:
+    streams = network.streams
+    tensors = {f"coefficient.{name}": value for name, value in network.coefficients.items()}
+    tensors |= {f"residual.{i}": value for i, value in enumerate(streams.residual)}
+    tensors |= {f"branch.{name}": value for name, value in streams.branches.items()}
+    tensors |= {f"embeds.{i}": p.embeds for i, p in enumerate(network.prompts) if p.embeds is not None}
+    tensors |= {"output": streams.output, "logits": streams.logits, "model_output": streams.model_output}
+    return {name: value.detach().contiguous() for name, value in tensors.items()}
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        digest.update(value.cpu().reshape(-1).view(uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _file(path: Path) -> Path:
+    return path if path.suffix == ".safetensors" and not path.is_dir() else path / FILE_NAME

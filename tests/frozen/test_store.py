@@ -1,0 +1,107 @@
+"""A network read back sweeps the same bit for bit; a file that is not whole or not ours is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp
+from tests import tiny_models
+
+
+def products(network: DetachedNetwork) -> list[Tensor]:
+    tokens = [(p, i) for p, n in enumerate(network.lengths) for i in range(n)]
+    batch = network.jacobians(tokens)
+    generator = torch.Generator().manual_seed(0)
+    blocks = [
+        (i, torch.randn(24, 3, generator=generator, dtype=torch.float64).to(batch.dtype)) for i in range(len(tokens))
+    ]
+    branch = network.jacobian("joint", source=layer(1), target=mlp(2))
+    return [
+        *batch.matmat(blocks),
+        *batch.rmatmat(blocks),
+        branch.dense(),
+        *(network.jacobian((p, 0)).offset for p in range(len(network.prompts))),
+        *(network.jacobian((p, 0), target="logits").y for p in range(len(network.prompts))),
+        network.streams.logits,
+        network.streams.model_output,
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("freeze", ["gate", "up", "half"])
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_a_network_read_back_sweeps_bit_for_bit_the_same(
+    make: str, freeze: Any, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    loaded = tiny_models.loaded(getattr(tiny_models, make)(dtype, bias=True))
+    network = detach(loaded, input_ids=tiny_models.prompt_ids(9, 4), freeze=freeze)
+    again = DetachedNetwork.load(network.save(tmp_path / "deep" / "folder"), loaded)
+    assert (again.freeze, again.prompts, again.family) == (network.freeze, network.prompts, network.family)
+    for found, expected in zip(products(again), products(network), strict=True):
+        assert torch.equal(found, expected)
+    assert again.reconstruction.relative_error == network.reconstruction.relative_error
+
+
+def test_dropped_branches_stay_dropped(tmp_path: Path) -> None:
+    loaded = tiny_models.loaded(tiny_models.llama(bias=True))
+    network = detach(loaded, input_ids=[3, 1, 4, 1, 5]).replace(drop=[head(0, 1), attention(1), mlp(2)])
+    again = DetachedNetwork.load(network.save(tmp_path / "n.safetensors"), loaded)
+    for found, expected in zip(products(again), products(network), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_embeddings_given_in_place_of_ids_come_back(tmp_path: Path) -> None:
+    loaded = tiny_models.loaded(tiny_models.gemma())
+    embeds = torch.randn(5, 24, dtype=torch.float64)
+    network = detach(loaded, inputs_embeds=embeds)
+    again = DetachedNetwork.load(network.save(tmp_path), loaded)
+    assert again.prompts[0].embeds is not None
+    assert torch.equal(again.prompts[0].embeds, embeds)
+    assert torch.equal(again.jacobian(2).x, embeds[2])
+
+
+def test_only_the_whole_file_is_left_behind(tmp_path: Path) -> None:
+    loaded = tiny_models.loaded(tiny_models.llama())
+    network = detach(loaded, input_ids=[1, 2, 3])
+    network.save(tmp_path)
+    network.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["network.safetensors"]
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    path = detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1, 2]).save(tmp_path)
+    with pytest.raises(RunFileError, match="other weights"):
+        DetachedNetwork.load(path, tiny_models.loaded(tiny_models.llama(seed=1)))
+
+
+def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> None:
+    loaded = tiny_models.loaded(tiny_models.llama())
+    path = detach(loaded, input_ids=[1, 2, 3]).save(tmp_path)
+    whole = path.read_bytes()
+    for cut in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(RunFileError, match="damaged"):
+            DetachedNetwork.load(path, loaded)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(RunFileError, match="checksum"):
+        DetachedNetwork.load(path, loaded)
+    path.write_bytes(whole)
+    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "2", "network": "{}"})
+    with pytest.raises(RunFileError, match="newer"):
+        DetachedNetwork.load(path, loaded)
+    save_file({"weight": torch.ones(2)}, path)
+    with pytest.raises(RunFileError, match="not a saved network"):
+        DetachedNetwork.load(path, loaded)
+    with pytest.raises(RunFileError, match="does not exist"):
+        DetachedNetwork.load(tmp_path / "nothing.safetensors", loaded)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFileError, match="cannot write"):
+        detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1]).save(tmp_path / "file" / "below")

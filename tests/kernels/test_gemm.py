@@ -1,0 +1,124 @@
+"""Products with every prologue and epilogue against float64, on every road; a recorded choice of roads is obeyed."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from detjac_kernels import linear, linear_transposed, mix, mix_transposed, rms_reciprocal, roads
+
+EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+
+
+@pytest.fixture(autouse=True)
+def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(roads, "_table", {})
+    yield
+
+
+def draw(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", EPS, ids=str)
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    d=st.integers(1, 17),
+    f=st.integers(1, 17),
+    extras=st.sets(st.sampled_from(["scale", "gate", "out_scale", "add"])),
+    backwards=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_products_are_those_of_float64_to_rounding(
+    dtype: torch.dtype, rows: int, d: int, f: int, extras: set[str], backwards: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = draw(generator, f, d)
+    width_in, width_out = (f, d) if backwards else (d, f)
+    x = draw(generator, rows, width_in)
+    shapes = {"scale": (width_in,), "gate": (rows, width_out), "out_scale": (width_out,), "add": (rows, width_out)}
+    given_ = {name: draw(generator, *shapes[name]) for name in sorted(extras)}
+    wide = torch.promote_types(dtype, torch.float32)
+    kept = {name: value.to(dtype if name == "add" else wide) for name, value in given_.items()}
+    x, weight = x.to(dtype), weight.to(dtype)
+    before = [x.clone(), weight.clone(), *(value.clone() for value in kept.values())]
+    found = (linear_transposed if backwards else linear)(x, weight, **kept)
+    assert all(torch.equal(a, b) for a, b in zip(before, [x, weight, *kept.values()], strict=True))
+    exact = {name: value.double() for name, value in kept.items()}
+    w = weight.double() if backwards else weight.double().T
+    scale, gate = exact.get("scale", torch.ones(1)), exact.get("gate", torch.ones(1))
+    out_scale, add = exact.get("out_scale", torch.ones(1)), exact.get("add", torch.zeros(1))
+    expected = ((x.double() * scale) @ w) * gate * out_scale + add
+    size = ((x.double() * scale).abs() @ w.abs()) * gate.abs() * out_scale.abs() + add.abs()
+    assert found.dtype is dtype
+    # Each of at most four roundings and a dot product of the input width adds one ε of the sizes involved.
+    assert torch.all((found.double() - expected).abs() <= (4 + width_in) * EPS[dtype] * size)
+
+
+@pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(("epilogue", "rows"), [(e, r) for e in ("none", "mul", "add") for r in (1, 2, 56, 112)])
+def test_the_roads_agree(epilogue: str, rows: int, backwards: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight = draw(generator, 576, 192).float()
+    weight = weight.t() if backwards else weight
+    x = draw(generator, rows, weight.shape[1]).float()
+    other = None if epilogue == "none" else draw(generator, rows, weight.shape[0]).float()
+    exact = x.double() @ weight.double().T
+    exact = exact if other is None else (exact * other.double() if epilogue == "mul" else exact + other.double())
+    # A sum of d products with independent roundings of half an ε each.
+    bar = 0.5 * EPS[torch.float32] * x.shape[1] ** 0.5
+    for road in roads._ROADS.values():
+        found = road(x, weight, epilogue, other)
+        assert (found.double() - exact).norm() <= bar * exact.norm()
+
+
+@pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
+def test_a_choice_is_made_once_and_a_recorded_one_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.randn(6, 16), torch.randn(12, 16)
+    first = linear(x, weight)
+    table = roads.choices()
+    assert list(table) == ["f32 xWt 8x16->12"]
+    assert torch.equal(linear(x, weight), first)
+    taken: list[str] = []
+    for name, road in roads._ROADS.items():
+
+        def spy(*args: object, name: str = name, road: object = road) -> Tensor:
+            taken.append(name)
+            return road(*args)  # type: ignore[operator]
+
+        monkeypatch.setitem(roads._ROADS, name, spy)
+    for name in ("default", "onednn"):
+        roads.replay({"f32 xWt 8x16->12": name})
+        linear(x, weight)
+        assert taken[-1] == name
+        assert roads.choices()["f32 xWt 8x16->12"] == name
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kv=st.integers(1, 3), group=st.integers(1, 3), q=st.integers(1, 5), k=st.integers(1, 5), columns=st.integers(1, 6)
+)
+def test_mixing_is_per_head_and_its_transpose_is_its_adjoint(kv: int, group: int, q: int, k: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(kv + 10 * group)
+    p, v = draw(generator, kv, group * q, k), draw(generator, kv, k, columns)
+    out = mix(p, v)
+    for head in range(kv):
+        assert torch.allclose(out[head], p[head] @ v[head], rtol=1e-14, atol=1e-14)
+    y = draw(generator, *out.shape)
+    assert torch.isclose((y * out).sum(), (mix_transposed(p, y) * v).sum(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", EPS, ids=str)
+def test_the_reciprocal_root_mean_square_is_at_least_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[2] = 0
+    found = rms_reciprocal(x, 1e-5)
+    exact = (x.double().square().mean(-1) + 1e-5).rsqrt()
+    wide = torch.promote_types(dtype, torch.float32)
+    assert found.dtype is wide
+    assert torch.all((found.double() - exact).abs() <= 4 * EPS[wide] * exact)
