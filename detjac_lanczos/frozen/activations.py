@@ -13,6 +13,11 @@ def _gelu_tanh(z: Tensor) -> Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
 
+def _fast_gelu(z: Tensor) -> Tensor:
+    # transformers writes √(2/π) with ten digits here.
+    return 0.5 * (1 + torch.tanh(0.7978845608 * z * (1 + 0.044715 * z * z)))
+
+
 def _gelu(z: Tensor) -> Tensor:
     return 0.5 * torch.erfc(-z / math.sqrt(2))
 
@@ -24,7 +29,7 @@ _RATIOS: dict[str, Callable[[Tensor], Tensor]] = {
     "GELUActivation": _gelu,
     "GELUTanh": _gelu_tanh,
     "NewGELUActivation": _gelu_tanh,
-    "FastGELUActivation": _gelu_tanh,
+    "FastGELUActivation": _fast_gelu,
     "QuickGELUActivation": lambda z: torch.sigmoid(1.702 * z),
     "ReLU": lambda z: (z > 0).to(z.dtype),
     "ReLUSquaredActivation": torch.relu,

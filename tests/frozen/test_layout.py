@@ -1,0 +1,89 @@
+"""Ragged rows: whatever is swept together gives what each segment gives alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from detjac_lanczos.frozen import layout as layouts
+from detjac_lanczos.frozen.layout import Layout, Segment
+from detjac_lanczos.frozen.maps import Branch, Mix, Stage
+from detjac_lanczos.frozen.sweep import Program, forward, transposed
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp
+from tests import tiny_models
+
+LENGTHS = (7, 4)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma"])
+def network(request: pytest.FixtureRequest) -> DetachedNetwork:
+    model = getattr(tiny_models, request.param)(bias=True)
+    return detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(*LENGTHS))
+
+
+@st.composite
+def segment(draw: Any) -> Segment:
+    prompt = draw(st.integers(0, 1))
+    position = draw(st.integers(0, LENGTHS[prompt] - 1))
+    return Segment(prompt, draw(st.integers(0, position)), position, draw(st.integers(1, 3)), joint=draw(st.booleans()))
+
+
+def whole(program: Program, segments: list[Segment], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    at = Layout(segments, LENGTHS, torch.device("cpu"))
+    out = forward(program, x, at)
+    back = transposed(program, out, at)
+    return list(out.split([s.width for s in segments])), list(back.split([s.source_rows for s in segments]))
+
+
+@pytest.mark.parametrize("cells", [1, 40, 16384])
+@pytest.mark.parametrize(
+    ("source", "target"), [(0, "output"), (1, layer(1)), (1, attention(2)), (0, mlp(1)), (2, "logits")], ids=str
+)
+@settings(max_examples=12, deadline=None)
+@given(segments=st.lists(segment(), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_segments_swept_together_are_as_alone(
+    network: DetachedNetwork, source: int, target: Any, cells: int, segments: list[Segment], seed: int
+) -> None:
+    program = network.jacobian(source=layer(source), target=target).program
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randn(s.source_rows, 24, generator=generator, dtype=torch.float64) for s in segments]
+    budget, layouts._TILE_CELLS = layouts._TILE_CELLS, cells
+    try:
+        out, back = whole(program, segments, torch.cat(rows))
+        for s, x, together, together_back in zip(segments, rows, out, back, strict=True):
+            alone, alone_back = whole(program, [s], x)
+            assert (together - alone[0]).norm() <= 1e-13 * alone[0].norm()
+            assert (together_back - alone_back[0]).norm() <= 1e-13 * alone_back[0].norm()
+    finally:
+        layouts._TILE_CELLS = budget
+
+
+@pytest.mark.parametrize("name", ["forward", "transposed"])
+def test_pruning_to_the_output_position_changes_nothing(network: DetachedNetwork, name: str) -> None:
+    """A program prunes at its last mixing; one that ends with a trivial mixing keeps all rows until then."""
+    n = LENGTHS[0]
+    program = network.jacobian(target=layer(network.blocks - 1)).program
+    identities = tuple(torch.eye(m, dtype=torch.float64).expand(1, m, m) for m in LENGTHS)
+    trivial = Stage((Branch("identity", (Mix(identities, 1),)),), residual=False, block=network.blocks - 1)
+    kept = Program((*program.stages, trivial), 24, 24, program.blocks)
+    assert kept.last_mixing > program.last_mixing
+    for position in (0, n // 2, n - 1):
+        at = Layout([Segment(0, 0, position, 24, joint=True)], LENGTHS, torch.device("cpu"))
+        if name == "forward":
+            x = torch.randn(at.rows, 24, generator=torch.Generator().manual_seed(position), dtype=torch.float64)
+            pruned, full = forward(program, x, at), forward(kept, x, at)
+        else:
+            y = torch.eye(24, dtype=torch.float64)
+            pruned, full = transposed(program, y, at), transposed(kept, y, at)
+        assert (pruned - full).norm() <= 1e-14 * full.norm()
+
+
+def test_work_is_counted_in_rows_through_blocks(network: DetachedNetwork) -> None:
+    n, blocks = LENGTHS[0], network.blocks
+    assert network.jacobian(0).cost() == pytest.approx((n * (blocks - 1) + 1) / blocks)
+    assert network.jacobian(n - 1).cost() == pytest.approx(1)
+    assert network.jacobian(0, source=layer(1), target=layer(1)).cost() == pytest.approx(1 / blocks)
+    assert network.jacobians().shared_cost() == pytest.approx(sum((m * (blocks - 1) + 1) / blocks for m in LENGTHS))

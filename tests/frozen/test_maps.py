@@ -1,0 +1,217 @@
+"""Primitive maps: each transpose is the adjoint; folding and fusing rewrite a chain without changing its map."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen.activations import _RATIOS, ratio
+from detjac_lanczos.frozen.fold import fold, fuse
+from detjac_lanczos.frozen.layout import Layout, Mixing, Segment
+from detjac_lanczos.frozen.maps import (
+    Bias,
+    ColumnScale,
+    Gate,
+    Linear,
+    Map,
+    Mix,
+    RowScale,
+    Sum,
+    apply_rowwise,
+    transpose,
+)
+from detjac_lanczos.frozen.sweep import linear_part
+from detjac_lanczos.models.weights import DenseWeight
+
+LENGTHS = (5, 3)
+POSITIONS = sum(LENGTHS)
+
+
+class Draw:
+    """Random maps over the positions of two prompts."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def integer(self, low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=self.generator))
+
+    def rowwise(self, kind: str, width: int) -> tuple[Map, int]:
+        """One map on rows of a width, and the width it gives."""
+        match kind:
+            case "row":
+                return RowScale(self.normal(POSITIONS).exp()), width
+            case "column":
+                return ColumnScale(self.normal(width)), width
+            case "gate":
+                return Gate(self.normal(POSITIONS, width)), width
+            case "bias":
+                return Bias(self.normal(width)), width
+            case "linear":
+                out = self.integer(1, 9)
+                return Linear(DenseWeight(self.normal(out, width))), out
+        f = self.integer(1, 9)
+        halves = tuple(
+            (Linear(DenseWeight(self.normal(f, width))), Bias(self.normal(f)), Gate(self.normal(POSITIONS, f)))
+            for _ in range(2)
+        )
+        return Sum(halves), f
+
+    def mix(self, width: int) -> tuple[Mix, int]:
+        kv_heads = next(h for h in (3, 2, 1) if width % h == 0)
+        group = self.integer(1, 3)
+        mixing = tuple(self.normal(kv_heads * group, n, n).tril() for n in LENGTHS)
+        return Mix(mixing, kv_heads), width * group
+
+    def chain(self, kinds: Sequence[str], width: int) -> tuple[Map, ...]:
+        steps: list[Map] = []
+        for kind in kinds:
+            step, width = self.mix(width) if kind == "mix" else self.rowwise(kind, width)
+            steps.append(step)
+        return tuple(steps)
+
+
+def layout(width: int = 2) -> Layout:
+    """All positions of both prompts."""
+    segments = [Segment(p, 0, n - 1, width, joint=True) for p, n in enumerate(LENGTHS)]
+    return Layout(segments, LENGTHS, torch.device("cpu"))
+
+
+def run(chain: Sequence[Map], x: Tensor, positions: Tensor, mixing: Mixing) -> Tensor:
+    for step in chain:
+        x = step.apply(x, mixing) if isinstance(step, Mix) else step.apply(x, positions)
+    return x
+
+
+def copied(chain: Sequence[Map]) -> tuple[Map, ...]:
+    """Return the chain with factors of its own, since folding captured factors writes into them."""
+
+    def one(step: Map) -> Map:
+        match step:
+            case Gate():
+                return Gate(step.g.clone())
+            case Mix():
+                return Mix(tuple(p.clone() for p in step.probabilities), step.kv_heads, step.transposed)
+            case Sum():
+                return Sum(tuple(copied(part) for part in step.chains))
+        return step
+
+    return tuple(map(one, chain))
+
+
+def dense(chain: Sequence[Map], width: int) -> Tensor:
+    """Return the affine map as one matrix over all positions, its constant in the last column."""
+    at = layout(1)
+    columns = []
+    for column in (*torch.eye(POSITIONS * width, dtype=torch.float64), torch.zeros(POSITIONS * width).double()):
+        columns.append(run(chain, column.view(POSITIONS, width), at.positions, at.square).flatten())
+    return torch.stack(columns, dim=1)
+
+
+ROWWISE = st.sampled_from(["row", "column", "gate", "bias", "linear", "sum"])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(["row", "column", "gate", "linear", "sum", "mix"]),
+    width=st.integers(1, 7),
+    seed=st.integers(0, 999),
+)
+def test_each_transpose_is_the_adjoint(kind: str, width: int, seed: int) -> None:
+    draw, at = Draw(seed), layout()
+    chain = linear_part(draw.chain([kind], width))
+    x = draw.normal(at.rows, width)
+    out = run(chain, x, at.positions, at.square)
+    y = draw.normal(*out.shape)
+    back = run(transpose(chain), y, at.positions, at.square)
+    assert back.shape == x.shape
+    assert abs((y * out).sum() - (back * x).sum()) <= 1e-13 * out.norm() * y.norm() * x.shape[0] ** 0.5
+    for step in chain:
+        twice = step.transpose().transpose()
+        assert torch.equal(run([twice], x, at.positions, at.square), out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    before=st.lists(ROWWISE, max_size=4),
+    after=st.lists(ROWWISE, max_size=4),
+    mixes=st.booleans(),
+    width=st.integers(1, 6),
+    seed=st.integers(0, 999),
+)
+def test_folding_and_fusing_keep_the_affine_map(
+    before: list[str], after: list[str], mixes: bool, width: int, seed: int
+) -> None:
+    chain = Draw(seed).chain([*before, *(["mix"] if mixes else []), *after], width)
+    expected = dense(chain, width)
+    captured = copied(chain)
+    once = fold(captured, LENGTHS, scale_factors=True)
+    size = expected.norm() + 1
+    assert (dense(once, width) - expected).norm() <= 1e-12 * size
+    assert (dense(fuse(once), width) - expected).norm() <= 1e-12 * size
+    # `captured` now holds scaled factors: rewriting the chain alone must find the same map.
+    assert torch.equal(dense(fold(captured, LENGTHS, scale_factors=False), width), dense(once, width))
+    linear = dense(fuse(linear_part(once)), width)
+    assert torch.all(linear[:, -1] == 0)
+    assert (linear[:, :-1] - (expected[:, :-1] - expected[:, -1:])).norm() <= 1e-12 * size
+    back = dense(
+        fuse(transpose(once)),
+        run(chain, torch.zeros(POSITIONS, width).double(), layout(1).positions, layout(1).square).shape[1],
+    )
+    assert (back[:, :-1].T - linear[:, :-1]).norm() <= 1e-12 * size
+
+
+@settings(max_examples=40, deadline=None)
+@given(before=st.lists(ROWWISE, max_size=3), absorber=st.sampled_from(["gate", "mix", "sum"]), seed=st.integers(0, 999))
+def test_one_absorber_swallows_every_row_scale(before: list[str], absorber: str, seed: int) -> None:
+    chain = Draw(seed).chain(["row", *before, absorber, "linear", "row", "column"], 4)
+    assert not any(isinstance(step, RowScale) for step in fold(copied(chain), LENGTHS, scale_factors=True))
+
+
+def test_a_fused_gemm_cannot_be_transposed() -> None:
+    fused = fuse(Draw(0).chain(["column", "linear"], 3))
+    with pytest.raises(ValueError, match="before it is fused"):
+        transpose(fused)
+
+
+def test_a_mixing_needs_its_segments() -> None:
+    with pytest.raises(ValueError, match="segments"):
+        apply_rowwise(Draw(0).chain(["mix"], 4), torch.zeros(POSITIONS, 4), layout(1).positions)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "SiLU": nn.SiLU,
+    "GELU": nn.GELU,
+    "GELUTanh": lambda: nn.GELU(approximate="tanh"),
+    "ReLU": nn.ReLU,
+}
+
+
+def activation(name: str) -> Any:
+    from transformers import activations
+
+    return ACTIVATIONS[name]() if name in ACTIVATIONS else getattr(activations, name)()
+
+
+@pytest.mark.parametrize("name", sorted(_RATIOS))
+def test_ratios_are_act_over_z(name: str) -> None:
+    z = torch.cat([torch.linspace(-9, 9, 400, dtype=torch.float64), torch.tensor([1e-12, -1e-12, 1e-300]).double()])
+    act = activation(name)
+    found = ratio(act, z)
+    assert torch.all((found * z - act(z)).abs() <= 1e-13 * z.abs())
+    zero = ratio(act, torch.zeros(1, dtype=torch.float64))
+    assert torch.isfinite(zero).all()
+    assert zero * 0 == act(torch.zeros(1))
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="Tanhshrink"):
+        ratio(nn.Tanhshrink(), torch.ones(1))
