@@ -95,7 +95,7 @@ class Attend:
         """Record P: (heads, positions, positions)."""
 
         def show(probabilities: Tensor) -> None:
-            if probabilities.triu(1).any():
+            if (probabilities.triu(1) > 0).any():
                 raise UnsupportedModelError(
                     f"{name}{self.path} attends to later positions; only causal models are served"
                 )

@@ -1,0 +1,357 @@
+"""Capture leaves the caller's model untouched, duplicates no weight, and refuses what it cannot freeze exactly."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.frozen import attention
+from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.operators import detach
+from tests import tiny_models
+from tests.oracles import embeddings_of
+
+MAKERS: list[Callable[..., Any]] = [tiny_models.llama, tiny_models.gemma]
+IDS = tiny_models.prompt_ids(tiny_models.LENGTH)[0]
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([IDS]), use_cache=False).logits
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def state(model: Any) -> dict[str, Any]:
+    """Everything of a model that a capture might disturb."""
+    return {
+        "config": model.config.to_dict(),
+        "attention": model.config._attn_implementation,
+        "training": [module.training for module in model.modules()],
+        "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+        "attributes": [sorted(module.__dict__) for module in model.modules()],
+        "pointers": {name: (value.data_ptr(), value._version) for name, value in tensors(model).items()},
+        "values": {name: value.clone() for name, value in tensors(model).items()},
+        "gradients": [parameter.grad for parameter in model.parameters()],
+    }
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    values, now = before.pop("values"), after.pop("values")
+    assert before == after
+    assert all(torch.equal(values[name], now[name]) for name in values)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_model_is_as_before(make: Any) -> None:
+    model = make(torch.float32)
+    expected, before = logits(model), state(model)
+    detach(tiny_models.loaded(model), input_ids=IDS, freeze="half")
+    assert_same(before, state(model))
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_model_is_as_before_after_an_error_in_the_forward_pass(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(torch.float32)
+    expected, before = logits(model), state(model)
+    last = type(model.model.layers[-1].mlp)
+
+    def fails(self: nn.Module, x: Tensor) -> Tensor:
+        raise RuntimeError("out of something")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(last, "forward", fails)
+        with pytest.raises(RuntimeError, match="out of something"):
+            detach(tiny_models.loaded(model), input_ids=IDS)
+    assert_same(before, state(model))
+    assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_model_in_training_mode_is_frozen_in_eval_mode_and_left_in_training_mode(make: Any) -> None:
+    model = make(attention_dropout=0.5)
+    expected = detach(tiny_models.loaded(model), input_ids=IDS)
+    model.train()
+    found = detach(tiny_models.loaded(model), input_ids=IDS)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(found.streams.output, expected.streams.output)
+    assert torch.equal(found.streams.model_output, expected.streams.model_output)
+    assert torch.equal(found.jacobian(0).dense(), expected.jacobian(0).dense())
+
+
+def test_the_callers_hooks_stay_with_the_caller() -> None:
+    model = tiny_models.llama()
+    expected = detach(tiny_models.loaded(model), input_ids=IDS).jacobian(0).dense()
+    calls: list[str] = []
+    handles = [
+        model.model.layers[1].register_forward_hook(lambda *_: calls.append("after")),
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append("before")),
+        model.model.norm.register_forward_hook(lambda m, a, out: out * 2),
+    ]
+    network = detach(tiny_models.loaded(model), input_ids=IDS)
+    assert not calls
+    assert torch.equal(network.jacobian(0).dense(), expected)
+    logits(model)
+    assert sorted(calls) == ["after", "before"]
+    assert all(handle.id in handle.hooks_dict_ref() for handle in handles)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_copy_holds_the_very_tensors(make: Any, tied: bool) -> None:
+    model = make(tie_word_embeddings=tied)
+    for twin in (structural_copy(model), observed_copy(model)):
+        ours, theirs = tensors(model), tensors(twin)
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            if "inv_freq" in name:
+                assert theirs[name] is not value
+            else:
+                assert theirs[name] is value, name
+        assert (twin.lm_head.weight is twin.model.embed_tokens.weight) == tied
+        assert twin.config is not model.config
+        assert not {id(m) for m in twin.modules()} & {id(m) for m in model.modules()}
+
+
+class Bytes(TorchDispatchMode):
+    """Size of the largest storage that any operation made, beside the count of operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in known:
+                self.largest = max(self.largest, value.untyped_storage().nbytes())
+                self.total += value.untyped_storage().nbytes()
+        return out
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_copy_allocates_nothing_of_a_weights_size(make: Any) -> None:
+    model = make(torch.float32, hidden_size=64, intermediate_size=160)
+    with Bytes() as counted:
+        observed_copy(model)
+    rotary = sum(value.nbytes for name, value in tensors(model).items() if "inv_freq" in name)
+    assert counted.total <= rotary
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_capture_allocates_no_weight(make: Any) -> None:
+    """On two tokens every activation is smaller than every weight matrix, so a copied weight would stand out."""
+    model = make(torch.float32, hidden_size=64, intermediate_size=160, head_dim=16, vocab_size=60)
+    loaded = tiny_models.loaded(model)
+    smallest = min(p.nbytes for p in model.parameters() if p.ndim == 2)
+    with Bytes() as counted:
+        network = detach(loaded, input_ids=[3, 5])
+    assert counted.largest < smallest
+    ours = {p.data_ptr() for p in model.parameters()}
+    for stage in network.stages:
+        for branch in stage.branches:
+            for step in branch.chain:
+                if hasattr(step, "weight"):
+                    assert step.weight.parameter.data_ptr() in ours
+
+
+def test_two_additive_registry_entries_and_no_more() -> None:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    before = dict(AttentionInterface._global_mapping), dict(AttentionMaskInterface._global_mapping)
+    detach(tiny_models.loaded(tiny_models.llama()), input_ids=IDS)
+    for mapping, old in zip((AttentionInterface, AttentionMaskInterface), before, strict=True):
+        now = dict(mapping._global_mapping)
+        assert now.keys() - old.keys() <= {attention.NAME}
+        assert all(now[name] is value for name, value in old.items())
+        assert attention.NAME in now
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_threads_capturing_at_once_get_what_each_gets_alone(make: Any) -> None:
+    loaded = tiny_models.loaded(make())
+    prompts = tiny_models.prompt_ids(12, 9, 12, 5)
+    alone = [detach(loaded, input_ids=ids, freeze="half").coefficients for ids in prompts]
+    found: dict[int, Any] = {}
+    start = threading.Barrier(len(prompts))
+
+    def work(index: int) -> None:
+        start.wait()
+        for _ in range(3):
+            found[index] = detach(loaded, input_ids=prompts[index], freeze="half").coefficients
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, expected in enumerate(alone):
+        assert found[index].keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[index][name], value), name
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_prompts_captured_together_are_as_alone(make: Any) -> None:
+    loaded = tiny_models.loaded(make(bias=True))
+    prompts = tiny_models.prompt_ids(12, 1, 6)
+    together = detach(loaded, input_ids=prompts)
+    for index, ids in enumerate(prompts):
+        alone = detach(loaded, input_ids=ids)
+        one, other = together.jacobian((index, "joint")), alone.jacobian("joint")
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.y, other.y)
+        assert (one.dense() - other.dense()).norm() <= 1e-14 * other.dense().norm()
+        assert (one.offset - other.offset).norm() <= 1e-14 * other.y.norm()
+
+
+@pytest.mark.parametrize("kind", ["rope", "linear", "dynamic"])
+def test_rotary_buffers_that_a_forward_pass_rewrites_are_not_shared(kind: str) -> None:
+    rope = {"rope_type": "default" if kind == "rope" else kind, "rope_theta": 10000.0, "factor": 2.0}
+    model = tiny_models.llama(max_position_embeddings=64, rope_parameters=rope)
+    before = state(model)
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(60)[0])
+    assert_same(before, state(model))
+    assert network.reconstruction.relative_error <= 1e-13
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = inner.weight, inner.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, 2 * self.weight, self.bias)
+
+
+def test_a_linear_module_replaced_by_something_else_is_refused() -> None:
+    model = tiny_models.llama()
+    model.model.layers[1].mlp.down_proj = Wrapped(model.model.layers[1].mlp.down_proj)
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.1\.mlp\.down_proj is a Wrapped"):
+        detach(LoadedModel(model, None, "patched", ""), input_ids=IDS)
+
+
+def test_another_norm_is_refused() -> None:
+    model = tiny_models.llama()
+    model.model.layers[2].input_layernorm = nn.LayerNorm(24).double()
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.2\.input_layernorm is a LayerNorm"):
+        detach(LoadedModel(model, None, "patched", ""), input_ids=IDS)
+
+
+def test_attention_to_later_positions_is_refused() -> None:
+    model = tiny_models.gemma(use_bidirectional_attention=True)
+    with pytest.raises(UnsupportedModelError, match="later positions"):
+        detach(tiny_models.loaded(model), input_ids=IDS)
+
+
+def test_an_unsupported_family_is_refused_with_the_list() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel is not supported; supported: Llama .*Gemma 3"):
+        detach(tiny_models.loaded(model), input_ids=[1, 2])
+
+
+def test_weights_that_are_elsewhere_are_refused_by_name() -> None:
+    from accelerate import cpu_offload
+
+    model = tiny_models.llama(torch.float32)
+    plain = logits(model)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with Bytes() as counted, pytest.raises(UnsupportedModelError, match="without offloading"):
+        detach(LoadedModel(model, None, "offloaded", ""), input_ids=IDS)
+    assert counted.total == 0
+    assert torch.equal(logits(model), plain)
+
+
+def test_a_model_dispatched_by_accelerate_with_its_weights_in_place_works() -> None:
+    from accelerate import dispatch_model
+
+    model = tiny_models.llama()
+    expected = detach(tiny_models.loaded(model), input_ids=IDS).jacobian(0).dense()
+    dispatched = dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
+    assert any(hasattr(module, "_hf_hook") for module in dispatched.modules())
+    before = state(dispatched)
+    network = detach(tiny_models.loaded(dispatched), input_ids=IDS)
+    assert_same(before, state(dispatched))
+    assert torch.equal(network.jacobian(0).dense(), expected)
+
+
+def test_a_module_that_cannot_be_copied_is_named() -> None:
+    model = tiny_models.llama()
+    model.model.layers[1].self_attn.guard = threading.Lock()
+    with pytest.raises(UnsupportedModelError, match=r"model\.layers\.1\.self_attn .*cannot be copied"):
+        detach(LoadedModel(model, None, "locked", ""), input_ids=IDS)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_forward_pass_that_is_not_finite_is_refused(make: Any) -> None:
+    model = make()
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        detach(LoadedModel(model, None, "broken", ""), input_ids=IDS)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_embeddings_in_place_of_ids_give_the_same_network(make: Any) -> None:
+    model = make()
+    loaded = tiny_models.loaded(model)
+    by_ids, by_embeds = detach(loaded, input_ids=IDS), detach(loaded, inputs_embeds=embeddings_of(model, IDS))
+    assert torch.equal(by_ids.jacobian(0).dense(), by_embeds.jacobian(0).dense())
+    assert torch.equal(by_ids.streams.output, by_embeds.streams.output)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("freeze", ["gate", "up", "half"])
+def test_exact_zeros_in_the_input_are_no_exception(make: Any, freeze: Any) -> None:
+    """A zero row has rms √eps, gates act(0) = 0 and the ratio act(z)/z at its limit; a bias-free row stays zero."""
+    embeds = torch.randn(6, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    embeds[0] = 0
+    embeds[3] = 0
+    embeds[4, ::2] = 0
+    for bias in (False, True):
+        network = detach(tiny_models.loaded(make(bias=bias)), inputs_embeds=embeds, freeze=freeze)
+        for position in range(6):
+            for target in ("output", "residual"):
+                operator = network.jacobian("joint", target=target, position=position)
+                assert torch.isfinite(operator.dense()).all()
+                scale = max(operator.y.norm(), 1e-300)
+                estimate = operator.matmat(operator.x[:, None])[:, 0] + operator.offset
+                assert (estimate - operator.y).norm() <= 1e-13 * scale
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_ids": []}, "no tokens|must be integers"),
+        ({"input_ids": [[1, 2], []]}, "no tokens|must be integers"),
+        ({"input_ids": [1.5]}, "must be integers"),
+        ({"input_ids": "text"}, "must be integers"),
+        ({"input_ids": [40]}, "not in the vocabulary"),
+        ({"input_ids": [-1]}, "not in the vocabulary"),
+        ({"input_ids": [1] * 65}, "context is 64"),
+        ({"inputs_embeds": torch.zeros(3, 5)}, r"must be \(positions, 24\)"),
+        ({"inputs_embeds": torch.full((3, 24), float("nan"))}, "NaN"),
+        ({"input_ids": [1], "freeze": "both"}, "freeze must be"),
+        ({"prompt": "text"}, "no tokenizer"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt": []}, "empty"),
+        ({}, "exactly one"),
+        ({"prompt": "a", "input_ids": [1]}, "exactly one"),
+    ],
+)
+def test_unusable_input_is_one_clear_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        detach(tiny_models.loaded(tiny_models.llama()), **options)
+    assert "\n" not in str(caught.value)
