@@ -19,7 +19,7 @@ def singular_values(token: Record) -> list[float]:
 
 
 def relative_residual(token: Record) -> float | None:
-    """Return the largest residual of a token's triplets relative to its value, or to σ_1 for a value under the floor."""
+    """Return the largest residual of a token's triplets, relative to σ_j, or to σ_1 where σ_j is under the floor."""
     values, floor = singular_values(token), token.get("floor") or 0.0
     if not values or not values[0]:
         return None
@@ -47,6 +47,13 @@ def tokens_of(record: Record, prompt: int) -> list[Record]:
 def percent(share: float) -> str:
     """Return a share as a percentage, like 7.49 % or 0.03 %."""
     return f"{100 * share:.3g} %" if share >= 1e-3 else f"{100 * share:.1g} %"
+
+
+def scientific(value: float) -> str:
+    """Return a small or large value like 5.5 × 10⁻⁷, in one unbreakable piece."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa}\u00a0×\u00a010{power}" if value else "0"
 
 
 def significant(value: float, digits: int = 4) -> str:

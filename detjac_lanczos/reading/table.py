@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from detjac_lanczos.reading.record_values import (
+    SUCCESSFUL,
     Record,
     percent,
     prompt_text,
@@ -71,7 +72,7 @@ def _token_lines(token: Record, width: int) -> list[str]:
         " " * _INDENT + fit(left, half) + right,
         " " * _INDENT + f"{certificate} · {token['status']}",
     ]
-    if token["advice"]:
+    if token["status"] not in SUCCESSFUL:
         lines.append(" " * _INDENT + token["advice"])
     return [line.rstrip() for line in lines]
 

@@ -1,0 +1,71 @@
+"""How to repeat a run: the command line and the Python call, made from its record."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from detjac_lanczos.reading.record_values import Record
+
+_DEFAULTS: dict[str, Any] = {
+    "k": 8,
+    "tol": 1e-3,
+    "certify": "triplets",
+    "method": "auto",
+    "seed": 0,
+    "block": None,
+    "source": "embeddings",
+    "target": "output",
+    "position": -1,
+    "chat": False,
+    "add_special_tokens": True,
+}
+_FLAGS = ("tol", "certify", "method", "seed")
+
+
+def python_call(record: Record) -> str:
+    """Return the Python call, with the options that differ from the defaults."""
+    options = record["options"]
+    prompts = record["prompts"]
+    texts = None not in prompts
+    said = [f"dl.load_model({record['model']!r}, dtype={record['dtype']!r})"]
+    if texts:
+        said.append(repr(prompts[0] if len(prompts) == 1 else list(prompts)))
+    said.append(f"k={options['k']}")
+    if not texts:
+        said.append(f"input_ids={record['token_ids']}")
+    if options["tokens"] is not None:
+        said.append(f"tokens={[tuple(pair) for pair in options['tokens']]}")
+    if record["freeze"] != "gate":
+        said.append(f"freeze={record['freeze']!r}")
+    for name in _changed(options):
+        said.append(f"{name}={_literal(options[name])}")
+    body = ",\n    ".join(said)
+    return f"import detjac_lanczos as dl\n\nrun = dl.analyze(\n    {body},\n)\nprint(run)"
+
+
+def command_line(record: Record) -> str | None:
+    """Return the ``detjac svd`` command, or None where the run used what only Python can say."""
+    options = record["options"]
+    changed = _changed(options)
+    unsaid = [name for name in changed if name not in _FLAGS or options[name] is None]
+    if len(record["prompts"]) > 1 or record["prompts"][0] is None or unsaid:
+        return None
+    words = ["detjac", "svd", record["prompts"][0], "--model", record["model"], "-k", options["k"]]
+    words += ["--dtype", record["dtype"]]
+    if options["tokens"] is not None:
+        words += ["--tokens", ",".join(str(token) for _, token in options["tokens"])]
+    if record["freeze"] != "gate":
+        words += ["--freeze", record["freeze"]]
+    for name in changed:
+        words += [f"--{name}", options[name]]
+    return shlex.join(str(word) for word in words)
+
+
+def _changed(options: Record) -> list[str]:
+    return [name for name, usual in _DEFAULTS.items() if name != "k" and options.get(name, usual) != usual]
+
+
+def _literal(value: Any) -> str:
+    places = ("layer(", "attention(", "mlp(", "probe(")
+    return f"dl.{value}" if isinstance(value, str) and value.startswith(places) else repr(value)

@@ -1,0 +1,201 @@
+"""The sections of the page, from the record of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from detjac_lanczos.reading.page import charts
+from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, text, token_text
+from detjac_lanczos.reading.page.repeat import command_line, python_call
+from detjac_lanczos.reading.page.token_card import anchor, stable_rank_text, token_card
+from detjac_lanczos.reading.record_values import (
+    SUCCESSFUL,
+    Record,
+    percent,
+    prompt_text,
+    reconstruction_of,
+    significant,
+    singular_values,
+    tokens_of,
+)
+from detjac_lanczos.reading.visible import visible
+
+_COLUMNS = 8
+_LONG = 90
+_FROZEN = {
+    "gate": "the activation act(gate x) of every MLP, so that its up projection stays linear",
+    "up": "the up projection of every MLP, with act(z) taken as (act(z)/z) z, so that its gate path stays linear",
+    "half": "in every MLP, each of its two factors in turn; the map is the mean of both",
+}
+
+
+def heading(record: Record) -> str:
+    """Return the title: the (first) prompt and the token the model goes on with, and the key figures of the run."""
+    title = prompt_text(record, 0)
+    following = record["prediction"][0]
+    size = ' class="long"' if len(title) > _LONG else ""
+    more = len(record["prompts"]) - 1
+    others = f" · and {more} more prompt{'s' if more > 1 else ''}" if more else ""
+    work, errors = record["work"], record["reconstruction"]
+    found = sum(token["status"] in SUCCESSFUL for token in record["tokens"])
+    share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
+    key = [
+        ("Next token", f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>"),
+        ("Reconstruction error", f"{errors['relative_error']:.1e} <small>std(ŷ − y) / std(y)</small>"),
+        (
+            "Tokens certified" if record["options"]["certify"] else "Tokens converged",
+            f"{found} of {len(record['tokens'])} <small>{record['options']['k']} triplets each, "
+            f"tolerance {record['options']['tol']:g}</small>",
+        ),
+        ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),
+        ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
+    ]
+    return (
+        f'<header class="top"><p class="kicker">Detached Jacobians · {text(record["model"])}{others}</p>'
+        f'<h1{size}><bdi>{text(title)}</bdi> <span class="next"><bdi>{text(visible(following["token"]).lstrip("␣"))}'
+        f"</bdi></span></h1>"
+        '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they took, is a '
+        "linear map of each input token. These are the leading singular vectors of those maps: which directions of a token "
+        "matter, and what they make the model say.</p>"
+        f"{facts(key, 'key')}</header>"
+    )
+
+
+def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:
+    """Return everything about one prompt: its tokens, prediction, reconstruction, spectra and cards."""
+    tokens = tokens_of(record, prompt)
+    title = f"<h2><bdi>{text(prompt_text(record, prompt))}</bdi></h2>" if len(record["prompts"]) > 1 else ""
+    values = [value for token in tokens for value in singular_values(token)]
+    span = charts.log_range(values)
+    cards = "".join(token_card(token, span) for token in tokens)
+    return (
+        f"<section>{title}{_chips(record, prompt, tokens)}"
+        f'<div class="columns">{_prediction(record, prompt)}{_reconstruction(record, vectors, prompt)}</div></section>'
+        f"<section><h2>Spectra</h2>{_spectra(tokens)}</section>"
+        f"<section><h2>At a glance</h2>{_glance(tokens)}</section>"
+        "<section><h2>Token by token</h2>"
+        '<p class="note"><span class="side-left">Left vectors</span> are read through the head, with the sign that agrees '
+        "with the output; the figure is the share of softmax a token would have if the output pointed that way. "
+        '<span class="side-right">Right vectors</span> are read by the input embeddings nearest to them; the figure is the '
+        f"cosine. Bars compare within one vector.</p>{cards}</section>"
+    )
+
+
+def about(record: Record) -> str:
+    """Return what was run, what it cost and how to repeat it."""
+    definition, work, options = record["definition"], record["work"], record["options"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    pairs = [
+        ("Model", f"{text(record['model'])} ({text(definition['family'])}), {text(record['dtype'])}"),
+        ("Weights", f"<code>{text(record['fingerprint'])}</code>"),
+        ("Input x", f"{text(definition['input'])}"),
+        ("Output y", f"{text(definition['target_definition'])}, position {definition['position']}"),
+        ("Frozen", f"1/rms of every norm, every attention weight, and {_FROZEN[record['freeze']]}"),
+        ("Method", f"{text(work['method'])}: {text(work['why'])}"),
+        (
+            "Counted work",
+            f"{work['row_sweeps']:,.0f} row-sweeps against {work['dense_row_sweeps']:,.0f} for dense Jacobians; "
+            f"{work['columns']:,} columns in {work['passes']:,} passes",
+        ),
+        ("Time", " · ".join(f"{text(name)} {seconds:.2f} s" for name, seconds in record["times"].items())),
+        ("Choices by timing", f"<code>{text(record['choices'])}</code>"),
+        ("Seed", text(options["seed"])),
+        ("Made", f"{text(record['created'])} with {text(versions)}"),
+    ]
+    command = command_line(record)
+    shell = f"<pre><code>{text(command)}</code></pre>" if command else ""
+    return (
+        f"<section><h2>What was run</h2>{facts(pairs, 'plain-facts')}</section>"
+        f"<section><h2>Run it again</h2>{shell}<pre><code>{text(python_call(record))}</code></pre></section>"
+    )
+
+
+def _chips(record: Record, prompt: int, tokens: list[Record]) -> str:
+    """Return every token of the prompt; those with a card link to it and show their contribution."""
+    analysed = {token["index"]: token for token in tokens}
+    items = []
+    for index, name in enumerate(record["prompt_tokens"][prompt]):
+        token = analysed.get(index)
+        if token is None:
+            items.append(f'<li><span class="plain">{token_text(name)}</span></li>')
+            continue
+        share = token["contribution"]["share"] if token["contribution"] else 0.0
+        items.append(f'<li><a href="#{anchor(token)}">{token_text(name)}{meter(share)}</a></li>')
+    return (
+        f"<h2>The prompt in {len(items)} tokens</h2>"
+        '<p class="note">The bar under a token is the length of what it adds to the output, ‖J x‖ / ‖y‖.</p>'
+        f'<ol class="chips">{"".join(items)}</ol>'
+    )
+
+
+def _prediction(record: Record, prompt: int) -> str:
+    candidates = record["predictions"][prompt]
+    best = candidates[0]["probability"] or 1.0
+    rows = "".join(
+        f'<li><span class="name">{token_text(c["token"])}</span>{meter(c["probability"] / best)}'
+        f'<span class="num">{percent(c["probability"])}</span></li>'
+        for c in candidates
+    )
+    return f'<div><h2>What the model says next</h2><ol class="bars">{rows}</ol></div>'
+
+
+def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:
+    errors = reconstruction_of(record, prompt)
+    truth = vectors[f"y.{prompt}"].tolist()
+    clouds = [("dot", vectors[f"reconstruction.detached.{prompt}"].tolist())]
+    caption = (
+        f'<span class="legend-dot">● Detached</span>: the sum over tokens of J x gives the model\'s own output to '
+        f"{errors['relative_error']:.1e}."
+    )
+    ordinary = errors["ordinary_relative_error"]
+    if ordinary is not None:
+        clouds.insert(0, ("cross", vectors[f"reconstruction.ordinary.{prompt}"].tolist()))
+        caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians miss it by {ordinary:.2g}.'
+    if errors["offset_share"]:
+        caption += f" The affine part is {percent(errors['offset_share'])} of the output."
+    summary = f"Reconstructed against true output, on the diagonal to {errors['relative_error']:.1e}"
+    return (
+        f"<div><h2>The linear map gives the output</h2>{figure(charts.scatter(truth, clouds, summary), caption)}</div>"
+    )
+
+
+def _spectra(tokens: list[Record]) -> str:
+    lines = [(f"{token['index']} {visible(token['token'])}", singular_values(token)) for token in tokens]
+    if not any(values for _, values in lines):
+        return "<p>No singular values were found.</p>"
+    summary = f"Singular values of {len(lines)} tokens on a log scale; the table below has the numbers"
+    caption = "Singular values of every token's Jacobian, from the first token (dark) to the last (light)."
+    return figure(charts.spectra(lines, summary), caption)
+
+
+def _glance(tokens: list[Record]) -> str:
+    found = [singular_values(token) for token in tokens]
+    count = min(_COLUMNS, max((len(values) for values in found), default=0))
+    low, high = charts.log_range([value for values in found for value in values])
+    heat = charts.Axis(low, high, 0, 42, log=True)
+    head = "".join(f'<th scope="col" class="num">σ<sub>{j + 1}</sub></th>' for j in range(count))
+    rows = []
+    for token, values in zip(tokens, found, strict=True):
+        cells = "".join(
+            f'<td class="num heat" style="--h:{max(0.0, heat(value)):.0f}%">{significant(value, 3)}</td>'
+            for value in values[:count]
+        ) + "<td></td>" * (count - len(values[:count]))
+        contribution = token["contribution"]
+        share = f"{percent(contribution['share'])}{meter(contribution['share'])}" if contribution else "–"
+        words = (
+            "".join(token_text(e["token"]) for e in token[side][0][:3]) if values else "" for side in ("left", "right")
+        )
+        decoded = "".join(f'<td class="words">{side}</td>' for side in words)
+        rows.append(
+            f'<tr><td class="num">{token["index"]}</td><th scope="row"><a href="#{anchor(token)}">'
+            f'{token_text(token["token"])}</a></th>{cells}<td class="num">{stable_rank_text(token)}</td>'
+            f'<td class="num">{share}</td>{decoded}<td>{badge(token["status"])}</td></tr>'
+        )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="All tokens"><table class="glance"><thead><tr>'
+        f'<th scope="col" class="num">#</th><th scope="col">Token</th>{head}<th scope="col" class="num">Stable rank</th>'
+        '<th scope="col" class="num">‖J x‖ / ‖y‖</th><th scope="col">u₁ says</th><th scope="col">v₁ reads</th>'
+        f'<th scope="col">Status</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )

@@ -1,0 +1,85 @@
+"""The card of one token: its spectrum, its certificate, what its triplets decode to, what it contributes."""
+
+from __future__ import annotations
+
+from detjac_lanczos.reading.page import charts
+from detjac_lanczos.reading.page.markup import badge, facts, figure, pills, text, token_text
+from detjac_lanczos.reading.record_values import (
+    SUCCESSFUL,
+    Record,
+    percent,
+    relative_residual,
+    scientific,
+    significant,
+    singular_values,
+)
+
+_TRIPLETS = 8
+_DECODED = 6
+
+
+def anchor(token: Record) -> str:
+    """Return the id of a token's card."""
+    return f"token-{token['prompt']}-{token['index']}"
+
+
+def token_card(token: Record, span: tuple[float, float]) -> str:
+    """Return a token's card. ``span``: the log10 range of singular values that all cards share."""
+    claim = token["certificate"]["line"] if token["certificate"] else "no certificate was asked for"
+    advice = "" if token["status"] in SUCCESSFUL else f'<p class="advice">{text(token["advice"])}</p>'
+    values = singular_values(token)
+    chart = ""
+    if values:
+        listed = ", ".join(significant(value) for value in values)
+        chart = figure(charts.spectrum(values, span, f"Singular values on a log scale: {listed}"))
+    return (
+        f'<article class="card" id="{anchor(token)}"><header><h3>{token_text(token["token"])}</h3>'
+        f'<span class="where">token {token["index"]} · id {token["id"]}</span>{badge(token["status"])}</header>'
+        f'<p class="claim">{text(claim)}</p>{advice}'
+        f'<div class="inside"><div>{chart}{facts(_facts(token))}</div><div>{_triplets(token)}</div></div></article>'
+    )
+
+
+def stable_rank_text(token: Record) -> str:
+    """Return the stable rank with its interval, or a dash."""
+    if token["stable_rank"] is None:
+        return "–"
+    low, high = token["stable_rank_interval"]
+    return f'{token["stable_rank"]:.3g} <span class="note">[{low:.3g}, {high:.3g}]</span>'
+
+
+def _facts(token: Record) -> list[tuple[str, str]]:
+    pairs = [("Stable rank ‖J‖²<sub>F</sub> / σ₁²", stable_rank_text(token))]
+    residual = relative_residual(token)
+    if residual is not None:
+        pairs.append(("Largest relative residual", scientific(residual)))
+    contribution = token["contribution"]
+    if contribution is not None:
+        pairs += [
+            ("Contribution ‖J x‖ / ‖y‖", percent(contribution["share"])),
+            ("Cosine of J x with y", f"{contribution['cosine']:.3f}"),
+            (f"Share of J x in these {len(token['singular_values'])}", percent(contribution["captured"])),
+        ]
+    return pairs
+
+
+def _triplets(token: Record) -> str:
+    rows = []
+    for j, value in enumerate(singular_values(token)[:_TRIPLETS]):
+        rows.append(
+            f'<tr role="row"><th scope="row" role="rowheader" class="sigma num"><small>σ{_subscript(j + 1)}</small> '
+            f"{significant(value)}</th>"
+            f'<td role="cell" data-side="towards the output">{pills(token["left"][j], "left", _DECODED)}</td>'
+            f'<td role="cell" data-side="from the input">{pills(token["right"][j], "right", _DECODED)}</td></tr>'
+        )
+    return (
+        '<table class="triplets" role="table"><thead role="rowgroup"><tr role="row">'
+        '<th scope="col" role="columnheader">Value</th>'
+        '<th scope="col" role="columnheader"><span class="side-left">Left vector</span>: the output it drives</th>'
+        '<th scope="col" role="columnheader"><span class="side-right">Right vector</span>: the input it reads</th>'
+        f'</tr></thead><tbody role="rowgroup">{"".join(rows)}</tbody></table>'
+    )
+
+
+def _subscript(number: int) -> str:
+    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
