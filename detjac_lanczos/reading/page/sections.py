@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from detjac_lanczos.reading.page import charts
-from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, text, token_text
+from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, meter, text, token_text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
-from detjac_lanczos.reading.page.token_card import anchor, stable_rank_text, token_card
+from detjac_lanczos.reading.page.token_card import anchor, token_card
 from detjac_lanczos.reading.record_values import (
     SUCCESSFUL,
     Record,
     percent,
     prompt_text,
     reconstruction_of,
+    scientific,
     significant,
     singular_values,
     tokens_of,
@@ -43,7 +44,7 @@ def heading(record: Record) -> str:
     share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
     key = [
         ("Next token", f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>"),
-        ("Reconstruction error", f"{errors['relative_error']:.1e} <small>std(ŷ − y) / std(y)</small>"),
+        ("Reconstruction error", f"{scientific(errors['relative_error'])} <small>std(ŷ − y) / std(y)</small>"),
         (
             "Tokens certified" if record["options"]["certify"] else "Tokens converged",
             f"{found} of {len(record['tokens'])} <small>{record['options']['k']} triplets each, "
@@ -52,13 +53,14 @@ def heading(record: Record) -> str:
         ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),
         ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
     ]
+    space = " " if following["token"].startswith(" ") else ""
+    said = text(visible(following["token"].lstrip(" ")))
     return (
         f'<header class="top"><p class="kicker">Detached Jacobians · {text(record["model"])}{others}</p>'
-        f'<h1{size}><bdi>{text(title)}</bdi> <span class="next"><bdi>{text(visible(following["token"]).lstrip("␣"))}'
-        f"</bdi></span></h1>"
-        '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they took, is a '
-        "linear map of each input token. These are the leading singular vectors of those maps: which directions of a token "
-        "matter, and what they make the model say.</p>"
+        f'<h1{size}><bdi>{text(title)}</bdi>{space}<span class="next"><bdi>{said}</bdi></span></h1>'
+        '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
+        "took, is a linear map of each input token. These are the leading singular vectors of those maps: which "
+        "directions of a token matter, and what they make the model say.</p>"
         f"{facts(key, 'key')}</header>"
     )
 
@@ -76,10 +78,10 @@ def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -
         f"<section><h2>Spectra</h2>{_spectra(tokens)}</section>"
         f"<section><h2>At a glance</h2>{_glance(tokens)}</section>"
         "<section><h2>Token by token</h2>"
-        '<p class="note"><span class="side-left">Left vectors</span> are read through the head, with the sign that agrees '
-        "with the output; the figure is the share of softmax a token would have if the output pointed that way. "
-        '<span class="side-right">Right vectors</span> are read by the input embeddings nearest to them; the figure is the '
-        f"cosine. Bars compare within one vector.</p>{cards}</section>"
+        '<p class="note"><span class="side-left">Left vectors</span> are read through the head, with the sign that '
+        "agrees with the output; the figure is the share of softmax a token would have if the output pointed that way. "
+        '<span class="side-right">Right vectors</span> are read by the input embeddings nearest to them; the figure is '
+        f"the cosine. Bars compare within one vector.</p>{cards}</section>"
     )
 
 
@@ -147,7 +149,7 @@ def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) 
     clouds = [("dot", vectors[f"reconstruction.detached.{prompt}"].tolist())]
     caption = (
         f'<span class="legend-dot">● Detached</span>: the sum over tokens of J x gives the model\'s own output to '
-        f"{errors['relative_error']:.1e}."
+        f"{scientific(errors['relative_error'])}."
     )
     ordinary = errors["ordinary_relative_error"]
     if ordinary is not None:
@@ -162,12 +164,33 @@ def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) 
 
 
 def _spectra(tokens: list[Record]) -> str:
-    lines = [(f"{token['index']} {visible(token['token'])}", singular_values(token)) for token in tokens]
+    lines = [(f"{token['index']} {dotted(token['token'])}", singular_values(token)) for token in tokens]
     if not any(values for _, values in lines):
         return "<p>No singular values were found.</p>"
     summary = f"Singular values of {len(lines)} tokens on a log scale; the table below has the numbers"
     caption = "Singular values of every token's Jacobian, from the first token (dark) to the last (light)."
-    return figure(charts.spectra(lines, summary), caption)
+    chart = figure(charts.spectra(lines, summary), caption, "wide")
+    return f'<div class="beside">{chart}{facts(_extremes(tokens))}</div>'
+
+
+def _extremes(tokens: list[Record]) -> list[tuple[str, str]]:
+    """Return the largest and the smallest of what is known of every token."""
+    firsts = [(singular_values(t)[0], t["token"]) for t in tokens if singular_values(t)]
+    ranks = [(t["stable_rank"], t["token"]) for t in tokens if t["stable_rank"] is not None]
+    parts = [(t["contribution"], t["token"]) for t in tokens if t["contribution"]]
+    known: list[tuple[str, list[tuple[float, str]], Callable[[float], str]]] = [
+        ("σ₁", firsts, significant),
+        ("stable rank", ranks, "{:.3g}".format),
+        ("‖J x‖ / ‖y‖", [(part["share"], name) for part, name in parts], percent),
+        ("share of J x captured", [(part["captured"], name) for part, name in parts], percent),
+    ]
+    pairs = []
+    for name, found, shown in known:
+        for word, choose in (("Largest", max), ("Smallest", min)):
+            if found:
+                value, token = choose(found)
+                pairs.append((f"{word} {name}", f"{token_text(token)} {shown(value)}"))
+    return pairs
 
 
 def _glance(tokens: list[Record]) -> str:
@@ -184,18 +207,18 @@ def _glance(tokens: list[Record]) -> str:
         ) + "<td></td>" * (count - len(values[:count]))
         contribution = token["contribution"]
         share = f"{percent(contribution['share'])}{meter(contribution['share'])}" if contribution else "–"
-        words = (
-            "".join(token_text(e["token"]) for e in token[side][0][:3]) if values else "" for side in ("left", "right")
-        )
+        rank = "–" if token["stable_rank"] is None else f"{token['stable_rank']:.3g}"
+        leading = [token[side][0][:3] if values else [] for side in ("left", "right")]
+        words = ("".join(token_text(entry["token"]) for entry in entries) for entries in leading)
         decoded = "".join(f'<td class="words">{side}</td>' for side in words)
         rows.append(
             f'<tr><td class="num">{token["index"]}</td><th scope="row"><a href="#{anchor(token)}">'
-            f'{token_text(token["token"])}</a></th>{cells}<td class="num">{stable_rank_text(token)}</td>'
+            f'{token_text(token["token"])}</a></th>{cells}<td class="num">{rank}</td>'
             f'<td class="num">{share}</td>{decoded}<td>{badge(token["status"])}</td></tr>'
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="All tokens"><table class="glance"><thead><tr>'
-        f'<th scope="col" class="num">#</th><th scope="col">Token</th>{head}<th scope="col" class="num">Stable rank</th>'
-        '<th scope="col" class="num">‖J x‖ / ‖y‖</th><th scope="col">u₁ says</th><th scope="col">v₁ reads</th>'
+        f'<th scope="col" class="num">#</th><th scope="col">Token</th>{head}'
+        '<th scope="col" class="num">Stable rank</th><th scope="col" class="num">‖J x‖ / ‖y‖</th><th scope="col">u₁ says</th><th scope="col">v₁ reads</th>'
         f'<th scope="col">Status</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
