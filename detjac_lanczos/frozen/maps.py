@@ -149,7 +149,7 @@ class Mix:
             positions = len(tile.queries) if self.transposed else len(tile.keys)
             slots = x.new_zeros((heads_in * positions * tile.columns, width), dtype=probabilities.dtype)
             slots.index_copy_(0, source, x[rows].reshape(-1, width).to(slots.dtype))
-            slots = slots.view(self.kv_heads, -1, tile.columns * width)
+            slots = slots.view(self.kv_heads, heads_in // self.kv_heads * positions, tile.columns * width)
             mixed = mix_transposed(probabilities, slots) if self.transposed else mix(probabilities, slots)
             parts.append(mixed.view(-1, width).index_select(0, target).to(x.dtype))
         if len(parts) == 1:

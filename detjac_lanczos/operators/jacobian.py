@@ -198,12 +198,16 @@ class JacobianBatch:
         return list(dict.fromkeys((operator.prompt, operator.position) for operator in self.operators))
 
     def _matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        if not blocks:
+            return []
         layout = self._layout([replace(self.operators[i].segment, width=X.shape[1]) for i, X in blocks])
         rows = torch.cat([self._to_rows(self.operators[i], X) for i, X in blocks])
         out = forward(self.program, rows, layout)
         return [part.T for part in out.split([s.width for s in layout.segments])]
 
     def _rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        if not blocks:
+            return []
         layout = self._layout([replace(self.operators[i].segment, width=Y.shape[1]) for i, Y in blocks])
         out = transposed(self.program, torch.cat([Y.T for _, Y in blocks]), layout)
         parts = out.split([s.source_rows for s in layout.segments])

@@ -1,0 +1,370 @@
+"""What a Jacobian of a frozen network satisfies: adjointness, chain rule, affine sum, batches, switched-off heads."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp, probe
+from tests import tiny_models
+from tests.oracles import OracleB, embeddings_of
+
+LENGTHS = (tiny_models.LENGTH, 5)
+C = 10
+"""The constant of |⟨Jv, u⟩ − ⟨v, Jᵀu⟩| ≤ C ε √rows ‖Jv‖ ‖u‖."""
+RECONSTRUCTION = {torch.float64: 1e-13, torch.float32: 1e-6}
+
+
+def network_of(
+    make: str, dtype: torch.dtype = torch.float64, freeze: Any = "gate", bias: bool = True
+) -> DetachedNetwork:
+    model = getattr(tiny_models, make)(dtype, bias=bias)
+    return detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(*LENGTHS), freeze=freeze)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma"])
+def network(request: pytest.FixtureRequest) -> DetachedNetwork:
+    return network_of(request.param)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("freeze", ["gate", "up", "half"])
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_transposed_products_are_adjoint(make: str, freeze: str, dtype: torch.dtype) -> None:
+    network = network_of(make, dtype, freeze)
+    for token in (0, 6, 11, "joint", (1, 2)):
+        for target in ("output", "residual", "logits", layer(1), attention(2), mlp(0)):
+            J = network.jacobian(token, target=target)
+            v = normal(J.shape[1], 4, seed=1, dtype=dtype)
+            u = normal(J.shape[0], 4, seed=2, dtype=dtype)
+            forwards, backwards = J.matmat(v).double(), J.rmatmat(u).double()
+            u, v = u.double(), v.double()
+            gap = ((forwards * u).sum(0) - (v * backwards).sum(0)).abs()
+            rows = J.segment.length
+            bar = C * torch.finfo(dtype).eps * rows**0.5 * forwards.norm(dim=0) * u.norm(dim=0)
+            assert torch.all(gap <= bar), (token, str(target), float((gap / bar).max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("freeze", ["gate", "up", "half"])
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_the_sum_over_tokens_and_the_offset_give_the_nonlinear_value(
+    make: str, freeze: str, bias: bool, dtype: torch.dtype
+) -> None:
+    network = network_of(make, dtype, freeze, bias)
+    rows = normal(3, 24, dtype=dtype)
+    for prompt, n in enumerate(LENGTHS):
+        for position in (n - 1, n // 2, 0):
+            for source in (0, 2):
+                for target in ("output", "residual", "logits", probe(rows), layer(2), attention(2), mlp(2)):
+                    J = network.jacobian((prompt, 0), source=layer(source), target=target, position=position)
+                    found = J.reconstruction
+                    assert torch.equal(found.y, J.y)
+                    parts = [J.offset.double()]
+                    for token in range(position + 1):
+                        one = network.jacobian((prompt, token), source=layer(source), target=target, position=position)
+                        parts.append(one.matmat(one.x[:, None])[:, 0].double())
+                    # Terms much larger than their sum keep their own roundings: the bar is in their sizes.
+                    size = sum(float(part.norm()) for part in parts)
+                    y = J.y.double()
+                    for estimate in (found.estimate.double(), torch.stack(parts).sum(0)):
+                        assert (estimate - y).norm() <= RECONSTRUCTION[dtype] * size, (position, str(target))
+                    if dtype is torch.float64 or target == "output":
+                        assert found.norm_error <= RECONSTRUCTION[dtype], (position, source, str(target))
+                    assert bias or not J.offset.any()
+
+
+def test_the_working_precision_is_compared_with_the_models_own() -> None:
+    """In float64 the pass is lifted; the model's own output keeps its roundings to float32 and is kept beside it."""
+    network = network_of("llama")
+    distance = (network.streams.output - network.streams.model_output).norm() / network.streams.output.norm()
+    assert 1e-9 < distance < 1e-6
+
+
+@pytest.mark.parametrize("between", [0, 1])
+@pytest.mark.parametrize("target", ["output", layer(2), attention(2), mlp(2), "logits"], ids=str)
+def test_chain_rule(network: DetachedNetwork, between: int, target: Any) -> None:
+    """J(0 → end) of token i is the sum over positions t of J(after block l → end)_t J(0 → after block l)_ti."""
+    for position in (11, 4):
+        for token in (0, 3, position):
+            whole = network.jacobian(token, target=target, position=position).dense()
+            total = torch.zeros_like(whole)
+            for t in range(token, position + 1):
+                second = network.jacobian(t, source=layer(between + 1), target=target, position=position).dense()
+                first = network.jacobian(token, target=layer(between), position=t).dense()
+                total += second @ first
+            assert (total - whole).norm() <= 1e-13 * whole.norm()
+
+
+def test_a_target_is_a_function_of_the_output(network: DetachedNetwork) -> None:
+    rows = normal(4, 24)
+    output = network.jacobian("joint").dense()
+    head_matrix = network.model.lm_head.weight.detach()
+    for target, matrix in (("logits", head_matrix), (probe(rows), rows)):
+        J = network.jacobian("joint", target=target)
+        assert (J.dense() - matrix @ output).norm() <= 1e-13 * J.dense().norm()
+        assert (J.y - matrix @ network.jacobian("joint").y).norm() <= 1e-13 * J.y.norm()
+
+
+def test_a_block_is_its_input_and_its_branches(network: DetachedNetwork) -> None:
+    for index in range(network.blocks):
+        for token in (0, 11):
+            stream = network.jacobian(token, source=layer(index), target=layer(index)).dense()
+            first = network.jacobian(token, source=layer(index), target=attention(index)).dense()
+            second = network.jacobian(token, source=layer(index), target=mlp(index)).dense()
+            identity = torch.eye(24, dtype=torch.float64) * (token == 11)
+            assert (stream - identity - first - second).norm() <= 1e-13 * stream.norm()
+
+
+def test_dense_by_columns_and_by_rows_agree(network: DetachedNetwork) -> None:
+    for J in (network.jacobian(3), network.jacobian("joint"), network.jacobian(3, target="logits")):
+        by_columns = J.matmat(torch.eye(J.shape[1], dtype=J.dtype))
+        by_rows = J.rmatmat(torch.eye(J.shape[0], dtype=J.dtype)).T
+        assert (by_columns - by_rows).norm() <= 1e-13 * by_rows.norm()
+        assert (J.dense() - by_rows).norm() <= 1e-13 * by_rows.norm()
+        assert torch.equal(J.T.matmat(torch.eye(J.shape[0], dtype=J.dtype)), by_rows.T)
+        assert J.T.T is J
+        assert J.T.shape == J.shape[::-1]
+
+
+def test_the_joint_operator_is_the_tokens_side_by_side(network: DetachedNetwork) -> None:
+    for position in (11, 6):
+        joint = network.jacobian("joint", position=position)
+        side_by_side = torch.cat([network.jacobian(i, position=position).dense() for i in range(position + 1)], dim=1)
+        assert joint.shape == side_by_side.shape
+        assert (joint.dense() - side_by_side).norm() <= 1e-13 * side_by_side.norm()
+        assert torch.equal(joint.x, torch.cat([network.jacobian(i).x for i in range(position + 1)]))
+
+
+def test_a_batch_in_lockstep_is_each_operator_alone(network: DetachedNetwork) -> None:
+    batch = network.jacobians()
+    assert [(J.prompt, J.token) for J in batch.operators] == [(p, i) for p, n in enumerate(LENGTHS) for i in range(n)]
+    assert batch.shapes == [(24, 24)] * len(batch)
+    chosen = [(16, 1), (0, 3), (5, 2), (11, 4), (12, 1)]
+    X = [(i, normal(24, b, seed=i)) for i, b in chosen]
+    for found, (i, block) in zip(batch.matmat(X), X, strict=True):
+        alone = batch.operators[i].matmat(block)
+        assert (found - alone).norm() <= 1e-13 * alone.norm()
+    for found, (i, block) in zip(batch.rmatmat(X), X, strict=True):
+        alone = batch.operators[i].rmatmat(block)
+        assert (found - alone).norm() <= 1e-13 * alone.norm()
+    assert [batch.cost(i) for i in range(len(batch))] == [J.cost() for J in batch.operators]
+
+
+def test_one_cotangent_shared_by_all_operators(network: DetachedNetwork) -> None:
+    Y = normal(24, 3)
+    for tokens in (None, slice(2, 4), [(1, 3), 0, (1, 0)], [5], ["joint"]):
+        batch = network.jacobians(tokens)  # type: ignore[arg-type]
+        for found, J in zip(batch.rmatmat_shared(Y), batch.operators, strict=True):
+            alone = J.rmatmat(Y)
+            assert found.shape == alone.shape
+            assert (found - alone).norm() <= 1e-13 * alone.norm()
+
+
+def test_batches_of_mixed_positions_share_a_cotangent_too(network: DetachedNetwork) -> None:
+    from detjac_lanczos.operators import JacobianBatch
+
+    operators = [network.jacobian(i, position=p) for i, p in ((0, 11), (2, 7), (7, 7), (3, 11))]
+    operators.append(network.jacobian((1, 1), position=3))
+    batch, Y = JacobianBatch(operators), normal(24, 2)
+    for found, J in zip(batch.rmatmat_shared(Y), operators, strict=True):
+        assert (found - J.rmatmat(Y)).norm() <= 1e-13 * found.norm()
+    X = [(i, normal(24, 2, seed=i)) for i in range(len(operators))]
+    for found, (i, block) in zip(batch.matmat(X), X, strict=True):
+        assert (found - operators[i].matmat(block)).norm() <= 1e-13 * found.norm()
+
+
+def test_float32_batches_do_not_depend_on_their_company() -> None:
+    network = network_of("llama", torch.float32)
+    batch = network.jacobians()
+    X = [(i, normal(24, 3, seed=i, dtype=torch.float32)) for i in range(len(batch))]
+    for found, (i, block) in zip(batch.matmat(X), X, strict=True):
+        alone = batch.operators[i].matmat(block)
+        assert (found - alone).norm() <= 1e-6 * alone.norm()
+
+
+def test_products_of_no_columns_have_none(network: DetachedNetwork) -> None:
+    J = network.jacobian(2)
+    assert J.matmat(torch.zeros(24, 0, dtype=torch.float64)).shape == (24, 0)
+    assert J.rmatmat(torch.zeros(24, 0, dtype=torch.float64)).shape == (24, 0)
+    assert network.jacobians().matmat([]) == []
+    assert network.jacobians().rmatmat([]) == []
+
+
+def test_the_scipy_face(network: DetachedNetwork) -> None:
+    J = network.jacobian(4)
+    A = J.aslinearoperator()
+    dense = J.dense().numpy()
+    x, X = normal(24).numpy(), normal(24, 3).numpy()
+    assert A.shape == J.shape
+    assert A.dtype == np.float64
+    for found, expected in ((A @ x, dense @ x), (A @ X, dense @ X), (A.T @ x, dense.T @ x), (A.H @ X, dense.T @ X)):
+        assert np.linalg.norm(found - expected) <= 1e-13 * np.linalg.norm(expected)
+    from scipy.sparse.linalg import svds
+
+    values = svds(A, k=4, return_singular_vectors=False)
+    assert np.allclose(sorted(values), sorted(np.linalg.svd(dense)[1][:4]), rtol=1e-9)
+
+
+def test_two_probes_with_rows_in_the_same_memory_are_two_operators(network: DetachedNetwork) -> None:
+    """The first probe's rows are gone when the second's are made: nothing may be remembered by address."""
+    output = network.jacobian(0).dense()
+    for seed in range(20):
+        rows = normal(2, 24, seed=seed).float()
+        found = network.jacobian(0, target=probe(rows)).dense()
+        expected = rows.double() @ output
+        del rows
+        assert (found - expected).norm() <= 1e-13 * expected.norm()
+
+
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+@pytest.mark.parametrize("freeze", ["gate", "up", "half"])
+def test_a_dropped_head_is_one_whose_output_columns_are_zero(make: str, freeze: Any) -> None:
+    network = network_of(make, freeze=freeze)
+    before = network.jacobian("joint").dense()
+    found = network.replace(drop=[head(1, 2), head(1, 0), head(2, 3)])
+    model = getattr(tiny_models, make)(bias=True)
+    width = model.config.head_dim
+    for block, index in ((1, 2), (1, 0), (2, 3)):
+        model.model.layers[block].self_attn.o_proj.weight.data[:, index * width : (index + 1) * width] = 0
+    # The coefficients stay those of the unchanged pass.
+    changed = DetachedNetwork(
+        tiny_models.loaded(model),
+        network.family,
+        network.prompts,
+        network.freeze,
+        network.coefficients,
+        network.streams,
+    )
+    for target in ("output", layer(1), attention(2), mlp(2)):
+        one, other = found.jacobian("joint", target=target), changed.jacobian("joint", target=target)
+        assert (one.dense() - other.dense()).norm() <= 1e-13 * other.dense().norm()
+        assert (one.offset - other.offset).norm() <= 1e-13 * other.offset.norm()
+    assert torch.equal(network.jacobian("joint").dense(), before)
+
+
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+@pytest.mark.parametrize("freeze", ["gate", "half"])
+@pytest.mark.parametrize("place", [attention(1), mlp(2), mlp(0)], ids=str)
+def test_a_dropped_branch_adds_nothing(make: str, freeze: Any, place: Any) -> None:
+    """With every factor pinned, the model runs again with the branch's output, bias and all, replaced by zero."""
+    model = getattr(tiny_models, make)(bias=True)
+    ids = tiny_models.prompt_ids(tiny_models.LENGTH)[0]
+    network = detach(tiny_models.loaded(model), input_ids=ids, freeze=freeze).replace(drop=[place])
+    x = embeddings_of(model, ids)
+    oracle = OracleB(model, x, freeze)
+    block = model.model.layers[place.index]
+    sandwiched = make == "gemma"
+    module = {
+        "attention": block.post_attention_layernorm if sandwiched else block.self_attn.o_proj,
+        "mlp": block.post_feedforward_layernorm if sandwiched else block.mlp.down_proj,
+    }[place.kind]
+    handle = module.register_forward_hook(lambda m, a, out: torch.zeros_like(out))
+    oracle.pin.rewind()
+    values = oracle._streams(x)
+    handle.remove()
+    J = network.jacobian("joint")
+    estimate = J.matmat(J.x[:, None])[:, 0] + J.offset
+    assert (estimate - values["output"][-1]).norm() <= 1e-13 * values["output"][-1].norm()
+    branch = network.jacobian("joint", target=place)
+    assert not branch.dense().any()
+    assert not branch.offset.any()
+
+
+def test_replaced_coefficients_take_effect_and_bad_ones_are_refused(network: DetachedNetwork) -> None:
+    name = next(name for name in network.coefficients if "blocks.2.mlp" in name and "rstd" not in name)
+    before = network.jacobian(0, target=mlp(2)).dense()
+    doubled = network.replace({name: 2 * network.coefficients[name]})
+    assert (doubled.jacobian(0, target=mlp(2)).dense() - 2 * before).norm() <= 1e-14 * before.norm()
+    assert torch.equal(network.jacobian(0, target=mlp(2)).dense(), before)
+    for bad in ({"blocks.9.mlp": torch.ones(1)}, {name: torch.ones(2, 2)}):
+        with pytest.raises(InputError, match="cannot replace"):
+            network.replace(bad)
+    for item in (head(0, 4), head(3, 0), mlp(3), attention(-1), layer(0)):
+        with pytest.raises(InputError):
+            network.replace(drop=[item])
+
+
+def test_what_cannot_be_is_one_clear_line(network: DetachedNetwork) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"token": 12}, "does not exist"),
+        ({"token": -13}, "does not exist"),
+        ({"token": (2, 0)}, "prompt 2 does not exist"),
+        ({"token": "all"}, "must be an index"),
+        ({"token": 1.5}, "must be an index"),
+        ({"token": 5, "position": 4}, "comes after position"),
+        ({"position": 12}, "does not exist"),
+        ({"source": layer(3)}, "does not exist"),
+        ({"source": "middle"}, "source must be"),
+        ({"target": layer(-4)}, "does not exist"),
+        ({"target": "middle"}, "target must be"),
+        ({"source": layer(2), "target": layer(1)}, "lies before"),
+        ({"target": probe(torch.ones(2, 5))}, "width 5"),
+    ]
+    for options, message in cases:
+        with pytest.raises(InputError, match=message) as caught:
+            network.jacobian(**options)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="matrix"):
+        probe(torch.ones(24))
+    with pytest.raises(InputError, match="no tokens"):
+        network.jacobians([])
+    assert network.jacobian(-1).token == 11
+    assert network.jacobian(0, position=-2).position == 10
+
+
+def test_blocks_that_do_not_fit_are_refused(network: DetachedNetwork) -> None:
+    J, batch = network.jacobian(0), network.jacobians()
+    bad: list[tuple[Any, str]] = [
+        (torch.zeros(24, dtype=torch.float64), "columns"),
+        (torch.zeros(23, 2, dtype=torch.float64), "columns"),
+        (torch.zeros(24, 2), "float64"),
+        (torch.zeros(24, 2, dtype=torch.float64, device="meta"), "meta"),
+        (torch.full((24, 2), float("inf"), dtype=torch.float64), "NaN or an infinity"),
+        (np.zeros((24, 2)), "torch tensor"),
+    ]
+    for block, message in bad:
+        for call in (
+            J.matmat,
+            J.rmatmat,
+            J.T.matmat,
+            batch.rmatmat_shared,
+            lambda b: batch.matmat([(1, b)]),
+            lambda b: batch.rmatmat([(1, b)]),
+        ):
+            with pytest.raises(OperatorError, match=message):
+                call(block)
+
+
+def test_the_definition_says_what_the_operator_is(network: DetachedNetwork) -> None:
+    J = network.jacobian(3, source=layer(1), target=mlp(2), position=7)
+    assert J.definition | {"family": "", "input": ""} == {
+        "family": "",
+        "freeze": "gate",
+        "input": "",
+        "target": "mlp(2)",
+        "target_definition": "mlp(2)",
+        "position": 7,
+        "token": 3,
+        "dtype": "float64",
+    }
+    assert J.definition["input"] == "the residual stream entering block 1"
+    for word in ("token=3", "position=7", "mlp(2)", "gate", "float64"):
+        assert word in repr(J)
+
+
+def test_capture_and_products_do_not_touch_the_coefficients(network: DetachedNetwork) -> None:
+    before = {name: value.clone() for name, value in network.coefficients.items()}
+    x = network.jacobian(0).x.clone()
+    network.jacobians().rmatmat_shared(normal(24, 2))
+    network.jacobian("joint", target="logits").dense()
+    assert all(torch.equal(network.coefficients[name], value) for name, value in before.items())
+    assert torch.equal(network.jacobian(0).x, x)
