@@ -25,7 +25,8 @@ class Cluster:
 class Certificate:
     """TRIPLETS: A has ``claimed`` distinct singular values, one within ``radius`` of each claimed s_i.
 
-    Distinct counts multiplicity. Deterministic, about the operator as computed. The j-th singular value is moreover at least s_j, less rounding.
+    Distinct counts multiplicity. Deterministic, about the operator as computed. The j-th singular value is moreover at
+    least s_j, less rounding.
 
     Attributes
     ----------

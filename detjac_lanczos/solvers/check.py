@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.operator import LinearOperator, as_operator
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, working_dtype
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon
 
 _WIDTH = 3
 
@@ -71,6 +71,7 @@ def check_operator(A: Any, seed: int = 0) -> OperatorReport:
     problems = forward + transposed
     if AV is None or AtU is None:
         return OperatorReport(tuple(problems), float("nan"), bound)
+    U, V = U.to(torch.float64), V.to(torch.float64)
     lengths = AV.norm(dim=0)[None, :] * U.norm(dim=0)[:, None]
     defect = float(((U.T @ AV - AtU.T @ V).abs() / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).max())
     if defect > bound:
@@ -113,4 +114,4 @@ def _check_way(
 
 def _random(rows: int, operator: LinearOperator, generator: torch.Generator) -> Tensor:
     drawn = torch.randn(rows, _WIDTH, dtype=torch.float64, generator=generator)
-    return drawn.to(device=operator.device, dtype=working_dtype(operator.dtype))
+    return drawn.to(device=operator.device, dtype=operator.dtype)

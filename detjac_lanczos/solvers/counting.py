@@ -27,7 +27,7 @@ class Direction(Enum):
 class CountingBatch:
     """A batch seen by the solvers: blocks are rows, products come back in working precision, all is counted.
 
-    One call is one pass. Products of the wrong shape, dtype or device raise; non-finite ones are noted in
+    One call is one pass. Blocks go out in the operator's dtype: what rounding they suffer is the operator's. Products of the wrong shape, dtype or device raise; non-finite ones are noted in
     ``nonfinite``, so that one operator's overflow does not end the others' solve.
 
     Attributes
@@ -88,7 +88,7 @@ class CountingBatch:
             A product has the wrong shape, dtype or device.
         """
         began = time.perf_counter()
-        columns = [(index, rows.T) for index, rows in blocks]
+        columns = [(index, rows.to(self.operator_dtype).T) for index, rows in blocks]
         forward = direction is Direction.FORWARD
         products = self.batch.matmat(columns) if forward else self.batch.rmatmat(columns)
         if len(products) != len(blocks):
@@ -110,7 +110,7 @@ class CountingBatch:
     def apply_shared(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to the same rows ``(b, d_out)`` in one pass; returns one ``(b, d_in)`` for each."""
         began = time.perf_counter()
-        products = self.batch.rmatmat_shared(rows.T)
+        products = self.batch.rmatmat_shared(rows.to(self.operator_dtype).T)
         width = rows.shape[0]
         if len(products) != len(self):
             raise OperatorError(f"a shared pass over {len(self)} operators returned {len(products)} blocks")

@@ -110,11 +110,18 @@ class Factorisation:
         scale = torch.linalg.vector_norm(self.AV.rows, dim=1).clamp_min(torch.finfo(difference.dtype).tiny)
         return float((difference.abs() / scale).max())
 
-    def outside(self, direction: Direction) -> Tensor:
-        """Return candidates for the next block of ``direction``: what stored products have outside its basis."""
-        if direction is Direction.FORWARD:
-            return project_out(self.AtU.rows, self.V.rows)
-        return project_out(self.AV.rows, self.U.rows)
+    def outside(self, direction: Direction, latest: int | None = None) -> Tensor:
+        """Return candidates for the next block of ``direction``: what stored products have outside its basis.
+
+        Parameters
+        ----------
+        direction : Direction
+        latest : int, optional
+            Only the last so many products; all by default.
+        """
+        products, basis = (self.AtU, self.V) if direction is Direction.FORWARD else (self.AV, self.U)
+        rows = products.rows if latest is None else products.rows[-latest:]
+        return project_out(rows, basis.rows)
 
     def _reserve(self) -> None:
         needed = max(self.U.count, self.V.count)

@@ -14,7 +14,8 @@ from detjac_lanczos.errors import InputError, OperatorError
 class LinearOperator(Protocol):
     """A real linear map known by its products alone.
 
-    Blocks are columns, as in scipy. A solver may pass transposed views of row-major blocks.
+    Blocks are columns, as in scipy, in the operator's dtype; a solver may pass transposed views of row-major blocks.
+    Products may come back in another floating point type.
     """
 
     @property
@@ -95,11 +96,11 @@ class MatrixOperator:
 
     def matmat(self, X: Tensor, /) -> Tensor:
         """Map ``(d_in, b)`` to ``(d_out, b)``."""
-        return self.matrix @ X.to(self.dtype)
+        return self.matrix @ X
 
     def rmatmat(self, Y: Tensor, /) -> Tensor:
         """Map ``(d_out, b)`` to ``(d_in, b)``."""
-        return self.matrix.T @ Y.to(self.dtype)
+        return self.matrix.T @ Y
 
 
 class ScipyOperator:

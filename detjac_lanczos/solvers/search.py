@@ -15,6 +15,7 @@ from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, 
 
 _STALLED_AFTER = 8
 _PROGRESS = 0.1
+_PROBE_PASSES = 6
 _PLAIN_RANGE = (1e-8, 1e8)
 
 
@@ -55,6 +56,9 @@ class Search:
         self._fresh = True
         self._exact = False
         self._idle = 0
+        self._drawn = 0
+        self._probing = 0
+        self._probe_found_more = False
         self._best = math.inf
         self._since_best = 0
 
@@ -83,12 +87,14 @@ class Search:
         if start is None:
             cotangents = random_rows(min(self.options.width, self.shape[0]), self.state.U.rows, self.generator)
             self.block = orthonormal_rows(cotangents)
+            self._drawn = self.block.shape[0]
             return Direction.TRANSPOSED
         given = start.T.to(device=self.state.V.rows.device, dtype=self.dtype)
         length = float(torch.linalg.matrix_norm(given))
         block, _ = dominant_rows(given, given.shape[0], deflation_threshold(epsilon(self.dtype), length))
         self._first_width = max(self.options.width, block.shape[0] + 1)
         self.block = complete_block(block, self.state.V.rows, self._first_width, self.generator)
+        self._drawn = self.block.shape[0]
         return Direction.FORWARD
 
     def absorb(self, direction: Direction, product: Tensor) -> None:
@@ -109,23 +115,32 @@ class Search:
         """Choose the rows to send in ``direction`` next; none where this side has no part in an open residual."""
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
         room = basis.shape[1] - basis.shape[0]
-        if self.triplets is None:
-            threshold, width = deflation_threshold(self.eps, self._largest), self._first_width
-            block, _ = dominant_rows(self.state.outside(direction), width, threshold)
-            self._fresh = not block.shape[0]
-            if self._fresh:
-                width = max(width, self.options.k - basis.shape[0])
+        if self.triplets is None or self._probing:
+            block, width = self._plain_directions(direction, basis.shape[0])
         else:
             block, wanted = self._open_directions(direction)
+            width = block.shape[0] if wanted.any() else self.options.width
             self._fresh = not wanted.any()
-            width = self.options.width if self._fresh else block.shape[0]
         width = min(width, room, self._affordable(direction))
+        self._drawn += max(width - block.shape[0], 0)
         self.block = complete_block(block[:width], basis, width, self.generator) if width else None
         self._idle = 0 if width else self._idle + 1
         if self._affordable(direction) == 0:
             self.status = Status.BUDGET
         elif self._idle == 2:
             self.status = Status.BREAKDOWN_EXACT if self._solved(exact=True) else Status.NOISE_FLOOR
+
+    def _plain_directions(self, direction: Direction, count: int) -> tuple[Tensor, int]:
+        """Return what the products have outside the basis, none at the start of a probe, and the width wanted."""
+        width = self._first_width
+        if self._probing:
+            latest, start = self.state.outside(direction, self.options.width), self._probing == _PROBE_PASSES
+            candidates, width = (latest[:0] if start else latest), self.options.width
+        else:
+            candidates = self.state.outside(direction)
+        block = dominant_rows(candidates, width, deflation_threshold(self.eps, self._largest))[0]
+        self._fresh = not block.shape[0]
+        return block, max(width, self.options.k - count) if self._fresh else width
 
     def _open_directions(self, direction: Direction) -> tuple[Tensor, np.ndarray]:
         """Return orthonormal directions of the residuals of open triplets, and which triplets are open on any side."""
@@ -142,12 +157,21 @@ class Search:
         self.triplets = self.state.ritz(self.options.k)
         self._largest = max(self._largest, float(self.triplets.values[0]))
         full = self.state.U.count == self.shape[0] or self.state.V.count == self.shape[1]
-        if (self._exact or full) and self._solved(exact=True):
+        if self._exact and self._solved(exact=True):
             self.status = Status.BREAKDOWN_EXACT
         elif self._solved(exact=False):
-            self.status = Status.CONVERGED
-        elif self._stalled():
-            self.status = Status.NOISE_FLOOR
+            if self._probing > 1:
+                self._probing -= 1
+            elif not full and self._doubtful():
+                self._probing = _PROBE_PASSES
+            else:
+                self.status = Status.CONVERGED
+        elif full and self._solved(exact=True):
+            self.status = Status.BREAKDOWN_EXACT
+        else:
+            self._probe_found_more |= self._probing > 0
+            self._probing = 0
+            self.status = Status.NOISE_FLOOR if self._stalled() else None
 
     def _solved(self, *, exact: bool) -> bool:
         """Whether all residuals meet ``tol``; ``exact`` lets values under the floor count as zeros of the operator."""
@@ -158,6 +182,23 @@ class Search:
         if exact:
             met |= (self.triplets.values <= self.floor) & (worst <= self.floor)
         return bool(met.all())
+
+    def _doubtful(self) -> bool:
+        """Whether converged triplets call for a probe: fresh random columns, a few passes of their own.
+
+        A Krylov space holds at most as many copies of a multiple singular value as random columns it grew from: where
+        that many values coincide, more copies may exist unseen. A probe that found something calls for another.
+        """
+        assert self.triplets is not None
+        if self._probe_found_more:
+            self._probe_found_more = False
+            return True
+        if self._probing:
+            return False
+        worst = self.triplets.norms.max(axis=1)
+        apart = self.triplets.values[:-1] - self.triplets.values[1:] > worst[:-1] + worst[1:]
+        sizes = np.diff(np.concatenate([[-1], np.flatnonzero(apart), [self.options.k - 1]]))
+        return bool(sizes.max() >= self._drawn)
 
     def _stalled(self) -> bool:
         """Whether every open residual is under the noise floor and none has moved for some passes."""
