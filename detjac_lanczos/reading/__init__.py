@@ -1,9 +1,12 @@
 """What singular vectors mean: decoding, contributions, stable rank, figures, the page and the table."""
 
-from detjac_lanczos.reading.contribution import Contribution, contributions
+from detjac_lanczos.reading.contribution import Contribution, contributions, measure_contribution
 from detjac_lanczos.reading.decode import Decoded, decode_left, decode_right
+from detjac_lanczos.reading.figures import plot_contributions, plot_reconstruction, plot_spectra, save_figures
 from detjac_lanczos.reading.ordinary import ordinary_estimate, ordinary_products
+from detjac_lanczos.reading.page import render_page
 from detjac_lanczos.reading.stable_rank import StableRank, stable_ranks
+from detjac_lanczos.reading.table import render_table
 
 __all__ = [
     "Contribution",
@@ -12,7 +15,14 @@ __all__ = [
     "contributions",
     "decode_left",
     "decode_right",
+    "measure_contribution",
     "ordinary_estimate",
     "ordinary_products",
+    "plot_contributions",
+    "plot_reconstruction",
+    "plot_spectra",
+    "render_page",
+    "render_table",
+    "save_figures",
     "stable_ranks",
 ]

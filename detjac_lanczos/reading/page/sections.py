@@ -207,7 +207,7 @@ def _glance(tokens: list[Record]) -> str:
         ) + "<td></td>" * (count - len(values[:count]))
         contribution = token["contribution"]
         share = f"{percent(contribution['share'])}{meter(contribution['share'])}" if contribution else "–"
-        rank = "–" if token["stable_rank"] is None else f"{token['stable_rank']:.3g}"
+        rank = "–" if token["stable_rank"] is None else significant(token["stable_rank"], 3)
         leading = [token[side][0][:3] if values else [] for side in ("left", "right")]
         words = ("".join(token_text(entry["token"]) for entry in entries) for entries in leading)
         decoded = "".join(f'<td class="words">{side}</td>' for side in words)
@@ -219,6 +219,7 @@ def _glance(tokens: list[Record]) -> str:
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="All tokens"><table class="glance"><thead><tr>'
         f'<th scope="col" class="num">#</th><th scope="col">Token</th>{head}'
-        '<th scope="col" class="num">Stable rank</th><th scope="col" class="num">‖J x‖ / ‖y‖</th><th scope="col">u₁ says</th><th scope="col">v₁ reads</th>'
-        f'<th scope="col">Status</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        '<th scope="col" class="num">Stable rank</th><th scope="col" class="num">‖J x‖ / ‖y‖</th>'
+        '<th scope="col">u₁ says</th><th scope="col">v₁ reads</th><th scope="col">Status</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

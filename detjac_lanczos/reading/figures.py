@@ -1,0 +1,226 @@
+"""Figures of a run: spectra, reconstruction, contributions. They need matplotlib (extra ``report``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from detjac_lanczos.errors import DetjacError
+from detjac_lanczos.reading.record_values import (
+    Record,
+    percent,
+    prompt_text,
+    reconstruction_of,
+    singular_values,
+    tokens_of,
+)
+from detjac_lanczos.reading.visible import escaped, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _MUTED, _GRID = "#1d1c19", "#67635a", "#e3dfd5"
+_BLUE, _PALE, _ORANGE = "#1f5fa8", "#c9dcf2", "#c2681c"
+_FIRST, _LAST = "#123a6b", "#7fbccf"
+_STYLE: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _MUTED,
+    "axes.titlecolor": _INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "text.color": _INK,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "svg.hashsalt": "detjac",
+    "savefig.dpi": 200,
+}
+_LABELLED_LINES = 16
+_LABELLED_BARS = 80
+
+
+def plot_spectra(record: Record, prompt: int = 0) -> Figure:
+    """Draw the singular values of every token of a prompt on a log scale, from dark (first token) to light (last).
+
+    Raises
+    ------
+    DetjacError
+        If matplotlib is not installed.
+    """
+    tokens = [token for token in tokens_of(record, prompt) if singular_values(token)]
+    figure, axes = _sheet(6.4, 4.0)
+    with _style():
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+
+        shades = LinearSegmentedColormap.from_list("tokens", [_FIRST, _LAST])
+        for order, token in enumerate(tokens):
+            values = singular_values(token)
+            shade = shades(order / max(1, len(tokens) - 1))
+            axes.plot(range(1, len(values) + 1), values, "-o", color=shade, markersize=3.5, linewidth=1.3)
+        axes.set_yscale("log")
+        axes.grid(axis="y")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_tick_params(which="both", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="index j", ylabel="singular value $\\sigma_j$")
+        if len(tokens) <= _LABELLED_LINES:
+            _label_ends(axes, tokens)
+        _title(axes, record, prompt)
+    return figure
+
+
+def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int = 0) -> Figure:
+    """Draw the sums of J_i x_i, by detached and by ordinary Jacobians, against the model's own output.
+
+    Raises
+    ------
+    DetjacError
+        If matplotlib is not installed.
+
+    References
+    ----------
+    J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the detached sum lies on the diagonal.
+    """
+    errors = reconstruction_of(record, prompt)
+    truth = vectors[f"y.{prompt}"].double().cpu().numpy()
+    figure, axes = _sheet(4.6, 4.6)
+    with _style():
+        ends = [truth.min(), truth.max()]
+        axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        if errors["ordinary_relative_error"] is not None:
+            ordinary = vectors[f"reconstruction.ordinary.{prompt}"].double().cpu().numpy()
+            label = f"ordinary Jacobians, error {errors['ordinary_relative_error']:.2g}"
+            axes.plot(truth, ordinary, "x", color=_ORANGE, markersize=3.5, markeredgewidth=0.7, label=label)
+        detached = vectors[f"reconstruction.detached.{prompt}"].double().cpu().numpy()
+        label = f"detached Jacobians, error {errors['relative_error']:.1e}"
+        axes.plot(truth, detached, "o", color=_BLUE, markersize=3.2, markeredgewidth=0, label=label)
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.grid()
+        axes.set(xlabel="output of the model, entry of y", ylabel="sum over tokens of J x")
+        axes.legend(frameon=False, loc="upper left", fontsize=8)
+        _title(axes, record, prompt)
+    return figure
+
+
+def plot_contributions(record: Record, prompt: int = 0) -> Figure:
+    """Draw ‖J_i x_i‖ / ‖y‖ of every token, and the length of the part that its leading triplets reproduce.
+
+    Raises
+    ------
+    DetjacError
+        If matplotlib is not installed.
+    """
+    tokens = [token for token in tokens_of(record, prompt) if token["contribution"]]
+    figure, axes = _sheet(6.4, min(14.0, 1.2 + 0.24 * max(3, len(tokens))))
+    with _style():
+        shares = [token["contribution"]["share"] for token in tokens]
+        kept = [
+            share * math.sqrt(max(0.0, token["contribution"]["captured"]))
+            for share, token in zip(shares, tokens, strict=True)
+        ]
+        rows = range(len(tokens))
+        axes.barh(rows, shares, height=0.72, color=_PALE, label="J x")
+        axes.barh(rows, kept, height=0.72, color=_BLUE, label=f"its part in the top {record['options']['k']} triplets")
+        every = max(1, math.ceil(len(tokens) / _LABELLED_BARS))
+        axes.set_yticks(rows[::every], labels=[_name(token) for token in tokens[::every]], parse_math=False)
+        if len(tokens) <= _LABELLED_BARS:
+            for row, share in enumerate(shares):
+                axes.annotate(percent(share), (share, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.12, y=0.02)
+        axes.set_xlim(left=0)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+        axes.set(xlabel="length relative to the output, $\\|J x\\| / \\|y\\|$")
+        axes.legend(frameon=False, loc="best", fontsize=8)
+        _title(axes, record, prompt)
+    return figure
+
+
+def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) -> list[Path]:
+    """Draw every figure of every prompt as PNG and SVG into a folder; none where matplotlib is not installed.
+
+    Returns
+    -------
+    list of Path
+        "spectra.png", "reconstruction.svg" and so on; "-1" and up after the name for the second prompt and later.
+    """
+    if find_spec("matplotlib") is None:
+        return []
+    written = []
+    for prompt in range(len(record["prompts"])):
+        drawn = {
+            "spectra": plot_spectra(record, prompt),
+            "reconstruction": plot_reconstruction(record, vectors, prompt),
+            "contributions": plot_contributions(record, prompt),
+        }
+        for name, figure in drawn.items():
+            for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+                path = folder / f"{name}{f'-{prompt}' if prompt else ''}.{kind}"
+                with _style():
+                    figure.savefig(path, metadata=metadata)
+                written.append(path)
+    return written
+
+
+def _style() -> Any:
+    from matplotlib import rc_context
+
+    return rc_context(_STYLE)
+
+
+def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of so many inches that belongs to no window and no global list."""
+    if find_spec("matplotlib") is None:
+        raise DetjacError("figures need matplotlib; install it with: pip install 'detjac-lanczos[report]'")
+    with _style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        return figure, figure.subplots()
+
+
+def _title(axes: Axes, record: Record, prompt: int) -> None:
+    title = prompt_text(record, prompt)
+    title = title if len(title) <= 60 else title[:59] + "…"
+    axes.set_title(f"{drawable(title)}  ({record['model']})", parse_math=False, pad=10)
+
+
+def _name(token: Record) -> str:
+    return f"{drawable(visible(token['token']))}  {token['index']}"
+
+
+def drawable(text: str) -> str:
+    """Return a text with every character that the figures' font lacks as its escape, so that none becomes a box."""
+    from matplotlib.font_manager import findfont, get_font
+
+    known = get_font(findfont(_STYLE["font.family"][0])).get_charmap()
+    return "".join(c if ord(c) in known else escaped(c) for c in text)
+
+
+def _label_ends(axes: Axes, tokens: list[Record]) -> None:
+    """Name each line at its right end, labels moved apart on the log scale where they would touch."""
+    low, high = (math.log10(limit) for limit in axes.get_ylim())
+    gap, last = 0.042 * (high - low), -math.inf
+    for token in sorted(tokens, key=lambda token: singular_values(token)[-1]):
+        values = singular_values(token)
+        end = math.log10(values[-1]) if values[-1] > 0 else low
+        last = max(end, last + gap)
+        name = f"{token['index']}  {drawable(visible(token['token']))}"
+        axes.annotate(name, (len(values), 10**last), (8, 0), textcoords="offset points", va="center", fontsize=8,
+                      parse_math=False, annotation_clip=False)  # fmt: skip
