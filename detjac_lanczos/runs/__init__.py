@@ -1,0 +1,31 @@
+"""Results that can be kept, repeated and checked: analyze a prompt, save the run, load it, verify it.
+
+Names are imported on first use: checking a folder before long work must cost neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detjac_lanczos.runs.analysis import analyze
+    from detjac_lanczos.runs.disk import load_run
+    from detjac_lanczos.runs.run import Run, TokenResult, Triplet
+    from detjac_lanczos.runs.verification import Claim, Verification, verify
+
+__all__ = ["Claim", "Run", "TokenResult", "Triplet", "Verification", "analyze", "load_run", "verify"]
+
+_MODULES = {
+    "analysis": ("analyze",),
+    "disk": ("load_run",),
+    "run": ("Run", "TokenResult", "Triplet"),
+    "verification": ("Claim", "Verification", "verify"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

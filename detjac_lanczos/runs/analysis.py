@@ -1,0 +1,185 @@
+"""`analyze`: from a model and a prompt to certified, decoded singular vectors of every token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.declare import Freeze
+from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
+from detjac_lanczos.operators.detach import Token
+from detjac_lanczos.runs.choices import recorded_choices, replay_choices
+from detjac_lanczos.runs.readings import read_prompts, read_tokens
+from detjac_lanczos.runs.record import PromptReading, make_record
+from detjac_lanczos.runs.run import Run
+from detjac_lanczos.solvers import SVDResult, svd_batch
+from detjac_lanczos.solvers.options import Callback
+
+
+def analyze(
+    model: LoadedModel | tuple[Any, Any] | str,
+    prompt: str | Sequence[str] | None = None,
+    k: int = 8,
+    *,
+    tokens: slice | Iterable[Token] | None = None,
+    tol: float = 1e-3,
+    certify: str | None = "triplets",
+    method: str = "auto",
+    seed: int = 0,
+    block: int | None = None,
+    freeze: Freeze = "gate",
+    source: str | Place = "embeddings",
+    target: str | Place = "output",
+    position: int = -1,
+    chat: bool = False,
+    add_special_tokens: bool = True,
+    input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    choices: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+) -> Run:
+    """Find, certify and decode the k leading singular triplets of every token's detached Jacobian, in lockstep.
+
+    Parameters
+    ----------
+    model : LoadedModel, (model, tokenizer), or anything `load_model` takes
+    prompt : str or list of str
+        Several prompts share every sweep; their tokens are addressed as (prompt, token).
+    k : int
+        Triplets of each token.
+    tokens : slice, or list of indices or (prompt, token), optional
+        All tokens by default.
+    tol : float
+        Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
+    certify : {"triplets", None}
+    method : {"auto", "lanczos", "randomized", "dense"}
+    seed : int
+        Seeds the start of the search and the probes of the stable rank.
+    block : int, optional
+        Width of the Lanczos blocks.
+    freeze : {"gate", "up", "half"}
+        Which factor of a gated MLP is frozen; see `detach`.
+    source, target, position
+        Where the Jacobians begin and end; see `DetachedNetwork.jacobian`.
+    chat, add_special_tokens, input_ids
+        As in `detach`.
+    choices : mapping, optional
+        ``run.record["choices"]`` of an earlier run: what was decided there by timing is repeated, not timed again.
+    callback : callable, optional
+        Called with a `Progress` after every pass of the solver.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    InputError
+        If the prompt, a token, the position, k or another option cannot be used.
+    ModelError
+        If the model cannot be loaded or trusted.
+    OperatorError
+        If a product comes out with a wrong shape, dtype or device.
+    """
+    clock = _Clock()
+    loaded = _load(model)
+    clock.lap("load")
+    network = detach(
+        loaded, prompt, freeze=freeze, chat=chat, add_special_tokens=add_special_tokens, input_ids=input_ids
+    )
+    batch = network.jacobians(tokens, source=source, target=target, position=position)
+    _require_distinct(batch)
+    clock.lap("capture")
+    replay_choices(choices)
+    results = svd_batch(
+        batch,
+        k,
+        tol=tol,
+        method=method,
+        block=block,
+        seed=seed,
+        certify=certify,
+        choices=None if choices is None else dict(choices["solver"]),
+        callback=callback,
+    )
+    clock.lap("solve")
+    signed, token_readings = read_tokens(network, batch, results, source=source, target=target, seed=seed)
+    prompt_readings = read_prompts(network, batch, source=source, target=target, position=position)
+    clock.lap("read")
+    options = {
+        "k": k,
+        "tol": tol,
+        "method": method,
+        "seed": seed,
+        "certify": certify,
+        "block": block,
+        "tokens": None if tokens is None else [[operator.prompt, operator.token] for operator in batch.operators],
+        "source": str(source),
+        "target": str(batch.operators[0].target),
+        "position": position,
+        "chat": chat,
+        "add_special_tokens": add_special_tokens,
+    }
+    record = make_record(
+        network,
+        batch,
+        signed,
+        token_readings,
+        prompt_readings,
+        options=options,
+        choices=recorded_choices(results[0].choices),
+        times=clock.times(),
+    )
+    return Run(record, _vectors(network, batch, signed, prompt_readings))
+
+
+class _Clock:
+    """Seconds between laps, and in total."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name], self._last = now - self._last, now
+
+    def times(self) -> dict[str, float]:
+        return self._laps | {"total": self._last - self._began}
+
+
+def _load(model: LoadedModel | tuple[Any, Any] | str) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
+    return load_model(*model) if isinstance(model, tuple) else load_model(model)
+
+
+def _require_distinct(batch: JacobianBatch) -> None:
+    chosen = [(operator.prompt, operator.token) for operator in batch.operators]
+    for prompt, token in chosen:
+        if token is None:
+            raise InputError("analyze works token by token; use svd(network.jacobian('joint')) for all side by side")
+        if chosen.count((prompt, token)) > 1:
+            raise InputError(f"token {token} of prompt {prompt} is given twice; give each token once")
+
+
+def _vectors(
+    network: DetachedNetwork, batch: JacobianBatch, results: Sequence[SVDResult], prompts: Sequence[PromptReading]
+) -> dict[str, Tensor]:
+    vectors: dict[str, Tensor] = {}
+    for operator, result in zip(batch.operators, results, strict=True):
+        place = f"{operator.prompt}.{operator.token}"
+        vectors |= {f"U.{place}": result.U, f"S.{place}": result.S, f"V.{place}": result.V, f"x.{place}": operator.x}
+    for prompt, reading in enumerate(prompts):
+        vectors[f"y.{prompt}"] = reading.detached.y
+        vectors[f"reconstruction.detached.{prompt}"] = reading.detached.estimate
+        if reading.ordinary is not None:
+            vectors[f"reconstruction.ordinary.{prompt}"] = reading.ordinary
+    if batch.operators[0].target.rows is not None:
+        vectors["probe"] = batch.operators[0].target.rows
+    return {name: value.detach().cpu().contiguous() for name, value in vectors.items()}

@@ -1,0 +1,150 @@
+"""Folders that are whole or absent: filled under another name beside their place, then renamed.
+
+A run folder that is already there is replaced; a folder that holds anything else is refused, never deleted.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detjac_lanczos.errors import InputError
+
+RECORD = "run.json"
+VECTORS = "vectors.safetensors"
+PAGE = "report.html"
+FIGURES = "figures"
+KIND = "detjac run"
+
+
+def check_output(folder: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of an output folder, after trying that it can be written.
+
+    Raises
+    ------
+    InputError
+        If it cannot be created or written, or holds files that are not those of a run.
+    """
+    path = Path(folder).expanduser().resolve()
+    _require_ours(path)
+    ancestor = next(place for place in path.parents if place.exists())
+    attempt = ancestor / f".{path.name}.{secrets.token_hex(4)}"
+    try:
+        attempt.mkdir()
+        attempt.rmdir()
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    return path
+
+
+@contextmanager
+def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty folder to fill; it takes the place of ``folder`` if the block ends well, and vanishes if not.
+
+    Raises
+    ------
+    InputError
+        As `check_output`, or if the disk is full.
+    """
+    path = check_output(folder)
+    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir()
+        yield work
+        _sync(work)
+        _exchange(work, path)
+        made = []
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file that is whole or, if anything goes wrong, as it was before.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written.
+    """
+    place = Path(path).expanduser().resolve()
+    work = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    try:
+        with work.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        work.replace(place)
+    except OSError as error:
+        raise InputError(f"cannot write {place} ({error.strerror or error}); choose another place") from error
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def is_run_folder(path: Path) -> bool:
+    """Tell whether a folder holds a record of ours (not whether it is whole)."""
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("kind") == KIND
+
+
+def _require_ours(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise InputError(f"{path} is a file; give the name of a folder to write to")
+    try:
+        found = sorted(path.iterdir())
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    foreign = [entry.name for entry in found if entry.name not in (RECORD, VECTORS, PAGE, FIGURES)]
+    if foreign:
+        raise InputError(f"{path} holds {foreign[0]!r}, which is not part of a run; choose a new or empty folder")
+    if found and not is_run_folder(path):
+        raise InputError(f"{path} is not empty and holds no run of detjac; choose a new or empty folder")
+
+
+def _exchange(work: Path, path: Path) -> None:
+    """Put ``work`` in the place of ``path``; what was there is deleted only once the new folder stands."""
+    if not path.exists():
+        work.rename(path)
+    else:
+        old = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        path.rename(old)
+        try:
+            work.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    _sync_one(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring files, then the folders that name them, to the disk, so that a rename never outruns its content."""
+    for place in sorted(folder.rglob("*"), reverse=True):
+        _sync_one(place)
+    _sync_one(folder)
+
+
+def _sync_one(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write to {path} ({error.strerror or error}); choose a folder that can be written")

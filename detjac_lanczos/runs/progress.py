@@ -1,0 +1,73 @@
+"""How long work shows itself: a bar on a terminal, a plain line now and then elsewhere, nothing if told to be quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from detjac_lanczos.solvers import Progress
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressReporter:
+    """A solver callback and a place for remarks, all on standard error.
+
+    Parameters
+    ----------
+    tol : float
+        Triplets below it are counted as found.
+    quiet : bool
+        Show nothing.
+    verbose : bool
+        Show a line for every pass.
+    """
+
+    def __init__(self, tol: float, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._tol, self._quiet, self._verbose = tol, quiet, verbose
+        self._bar: Any = None
+        self._spoke = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving the block closes the bar."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bar."""
+        self.close()
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        if not self._quiet:
+            self.close()
+            print(f"detjac: {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Show how many triplets have been found after a pass."""
+        if self._quiet:
+            return
+        wanted = sum(len(residuals) for residuals in progress.residuals)
+        found = sum(int((residuals <= self._tol).sum()) for residuals in progress.residuals)
+        if sys.stderr.isatty() and not self._verbose:
+            self._show_bar(progress, found, wanted)
+        elif self._verbose or time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
+            self._spoke = time.monotonic()
+            self.say(
+                f"pass {progress.passes}: {found} of {wanted} triplets, {progress.finished} of {progress.operators} "
+                f"tokens done, {progress.row_sweeps:,.0f} row-sweeps"
+            )
+
+    def _show_bar(self, progress: Progress, found: int, wanted: int) -> None:
+        if self._bar is None:
+            self._bar = tqdm(desc="singular triplets", leave=False, unit="triplet", file=sys.stderr)
+        self._bar.total, self._bar.n = wanted or None, found
+        self._bar.set_postfix_str(f"pass {progress.passes}, {progress.row_sweeps:,.0f} row-sweeps")

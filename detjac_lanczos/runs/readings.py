@@ -1,0 +1,99 @@
+"""Everything the reading room says about the triplets of a run, gathered with few passes over vocabulary and model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.operators import DetachedNetwork, JacobianBatch
+from detjac_lanczos.reading import (
+    Decoded,
+    contributions,
+    decode_left,
+    decode_right,
+    ordinary_estimate,
+    stable_ranks,
+)
+from detjac_lanczos.runs.record import PromptReading, TokenReading
+from detjac_lanczos.solvers import SVDResult
+
+
+def read_tokens(
+    network: DetachedNetwork,
+    batch: JacobianBatch,
+    results: Sequence[SVDResult],
+    *,
+    source: str | Place,
+    target: str | Place,
+    seed: int,
+) -> tuple[list[SVDResult], list[TokenReading]]:
+    """Decode and measure the triplets of every token; return them with their signs fixed, and the readings.
+
+    Results without finite triplets pass through, unread.
+    """
+    signed = list(results)
+    readings = [TokenReading([], [], None, None) for _ in results]
+    found = [index for index, result in enumerate(results) if bool(torch.isfinite(result.S).all())]
+    if not found:
+        return signed, readings
+    left, signs = _decode_left(network, batch, results, found, target)
+    for index in found:
+        result = results[index]
+        signed[index] = replace(result, U=result.U * signs[index], V=result.V * signs[index])
+    vectors = torch.cat([signed[index].V for index in found], dim=1)
+    right = _split(decode_right(network, vectors, torch.ones_like(vectors[0]), source), found, results)
+    part = JacobianBatch([batch.operators[index] for index in found])
+    triplets = [signed[index] for index in found]
+    shares, ranks = contributions(part, triplets), stable_ranks(part, triplets, seed=seed)
+    for index, share, rank in zip(found, shares, ranks, strict=True):
+        readings[index] = TokenReading(left[index], right[index], share, rank)
+    return signed, readings
+
+
+def read_prompts(
+    network: DetachedNetwork, batch: JacobianBatch, *, source: str | Place, target: str | Place, position: int
+) -> list[PromptReading]:
+    """Rebuild every prompt's output from its detached Jacobians and, where there are such, from the ordinary ones."""
+    readings = []
+    comparable = batch.operators[0].target.kind in ("output", "residual", "layer")
+    for prompt in range(len(network.prompts)):
+        operator = network.jacobian((prompt, 0), source=source, target=target, position=position)
+        ordinary = None
+        if comparable:
+            ordinary = ordinary_estimate(network, prompt=prompt, source=source, target=target, position=position)
+        readings.append(PromptReading(operator.position, operator.reconstruction, ordinary))
+    return readings
+
+
+def _decode_left(
+    network: DetachedNetwork,
+    batch: JacobianBatch,
+    results: Sequence[SVDResult],
+    found: Sequence[int],
+    target: str | Place,
+) -> tuple[dict[int, list[list[Decoded]]], dict[int, torch.Tensor]]:
+    """Decode all tokens of a prompt in one pass over the vocabulary: they share y."""
+    decoded: dict[int, list[list[Decoded]]] = {}
+    signs: dict[int, torch.Tensor] = {}
+    for prompt in dict.fromkeys(batch.operators[index].prompt for index in found):
+        members = [index for index in found if batch.operators[index].prompt == prompt]
+        vectors = torch.cat([results[index].U for index in members], dim=1)
+        candidates, flips = decode_left(network, vectors, batch.operators[members[0]].y, target)
+        decoded |= _split(candidates, members, results)
+        widths = [results[index].U.shape[1] for index in members]
+        signs |= dict(zip(members, flips.split(widths), strict=True))
+    return decoded, signs
+
+
+def _split(
+    decoded: Sequence[list[Decoded]], members: Sequence[int], results: Sequence[SVDResult]
+) -> dict[int, list[list[Decoded]]]:
+    parts, start = {}, 0
+    for index in members:
+        stop = start + results[index].U.shape[1]
+        parts[index] = list(decoded[start:stop])
+        start = stop
+    return parts

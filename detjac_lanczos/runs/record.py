@@ -1,0 +1,199 @@
+"""The record of a run as plain data: what run.json holds, what the page and the table read."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from importlib import metadata
+from typing import Any
+
+import torch
+
+import detjac_lanczos
+from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, Reconstruction
+from detjac_lanczos.reading import Contribution, Decoded, StableRank
+from detjac_lanczos.runs.folder import KIND
+from detjac_lanczos.solvers.certificate import Certificate, Cluster
+from detjac_lanczos.solvers.result import SVDResult
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """What the triplets of one token mean; None and empty where the solve found none."""
+
+    left: list[list[Decoded]]
+    right: list[list[Decoded]]
+    contribution: Contribution | None
+    stable_rank: StableRank | None
+
+
+@dataclass(frozen=True)
+class PromptReading:
+    """How well one prompt's output is rebuilt.
+
+    ``ordinary`` is the same sum with ordinary Jacobians, (d_out,); None at targets where there is no such product.
+    """
+
+    position: int
+    detached: Reconstruction
+    ordinary: torch.Tensor | None
+
+
+def make_record(
+    network: DetachedNetwork,
+    batch: JacobianBatch,
+    results: Sequence[SVDResult],
+    tokens: Sequence[TokenReading],
+    prompts: Sequence[PromptReading],
+    *,
+    options: Mapping[str, Any],
+    choices: Mapping[str, Any],
+    times: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the record of a run: JSON data, non-finite numbers as None."""
+    definition = {name: value for name, value in batch.operators[0].definition.items() if name != "token"}
+    reconstructions = [_reconstruction(network, batch, prompt, reading) for prompt, reading in enumerate(prompts)]
+    predictions = [[asdict(candidate) for candidate in found] for found in network.predictions]
+    entries = []
+    for operator, result, reading in zip(batch.operators, results, tokens, strict=True):
+        prompt = network.prompts[operator.prompt]
+        index = operator.token or 0
+        identity = {
+            "prompt": operator.prompt,
+            "index": index,
+            "id": prompt.ids[index],
+            "token": prompt.tokens[index],
+        }
+        entries.append(identity | _token(result, reading))
+    record = {
+        "format": FORMAT,
+        "kind": KIND,
+        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "versions": versions(),
+        "model": network.loaded.name,
+        "fingerprint": network.loaded.fingerprint,
+        "prompt": network.prompts[0].text,
+        "prompts": [prompt.text for prompt in network.prompts],
+        "token_ids": [list(prompt.ids) for prompt in network.prompts],
+        "prompt_tokens": [list(prompt.tokens) for prompt in network.prompts],
+        "freeze": network.freeze,
+        "dtype": definition["dtype"],
+        "device": str(network.device),
+        "route": "frozen",
+        "definition": definition,
+        "options": dict(options),
+        "prediction": predictions[0],
+        "predictions": predictions,
+        "reconstruction": reconstructions[0],
+        "reconstructions": reconstructions,
+        "tokens": entries,
+        "work": _work(batch, results),
+        "choices": dict(choices),
+        "times": dict(times),
+    }
+    plain: dict[str, Any] = as_plain(record)
+    return plain
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    return {
+        "detjac_lanczos": detjac_lanczos.__version__,
+        "torch": metadata.version("torch"),
+        "transformers": metadata.version("transformers"),
+        "python": platform.python_version(),
+    }
+
+
+def certificate_record(certificate: Certificate) -> dict[str, Any]:
+    """Return a certificate as plain data, with its line."""
+    plain: dict[str, Any] = as_plain(asdict(certificate))
+    return plain | {"line": certificate.line, "radius": as_plain(certificate.radius)}
+
+
+def certificate_from(record: Mapping[str, Any]) -> Certificate:
+    """Return the certificate that `certificate_record` wrote down."""
+    values = {field.name: record[field.name] for field in fields(Certificate)}
+    values["clusters"] = tuple(Cluster(tuple(c["indices"]), c["residual"]) for c in values["clusters"])
+    values["orthonormality"] = tuple(values["orthonormality"])
+    return Certificate(**values)
+
+
+def as_plain(value: Any) -> Any:
+    """Return JSON data: tuples as lists, enums as their values, non-finite numbers as None."""
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_plain(asdict(value))
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, torch.Tensor):
+        return as_plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _token(result: SVDResult, reading: TokenReading) -> dict[str, Any]:
+    contribution, rank = reading.contribution, reading.stable_rank
+    return {
+        "singular_values": result.S,
+        "residuals": result.residuals,
+        "floor": result.floor,
+        "status": result.status,
+        "advice": result.advice,
+        "certificate": None if result.certificate is None else certificate_record(result.certificate),
+        "stable_rank": None if rank is None else rank.value,
+        "stable_rank_interval": None if rank is None else rank.interval,
+        "stable_rank_confidence": None if rank is None else rank.confidence,
+        "left": [[asdict(entry) for entry in entries] for entries in reading.left],
+        "right": [
+            [{"token": entry.token, "id": entry.id, "score": entry.score} for entry in entries]
+            for entries in reading.right
+        ],
+        "contribution": None
+        if contribution is None
+        else {name: getattr(contribution, name) for name in ("share", "cosine", "captured")},
+        "work": result.work,
+    }
+
+
+def _reconstruction(
+    network: DetachedNetwork, batch: JacobianBatch, prompt: int, reading: PromptReading
+) -> dict[str, float | None]:
+    detached, model, ordinary = reading.detached, None, None
+    if str(batch.operators[0].target) == "output":
+        output = network.streams.model_output[network.start_of(prompt) + reading.position]
+        model = Reconstruction.of(output, detached.estimate, output).relative_error
+    if reading.ordinary is not None:
+        ordinary = Reconstruction.of(detached.y, reading.ordinary, detached.y).relative_error
+    return {
+        "relative_error": detached.relative_error,
+        "norm_error": detached.norm_error,
+        "offset_share": detached.offset_share,
+        "ordinary_relative_error": ordinary,
+        "model_relative_error": model,
+    }
+
+
+def _work(batch: JacobianBatch, results: Sequence[SVDResult]) -> dict[str, Any]:
+    forward = sum(result.work.products_forward for result in results)
+    transposed = sum(result.work.products_transposed for result in results)
+    return {
+        "method": results[0].method,
+        "why": results[0].why,
+        "row_sweeps": sum(result.work.row_sweeps for result in results),
+        "dense_row_sweeps": batch.shared_cost() * batch.shapes[0][0],
+        "passes": max(result.work.passes for result in results),
+        "products": {"forward": forward, "transposed": transposed},
+        "columns": forward + transposed,
+        "seconds": max(result.work.seconds for result in results),
+    }

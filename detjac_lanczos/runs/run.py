@@ -1,0 +1,245 @@
+"""What `analyze` returns: the record (plain data, written to run.json) and the vectors, with names for both."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.operators import Reconstruction
+from detjac_lanczos.operators.detach import Candidate
+from detjac_lanczos.runs.folder import write_whole
+from detjac_lanczos.runs.record import certificate_from
+from detjac_lanczos.solvers.certificate import Certificate
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One side of one singular triplet, decoded to tokens.
+
+    Attributes
+    ----------
+    candidates : list of dict
+        ``token`` (exact text), ``id``, ``score`` (left: share of softmax; right: cosine) and, on the left, ``logit``.
+    """
+
+    candidates: list[dict[str, Any]]
+
+    @property
+    def decoded(self) -> list[tuple[str, float]]:
+        """Tokens, less the blanks around them, with their scores, best first."""
+        return [(entry["token"].strip() or entry["token"], entry["score"]) for entry in self.candidates]
+
+
+@dataclass(frozen=True)
+class TokenResult:
+    """What was found for one input token.
+
+    Attributes
+    ----------
+    record : dict
+        This token's part of the run's record.
+    U, S, V : Tensor, shape (d_out, k), (k,) descending, (d_in, k)
+        Signs are fixed so that u · y > 0.
+    """
+
+    record: dict[str, Any]
+    U: Tensor
+    S: Tensor
+    V: Tensor
+
+    @property
+    def prompt(self) -> int:
+        """Number of the prompt."""
+        return int(self.record["prompt"])
+
+    @property
+    def index(self) -> int:
+        """Position in the prompt."""
+        return int(self.record["index"])
+
+    @property
+    def id(self) -> int:
+        """Token id."""
+        return int(self.record["id"])
+
+    @property
+    def token(self) -> str:
+        """Text of the token."""
+        return str(self.record["token"])
+
+    @property
+    def singular_values(self) -> list[float]:
+        """σ_1 ≥ … ≥ σ_k."""
+        return [float(value) for value in self.S]
+
+    @property
+    def residuals(self) -> list[list[float]]:
+        """[ρ_R, ρ_L] of each triplet, absolute."""
+        return list(self.record["residuals"])
+
+    @property
+    def status(self) -> str:
+        """How the solve ended: "converged" and "breakdown_exact" are successes, "budget" and others are not."""
+        return str(self.record["status"])
+
+    @property
+    def advice(self) -> str:
+        """One sentence on the status."""
+        return str(self.record["advice"])
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The TRIPLETS claim, or None where none was asked for."""
+        found = self.record["certificate"]
+        return None if found is None else certificate_from(found)
+
+    @property
+    def stable_rank(self) -> float | None:
+        """Estimate of ‖J‖_F² / σ_1²."""
+        return self.record["stable_rank"]
+
+    @property
+    def contribution(self) -> dict[str, float] | None:
+        """``share`` ‖J_i x_i‖ / ‖y‖, ``cosine`` with y, and ``captured``: what the k triplets reproduce of J_i x_i."""
+        return self.record["contribution"]
+
+    @property
+    def left(self) -> list[Triplet]:
+        """Left vectors, decoded through the head."""
+        return [Triplet(candidates) for candidates in self.record["left"]]
+
+    @property
+    def right(self) -> list[Triplet]:
+        """Right vectors, decoded to the nearest input embeddings."""
+        return [Triplet(candidates) for candidates in self.record["right"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished job: everything measured, and everything needed to repeat it.
+
+    Attributes
+    ----------
+    record : dict
+        Plain data: what ``run.json`` holds and ``detjac svd --json`` prints.
+    vectors : dict of str to Tensor
+        ``U.{prompt}.{index}``, ``S.…``, ``V.…``, ``x.…``, ``y.{prompt}``, ``reconstruction.detached.{prompt}`` and,
+        where it exists, ``reconstruction.ordinary.{prompt}``.
+    """
+
+    record: dict[str, Any]
+    vectors: dict[str, Tensor]
+
+    @cached_property
+    def tokens(self) -> list[TokenResult]:
+        """Results, prompt by prompt and token by token."""
+        results = []
+        for entry in self.record["tokens"]:
+            place = f"{entry['prompt']}.{entry['index']}"
+            results.append(TokenResult(entry, *(self.vectors[f"{name}.{place}"] for name in "USV")))
+        return results
+
+    @property
+    def prompts(self) -> list[str | None]:
+        """The prompts, None where token ids were given."""
+        return list(self.record["prompts"])
+
+    @property
+    def prediction(self) -> list[Candidate]:
+        """What the model says next after the first prompt, most probable first."""
+        return self.predictions[0]
+
+    @property
+    def predictions(self) -> list[list[Candidate]]:
+        """What the model says next after each prompt."""
+        return [[Candidate(**entry) for entry in entries] for entries in self.record["predictions"]]
+
+    @property
+    def reconstruction(self) -> Reconstruction:
+        """How well Σ J_i x_i + offset gives y after the first prompt."""
+        return self.reconstructions[0]
+
+    @property
+    def reconstructions(self) -> list[Reconstruction]:
+        """How well Σ J_i x_i + offset gives y after each prompt."""
+        return [
+            Reconstruction(
+                self.vectors[f"y.{prompt}"],
+                self.vectors[f"reconstruction.detached.{prompt}"],
+                *(errors[name] for name in ("relative_error", "norm_error", "offset_share")),
+            )
+            for prompt, errors in enumerate(self.record["reconstructions"])
+        ]
+
+    @property
+    def work(self) -> dict[str, Any]:
+        """Counted work: method, why, row_sweeps, dense_row_sweeps, passes, products, columns, seconds."""
+        return dict(self.record["work"])
+
+    @property
+    def stable_rank(self) -> list[float | None]:
+        """Estimate of ‖J‖_F² / σ_1² of every token."""
+        return [token.stable_rank for token in self.tokens]
+
+    @property
+    def converged(self) -> bool:
+        """Whether every triplet of every token was found."""
+        return all(token.status in ("converged", "breakdown_exact") for token in self.tokens)
+
+    def spectrum(self) -> Tensor:
+        """Return the singular values of every token: (tokens, k)."""
+        return torch.stack([token.S for token in self.tokens])
+
+    def with_times(self, **seconds: float) -> Run:
+        """Return this run with times that were spent outside of it, such as ``load``, added to its total."""
+        times = dict(self.record["times"])
+        for name, value in seconds.items():
+            times["total"] += value - times.get(name, 0.0)
+            times[name] = value
+        return replace(self, record=self.record | {"times": times})
+
+    def page(self) -> str:
+        """Return the report: one HTML page that works offline."""
+        from detjac_lanczos.reading.page import render_page
+
+        return render_page(self.record, self.vectors)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report to a file.
+
+        Raises
+        ------
+        InputError
+            If it cannot be written.
+        """
+        write_whole(path, self.page())
+        return Path(path)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the run to a folder (run.json, vectors.safetensors, report.html, figures), whole or not at all.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot be written, or holds anything but a run.
+        """
+        from detjac_lanczos.runs.disk import save_run
+
+        return save_run(self, folder)
+
+    def __str__(self) -> str:
+        """Return the table that ``detjac svd`` prints."""
+        from detjac_lanczos.reading.table import render_table
+
+        return render_table(self.record)
+
+    def __repr__(self) -> str:
+        """One line that says what was run."""
+        r = self.record
+        return f"Run(model={r['model']!r}, prompts={r['prompts']!r}, k={r['options']['k']}, tokens={len(r['tokens'])})"

@@ -1,0 +1,157 @@
+"""A run states true things about the Jacobians of its model."""
+
+import json
+
+import pytest
+import torch
+
+from detjac_lanczos import detach, layer
+from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.runs import Run, analyze
+from tests.runs.conftest import PROMPT
+
+K = 4
+
+
+def test_values_are_those_of_the_dense_jacobian(tiny: LoadedModel, run: Run) -> None:
+    network = detach(tiny, PROMPT)
+    for token in run.tokens:
+        exact = torch.linalg.svdvals(network.jacobian(token.index).dense().double())[:K]
+        assert torch.allclose(token.S.double(), exact, rtol=1e-3, atol=0)
+        assert token.status == "converged"
+        assert token.certificate is not None
+        assert token.certificate.claimed == K
+        assert torch.dist(torch.tensor(token.singular_values), token.S) == 0
+
+
+def test_left_vectors_point_along_the_output(run: Run) -> None:
+    y = run.vectors["y.0"]
+    for token in run.tokens:
+        assert (token.U.T @ y > 0).all()
+
+
+def test_stable_rank_interval_holds_the_true_one(tiny: LoadedModel, run: Run) -> None:
+    network = detach(tiny, PROMPT)
+    for token in run.tokens:
+        J = network.jacobian(token.index).dense().double()
+        low, high = token.record["stable_rank_interval"]
+        assert low <= (J.norm() / token.S[0].double()) ** 2 <= high
+        assert low <= token.stable_rank <= high
+
+
+def test_contributions_add_up_to_the_output(tiny: LoadedModel, run: Run) -> None:
+    y = run.vectors["y.0"].double()
+    total = sum(
+        token.contribution["share"] * token.contribution["cosine"] * y.norm()
+        for token in run.tokens
+        if token.contribution
+    )
+    assert float(total) == pytest.approx(float(y.norm()), rel=1e-5)
+    assert run.reconstruction.relative_error < 1e-6
+    assert torch.dist(run.reconstruction.estimate, y.float()) < 1e-6 * y.norm()
+
+
+def test_record_is_plain_json_with_every_promised_field(run: Run) -> None:
+    record = json.loads(json.dumps(run.record, allow_nan=False))
+    assert record == run.record
+    promised = (
+        "format kind created versions model fingerprint prompt prompts token_ids prompt_tokens freeze dtype route "
+        "definition options prediction predictions reconstruction tokens work choices times"
+    )
+    assert set(promised.split()) <= set(record)
+    fields = (
+        "prompt index id token singular_values residuals status advice certificate stable_rank stable_rank_interval "
+        "left right contribution"
+    )
+    for token in record["tokens"]:
+        assert set(fields.split()) <= set(token)
+        assert token["certificate"]["line"].startswith(f"TRIPLETS {K}/{K}")
+        assert [len(side) for side in (token["left"], token["right"], token["residuals"])] == [K, K, K]
+        assert set(token["left"][0][0]) == {"token", "id", "score", "logit"}
+        assert set(token["right"][0][0]) == {"token", "id", "score"}
+    errors = ("relative_error", "norm_error", "offset_share", "ordinary_relative_error", "model_relative_error")
+    assert set(record["reconstruction"]) == set(errors)
+    assert set(record["times"]) == {"load", "capture", "solve", "read", "total"}
+
+
+def test_work_counts_columns_times_rows(run: Run) -> None:
+    n, d = len(run.record["token_ids"][0]), 64
+    blocks = 3
+    row = (blocks - 1) / blocks
+    assert run.work["dense_row_sweeps"] == pytest.approx((n * row + 1 / blocks) * d)
+    per_token = [token.record["work"] for token in run.tokens]
+    assert run.work["columns"] == sum(w["products_forward"] + w["products_transposed"] for w in per_token)
+    assert run.work["row_sweeps"] == pytest.approx(sum(w["row_sweeps"] for w in per_token))
+
+
+def test_two_prompts_give_the_values_that_each_gives_alone(tiny: LoadedModel, run: Run) -> None:
+    both = analyze(tiny, [PROMPT, "most of the bridge"], k=K)
+    alone = analyze(tiny, "most of the bridge", k=K)
+    assert [(token.prompt, token.index) for token in both.tokens] == [(0, i) for i in range(6)] + [
+        (1, i) for i in range(4)
+    ]
+    torch.testing.assert_close(both.spectrum(), torch.cat([run.spectrum(), alone.spectrum()]), rtol=1e-3, atol=1e-5)
+    assert both.predictions[1][0].id == alone.prediction[0].id
+    assert len(both.reconstructions) == 2
+    assert both.reconstructions[1].relative_error < 1e-6
+
+
+def test_chosen_tokens_are_the_ones_in_the_run(tiny: LoadedModel, run: Run) -> None:
+    part = analyze(tiny, PROMPT, k=K, tokens=[5, 2])
+    assert [token.index for token in part.tokens] == [5, 2]
+    assert [token.token for token in part.tokens] == ["is", "out"]
+    torch.testing.assert_close(part.spectrum(), run.spectrum()[[5, 2]], rtol=1e-3, atol=1e-5)
+
+
+def test_same_seed_and_choices_repeat_the_run_bit_for_bit(tiny: LoadedModel, run: Run) -> None:
+    again = analyze(tiny, PROMPT, k=K, choices=run.record["choices"])
+    assert all(torch.equal(again.vectors[name], value) for name, value in run.vectors.items())
+
+
+@pytest.mark.parametrize("freeze", ["gate", "up", "half"])
+@pytest.mark.parametrize("target", ["output", "residual", "logits", "layer(1)"])
+def test_every_freeze_rule_and_target_runs_and_reconstructs(tiny: LoadedModel, freeze: str, target: str) -> None:
+    place = layer(1) if target == "layer(1)" else target
+    found = analyze(tiny, PROMPT, k=2, tokens=[1], freeze=freeze, target=place)  # type: ignore[arg-type]
+    assert found.record["definition"]["target"] == target
+    assert found.reconstruction.relative_error < 2e-6
+
+
+def test_no_certificate_unless_asked_for(tiny: LoadedModel) -> None:
+    found = analyze(tiny, PROMPT, k=2, tokens=[0], certify=None)
+    assert found.tokens[0].certificate is None
+    assert found.record["options"]["certify"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prompt": " "}, "empty"),
+        ({"prompt": "the " * 33}, "context is 32"),
+        ({"k": 0}, "k = 0"),
+        ({"k": 65}, "1 to 64"),
+        ({"tokens": [6]}, "token 6 does not exist"),
+        ({"tokens": [1, 1]}, "twice"),
+        ({"tokens": []}, "no tokens"),
+        ({"tokens": ["joint"]}, "joint"),
+        ({"position": 9}, "position 9 does not exist"),
+        ({"tol": 2.0}, "tol = 2.0"),
+        ({"method": "magic"}, "unknown method"),
+        ({"freeze": "none"}, "freeze"),
+        ({"target": "nowhere"}, "target must be"),
+        ({"source": layer(7)}, "layer 7 does not exist"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(tiny: LoadedModel, options: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        analyze(tiny, **({"prompt": PROMPT} | options))
+    assert "\n" not in str(caught.value)
+
+
+def test_unsupported_family_is_named_with_the_supported_ones() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=16)).eval()
+    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel.*supported: .*Llama"):
+        analyze(load_model(model), input_ids=[1, 2], k=1)
