@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 
 from detjac_lanczos.errors import RunFileError
-from detjac_lanczos.runs.folder import KIND, PAGE, RECORD, VECTORS, replaced_folder
+from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, replaced_folder
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.run import Run
 
@@ -27,10 +28,14 @@ def save_run(run: Run, folder: str | os.PathLike[str]) -> Path:
     InputError
         If the folder cannot be written, or holds anything but a run.
     """
+    from detjac_lanczos.reading.figures import save_figures
+
     with replaced_folder(folder) as work:
         (work / RECORD).write_text(json.dumps(run.record, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
-        save_file({name: value.detach().cpu().contiguous() for name, value in run.vectors.items()}, work / VECTORS)
+        (work / VECTORS).write_bytes(to_safetensors(run.vectors))
         (work / PAGE).write_text(run.page(), "utf-8")
+        (work / FIGURES).mkdir()
+        save_figures(run.record, run.vectors, work / FIGURES)
     return Path(folder)
 
 

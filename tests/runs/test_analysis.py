@@ -9,7 +9,7 @@ from detjac_lanczos import detach, layer
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.runs import Run, analyze
-from tests.runs.conftest import PROMPT
+from tests.tiny_llama import PROMPT
 
 K = 4
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.runs import Run, analyze, load_run, verify
-from tests.runs.conftest import PROMPT
+from tests.tiny_llama import PROMPT
 
 
 @pytest.fixture

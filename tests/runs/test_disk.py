@@ -1,0 +1,205 @@
+"""A run folder is whole or absent, and reads back as it was written."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from detjac_lanczos.errors import InputError, RunFileError
+from detjac_lanczos.runs import Run, disk, folder, load_run
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """Return a copy of a saved run, to be harmed."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def _entries(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def test_round_trip_keeps_every_bit(run: Run, saved: Path) -> None:
+    again = load_run(saved)
+    assert again.record == run.record
+    assert again.vectors.keys() == run.vectors.keys()
+    for name, value in run.vectors.items():
+        assert again.vectors[name].dtype == value.dtype
+        assert torch.equal(again.vectors[name], value)
+    assert [token.certificate for token in again.tokens] == [token.certificate for token in run.tokens]
+    assert [token.left[0].decoded for token in again.tokens] == [token.left[0].decoded for token in run.tokens]
+    assert str(again) == str(run)
+    assert again.reconstruction.relative_error == run.reconstruction.relative_error
+
+
+def test_folder_holds_record_vectors_page_and_figures(saved: Path) -> None:
+    assert _entries(saved) == ["figures", "report.html", "run.json", "vectors.safetensors"]
+    figures = _entries(saved / "figures")
+    assert figures
+    assert {Path(name).suffix for name in figures} == {".png", ".svg"}
+    assert _entries(saved.parent) == [saved.name]
+
+
+def test_nothing_executable_is_stored(saved: Path) -> None:
+    header_length = int.from_bytes((saved / "vectors.safetensors").read_bytes()[:8], "little")
+    assert header_length < 1 << 20
+    json.loads((saved / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["run.json", "vectors.safetensors"])
+def test_truncated_file_is_a_clear_error(copy: Path, name: str, share: float) -> None:
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(RunFileError, match=r"truncated or damaged") as caught:
+        load_run(copy)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.json", "vectors.safetensors"])
+def test_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(RunFileError, match=name):
+        load_run(copy)
+
+
+def _change(copy: Path, **changes: object) -> None:
+    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    (copy / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
+
+
+def test_newer_format_is_refused_by_name(copy: Path) -> None:
+    _change(copy, format=99, versions={"detjac_lanczos": "7.5.0"})
+    with pytest.raises(RunFileError, match=r"format 99, written by detjac-lanczos 7\.5\.0.*upgrade"):
+        load_run(copy)
+
+
+def test_older_format_is_read(copy: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "FORMAT", 2)
+    assert load_run(copy).record == run.record
+
+
+@pytest.mark.parametrize("changes", [{"kind": "something else"}, {"format": "1"}, {"format": 0}])
+def test_foreign_record_is_refused(copy: Path, changes: dict) -> None:
+    _change(copy, **changes)
+    with pytest.raises(RunFileError):
+        load_run(copy)
+
+
+def test_record_without_its_parts_is_refused(copy: Path) -> None:
+    _change(copy, tokens=[{"prompt": 0, "index": 17}])
+    with pytest.raises(RunFileError, match=r"17|singular_values"):
+        load_run(copy)
+
+
+def test_vectors_of_another_run_are_refused(copy: Path, run: Run) -> None:
+    record = json.loads(json.dumps(run.record))
+    record["tokens"][0]["singular_values"].pop()
+    _change(copy, tokens=record["tokens"])
+    with pytest.raises(RunFileError, match="triplets of token 0"):
+        load_run(copy)
+
+
+def test_no_folder_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(RunFileError, match="no run folder"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(RunFileError, match=r"holds no run\.json"):
+        load_run(tmp_path)
+
+
+def test_own_run_is_replaced(run: Run, copy: Path) -> None:
+    (copy / "report.html").write_text("old", encoding="utf-8")
+    run.save(copy)
+    assert (copy / "report.html").read_text(encoding="utf-8") != "old"
+    assert _entries(copy.parent) == [copy.name]
+
+
+def test_foreign_files_are_never_deleted(run: Run, copy: Path, tmp_path: Path) -> None:
+    (copy / "notes.txt").write_text("mine", encoding="utf-8")
+    before = _entries(copy)
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        run.save(copy)
+    assert _entries(copy) == before
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "run.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="no run of detjac"):
+        run.save(other)
+    assert _entries(other) == ["run.json"]
+
+
+def test_a_file_in_the_way_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="is a file"):
+        run.save(tmp_path / "out")
+    with pytest.raises(InputError, match="cannot write"):
+        run.save(tmp_path / "out" / "below")
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+
+
+def test_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
+    # The superuser may write anywhere but into the kernel's own tree.
+    closed = tmp_path if os.geteuid() else Path("/proc")
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot write"):
+        folder.check_output(closed / "out")
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("stage", ["to_safetensors", "_page", "_sync"])
+@pytest.mark.parametrize("there", [True, False])
+def test_interrupt_while_saving_leaves_the_folder_as_it_was(
+    run: Run, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, there: bool
+) -> None:
+    out = tmp_path / "deep" / "out"
+    if there:
+        shutil.copytree(saved, out)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    match stage:
+        case "to_safetensors":
+            monkeypatch.setattr(disk, "to_safetensors", interrupt)
+        case "_page":
+            monkeypatch.setattr(Run, "page", interrupt)
+        case "_sync":
+            monkeypatch.setattr(folder, "_sync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run.save(out)
+    assert out.exists() == there
+    if there:
+        assert _entries(out.parent) == ["out"]
+        assert load_run(out).record == run.record
+    else:
+        assert _entries(tmp_path) == []
+
+
+def test_failed_exchange_puts_the_old_run_back(run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename, calls = Path.rename, []
+
+    def fail_second(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_second)
+    with pytest.raises(KeyboardInterrupt):
+        run.save(copy)
+    monkeypatch.undo()
+    assert load_run(copy).record == run.record
+    assert _entries(copy.parent) == [copy.name]
+
+
+def test_report_is_one_file_written_whole(run: Run, tmp_path: Path) -> None:
+    page = run.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert _entries(tmp_path) == ["page.html"]
+    with pytest.raises(InputError, match="cannot write"):
+        run.report(tmp_path / "nowhere" / "page.html")

@@ -1,0 +1,252 @@
+"""The command line: results on standard output, one line for bad input, exit codes that mean something."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import detjac_lanczos
+from detjac_lanczos.cli import main
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.runs import load_run, verify
+from detjac_lanczos.runs.progress import ProgressReporter
+from tests.tiny_llama import PROMPT, save_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the tiny model."""
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture
+def harmed(folder: Path, tmp_path: Path) -> Path:
+    """Return a copy of the tiny model, to be harmed."""
+    return Path(shutil.copytree(folder, tmp_path / "harmed"))
+
+
+def _main(*arguments: object) -> int:
+    """Run the command line as a process would, argument errors included."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as leave:
+        return int(leave.code or 0)
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run bad input: exit code 2, nothing on standard output, one line of advice on standard error."""
+    assert _main(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if line not in _remarks(err)]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+def _remarks(err: str) -> list[str]:
+    return [line for line in err.splitlines() if line.startswith(("detjac: loading", "detjac: finding"))]
+
+
+def test_result_is_printed_written_and_holds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert _main("svd", PROMPT, "--model", folder, "-k", 3, "--out", out) == 0
+    shown = capsys.readouterr()
+    assert "TRIPLETS 3/3" in shown.out
+    assert "report.html" in shown.err
+    assert len(load_run(out).tokens) == 6
+
+    assert _main("verify", out) == 0
+    assert "claims hold" in capsys.readouterr().out
+    (out / "report.html").unlink()
+    assert _main("report", out) == 0
+    assert (out / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+def test_json_is_one_object_and_quiet_is_quiet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", "0,3-5", "--json", "-q") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    record = json.loads(out)
+    assert record["format"] == 1
+    assert [token["index"] for token in record["tokens"]] == [0, 3, 4, 5]
+    assert record["times"]["load"] > 0
+
+
+def test_options_reach_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = ["--freeze", "up", "--dtype", "float64", "--certify", "none"]
+    search = ["--method", "lanczos", "--seed", 7, "--block", 3, "--tol", "1e-6", "--tokens", 0]
+    places = ["--source", "layer(1)", "--target", "mlp(2)", "--position", 1]
+    options = [*rules, *search, *places, "--json", "-q"]
+    assert _main("svd", PROMPT, "most of", "--model", folder, *options) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [(token["prompt"], token["index"]) for token in record["tokens"]] == [(0, 0), (1, 0)]
+    assert record["freeze"] == "up"
+    assert record["dtype"] == "float64"
+    expected = {"seed": 7, "block": 3, "tol": 1e-6, "position": 1, "method": "lanczos", "certify": None}
+    assert expected.items() <= record["options"].items()
+    assert (record["options"]["source"], record["options"]["target"]) == ("layer(1)", "mlp(2)")
+    assert record["tokens"][0]["certificate"] is None
+
+
+def test_work_that_stops_short_is_no_success(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("svd", PROMPT, "--model", folder, "-k", 4, "--tokens", 0, "--tol", "1e-12", "--json") == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["tokens"][0]["status"] == "noise_floor"
+    assert "stopped short" in err
+
+
+def test_failed_claim_is_no_success(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert _main("svd", PROMPT, "--model", folder, "-k", 2, "--out", out, "-q") == 0
+    vectors = {name: value.clone() for name, value in load_file(out / "vectors.safetensors").items()}
+    vectors["U.0.1"][0, 1] += 0.1
+    save_file(vectors, out / "vectors.safetensors")
+    capsys.readouterr()
+    assert _main("verify", out, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["ok"]
+    assert any(not claim["holds"] and "token 1" in claim["what"] for claim in found["claims"])
+
+
+def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("models") == 0
+    text = capsys.readouterr().out
+    assert "smollm2" in text
+    assert "LlamaForCausalLM" in text
+    assert _main("models", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"smollm2", "gemma3-270m"} <= {model["name"] for model in listed["embedded"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["svd", ""], "the prompt is empty"),
+        (["svd", PROMPT, "-k", "0"], "1 or more"),
+        (["svd", PROMPT, "--tokens", "5-3"], "selects no tokens"),
+        (["svd", PROMPT, "--tol", "2"], "between 0 and 1"),
+        (["svd", PROMPT, "--dtype", "int8"], "int8"),
+        (["svd", PROMPT, "--method", "magic"], "magic"),
+        (["svd", PROMPT, "--colour"], "--colour"),
+        (["svd"], "prompt"),
+        (["sing"], "sing"),
+        ([], "command"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in _refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["the " * 33], "context is 32; shorten"),
+        ([PROMPT, "-k", "65"], "from 1 to 64"),
+        ([PROMPT, "--tokens", "6"], "token 6 does not exist"),
+        ([PROMPT, "--position", "6"], "position 6 does not exist"),
+        ([PROMPT, "--source", "layer(3)"], "layer 3 does not exist"),
+        ([PROMPT, "--target", "layer"], "write layer(12)"),
+        ([PROMPT, "--target", "nowhere"], "target must be"),
+        ([PROMPT, "--chat"], "no chat template"),
+        ([PROMPT, "--device", "abacus"], "abacus"),
+    ],
+)
+def test_what_the_model_cannot_do_is_one_line(
+    folder: Path, tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert words in _refused(capsys, "svd", *arguments, "--model", folder, "--out", out)
+    assert not any(tmp_path.iterdir())
+
+
+def test_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no model at" in _refused(capsys, "svd", PROMPT, "--model", tmp_path / "nowhere")
+
+
+def test_unsupported_family_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    place = Path(shutil.copytree(folder, tmp_path / "gpt2", ignore=shutil.ignore_patterns("*.safetensors", "config*")))
+    GPT2LMHeadModel(GPT2Config(vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=16)).save_pretrained(place)
+    line = _refused(capsys, "svd", PROMPT, "--model", place)
+    assert "GPT2LMHeadModel" in line
+    assert "LlamaForCausalLM" in line
+
+
+def test_corrupted_weights_are_one_line(harmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = harmed / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "cannot load" in _refused(capsys, "svd", PROMPT, "--model", harmed)
+
+
+def test_weights_that_are_not_numbers_are_one_line(harmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {name: value.clone() for name, value in load_file(harmed / "model.safetensors").items()}
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    save_file(weights, harmed / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.1.mlp.up_proj.weight" in _refused(capsys, "svd", PROMPT, "--model", harmed)
+
+
+def test_output_folder_is_tried_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below", tmp_path):
+        assert _main("svd", PROMPT, "--model", "no-such-model", "--out", out) == 2
+        assert "no-such-model" not in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_folder_without_a_run_is_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "run.json" in _refused(capsys, command, tmp_path)
+
+
+def test_interrupt_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ProgressReporter, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert _main("svd", PROMPT, "--model", folder, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "detjac: interrupted"
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_and_bad_arguments_import_no_heavy_library() -> None:
+    script = (
+        "import sys\nfrom detjac_lanczos.cli import main\n"
+        "for arguments in (['--help'], ['svd', '--help'], ['--version'], ['svd', 'x', '-k', '0']):\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'transformers', 'numpy', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert detjac_lanczos.__version__ in done.stdout
+
+
+def test_installed_command_refuses_bad_input_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "detjac_lanczos.cli", "svd", PROMPT, "--model", str(tmp_path), "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "config.json" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_standard_prompt_on_smollm2(
+    smollm2: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _main("svd", "The bridge out of Marin is the", "--model", "smollm2", "-k", 8, "--out", out) == 0
+    assert capsys.readouterr().out.count("TRIPLETS 8/8") == 7
+    run = load_run(out)
+    assert run.tokens[0].singular_values[0] == pytest.approx(63.93, abs=0.01)
+    first = [word for word, _ in run.tokens[0].left[0].decoded]
+    assert {"only", "most"} & set(first[:5])
+    assert run.prediction[0].token == " only"
+    assert run.reconstruction.relative_error <= 1e-6
+    assert run.work["row_sweeps"] / (7 * 576) <= 0.38
+    assert verify(run, smollm2).ok
