@@ -27,8 +27,9 @@ class Direction(Enum):
 class CountingBatch:
     """A batch seen by the solvers: blocks are rows, products come back in working precision, all is counted.
 
-    One call is one pass. Blocks go out in the operator's dtype: what rounding they suffer is the operator's. Products of the wrong shape, dtype or device raise; non-finite ones are noted in
-    ``nonfinite``, so that one operator's overflow does not end the others' solve.
+    One call is one pass. Blocks go out in the operator's dtype: the rounding that they suffer is the operator's own.
+    Products of the wrong shape, dtype or device raise; non-finite ones are noted in ``nonfinite``, so that one
+    operator's overflow does not end the others' solve.
 
     Attributes
     ----------

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -51,7 +50,6 @@ class Options:
     seed: int = 0
     start: Sequence[Tensor] | None = None
     callback: Callback | None = None
-    choices: dict[str, Any] = field(default_factory=dict)
 
 
 def check_options(

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from detjac_lanczos.solvers.auto import solve_auto
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import solve_dense
@@ -15,6 +16,7 @@ from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
 
 _DEFAULT_WIDTH = 2
+_ROADS = {"lanczos": solve_lanczos, "randomized": solve_randomized, "dense": solve_dense}
 
 
 def svd(
@@ -123,22 +125,21 @@ def svd_batch(
         start=start,
         certify=certify,
     )
-    counted = CountingBatch(operators)
+    decided = choices or {}
+    if method == "auto":
+        method = decided.get("method", "auto")
     options = Options(
         k=k,
         tol=tol,
-        width=block if block is not None else _DEFAULT_WIDTH,
+        width=block or decided.get("block", _DEFAULT_WIDTH),
         max_products=max_products,
         seed=seed,
         start=start,
         callback=callback,
-        choices=choices or {},
     )
-    certified = certify is not None
-    if method == "dense":
-        return solve_dense(counted, options, Road("dense", "asked for", {"method": "dense"}), certify=certified)
-    if method == "randomized":
-        road = Road("randomized", "asked for", {"method": "randomized"})
-        return solve_randomized(counted, options, road, certify=certified)
-    road = Road("lanczos", "block Golub-Kahan in lockstep", {"method": "lanczos", "block": options.width})
-    return solve_lanczos(counted, options, road, certify=certified)
+    counted, certified = CountingBatch(operators), certify is not None
+    if method == "auto":
+        return solve_auto(counted, options, certify=certified)
+    why = "as chosen before" if "method" in decided else "asked for"
+    made: dict[str, Any] = {"method": method, "block": options.width} if method == "lanczos" else {"method": method}
+    return _ROADS[method](counted, options, Road(method, why, decided | made), certify=certified)
