@@ -5,6 +5,7 @@ Knows nothing of language models: an operator is its products with A and its tra
 
 from detjac_lanczos.solvers.certificate import Certificate, Cluster
 from detjac_lanczos.solvers.check import OperatorReport, check_operator
+from detjac_lanczos.solvers.measure import Measurement, measure_triplets
 from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator
 from detjac_lanczos.solvers.options import Progress
 from detjac_lanczos.solvers.result import Status, SVDResult, Work
@@ -14,6 +15,7 @@ __all__ = [
     "Certificate",
     "Cluster",
     "LinearOperator",
+    "Measurement",
     "OperatorBatch",
     "OperatorReport",
     "Progress",
@@ -22,6 +24,7 @@ __all__ = [
     "Work",
     "as_operator",
     "check_operator",
+    "measure_triplets",
     "svd",
     "svd_batch",
 ]

@@ -1,0 +1,97 @@
+"""Measure given triplets afresh: one pass each way, and the certificate that follows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers.batch import as_batch
+from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
+from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.result import relative_residuals
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one fresh pass each way says about stored triplets of one operator.
+
+    Attributes
+    ----------
+    residuals : Tensor, shape (k, 2), float64
+        ρ_R = ‖A v - σ u‖ and ρ_L = ‖Aᵀ u - σ v‖, absolute.
+    relative : Tensor, shape (k, 2), float64
+        Divided by σ_j, and by σ_1 where σ_j is under the floor.
+    certificate : Certificate
+    """
+
+    residuals: Tensor
+    relative: Tensor
+    certificate: Certificate
+
+
+def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passes: int = 2) -> list[Measurement]:
+    """Recompute residuals, orthonormality and adjointness of triplets, with one pass each way.
+
+    Parameters
+    ----------
+    A : operator, or batch of operators
+    U, S, V : Tensor, or sequence of Tensor, one for each operator
+        Shapes (d_out, k), (k,) and (d_in, k).
+    tol : float
+        What max(ρ_R, ρ_L) / σ_j of a claimed triplet must meet.
+    passes : int
+        Passes of the solve that found them, for the noise floor.
+
+    Returns
+    -------
+    list of Measurement
+        One for each operator.
+
+    Raises
+    ------
+    InputError
+        The triplets do not fit the operators, or hold NaN.
+    OperatorError
+        A product has the wrong shape, dtype or device.
+    """
+    batch = CountingBatch(as_batch(A))
+    lefts, values, rights = (_as_list(block) for block in (U, S, V))
+    _check_fit(batch.shapes, lefts, values, rights)
+    to = {"dtype": batch.dtype, "device": batch.device}
+    pushed = batch.apply(Direction.FORWARD, [(i, block.to(**to).T) for i, block in enumerate(rights)])
+    pulled = batch.apply(Direction.TRANSPOSED, [(i, block.to(**to).T) for i, block in enumerate(lefts)])
+    eps = epsilon(batch.operator_dtype)
+    measurements = []
+    for left, sigma, right, av, atu in zip(lefts, values, rights, pushed, pulled, strict=True):
+        left, sigma, right = (block.to(device=batch.device) for block in (left, sigma, right))
+        floor = noise_floor(eps, float(sigma.max()), passes)
+        under = bool((sigma <= floor).any())
+        residuals, certificate = certify_triplets(left, sigma, right, av.T, atu.T, tol=tol, floor=floor, exact=under)
+        measurements.append(Measurement(residuals, relative_residuals(residuals, sigma, floor), certificate))
+    return measurements
+
+
+def _as_list(blocks: Any) -> list[Tensor]:
+    return [blocks] if isinstance(blocks, Tensor) else list(blocks)
+
+
+def _check_fit(
+    shapes: Sequence[tuple[int, int]], lefts: Sequence[Tensor], values: Sequence[Tensor], rights: Sequence[Tensor]
+) -> None:
+    if not len(lefts) == len(values) == len(rights) == len(shapes):
+        raise InputError(
+            f"{len(shapes)} operators need as many triplets: got {len(lefts)} U, {len(values)} S and {len(rights)} V"
+        )
+    for index, ((d_out, d_in), left, sigma, right) in enumerate(zip(shapes, lefts, values, rights, strict=True)):
+        k = sigma.shape[0]
+        if tuple(left.shape) != (d_out, k) or tuple(right.shape) != (d_in, k) or k == 0:
+            raise InputError(
+                f"triplets {index} have U {tuple(left.shape)}, S {tuple(sigma.shape)}, V {tuple(right.shape)}: "
+                f"this operator needs ({d_out}, k), (k,) and ({d_in}, k)"
+            )
+        if not all(bool(torch.isfinite(block).all()) for block in (left, sigma, right)):
+            raise InputError(f"triplets {index} hold NaN or infinite values: they were not found or not saved whole")

@@ -1,0 +1,94 @@
+"""A test case that every new operator inherits."""
+
+import unittest
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.check import check_operator
+from detjac_lanczos.solvers.operator import LinearOperator, as_operator
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon
+from detjac_lanczos.solvers.svd import svd
+
+
+class OperatorTestCase:
+    """The contract of a linear operator, tested against a matrix made in another way.
+
+    Inherit it in a class that a test runner collects, next to ``unittest.TestCase`` or alone, and define
+    :meth:`create_operator` and :meth:`create_dense`.
+
+    Examples
+    --------
+    >>> class TestMatrix(OperatorTestCase):
+    ...     def create_operator(self):
+    ...         return torch.eye(5)
+    ...
+    ...     def create_dense(self):
+    ...         return torch.eye(5)
+    >>> TestMatrix().test_products_match_the_dense_matrix()
+    """
+
+    widths = (1, 2, 5)
+
+    def create_operator(self) -> LinearOperator:
+        """Return the operator under test, or anything that ``as_operator`` takes."""
+        raise unittest.SkipTest("create_operator is for the class that inherits this one")
+
+    def create_dense(self) -> Tensor:
+        """Return the same map as a matrix ``(d_out, d_in)``, made without the operator."""
+        raise unittest.SkipTest("create_dense is for the class that inherits this one")
+
+    @property
+    def tolerance(self) -> float:
+        """The relative error that rounding allows, c ε √rows."""
+        operator = self._operator()
+        return adjoint_bound(epsilon(operator.dtype), max(operator.shape))
+
+    def test_contract(self) -> None:
+        """Shapes, finiteness, determinism, linearity and adjointness hold."""
+        report = check_operator(self.create_operator())
+        assert report.ok, str(report)
+
+    def test_products_match_the_dense_matrix(self) -> None:
+        """Blocks of every width are multiplied as the matrix multiplies them, both ways."""
+        operator, dense = self._operator(), self._dense()
+        assert tuple(operator.shape) == tuple(dense.shape)
+        for width in self.widths:
+            X, Y = self._random(operator.shape[1], width), self._random(operator.shape[0], width)
+            self._assert_close(operator.matmat(X), dense @ X.to(torch.float64))
+            self._assert_close(operator.rmatmat(Y), dense.T @ Y.to(torch.float64))
+
+    def test_transposed_views_are_accepted(self) -> None:
+        """A block may be a transposed view of rows."""
+        operator = self._operator()
+        X, Y = self._random(operator.shape[1], 3), self._random(operator.shape[0], 3)
+        self._assert_close(operator.matmat(X.T.contiguous().T), operator.matmat(X).to(torch.float64))
+        self._assert_close(operator.rmatmat(Y.T.contiguous().T), operator.rmatmat(Y).to(torch.float64))
+
+    def test_singular_values_match_the_dense_matrix(self) -> None:
+        """The leading values that the solver finds are those of the matrix."""
+        operator, dense = self._operator(), self._dense()
+        k = min(3, *dense.shape)
+        tol = max(1e-6, 10 * self.tolerance)
+        result = svd(operator, k, tol=tol, method="lanczos")
+        assert result.converged, result.advice
+        expected = torch.linalg.svdvals(dense)[:k]
+        error = (result.S.to(device="cpu", dtype=torch.float64) - expected).abs().max()
+        assert float(error) <= tol * float(expected[0]), f"{result.S} instead of {expected}"
+
+    def _operator(self) -> LinearOperator:
+        return as_operator(self.create_operator())
+
+    def _dense(self) -> Tensor:
+        return self.create_dense().to(device="cpu", dtype=torch.float64)
+
+    def _random(self, rows: int, width: int) -> Tensor:
+        operator = self._operator()
+        drawn = torch.randn(rows, width, dtype=torch.float64, generator=torch.Generator().manual_seed(rows + width))
+        return drawn.to(device=operator.device, dtype=operator.dtype)
+
+    def _assert_close(self, found: Tensor, expected: Tensor) -> None:
+        error = float(torch.linalg.matrix_norm(found.to(device="cpu", dtype=torch.float64) - expected.cpu()))
+        scale = float(torch.linalg.matrix_norm(expected))
+        allowed = self.tolerance * scale
+        assert error <= allowed, f"the product is {error:.1e} off, rounding explains {allowed:.1e}"
