@@ -49,6 +49,7 @@ _STYLE: Any = {
 }
 _LABELLED_LINES = 16
 _LABELLED_BARS = 80
+_LONGEST_TOKEN = 20
 
 
 def plot_spectra(record: Record, prompt: int = 0) -> Figure:
@@ -137,7 +138,9 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
         axes.barh(rows, shares, height=0.72, color=_PALE, label="J x")
         axes.barh(rows, kept, height=0.72, color=_BLUE, label=f"its part in the top {record['options']['k']} triplets")
         every = max(1, math.ceil(len(tokens) / _LABELLED_BARS))
-        axes.set_yticks(rows[::every], labels=[_name(token) for token in tokens[::every]], parse_math=False)
+        axes.set_yticks(
+            rows[::every], labels=[f"{_short(token)}  {token['index']}" for token in tokens[::every]], parse_math=False
+        )
         if len(tokens) <= _LABELLED_BARS:
             for row, share in enumerate(shares):
                 axes.annotate(percent(share), (share, row), (4, 0), textcoords="offset points", va="center", fontsize=8)
@@ -201,8 +204,9 @@ def _title(axes: Axes, record: Record, prompt: int) -> None:
     axes.set_title(f"{drawable(title)}  ({record['model']})", parse_math=False, pad=10)
 
 
-def _name(token: Record) -> str:
-    return f"{drawable(visible(token['token']))}  {token['index']}"
+def _short(token: Record) -> str:
+    shown = visible(token["token"])
+    return drawable(shown if len(shown) <= _LONGEST_TOKEN else shown[: _LONGEST_TOKEN - 1] + "…")
 
 
 def drawable(text: str) -> str:
@@ -221,6 +225,6 @@ def _label_ends(axes: Axes, tokens: list[Record]) -> None:
         values = singular_values(token)
         end = math.log10(values[-1]) if values[-1] > 0 else low
         last = max(end, last + gap)
-        name = f"{token['index']}  {drawable(visible(token['token']))}"
+        name = f"{token['index']}  {_short(token)}"
         axes.annotate(name, (len(values), 10**last), (8, 0), textcoords="offset points", va="center", fontsize=8,
                       parse_math=False, annotation_clip=False)  # fmt: skip

@@ -23,7 +23,7 @@ _TOKEN = 13
 _LABEL = 16
 
 
-def render_table(record: Record, width: int = 108) -> str:
+def render_table(record: Record, width: int = 110) -> str:
     """Return the table that ``print(run)`` and ``detjac svd`` show.
 
     Parameters
@@ -31,7 +31,7 @@ def render_table(record: Record, width: int = 108) -> str:
     record : mapping
         The record of a run (``run.json``).
     width : int
-        Terminal columns to stay within; 108 or more.
+        Terminal columns to stay within; 110 or more.
 
     Returns
     -------

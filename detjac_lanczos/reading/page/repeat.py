@@ -45,13 +45,14 @@ def python_call(record: Record) -> str:
 
 
 def command_line(record: Record) -> str | None:
-    """Return the ``detjac svd`` command, or None where the run used what only Python can say."""
+    """Return the ``detjac svd`` command, or None where only the Python call can say what was run."""
     options = record["options"]
     changed = _changed(options)
     unsaid = [name for name in changed if name not in _FLAGS or options[name] is None]
-    if len(record["prompts"]) > 1 or record["prompts"][0] is None or unsaid:
+    prompt = record["prompts"][0]
+    if len(record["prompts"]) > 1 or prompt is None or not prompt.isprintable() or unsaid:
         return None
-    words = ["detjac", "svd", record["prompts"][0], "--model", record["model"], "-k", options["k"]]
+    words = ["detjac", "svd", prompt, "--model", record["model"], "-k", options["k"]]
     words += ["--dtype", record["dtype"]]
     if options["tokens"] is not None:
         words += ["--tokens", ",".join(str(token) for _, token in options["tokens"])]

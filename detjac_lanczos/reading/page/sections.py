@@ -102,7 +102,7 @@ def about(record: Record) -> str:
             f"{work['columns']:,} columns in {work['passes']:,} passes",
         ),
         ("Time", " · ".join(f"{text(name)} {seconds:.2f} s" for name, seconds in record["times"].items())),
-        ("Choices by timing", f"<code>{text(record['choices'])}</code>"),
+        ("Choices by timing", text(_choices(record["choices"]))),
         ("Seed", text(options["seed"])),
         ("Made", f"{text(record['created'])} with {text(versions)}"),
     ]
@@ -112,6 +112,17 @@ def about(record: Record) -> str:
         f"<section><h2>What was run</h2>{facts(pairs, 'plain-facts')}</section>"
         f"<section><h2>Run it again</h2>{shell}<pre><code>{text(python_call(record))}</code></pre></section>"
     )
+
+
+def _choices(choices: Record) -> str:
+    """Return the choices of a run in a line; long lists of them only counted."""
+    parts = []
+    for name, made in choices.items():
+        few = [f"{key} {value}" for key, value in made.items()] if isinstance(made, Mapping) else [str(made)]
+        parts.append(
+            f"{name}: {', '.join(few)}" if len(few) <= 4 else f"{name}: {len(few)} choices, listed in run.json"
+        )
+    return " · ".join(parts) or "none"
 
 
 def _chips(record: Record, prompt: int, tokens: list[Record]) -> str:

@@ -1,0 +1,50 @@
+"""Contributions sum to the output; all triplets reproduce all of them."""
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from detjac_lanczos.operators import DetachedNetwork
+from detjac_lanczos.reading import contributions, measure_contribution
+
+
+def truncated(network: DetachedNetwork, k: int) -> list[SimpleNamespace]:
+    found = []
+    for operator in network.jacobians().operators:
+        U, S, Vh = torch.linalg.svd(operator.dense(), full_matrices=False)
+        found.append(SimpleNamespace(U=U[:, :k], S=S[:k], V=Vh[:k].T))
+    return found
+
+
+def test_products_sum_to_the_output(network: DetachedNetwork) -> None:
+    batch = network.jacobians()
+    parts = contributions(batch, truncated(network, 3))
+    total = torch.stack([part.product for part in parts]).sum(dim=0)
+    y = batch.operators[0].y
+    assert float((total - y).norm() / y.norm()) < 1e-13
+    assert sum(part.share * part.cosine for part in parts) == pytest.approx(1, rel=1e-12)
+
+
+def test_all_triplets_capture_everything_and_more_capture_more(network: DetachedNetwork) -> None:
+    batch = network.jacobians()
+    captured = [[part.captured for part in contributions(batch, truncated(network, k))] for k in (1, 4, 12, 24)]
+    assert captured[-1] == pytest.approx([1] * len(batch), rel=1e-12)
+    for fewer, more in pairwise(captured):
+        assert all(a <= b + 1e-12 for a, b in zip(fewer, more, strict=True))
+
+
+def test_known_values() -> None:
+    """J = diag(3, 4), x = (1, 1), y = (3, 0): the leading triplet (σ = 4) reproduces 16 of 25."""
+    found = SimpleNamespace(U=torch.tensor([[0.0], [1.0]]), S=torch.tensor([4.0]), V=torch.tensor([[0.0], [1.0]]))
+    part = measure_contribution(torch.tensor([3.0, 4.0]), torch.ones(2), torch.tensor([3.0, 0.0]), found)
+    assert part.share == pytest.approx(5 / 3)
+    assert part.cosine == pytest.approx(3 / 5)
+    assert part.captured == pytest.approx(16 / 25)
+
+
+def test_a_token_without_influence_contributes_nothing() -> None:
+    found = SimpleNamespace(U=torch.zeros(2, 1), S=torch.zeros(1), V=torch.zeros(2, 1))
+    part = measure_contribution(torch.zeros(2), torch.ones(2), torch.ones(2), found)
+    assert (part.share, part.cosine, part.captured) == (0, 0, 1)

@@ -1,0 +1,105 @@
+"""Decoding is the head, or the embedding table, applied by hand; signs agree with the output."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.operators import DetachedNetwork, detach, layer, probe
+from detjac_lanczos.reading import decode_left, decode_right
+from tests import tiny_models
+
+
+def triplets_of(network: DetachedNetwork, **where: object) -> tuple[Tensor, Tensor, Tensor]:
+    U, _, Vh = torch.linalg.svd(network.jacobian(2, **where).dense(), full_matrices=False)  # type: ignore[arg-type]
+    return U[:, :4], Vh[:4].T, network.jacobian(2, **where).y  # type: ignore[arg-type]
+
+
+def test_signs_agree_with_the_output_and_do_not_depend_on_the_solver(network: DetachedNetwork) -> None:
+    U, V, y = triplets_of(network)
+    flips = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=U.dtype)
+    left, signs = decode_left(network, U, y)
+    flipped_left, flipped_signs = decode_left(network, U * flips, y)
+    assert (y @ (U * signs) > 0).all()
+    assert torch.equal(signs, flips * flipped_signs)
+    assert left == flipped_left
+    assert decode_right(network, V, signs) == decode_right(network, V * flips, flipped_signs)
+
+
+def test_left_vectors_at_the_output_meet_the_head(network: DetachedNetwork) -> None:
+    U, _, y = triplets_of(network)
+    decoded, signs = decode_left(network, U, y, top=6)
+    logits = network.model.get_output_embeddings().weight.detach() @ (U * signs)
+    shares = torch.softmax(y.norm() * logits, dim=0)
+    for j, entries in enumerate(decoded):
+        assert [entry.id for entry in entries] == logits[:, j].topk(6).indices.tolist()
+        for entry in entries:
+            assert entry.logit == pytest.approx(float(logits[entry.id, j]), rel=1e-12)
+            assert entry.score == pytest.approx(float(shares[entry.id, j]), rel=1e-12)
+
+
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_left_vectors_in_the_stream_pass_the_final_norm_first(make: str) -> None:
+    network = detach(
+        tiny_models.loaded(getattr(tiny_models, make)()), input_ids=tiny_models.prompt_ids(tiny_models.LENGTH)
+    )
+    weight = network.model.model.norm.weight.detach() + (1 if make == "gemma" else 0)
+    for target in ("residual", layer(1)):
+        U, _, y = triplets_of(network, target=target)
+        decoded, signs = decode_left(network, U, y, target, top=5)
+        seen = torch.nn.functional.normalize(weight[:, None] * U * signs, dim=0)
+        logits = network.model.get_output_embeddings().weight.detach() @ seen
+        for j, entries in enumerate(decoded):
+            assert [entry.id for entry in entries] == logits[:, j].topk(5).indices.tolist()
+            assert entries[0].logit == pytest.approx(float(logits[:, j].max()), rel=1e-6)
+
+
+def test_vectors_at_the_logits_are_their_own_logits(network: DetachedNetwork) -> None:
+    U, _, y = triplets_of(network, target="logits")
+    decoded, signs = decode_left(network, U, y, "logits", top=5)
+    expected = (U * signs).topk(5, dim=0)
+    assert [[entry.id for entry in entries] for entries in decoded] == expected.indices.T.tolist()
+    everything, _ = decode_left(network, U, y, "logits", top=tiny_models.VOCABULARY)
+    assert all(sum(entry.score for entry in entries) == pytest.approx(1, rel=1e-12) for entries in everything)
+
+
+def test_vectors_at_a_probe_are_read_row_by_row(network: DetachedNetwork) -> None:
+    rows = torch.randn(6, network.hidden_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    U, _, y = triplets_of(network, target=probe(rows))
+    decoded, signs = decode_left(network, U, y, probe(rows))
+    for j, entries in enumerate(decoded):
+        assert sum(entry.score for entry in entries) == pytest.approx(1, rel=1e-12)
+        assert entries[0].token == f"row {int(U[:, j].abs().argmax())}"
+        assert entries[0].logit == pytest.approx(float((U * signs)[entries[0].id, j]), rel=1e-12)
+
+
+def test_an_input_embedding_decodes_to_its_own_token(network: DetachedNetwork) -> None:
+    table = network.model.get_input_embeddings().weight.detach()
+    ids = [3, 11, 29]
+    decoded = decode_right(network, 5 * table[ids].T, torch.tensor([1.0, 1.0, -1.0], dtype=table.dtype))
+    assert [entries[0].id for entries in decoded[:2]] == ids[:2]
+    assert decoded[0][0].score == pytest.approx(1, rel=1e-12)
+    cosines = torch.nn.functional.cosine_similarity(-table[29], table)
+    assert [entry.id for entry in decoded[2]] == cosines.topk(10).indices.tolist()
+    assert decoded[0][0].token == "<3>"
+
+
+def test_bad_shapes_are_refused_in_one_line(network: DetachedNetwork) -> None:
+    with pytest.raises(InputError, match="decode_left takes"):
+        decode_left(network, torch.ones(5, 2), torch.ones(4))
+    with pytest.raises(InputError, match="token by token"):
+        decode_right(network, torch.ones(2 * network.hidden_size, 2), torch.ones(2))
+
+
+def test_smollm2_says_only_and_most_after_the_bridge(smollm2: LoadedModel) -> None:
+    network = detach(smollm2, "The bridge out of Marin is the")
+    J = network.jacobian(0)
+    generator = torch.Generator().manual_seed(0)
+    V = torch.linalg.qr(torch.randn(J.shape[1], 2, generator=generator))[0]
+    for _ in range(3):
+        V = torch.linalg.qr(J.rmatmat(J.matmat(V)))[0]
+    U, S, _ = torch.linalg.svd(J.matmat(V), full_matrices=False)
+    assert float(S[0]) == pytest.approx(63.93, abs=0.01)
+    decoded, _ = decode_left(network, U[:, :1], J.y)
+    assert {" most", " only"} <= {entry.token for entry in decoded[0][:4]}

@@ -1,0 +1,67 @@
+"""Figures show the record's numbers; no token becomes a box or mathematics; without matplotlib the error says so."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detjac_lanczos.errors import DetjacError
+from detjac_lanczos.reading import figures, plot_contributions, plot_reconstruction, plot_spectra, save_figures
+from detjac_lanczos.runs import Run
+
+pytest.importorskip("matplotlib")
+
+
+def test_spectra_are_the_singular_values(run: Run) -> None:
+    (axes,) = plot_spectra(run.record).axes
+    assert axes.get_yscale() == "log"
+    for line, token in zip(axes.get_lines(), run.record["tokens"], strict=True):
+        np.testing.assert_array_equal(np.asarray(line.get_ydata()), token["singular_values"])
+
+
+def test_reconstruction_lies_on_the_diagonal(run: Run) -> None:
+    (axes,) = plot_reconstruction(run.record, run.vectors).axes
+    lines = {str(line.get_label()).split()[0]: line for line in axes.get_lines()}
+    detached, ordinary = lines["detached"], lines["ordinary"]
+    truth = np.asarray(detached.get_xdata(), dtype=float)
+    error = np.std(np.asarray(detached.get_ydata(), dtype=float) - truth) / np.std(truth)
+    assert error == pytest.approx(run.record["reconstruction"]["relative_error"], rel=0.1)
+    assert np.std(np.asarray(ordinary.get_ydata(), dtype=float) - truth) / np.std(truth) > 0.1
+
+
+def test_contributions_are_the_shares(run: Run) -> None:
+    (axes,) = plot_contributions(run.record).axes
+    shares = [token["contribution"]["share"] for token in run.record["tokens"]]
+    widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
+    assert widths[: len(shares)] == pytest.approx(shares)
+    assert all(kept <= share for share, kept in zip(shares, widths[len(shares) :], strict=True))
+
+
+def test_odd_tokens_are_drawn_without_a_missing_glyph(odd_record: dict[str, Any], run: Run, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        written = save_figures(odd_record, run.vectors, tmp_path)
+    assert sorted(path.name for path in written) == sorted(
+        f"{name}.{kind}" for name in ("spectra", "reconstruction", "contributions") for kind in ("png", "svg")
+    )
+    assert all(path.stat().st_size > 2000 for path in written)
+    labels = [label.get_text() for label in plot_contributions(odd_record).axes[0].get_yticklabels()]
+    assert any("$x^2$" in label for label in labels)
+    assert any("\\u91d1" in label for label in labels)
+
+
+def test_drawing_twice_gives_the_same_svg(run: Run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_figures(run.record, run.vectors, tmp_path / name)
+    for name in ("spectra", "reconstruction", "contributions"):
+        assert (tmp_path / "one" / f"{name}.svg").read_bytes() == (tmp_path / "two" / f"{name}.svg").read_bytes()
+
+
+def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    with pytest.raises(DetjacError, match=r"pip install 'detjac-lanczos\[report\]'"):
+        plot_spectra(run.record)
+    assert save_figures(run.record, run.vectors, tmp_path) == []

@@ -1,0 +1,129 @@
+"""The page is whole HTML, holds no script and no address, and shows every token as text."""
+
+import ast
+import re
+import shlex
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import torch
+
+from detjac_lanczos.reading import render_page
+from detjac_lanczos.reading.page.charts import Axis, scatter
+from detjac_lanczos.reading.page.markup import dotted
+from detjac_lanczos.reading.page.repeat import command_line, python_call
+from detjac_lanczos.runs import Run
+from tests.reading.conftest import ODD_TOKENS
+
+VOID = {"meta", "br"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text, and checks that every element is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.ids: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+@pytest.fixture
+def page(odd_record: dict[str, Any], run: Run) -> Reader:
+    reader = Reader()
+    reader.feed(render_page(odd_record, run.vectors))
+    reader.close()
+    return reader
+
+
+def test_every_element_is_closed_and_every_link_has_its_target(page: Reader) -> None:
+    assert page.open == []
+    links = [value for name, value in page.attributes if name == "href"]
+    assert links and all(link.startswith("#") and link[1:] in page.ids for link in links)
+    assert len(set(page.ids)) == len(page.ids) == len(ODD_TOKENS)
+
+
+def test_nothing_runs_and_nothing_is_fetched(page: Reader, odd_record: dict[str, Any], run: Run) -> None:
+    assert not page.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    assert not any(name.startswith("on") or name in ("src", "srcset", "action") for name, _ in page.attributes)
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    assert not re.search(r"url\(|@import|https?://", render_page(odd_record, run.vectors))
+
+
+def test_every_token_is_there_as_text(page: Reader) -> None:
+    for token in ODD_TOKENS:
+        assert dotted(token) in page.text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", page.text)
+
+
+def test_unfinished_solves_say_so(page: Reader) -> None:
+    assert "raise max_products" in page.text
+    assert "! not finite" in page.text
+    assert f"{len(ODD_TOKENS) - 2} of {len(ODD_TOKENS)}" in page.text
+
+
+def test_values_are_those_of_the_record(run: Run) -> None:
+    reader = Reader()
+    reader.feed(render_page(run.record, run.vectors))
+    for token in run.record["tokens"]:
+        assert f"{token['singular_values'][0]:#.4g}" in reader.text
+        assert token["certificate"]["line"] in reader.text
+    assert run.record["fingerprint"] in reader.text
+
+
+def test_the_python_call_repeats_the_run(run: Run) -> None:
+    call = ast.parse(python_call(run.record)).body[1]
+    assert isinstance(call, ast.Assign) and isinstance(call.value, ast.Call)
+    options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.value.keywords}
+    assert options == {"k": 4, "input_ids": [list(ids) for ids in run.record["token_ids"]]}
+
+
+def test_the_command_says_what_differs_from_the_defaults(run: Run) -> None:
+    record = dict(run.record) | {"prompts": ["it's $HOME; rm"], "freeze": "up"}
+    record["options"] = dict(run.record["options"]) | {"seed": 3, "tokens": [[0, 0], [0, 4]]}
+    words = shlex.split(command_line(record) or "")
+    assert words[:3] == ["detjac", "svd", "it's $HOME; rm"]
+    told = dict(zip(words[3::2], words[4::2], strict=True))
+    assert told == {"--model": record["model"], "-k": "4", "--dtype": "float32", "--tokens": "0,4", "--freeze": "up",
+                    "--seed": "3"}  # fmt: skip
+    record["options"]["target"] = "layer(1)"
+    assert command_line(record) is None
+    assert "target=dl.layer(1)" in python_call(record)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(-25.5, 6.1), (0.0, 1e-3), (-0.3, 1.9), (-8.0, 2.0)])
+def test_axes_have_a_few_round_ticks_inside(low: float, high: float, log: bool) -> None:
+    ticks = Axis(low, high, 0, 100, log).ticks()
+    assert 1 <= len(ticks) <= 12
+    assert all(-1e-6 <= Axis(low, high, 0, 100, log)(tick) <= 100 + 1e-6 for tick in ticks)
+    assert all(float(f"{tick:.1g}") == pytest.approx(tick, rel=1e-9) or not log for tick in ticks)
+
+
+def test_a_large_scatter_is_thinned_and_keeps_its_ends() -> None:
+    truth = torch.linspace(-1, 1, 50_000).tolist()
+    svg = scatter(truth, [("dot", truth)], "")
+    assert svg.count("h0") == 2000
+    x = Axis(-1.08, 1.08, 52, 410)
+    assert f"M{x(-1):.1f} " in svg and f"M{x(1):.1f} " in svg

@@ -1,0 +1,101 @@
+"""The estimate is unbiased and its interval covers: counted over many independent draws on known spectra."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.operators import DetachedNetwork
+from detjac_lanczos.reading import stable_ranks
+
+SPECTRA = {
+    "harmonic": 1 / torch.arange(1, 65, dtype=torch.float64),
+    "flat": torch.ones(64, dtype=torch.float64),
+    "one dominant value": torch.tensor([20.0] + [1 / math.sqrt(j) for j in range(1, 64)], dtype=torch.float64),
+    "one value beyond the known": torch.tensor([1.0] * 5 + [1e-6] * 59, dtype=torch.float64),
+    "two values beyond the known": torch.tensor([1.0] * 6 + [1e-6] * 58, dtype=torch.float64),
+    "known entirely": torch.tensor([3.0, 2.0, 1.0] + [0.0] * 61, dtype=torch.float64),
+}
+KNOWN = 4
+
+
+class Diagonal:
+    """A batch of one operator diag(s): all that the estimate uses."""
+
+    def __init__(self, s: Tensor) -> None:
+        self.s, self.dtype, self.device = s, s.dtype, s.device
+        self.shapes = [(len(s), len(s))]
+
+    def rmatmat_shared(self, Y: Tensor) -> list[Tensor]:
+        return [self.s[:, None] * Y]
+
+
+def known(s: Tensor) -> SimpleNamespace:
+    basis = torch.eye(len(s), dtype=s.dtype)[:, :KNOWN]
+    return SimpleNamespace(U=basis, S=s[:KNOWN], V=basis)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_intervals_cover(name: str, confidence: float) -> None:
+    s = SPECTRA[name]
+    truth = float(s.square().sum() / s[0] ** 2)
+    batch: Any = Diagonal(s)
+    draws = 400
+    found = [stable_ranks(batch, [known(s)], seed=seed, confidence=confidence)[0] for seed in range(draws)]
+    slack = 1e-9 * truth
+    covered = sum(one.interval[0] - slack <= truth <= one.interval[1] + slack for one in found)
+    assert covered >= draws * confidence - 3 * math.sqrt(draws * confidence * (1 - confidence))
+    mean = sum(one.value for one in found) / draws
+    spread = math.sqrt(sum((one.value - mean) ** 2 for one in found) / draws)
+    assert abs(mean - truth) <= 4 * spread / math.sqrt(draws) + slack
+
+
+def test_many_values_beyond_the_known_narrow_the_interval() -> None:
+    s = SPECTRA["flat"]
+    batch: Any = Diagonal(s)
+    low, high = stable_ranks(batch, [known(s)])[0].interval
+    assert high / low < 1.25
+
+
+def test_inexact_triplets_leave_the_estimate_unbiased() -> None:
+    """With s_j = u_jᵀ J v_j the cross term vanishes whatever the residual."""
+    s = SPECTRA["harmonic"]
+    generator = torch.Generator().manual_seed(5)
+    U, _ = torch.linalg.qr(torch.randn(len(s), KNOWN, generator=generator, dtype=s.dtype))
+    W, S, Zh = torch.linalg.svd((s[:, None] * U).T, full_matrices=False)
+    found = SimpleNamespace(U=U @ W, S=S, V=Zh.T)
+    batch: Any = Diagonal(s)
+    values = [stable_ranks(batch, [found], seed=seed)[0].frobenius ** 2 for seed in range(400)]
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    assert abs(mean - float(s.square().sum())) <= 4 * spread / math.sqrt(len(values))
+
+
+def test_every_token_of_a_network(network: DetachedNetwork) -> None:
+    batch = network.jacobians()
+    triplets, truths = [], []
+    for operator in batch.operators:
+        U, S, Vh = torch.linalg.svd(operator.dense(), full_matrices=False)
+        triplets.append(SimpleNamespace(U=U[:, :KNOWN], S=S[:KNOWN], V=Vh[:KNOWN].T))
+        truths.append(float(S.square().sum() / S[0] ** 2))
+    for one, truth in zip(stable_ranks(batch, triplets, confidence=0.9999), truths, strict=True):
+        assert one.interval[0] <= truth <= one.interval[1]
+        assert one.interval[0] <= one.value <= one.interval[1]
+
+
+def test_a_zero_operator_has_stable_rank_zero() -> None:
+    batch: Any = Diagonal(torch.zeros(64, dtype=torch.float64))
+    one = stable_ranks(batch, [known(batch.s)])[0]
+    assert (one.value, one.interval, one.frobenius) == (0, (0, 0), 0)
+
+
+def test_too_few_probes_and_impossible_confidence_are_refused(network: DetachedNetwork) -> None:
+    with pytest.raises(InputError, match="probes ≥ 2"):
+        stable_ranks(network.jacobians(), [], probes=1)
+    with pytest.raises(InputError, match="confidence"):
+        stable_ranks(network.jacobians(), [], confidence=1.0)

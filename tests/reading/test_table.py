@@ -1,0 +1,42 @@
+"""The table says what the record says, within its width, whatever the tokens are."""
+
+from typing import Any
+
+import pytest
+
+from detjac_lanczos.reading import render_table
+from detjac_lanczos.reading.record_values import relative_residual, significant
+from detjac_lanczos.reading.visible import columns
+from detjac_lanczos.runs import Run
+
+
+def test_every_token_has_its_values_and_its_claim(run: Run) -> None:
+    lines = render_table(run.record).splitlines()
+    for token in run.record["tokens"]:
+        row = next(i for i, line in enumerate(lines) if line.startswith(f"{token['index']:>3} "))
+        assert [significant(value) for value in token["singular_values"]] == lines[row].split()[2:6]
+        assert token["certificate"]["line"] in lines[row + 2]
+        assert token["status"] in lines[row + 2]
+
+
+@pytest.mark.parametrize("width", [110, 120])
+def test_odd_tokens_stay_within_the_width(odd_record: dict[str, Any], width: int) -> None:
+    table = render_table(odd_record, width)
+    assert all(columns(line) <= width for line in table.splitlines())
+    assert "\x1b" not in table and "\u202e" not in table
+    assert "raise max_products" in table and "not_finite" in table
+
+
+def test_residuals_are_relative_to_their_value_and_to_the_first_under_the_floor() -> None:
+    token: dict[str, Any] = {"singular_values": [4.0, 2.0], "residuals": [[0.4, 0.1], [0.1, 0.5]], "floor": 1.0}
+    assert relative_residual(token) == pytest.approx(0.25)
+    assert relative_residual(token | {"floor": 3.0}) == pytest.approx(0.125)
+    assert relative_residual(token | {"singular_values": [None, None]}) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(63.9312, "63.93"), (2.67, "2.670"), (0.50361, "0.5036"), (1234.4, "1234"), (3.2e-9, "3.20e-09")],
+)
+def test_significant_digits(value: float, text: str) -> None:
+    assert significant(value) == text

@@ -1,0 +1,39 @@
+"""A streamed search finds what sorting the whole table finds."""
+
+import pytest
+import torch
+
+from detjac_lanczos.reading import table_search
+from detjac_lanczos.reading.table_search import best_rows
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 700, 1 << 23])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_equals_a_full_sort(monkeypatch: pytest.MonkeyPatch, chunk_elements: int, cosine: bool) -> None:
+    monkeypatch.setattr(table_search, "_CHUNK_ELEMENTS", chunk_elements)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(500, 12, generator=generator, dtype=torch.float64)
+    table[17] = 0
+    queries = torch.randn(12, 7, generator=generator, dtype=torch.float64)
+    temperature = torch.linspace(0.5, 3, 7, dtype=torch.float64)
+    scores = table @ queries
+    if cosine:
+        scores = scores / table.norm(dim=1).clamp_min(1e-300)[:, None] / queries.norm(dim=0)
+    found = best_rows(table, queries, 9, cosine=cosine, temperature=temperature)
+    expected = scores.sort(dim=0, descending=True)
+    assert torch.equal(found.ids, expected.indices[:9])
+    torch.testing.assert_close(found.values, expected.values[:9], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found.logsumexp, torch.logsumexp(scores * temperature, dim=0), rtol=1e-13, atol=1e-13)
+
+
+def test_no_more_rows_than_the_table_has() -> None:
+    found = best_rows(torch.eye(3), torch.tensor([[3.0], [1.0], [2.0]]), 10)
+    assert found.ids[:, 0].tolist() == [0, 2, 1]
+
+
+def test_half_precision_tables_are_searched_in_float32() -> None:
+    table = torch.randn(300, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    query = torch.randn(16, 1, generator=torch.Generator().manual_seed(2)).bfloat16()
+    expected = (table.float() @ query.float())[:, 0].sort(descending=True)
+    found = best_rows(table, query, 20)
+    assert torch.equal(found.ids[:, 0], expected.indices[:20])

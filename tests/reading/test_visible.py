@@ -1,0 +1,49 @@
+"""Whatever a token holds, what is shown of it is printable, unambiguous where it must be, and as wide as said."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detjac_lanczos.reading.visible import columns, fit, visible
+
+ANY_TEXT = st.text(st.characters(), max_size=30)
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        (" only", "␣only"),
+        ("\n\t\r", "↵⇥␍"),
+        ("\x07", "\\x07"),
+        ("\u202eevil", "\\u202eevil"),
+        ("\U000e0041", "\\U000e0041"),
+        ("\ud800", "\\ud800"),
+        ("\u0301", "◌\u0301"),
+        ("", "∅"),
+        ("金", "金"),
+        ("\xa0", "\\xa0"),
+    ],
+)
+def test_known_tokens(token: str, shown: str) -> None:
+    assert visible(token) == shown
+
+
+@given(ANY_TEXT)
+def test_nothing_invisible_is_left(token: str) -> None:
+    shown = visible(token)
+    assert shown
+    assert not any(unicodedata.category(c)[0] in "CZ" for c in shown)
+    shown.encode("utf-8")
+
+
+@given(ANY_TEXT, st.integers(1, 40))
+def test_fitted_text_is_exactly_as_wide_as_asked(token: str, width: int) -> None:
+    assert columns(fit(visible(token), width)) == width
+
+
+def test_east_asian_characters_take_two_columns_and_marks_none() -> None:
+    assert columns("金門") == 4
+    assert columns("e\u0301") == 1
+    assert fit("金門大橋", 6) == "金門… "
