@@ -86,6 +86,7 @@ def _check_way(
     name: str, apply: Callable[[Tensor], Tensor], block: Tensor, rows: int, operator: LinearOperator, bound: float
 ) -> tuple[Tensor | None, list[str]]:
     """Return the product in float64, None where it is unusable, and what is wrong with it."""
+    kept = block.clone()
     try:
         product = apply(block)
     except Exception as error:
@@ -98,8 +99,9 @@ def _check_way(
         return None, [f"{name} returned a product on {product.device}, the operator is on {operator.device}"]
     if not bool(torch.isfinite(product).all()):
         return None, [f"{name} returned NaN or infinite values for finite input"]
-    problems = []
-    kept, first = block.clone(), product.to(torch.float64)
+    if not torch.equal(kept, block):
+        return None, [f"{name} changes the block that it is given"]
+    problems, first = [], product.to(torch.float64)
     size = float(first.norm()) or 1.0
     if float((apply(block).to(torch.float64) - first).norm()) > bound * size:
         problems.append(f"{name} is not deterministic: the same block gave two different products")
@@ -107,8 +109,6 @@ def _check_way(
         problems.append(f"{name} is not the same column by column: a column alone gives another product")
     elif float((apply(-2.0 * block).to(torch.float64) + 2.0 * first).norm()) > 2.0 * bound * size:
         problems.append(f"{name} is not linear: -2 times a block does not give -2 times its product")
-    if not torch.equal(kept, block):
-        problems.append(f"{name} changes the block that it is given")
     return first, problems
 
 

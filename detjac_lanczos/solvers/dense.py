@@ -7,6 +7,7 @@ from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
+from detjac_lanczos.solvers.rounding import safe_scale
 
 _CHUNK_ROWS = 1024
 
@@ -46,8 +47,7 @@ def chunk_width(cost: float, d_out: int) -> int:
 
 
 def _leading(matrix: Tensor, k: int) -> Found:
-    largest = float(matrix.abs().max())
-    scale = 2.0 ** -torch.frexp(torch.tensor(largest, dtype=torch.float64)).exponent.item() if largest > 0 else 1.0
+    scale = safe_scale(matrix)
     matrix = matrix * scale
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     u, v = left[:, :k].T, right[:k]

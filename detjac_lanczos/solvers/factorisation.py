@@ -103,12 +103,12 @@ class Factorisation:
         return RitzTriplets(values, u, v, atu, av, right_residuals, left_residuals, to_numpy(norms))
 
     def adjoint_defect(self) -> float:
-        """Return max |⟨u, A v⟩ - ⟨Aᵀ u, v⟩| / ‖A v‖ over the stored vectors, 0 where there are none."""
+        """Return max |⟨u, A v⟩ - ⟨Aᵀ u, v⟩| over the stored vectors, relative to the longest product; 0 without any."""
         if not self.steps:
             return 0.0
         difference = self.U.rows @ self.AV.rows.T - self.AtU.rows @ self.V.rows.T
-        scale = torch.linalg.vector_norm(self.AV.rows, dim=1).clamp_min(torch.finfo(difference.dtype).tiny)
-        return float((difference.abs() / scale).max())
+        longest = max(float(torch.linalg.vector_norm(p.rows, dim=1).max()) for p in (self.AV, self.AtU))
+        return float(difference.abs().max()) / longest if longest > 0.0 else 0.0
 
     def outside(self, direction: Direction, latest: int | None = None) -> Tensor:
         """Return candidates for the next block of ``direction``: what stored products have outside its basis.

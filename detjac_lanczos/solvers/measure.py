@@ -61,9 +61,8 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     batch = CountingBatch(as_batch(A))
     lefts, values, rights = (_as_list(block) for block in (U, S, V))
     _check_fit(batch.shapes, lefts, values, rights)
-    to = {"dtype": batch.dtype, "device": batch.device}
-    pushed = batch.apply(Direction.FORWARD, [(i, block.to(**to).T) for i, block in enumerate(rights)])
-    pulled = batch.apply(Direction.TRANSPOSED, [(i, block.to(**to).T) for i, block in enumerate(lefts)])
+    pushed = batch.apply(Direction.FORWARD, _as_blocks(batch, rights))
+    pulled = batch.apply(Direction.TRANSPOSED, _as_blocks(batch, lefts))
     eps = epsilon(batch.operator_dtype)
     measurements = []
     for left, sigma, right, av, atu in zip(lefts, values, rights, pushed, pulled, strict=True):
@@ -77,6 +76,10 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
 
 def _as_list(blocks: Any) -> list[Tensor]:
     return [blocks] if isinstance(blocks, Tensor) else list(blocks)
+
+
+def _as_blocks(batch: CountingBatch, vectors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
+    return [(index, block.to(device=batch.device, dtype=batch.dtype).T) for index, block in enumerate(vectors)]
 
 
 def _check_fit(

@@ -9,7 +9,7 @@ from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, noise_floor
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, noise_floor, safe_scale
 
 _OVERSAMPLING = 8
 _DEFAULT_PASSES = 60
@@ -33,35 +33,25 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
     model = torch.empty(0, shape[0], dtype=batch.dtype, device=batch.device)
     cotangents = orthonormal_rows(random_rows(width, model, torch.Generator().manual_seed(options.seed)))
     triplets: RitzTriplets | None = None
-    status = Status.BUDGET
+    status, scale = Status.BUDGET, 0.0
     limit = options.max_products if options.max_products is not None else _DEFAULT_PASSES * width
-    while batch.forward[index] + batch.transposed[index] + 2 * width <= max(limit, 2 * width):
+    while status is Status.BUDGET and _affords(batch, index, 2 * width, limit):
         pulled = batch.apply(Direction.TRANSPOSED, [(index, cotangents)])[0]
-        if index in batch.nonfinite:
-            status = Status.NOT_FINITE
-            break
-        tangents = orthonormal_rows(pulled)
-        pushed = batch.apply(Direction.FORWARD, [(index, tangents)])[0]
+        scale = scale or safe_scale(pulled)
+        tangents = orthonormal_rows(pulled * scale)
+        pushed = batch.apply(Direction.FORWARD, [(index, tangents)])[0] if index not in batch.nonfinite else pulled
         if index in batch.nonfinite:
             status = Status.NOT_FINITE
             break
         state = Factorisation(shape, batch.dtype, batch.device)
-        state.absorb(Direction.TRANSPOSED, cotangents, pulled)
-        state.absorb(Direction.FORWARD, tangents, pushed)
+        state.absorb(Direction.TRANSPOSED, cotangents, pulled * scale)
+        state.absorb(Direction.FORWARD, tangents, pushed * scale)
         if state.adjoint_defect() > adjoint_bound(eps, max(shape)):
             status = Status.NOT_ADJOINT
             break
         triplets = state.ritz(options.k)
-        worst = triplets.norms.max(axis=1)
-        if (worst <= options.tol * triplets.values).all():
-            status = Status.CONVERGED
-            break
-        floor = noise_floor(eps, float(triplets.values[0]), batch.passes[index])
-        if (worst <= np.maximum(options.tol * triplets.values, floor)).all():
-            full = width == min(shape) or float(triplets.values[-1]) <= floor
-            status = Status.BREAKDOWN_EXACT if full else Status.NOISE_FLOOR
-            break
-        cotangents = orthonormal_rows(pushed)
+        status = _judge(triplets, options, eps, batch.passes[index], full=width == min(shape))
+        cotangents = orthonormal_rows(pushed * scale)
     found = None
     if triplets is not None and status is not Status.NOT_ADJOINT:
         found = Found(
@@ -70,5 +60,23 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
             triplets.right,
             triplets.right_products,
             triplets.left_products,
+            scale,
         )
     return finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify)
+
+
+def _affords(batch: CountingBatch, index: int, columns: int, limit: int) -> bool:
+    """Whether another round fits; the first is always made."""
+    spent = batch.forward[index] + batch.transposed[index]
+    return spent == 0 or spent + columns <= limit
+
+
+def _judge(triplets: RitzTriplets, options: Options, eps: float, passes: int, *, full: bool) -> Status:
+    """Return how the iteration stands; BUDGET while it should go on."""
+    worst, allowed = triplets.norms.max(axis=1), options.tol * triplets.values
+    floor = noise_floor(eps, float(triplets.values[0]), passes)
+    if (worst <= allowed).all() and triplets.values[0] > 0.0:
+        return Status.CONVERGED
+    if (worst > np.maximum(allowed, floor)).any():
+        return Status.BUDGET
+    return Status.BREAKDOWN_EXACT if full or triplets.values[-1] <= floor else Status.NOISE_FLOOR

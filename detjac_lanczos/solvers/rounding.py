@@ -3,11 +3,15 @@
 import math
 
 import torch
+from torch import Tensor
 
 SAFETY = 10.0
 """The constant ``c`` in front of every rounding bound of this package."""
 
 _LARGEST_ADJOINT_BOUND = 0.1
+
+
+_PLAIN_RANGE = (1e-8, 1e8)
 
 
 def epsilon(dtype: torch.dtype) -> float:
@@ -36,3 +40,11 @@ def adjoint_bound(eps: float, rows: int) -> float:
     Capped at 0.1, so that the test still means something in bfloat16.
     """
     return min(SAFETY * eps * math.sqrt(rows), _LARGEST_ADJOINT_BOUND)
+
+
+def safe_scale(block: Tensor) -> float:
+    """Return the power of two to multiply with so that squares neither overflow nor vanish; 1 where none is needed."""
+    largest = float(block.abs().max()) if block.numel() else 0.0
+    if largest == 0.0 or not math.isfinite(largest) or _PLAIN_RANGE[0] < largest < _PLAIN_RANGE[1]:
+        return 1.0
+    return 2.0 ** -round(math.log2(largest))

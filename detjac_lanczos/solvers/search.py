@@ -11,12 +11,18 @@ from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, epsilon, noise_floor, working_dtype
+from detjac_lanczos.solvers.rounding import (
+    adjoint_bound,
+    deflation_threshold,
+    epsilon,
+    noise_floor,
+    safe_scale,
+    working_dtype,
+)
 
 _STALLED_AFTER = 8
 _PROGRESS = 0.1
 _PROBE_PASSES = 6
-_PLAIN_RANGE = (1e-8, 1e8)
 
 
 class Search:
@@ -224,9 +230,7 @@ class Search:
 
     def _scaled(self, product: Tensor) -> Tensor:
         if self._largest == 0.0:
-            entry = float(product.abs().max())
-            if entry > 0.0 and not _PLAIN_RANGE[0] < entry < _PLAIN_RANGE[1]:
-                self.scale = 2.0 ** -round(math.log2(entry))
+            self.scale = safe_scale(product)
         if self.scale != 1.0:
             product = product * self.scale
         if self.triplets is None:

@@ -1,6 +1,7 @@
 """A test case that every new operator inherits."""
 
-import unittest
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +12,10 @@ from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon
 from detjac_lanczos.solvers.svd import svd
 
 
-class OperatorTestCase:
+class OperatorTestCase(ABC):
     """The contract of a linear operator, tested against a matrix made in another way.
 
-    Inherit it in a class that a test runner collects, next to ``unittest.TestCase`` or alone, and define
-    :meth:`create_operator` and :meth:`create_dense`.
+    Inherit it in a class that the test runner collects and define :meth:`create_operator` and :meth:`create_dense`.
 
     Examples
     --------
@@ -30,13 +30,13 @@ class OperatorTestCase:
 
     widths = (1, 2, 5)
 
-    def create_operator(self) -> LinearOperator:
-        """Return the operator under test, or anything that ``as_operator`` takes."""
-        raise unittest.SkipTest("create_operator is for the class that inherits this one")
+    @abstractmethod
+    def create_operator(self) -> Any:
+        """Return the operator under test: anything that ``as_operator`` takes."""
 
+    @abstractmethod
     def create_dense(self) -> Tensor:
         """Return the same map as a matrix ``(d_out, d_in)``, made without the operator."""
-        raise unittest.SkipTest("create_dense is for the class that inherits this one")
 
     @property
     def tolerance(self) -> float:

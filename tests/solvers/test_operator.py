@@ -1,0 +1,142 @@
+"""What counts as an operator, and what ``check_operator`` says about one that is not."""
+
+import re
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
+
+from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.solvers import as_operator, check_operator, svd
+from detjac_lanczos.solvers.testing import OperatorTestCase
+from tests.solvers.spectra import Recorder, matrix, spectrum
+
+DENSE = matrix(spectrum("geometric", 12), (15, 12))
+
+
+class TestTorchMatrix(OperatorTestCase):
+    def create_operator(self):
+        return DENSE.float()
+
+    def create_dense(self):
+        return DENSE
+
+
+class TestNumpyMatrix(OperatorTestCase):
+    def create_operator(self):
+        return DENSE.numpy()
+
+    def create_dense(self):
+        return DENSE
+
+
+class TestSparseMatrix(OperatorTestCase):
+    def create_operator(self):
+        return scipy.sparse.csr_array(DENSE.numpy())
+
+    def create_dense(self):
+        return DENSE
+
+
+class TestScipyOperatorByVectors(OperatorTestCase):
+    def create_operator(self):
+        A = DENSE.numpy()
+        return ScipyLinearOperator(A.shape, matvec=lambda x: A @ x, rmatvec=lambda y: A.T @ y, dtype=np.float64)
+
+    def create_dense(self):
+        return DENSE
+
+
+class TestWideOperatorOfOnesOwn(OperatorTestCase):
+    def create_operator(self):
+        return Recorder(DENSE.T.contiguous())
+
+    def create_dense(self):
+        return DENSE.T
+
+
+def test_the_inherited_case_fails_for_another_matrix() -> None:
+    class Wrong(TestTorchMatrix):
+        def create_dense(self):
+            return DENSE + 1e-3
+
+    with pytest.raises(AssertionError, match="rounding explains"):
+        Wrong().test_products_match_the_dense_matrix()
+    with pytest.raises(AssertionError, match="instead of"):
+        Wrong().test_singular_values_match_the_dense_matrix()
+
+
+@pytest.mark.parametrize(
+    ("A", "message"),
+    [
+        (torch.zeros(3, 3, dtype=torch.complex64), "complex"),
+        (np.zeros((3, 3), dtype=complex), "complex"),
+        (torch.zeros(3, 3, dtype=torch.int64), "floating point"),
+        (torch.zeros(3), "two axes"),
+        ("a matrix", "no linear operator"),
+    ],
+)
+def test_what_is_no_real_operator_is_refused(A: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        as_operator(A)
+
+
+def test_a_half_made_operator_is_told_what_it_lacks() -> None:
+    class Half:
+        shape, dtype = (3, 3), torch.float32
+
+        def matmat(self, X):
+            return X
+
+    with pytest.raises(InputError, match="give it device, rmatmat"):
+        as_operator(Half())
+
+
+def test_scipy_operator_that_turns_out_complex_is_refused() -> None:
+    operator = ScipyLinearOperator((4, 4), matvec=lambda x: 1j * x, rmatvec=lambda y: -1j * y, dtype=np.float64)
+    with pytest.raises(OperatorError, match="complex"):
+        svd(operator, 2, method="lanczos")
+
+
+def test_a_sound_operator_passes() -> None:
+    report = check_operator(DENSE)
+    assert report.ok
+    assert report.adjoint_defect <= report.adjoint_bound
+    assert str(report).startswith("ok")
+
+
+def _spoiled(spoil):
+    operator = Recorder(torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    operator.spoil = spoil
+    return operator
+
+
+@pytest.mark.parametrize(
+    ("operator", "sentence"),
+    [
+        (Recorder(DENSE, DENSE.T * 1.001), "rmatmat is not the transpose of matmat"),
+        (_spoiled(lambda product: product * float("nan")), "NaN or infinite"),
+        (_spoiled(lambda product: product + 1e-6 * torch.randn_like(product)), "not deterministic"),
+        (_spoiled(lambda product: product[:-1]), r"returned shape \(8, 3\) instead of \(9, 3\)"),
+        (_spoiled(lambda product: product.abs()), "not linear"),
+        (_spoiled(lambda product: product - product.mean(1, keepdim=True)), "column by column"),
+        (_spoiled(lambda product: product.int()), "floating point type is needed"),
+        (_spoiled(lambda product: 1 / 0), "ZeroDivisionError"),
+    ],
+)
+def test_each_broken_promise_is_named(operator: Recorder, sentence: str) -> None:
+    report = check_operator(operator)
+    assert not report.ok
+    assert re.search(sentence, str(report))
+
+
+def test_an_operator_that_overwrites_its_input_is_named() -> None:
+    class Overwriting(Recorder):
+        def matmat(self, X):
+            product = super().matmat(X)
+            X.zero_()
+            return product
+
+    assert any("changes the block" in problem for problem in check_operator(Overwriting(DENSE)).problems)
