@@ -49,7 +49,8 @@ _STYLE: Any = {
 }
 _LABELLED_LINES = 16
 _LABELLED_BARS = 80
-_LONGEST_TOKEN = 20
+_LONGEST_TOKEN = 22
+_LTR = "\u200e"  # keeps an index beside an Arabic or Hebrew token where it was written
 
 
 def plot_spectra(record: Record, prompt: int = 0) -> Figure:
@@ -81,7 +82,7 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
         axes.set(xlabel="index j", ylabel="singular value $\\sigma_j$")
         if len(tokens) <= _LABELLED_LINES:
             _label_ends(axes, tokens)
-        _title(axes, record, prompt)
+        _title(figure, record, prompt)
     return figure
 
 
@@ -114,7 +115,7 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
         axes.grid()
         axes.set(xlabel="output of the model, entry of y", ylabel="sum over tokens of J x")
         axes.legend(frameon=False, loc="upper left", fontsize=8)
-        _title(axes, record, prompt)
+        _title(figure, record, prompt)
     return figure
 
 
@@ -151,7 +152,7 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
         axes.tick_params(axis="y", length=0, labelcolor=_INK)
         axes.set(xlabel="length relative to the output, $\\|J x\\| / \\|y\\|$")
         axes.legend(frameon=False, loc="best", fontsize=8)
-        _title(axes, record, prompt)
+        _title(figure, record, prompt)
     return figure
 
 
@@ -198,15 +199,18 @@ def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
         return figure, figure.subplots()
 
 
-def _title(axes: Axes, record: Record, prompt: int) -> None:
-    title = prompt_text(record, prompt)
-    title = title if len(title) <= 60 else title[:59] + "…"
-    axes.set_title(f"{drawable(title)}  ({record['model']})", parse_math=False, pad=10)
+def _title(figure: Figure, record: Record, prompt: int) -> None:
+    model = f"{_LTR}  ({record['model']})"
+    figure.suptitle(_cut(drawable(prompt_text(record, prompt)), int(12 * figure.get_figwidth()) - len(model)) + model,
+                    x=0.02, ha="left", fontsize=10, parse_math=False)  # fmt: skip
 
 
 def _short(token: Record) -> str:
-    shown = visible(token["token"])
-    return drawable(shown if len(shown) <= _LONGEST_TOKEN else shown[: _LONGEST_TOKEN - 1] + "…")
+    return _LTR + _cut(drawable(visible(token["token"])), _LONGEST_TOKEN) + _LTR
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def drawable(text: str) -> str:
