@@ -10,12 +10,16 @@ import argparse
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import detjac_lanczos
@@ -38,16 +42,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and arguments.run is not _bench:
         parser.error(f"unknown argument {rest[0]!r}")
     arguments.rest = rest
+    with _noted_interrupts() as interrupts:
+        try:
+            return int(arguments.run(arguments))
+        except DetjacError as error:
+            if getattr(arguments, "verbose", False):
+                traceback.print_exc()
+            print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
+            return _BAD_INPUT
+        except (Exception, KeyboardInterrupt) as error:
+            if not interrupts and not isinstance(error, KeyboardInterrupt):
+                raise
+            print("detjac: interrupted", file=sys.stderr)
+            return _INTERRUPTED
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Give a list of the interrupts so far: some libraries turn one that hits their import into another error."""
+    noted: list[int] = []
+    usual = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, note)
     try:
-        return int(arguments.run(arguments))
-    except DetjacError as error:
-        if getattr(arguments, "verbose", False):
-            traceback.print_exc()
-        print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
-        return _BAD_INPUT
-    except KeyboardInterrupt:
-        print("detjac: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        yield noted
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)
 
 
 def _svd(arguments: argparse.Namespace) -> int:

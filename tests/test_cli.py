@@ -209,9 +209,24 @@ def test_interrupt_leaves_nothing_behind(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ProgressReporter, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
-    assert _main("svd", PROMPT, "--model", folder, "--out", tmp_path / "out") == 130
+    assert _main("svd", PROMPT, "--model", folder, "--method", "lanczos", "--out", tmp_path / "out") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "detjac: interrupted"
     assert not any(tmp_path.iterdir())
+
+
+def test_interrupt_that_a_library_turned_into_another_error_is_still_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def import_interrupted(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr(ProgressReporter, "__call__", import_interrupted)
+    assert _main("svd", PROMPT, "--model", folder, "--method", "lanczos") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "detjac: interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_help_and_bad_arguments_import_no_heavy_library() -> None:
@@ -250,3 +265,10 @@ def test_the_standard_prompt_on_smollm2(
     assert run.reconstruction.relative_error <= 1e-6
     assert run.work["row_sweeps"] / (7 * 576) <= 0.38
     assert verify(run, smollm2).ok
+
+
+def test_bench_outside_a_checkout_says_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(detjac_lanczos, "__file__", str(tmp_path / "detjac_lanczos" / "__init__.py"))
+    assert "checkout" in _refused(capsys, "bench", "--parts", "floor")

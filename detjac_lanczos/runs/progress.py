@@ -61,9 +61,10 @@ class ProgressReporter:
             self._show_bar(progress, found, wanted)
         elif self._verbose or time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
+            triplets = f"{found} of {wanted} triplets, " if wanted else ""
             self.say(
-                f"pass {progress.passes}: {found} of {wanted} triplets, {progress.finished} of {progress.operators} "
-                f"tokens done, {progress.row_sweeps:,.0f} row-sweeps"
+                f"pass {progress.passes}: {triplets}{progress.finished} of {progress.operators} tokens done, "
+                f"{progress.row_sweeps:,.0f} row-sweeps"
             )
 
     def _show_bar(self, progress: Progress, found: int, wanted: int) -> None:

@@ -20,7 +20,8 @@ from detjac_lanczos.runs.disk import load_run
 from detjac_lanczos.runs.place_names import parse_place
 from detjac_lanczos.runs.record import as_plain
 from detjac_lanczos.runs.run import Run, TokenResult
-from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
+from detjac_lanczos.solvers.certificate import Certificate
+from detjac_lanczos.solvers.measure import Measurement, measure_triplets
 from detjac_lanczos.solvers.rounding import SAFETY, epsilon, working_dtype
 
 
@@ -124,10 +125,13 @@ def verify(
     claims += finite
     measured = [index for index, claim in enumerate(finite) if claim.measured == 0]
     part = [run.tokens[index] for index in measured]
-    forward = batch.matmat([(i, t.V.to(batch.device, batch.dtype)) for i, t in zip(measured, part, strict=True)])
-    transposed = batch.rmatmat([(i, t.U.to(batch.device, batch.dtype)) for i, t in zip(measured, part, strict=True)])
-    for token, image, coimage in zip(part, forward, transposed, strict=True):
-        claims += _triplet_claims(run, token, image.cpu(), coimage.cpu(), epsilon(working_dtype(batch.dtype)))
+    if part:
+        operators = JacobianBatch([batch.operators[index] for index in measured])
+        vectors = ([getattr(token, name) for token in part] for name in "USV")
+        passes = int(record["work"]["passes"])
+        fresh = measure_triplets(operators, *vectors, tol=record["options"]["tol"], passes=passes)
+        for token, found in zip(part, fresh, strict=True):
+            claims += _triplet_claims(token, found, epsilon(working_dtype(batch.dtype)))
     return Verification(claims)
 
 
@@ -186,19 +190,10 @@ def _finite_claim(token: TokenResult) -> Claim:
     return Claim(f"numbers of {_name(token)} that are not finite", 0.0, float(count), allowed)
 
 
-def _triplet_claims(run: Run, token: TokenResult, image: Tensor, coimage: Tensor, eps: float) -> Iterator[Claim]:
+def _triplet_claims(token: TokenResult, found: Measurement, eps: float) -> Iterator[Claim]:
     record, name = token.record, _name(token)
-    floor = record["floor"]
-    residuals, fresh = certify_triplets(
-        token.U,
-        token.S,
-        token.V,
-        image,
-        coimage,
-        tol=run.record["options"]["tol"],
-        floor=floor,
-        exact=token.status == "breakdown_exact",
-    )
+    fresh, residuals = found.certificate, found.residuals
+    floor = fresh.floor
     for j, (claimed, measured) in enumerate(zip(token.residuals, residuals.tolist(), strict=True)):
         yield Claim(f"residual of triplet {j + 1} of {name}", max(claimed), max(measured), max(claimed) + floor)
     written = torch.tensor(record["singular_values"], dtype=torch.float64)
@@ -208,21 +203,19 @@ def _triplet_claims(run: Run, token: TokenResult, image: Tensor, coimage: Tensor
     wanted = len(token.S) if token.status in ("converged", "breakdown_exact") else 0
     if certificate is not None:
         wanted = max(wanted, certificate.claimed)
-        yield from _certificate_claims(certificate, fresh, name, floor, eps)
+        yield from _certificate_claims(certificate, fresh, name, eps)
         different = float(certificate.line != record["certificate"]["line"])
         yield Claim(f"difference between the certificate of {name} and its line", 0.0, different, 0.0)
     met = residuals.amax(dim=1) <= fresh.tol * token.S.double() + floor
     yield Claim(f"triplets of {name} short of those claimed", 0.0, max(0.0, float(wanted - met.sum())), 0.0)
 
 
-def _certificate_claims(
-    claimed: Certificate, fresh: Certificate, name: str, floor: float, eps: float
-) -> Iterator[Claim]:
+def _certificate_claims(claimed: Certificate, fresh: Certificate, name: str, eps: float) -> Iterator[Claim]:
     slack = SAFETY * eps * math.sqrt(claimed.k)
     for side, was, measured in zip(("left", "right"), claimed.orthonormality, fresh.orthonormality, strict=True):
         yield Claim(f"loss of orthonormality, {side} vectors of {name}", was, measured, was + slack)
     if fresh.claimed == claimed.claimed:
-        allowed = claimed.e_k + math.sqrt(claimed.k) * floor
+        allowed = claimed.e_k + math.sqrt(claimed.k) * fresh.floor
         yield Claim(f"block residual of {name}", claimed.e_k, fresh.e_k, allowed)
 
 

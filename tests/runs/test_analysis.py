@@ -104,9 +104,13 @@ def test_chosen_tokens_are_the_ones_in_the_run(tiny: LoadedModel, run: Run) -> N
     torch.testing.assert_close(part.spectrum(), run.spectrum()[[5, 2]], rtol=1e-3, atol=1e-5)
 
 
-def test_same_seed_and_choices_repeat_the_run_bit_for_bit(tiny: LoadedModel, run: Run) -> None:
-    again = analyze(tiny, PROMPT, k=K, choices=run.record["choices"])
-    assert all(torch.equal(again.vectors[name], value) for name, value in run.vectors.items())
+@pytest.mark.parametrize("method", ["auto", "lanczos", "randomized", "dense"])
+def test_same_seed_and_choices_repeat_the_run_bit_for_bit(tiny: LoadedModel, method: str) -> None:
+    first = analyze(tiny, PROMPT, k=K, method=method)
+    again = analyze(tiny, PROMPT, k=K, method=method, choices=first.record["choices"])
+    assert again.work["method"] == first.work["method"]
+    assert again.vectors.keys() == first.vectors.keys()
+    assert all(torch.equal(again.vectors[name], value) for name, value in first.vectors.items())
 
 
 @pytest.mark.parametrize("freeze", ["gate", "up", "half"])

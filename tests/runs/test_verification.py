@@ -55,6 +55,7 @@ def test_it_measures_true_residuals(saved: Path, tiny: LoadedModel) -> None:
         ({"prompt": [PROMPT, "most of the bridge"]}, "float32"),
         ({"method": "dense"}, "float64"),
         ({"certify": None}, "float32"),
+        ({"tol": 2e-2}, "bfloat16"),
     ],
 )
 def test_every_kind_of_run_holds(tiny_folder: Path, options: dict, dtype: str) -> None:
