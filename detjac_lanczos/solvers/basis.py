@@ -4,6 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_PROJECTIONS = 4
+_MOSTLY_OUTSIDE = 0.5
+
 
 class RowStore:
     """Row vectors appended block by block, kept in one tensor that doubles when full."""
@@ -77,8 +80,8 @@ def complete_block(block: Tensor, basis: Tensor, width: int, generator: torch.Ge
     Parameters
     ----------
     block : Tensor, shape (b, d)
-        Orthonormal rows, already nearly orthogonal to ``basis``: this is the second of the two projections that full
-        reorthogonalisation needs.
+        Orthonormal rows, projected once before: this is the second of the two projections that full
+        reorthogonalisation needs. It is repeated where it took away much, as from directions made of rounding.
     basis : Tensor, shape (m, d), orthonormal rows
     width : int
         Rows wanted; fewer come back only where the space has no more dimensions.
@@ -93,12 +96,13 @@ def complete_block(block: Tensor, basis: Tensor, width: int, generator: torch.Ge
     block = block[:room]
     missing = min(width, room) - block.shape[0]
     if missing > 0:
-        block = torch.cat([block, random_rows(missing, block, generator)])
-    if block.shape[0] == 0:
-        return block
-    for _ in range(2 if missing > 0 else 1):
-        block = orthonormal_rows(project_out(block, basis))
-    return project_out(block, basis) if missing > 0 else block
+        block = orthonormal_rows(torch.cat([block, random_rows(missing, block, generator)]))
+    for _ in range(_PROJECTIONS if block.shape[0] else 0):
+        inside = block @ basis.T
+        block = orthonormal_rows(block - inside @ basis)
+        if float(torch.linalg.matrix_norm(inside)) <= _MOSTLY_OUTSIDE:
+            break
+    return block
 
 
 def random_rows(count: int, model: Tensor, generator: torch.Generator) -> Tensor:

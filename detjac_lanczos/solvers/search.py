@@ -151,8 +151,9 @@ class Search:
     def _open_directions(self, direction: Direction) -> tuple[Tensor, np.ndarray]:
         """Return orthonormal directions of the residuals of open triplets, and which triplets are open on any side."""
         assert self.triplets is not None
-        allowed = np.maximum(self.options.tol * self.triplets.values, deflation_threshold(self.eps, self._largest))
-        allowed = np.maximum(allowed, np.finfo(np.float64).tiny)
+        values = self.triplets.values
+        least = np.where(values > self.floor, deflation_threshold(self.eps, self._largest), self.floor)
+        allowed = np.maximum(np.maximum(self.options.tol * values, least), np.finfo(np.float64).tiny)
         wanted = self.triplets.norms.max(axis=1) > allowed
         forward = direction is Direction.FORWARD
         residuals = self.triplets.left_residuals if forward else self.triplets.right_residuals

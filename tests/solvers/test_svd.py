@@ -201,7 +201,7 @@ def test_options_that_cannot_be_honoured(options: dict) -> None:
     assert "\n" not in str(refused.value)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rows=st.integers(1, 30),
     columns=st.integers(1, 30),

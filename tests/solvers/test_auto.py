@@ -1,0 +1,105 @@
+"""The choice of road: counted, timed where counts are close, replayable."""
+
+import json
+
+import pytest
+import torch
+
+from detjac_lanczos.solvers import auto, counting, svd, svd_batch
+from detjac_lanczos.solvers.auto import expected_columns, sweep_rates
+from detjac_lanczos.solvers.dense import chunk_width
+from detjac_lanczos.solvers.options import Options
+from tests.solvers.spectra import SharingBatch, matrix, spectrum
+
+
+class TimedBatch(SharingBatch):
+    """A batch whose sweeps move a clock by a given time a pass and a row."""
+
+    def __init__(self, matrices, rows, per_pass: float, per_row: float) -> None:
+        super().__init__(matrices, rows)
+        self.per_pass, self.per_row, self.now = per_pass, per_row, 0.0
+
+    def matmat(self, blocks):
+        self.wait(sum(self.rows[index] * X.shape[1] for index, X in blocks))
+        return super().matmat(blocks)
+
+    def rmatmat(self, blocks):
+        self.wait(sum(self.rows[index] * Y.shape[1] for index, Y in blocks))
+        return super().rmatmat(blocks)
+
+    def rmatmat_shared(self, Y):
+        self.wait(self.shared_cost() * Y.shape[1])
+        return super().rmatmat_shared(Y)
+
+    def wait(self, rows: float) -> None:
+        self.now += self.per_pass + self.per_row * rows
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def tokens(count: int, size: int) -> tuple[list[torch.Tensor], list[float]]:
+    """Return as many Jacobians as tokens, the first of which costs most rows."""
+    matrices = [matrix(spectrum("spike", size), (size, size), seed).float() for seed in range(count)]
+    return matrices, [float(count - index) for index in range(count)]
+
+
+def test_counts_alone_decide_where_they_are_far_apart() -> None:
+    lanczos = svd(matrix(spectrum("root", 300), (300, 300)), 8)
+    assert (lanczos.method, lanczos.choices) == ("lanczos", {"method": "lanczos", "block": 2})
+    assert "52 row-sweeps expected against 300 of dense" in lanczos.why
+    dense = svd(matrix(spectrum("root", 24), (24, 24)), 8)
+    assert (dense.method, dense.choices) == ("dense", {"method": "dense"})
+
+
+@pytest.mark.parametrize(
+    ("count", "per_row", "decomposition", "method"),
+    [(6, 1e-3, 0.01, "lanczos"), (10, 1e-3, 0.01, "dense"), (10, 1e-3, 0.1, "lanczos"), (18, 1e-3, 0.01, "dense")],
+)
+def test_time_decides_between(monkeypatch, count: int, per_row: float, decomposition: float, method: str) -> None:
+    """52 columns of n (n + 1) / 2 rows against 260 of n rows and n SVDs."""
+    matrices, rows = tokens(count, 260)
+    batch = TimedBatch(matrices, rows, 1e-4, per_row)
+    monkeypatch.setattr(counting, "time", batch)
+    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: decomposition)
+    result = svd_batch(batch, 8)[0]
+    assert result.method == method
+    assert json.loads(json.dumps(result.choices)) == result.choices
+    assert result.choices["seconds_per_row"] == pytest.approx(per_row)
+    assert result.choices["seconds_per_pass"] == pytest.approx(1e-4)
+    assert "1.000 ms a row" in result.why
+
+
+def test_choices_are_replayed_without_timing() -> None:
+    matrices, rows = tokens(8, 260)
+    first = svd_batch(SharingBatch(matrices, rows), 8)
+    again = svd_batch(SharingBatch(matrices, rows), 8, choices=first[0].choices)
+    assert [result.method for result in again] == [result.method for result in first]
+    assert again[0].choices == first[0].choices
+    assert again[0].why == "as chosen before"
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.S, other.S)
+
+
+def test_a_budget_or_a_block_of_the_callers_is_kept() -> None:
+    A = matrix(spectrum("root", 24), (24, 24))
+    assert svd(A, 4, max_products=40).method == "lanczos"
+    wide = svd(matrix(spectrum("root", 300), (300, 300)), 4, block=5)
+    assert wide.choices["block"] == 5
+
+
+def test_rates_are_fitted_and_never_negative() -> None:
+    assert sweep_rates([(10.0, 0.02), (110.0, 0.12)]) == pytest.approx((0.01, 0.001))
+    assert sweep_rates([(10.0, 0.5), (110.0, 0.11)]) == pytest.approx((0.0, 0.001))
+    assert sweep_rates([(50.0, 0.5), (50.0, 0.1)])[0] == 0.0
+
+
+def test_expected_columns_never_exceed_the_space() -> None:
+    assert expected_columns(Options(k=8, tol=1e-3, width=2), (576, 576)) == pytest.approx(52, rel=0.05)
+    assert expected_columns(Options(k=30, tol=1e-6, width=2), (30, 40)) <= 70
+
+
+def test_chunks_are_even_and_hold_about_a_thousand_rows() -> None:
+    assert chunk_width(7.0, 576) == 144
+    assert chunk_width(1.0, 576) == 576
+    assert chunk_width(5000.0, 576) == 1

@@ -1,0 +1,110 @@
+"""TRIPLETS is true, and says no more than was measured."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers import measure_triplets, svd, svd_batch
+from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
+from tests.solvers.spectra import Recorder, matrix, spectrum
+
+NAMES = ["geometric", "harmonic", "root", "spike", "flat", "cluster", "multiple", "staircase", "graded", "gap"]
+
+
+def distance_to_distinct(values: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return the least e such that every value has a singular value of its own within e."""
+    distances = (values[:, None] - exact[None, :]).abs().numpy()
+    rows, columns = linear_sum_assignment(distances > np.inf if not distances.size else distances)
+    return float(distances[rows, columns].max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("block", [1, 2, 4])
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-5])
+def test_k_distinct_values_lie_within_the_radius(name: str, block: int, tol: float) -> None:
+    """Never false, also where a value was missed: width 1 and loose tolerances are here on purpose."""
+    for seed in range(3):
+        A = matrix(spectrum(name, 40), (40, 50), seed)
+        exact = torch.linalg.svdvals(A)
+        result = svd(A, 6, tol=tol, method="lanczos", block=block, seed=seed)
+        certificate = result.certificate
+        assert certificate is not None
+        assert certificate.claimed == 6
+        assert distance_to_distinct(result.S, exact) <= certificate.radius + 1e-15
+        assert bool((exact[:6] + 1e-14 * exact[0] >= result.S).all())
+
+
+def test_two_triplets_that_share_one_value_are_not_two() -> None:
+    """diag(1, 0.998, 0): both vectors of the pair are near one singular vector, and e says so."""
+    A = torch.diag(torch.tensor([1.0, 0.2, 0.0], dtype=torch.float64))
+    angle = 0.05
+    V = torch.tensor([[np.cos(angle), np.sin(angle)], [0.0, 0.0], [np.sin(angle), -np.cos(angle)]], dtype=torch.float64)
+    S = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    _, certificate = certify_triplets(V, S, V, A @ V, A.T @ V, tol=0.5, floor=1e-15)
+    assert certificate.claimed == 1
+    _, both = certify_triplets(V, S, V, A @ V, A.T @ V, tol=2.0, floor=1e-15)
+    assert both.e_k >= 0.8
+
+
+def test_lost_orthonormality_widens_the_radius() -> None:
+    """The same vector twice: every residual is nothing, and the claim is worth nothing."""
+    A = torch.diag(torch.tensor([3.0, 1.0, 0.5], dtype=torch.float64))
+    V = torch.eye(3, dtype=torch.float64)[:, [0, 0]]
+    S = torch.tensor([3.0, 3.0], dtype=torch.float64)
+    residuals, certificate = certify_triplets(V, S, V, A @ V, A.T @ V, tol=1e-3, floor=1e-15)
+    assert float(residuals.max()) == 0.0
+    assert certificate.orthonormality == pytest.approx((1.0, 1.0))
+    assert certificate.radius >= 2.0
+
+
+def test_adjoint_defect_is_in_the_certificate() -> None:
+    A = matrix(spectrum("geometric", 20), (20, 20))
+    result = svd(A, 3)
+    (measured,) = measure_triplets(Recorder(A, 1.01 * A.T), result.U, result.S, result.V)
+    assert measured.certificate.adjoint_defect == pytest.approx(0.01, rel=0.1)
+
+
+def test_clusters_are_one_subspace() -> None:
+    A = matrix(np.concatenate([[2.0, 2.0, 1.0, 0.5], np.full(20, 0.1)]), (30, 24))
+    certificate = svd(A, 4, tol=1e-4, method="lanczos").certificate
+    assert certificate is not None
+    assert [cluster.indices for cluster in certificate.clusters] == [(0, 1)]
+    assert certificate.clusters[0].residual <= certificate.e_k + 1e-15
+
+
+@pytest.mark.parametrize(
+    ("residual", "text"), [(7.04e-4, "7.1e-4"), (7.1e-4, "7.1e-4"), (9.96e-4, "1.0e-3"), (0.0, "0"), (2e-16, "2.0e-16")]
+)
+def test_the_line_never_rounds_down(residual: float, text: str) -> None:
+    certificate = Certificate(8, 8, 1e-3, residual, 1e-3, (0.0, 0.0), 0.0, 0.0, (), 1.0)
+    assert certificate.line == f"TRIPLETS 8/8, residual ≤ {text}"
+
+
+def test_measuring_again_agrees_and_finds_tampering() -> None:
+    matrices = [matrix(spectrum(name, 30), (40, 30)) for name in ("geometric", "spike")]
+    results = svd_batch(matrices, 4, method="lanczos")
+    U, S, V = ([getattr(result, name) for result in results] for name in ("U", "S", "V"))
+    operators = [Recorder(A) for A in matrices]
+    for result, measured in zip(results, measure_triplets(operators, U, S, V), strict=True):
+        torch.testing.assert_close(measured.residuals, result.residuals, rtol=0, atol=1e-13)
+        assert result.certificate is not None
+        assert measured.certificate.line == result.certificate.line
+    assert [(op.forward, op.transposed) for op in operators] == [([4], [4])] * 2
+    S[1] = S[1] * 1.01
+    honest, tampered = measure_triplets(operators, U, S, V)
+    assert honest.certificate.claimed == 4
+    assert tampered.certificate.claimed == 0
+    assert tampered.certificate.line.startswith("TRIPLETS 0/4")
+
+
+def test_triplets_that_do_not_fit_are_refused() -> None:
+    A = matrix(spectrum("geometric", 30), (40, 30))
+    result = svd(A, 4)
+    with pytest.raises(InputError, match=r"needs \(40, k\)"):
+        measure_triplets(A, result.V, result.S, result.U)
+    with pytest.raises(InputError, match="NaN"):
+        measure_triplets(A, result.U * float("nan"), result.S, result.V)
+    with pytest.raises(InputError, match="as many"):
+        measure_triplets([A, A], result.U, result.S, result.V)
