@@ -21,13 +21,12 @@ from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
 class Streams:
     """Values of the nonlinear forward pass, all prompts one after another over N positions.
 
-    ``residual``: (N, d) entering each block, and one more after the last; ``branches``: (N, d) by "attention.3",
-    "mlp.3"; ``output``: (N, d) after the final norm; ``logits``: (prompts, vocabulary) at the last position of each
-    prompt. ``model_output`` is `output` as the caller's own model computes it, with its own attention and roundings.
+    ``residual``: (N, d) entering each block, and one more after the last; ``output``: (N, d) after the final norm;
+    ``logits``: (prompts, vocabulary) at the last position of each prompt. ``model_output`` is `output` as the caller's
+    own model computes it, with its own attention and roundings.
     """
 
     residual: tuple[Tensor, ...]
-    branches: dict[str, Tensor]
     output: Tensor
     logits: Tensor
     model_output: Tensor
@@ -64,37 +63,42 @@ def capture(
     for index, block in enumerate(blocks):
         _on_input(block, tape, f"residual.{index}")
         for branch in _branches(family):
-            _on_output(block.get_submodule(branch.output), tape, f"{branch.role}.{index}")
             for word in branch.words:
                 word.observe(block, f"blocks.{index}.", record, freeze)
     family.final_norm.observe(decoder, "final.", record, freeze)
     final_norm = decoder.get_submodule(family.final_norm.path)
     _on_input(final_norm, tape, f"residual.{len(blocks)}")
     _on_output(final_norm, tape, "output")
-    dtype = next(model.parameters()).dtype
-    with LiftToFloat64() if dtype is torch.float64 else nullcontext():
-        logits = torch.cat([_run(twin, prompt) for prompt in prompts])
+    logits = _run_all(twin, prompts)
 
     plain = structural_copy(model)
     _on_output(plain.get_submodule(family.decoder).get_submodule(family.final_norm.path), tape, "model_output")
     for prompt in prompts:
         _run(plain, prompt)
-    return _sorted(tape, family, len(blocks), logits)
+    return _sorted(tape, len(blocks), logits)
 
 
-def _sorted(
-    tape: dict[str, list[Tensor]], family: Family, blocks: int, logits: Tensor
-) -> tuple[dict[str, Tensor], Streams]:
+@torch.no_grad()
+def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], role: str, index: int) -> Tensor:
+    """Run every prompt again and return one branch before its residual add: (N, d).
+
+    The branches of all blocks would be the largest streams; one more pass, when one of them is asked for, is cheaper.
+    """
+    twin = observed_copy(model)
+    tape: dict[str, list[Tensor]] = {}
+    block = twin.get_submodule(family.decoder).get_submodule(family.blocks)[index]
+    output = next(branch.output for branch in _branches(family) if branch.role == role)
+    _on_output(block.get_submodule(output), tape, role)
+    _run_all(twin, prompts)
+    return _joined(tape[role])
+
+
+def _sorted(tape: dict[str, list[Tensor]], blocks: int, logits: Tensor) -> tuple[dict[str, Tensor], Streams]:
     streams = Streams(
-        residual=tuple(torch.cat(tape.pop(f"residual.{i}")) for i in range(blocks + 1)),
-        branches={
-            f"{branch.role}.{i}": torch.cat(tape.pop(f"{branch.role}.{i}"))
-            for i in range(blocks)
-            for branch in _branches(family)
-        },
-        output=torch.cat(tape.pop("output")),
+        residual=tuple(_joined(tape.pop(f"residual.{i}")) for i in range(blocks + 1)),
+        output=_joined(tape.pop("output")),
         logits=logits,
-        model_output=torch.cat(tape.pop("model_output")),
+        model_output=_joined(tape.pop("model_output")),
     )
     if not torch.isfinite(streams.output).all():
         raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
@@ -103,8 +107,19 @@ def _sorted(
         if name.endswith(".mixing"):
             coefficients.update({f"{name}.{i}": value for i, value in enumerate(values)})
         else:
-            coefficients[name] = values[0] if len(values) == 1 else torch.cat(values)
+            coefficients[name] = _joined(values)
     return coefficients, streams
+
+
+def _run_all(twin: Any, prompts: Sequence[Prompt]) -> Tensor:
+    """Run every prompt in the model's working precision; return the last logits, (prompts, vocabulary)."""
+    dtype = next(twin.parameters()).dtype
+    with LiftToFloat64() if dtype is torch.float64 else nullcontext():
+        return torch.cat([_run(twin, prompt) for prompt in prompts])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _branches(family: Family) -> list[Any]:

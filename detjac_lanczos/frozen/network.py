@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen import store
-from detjac_lanczos.frozen.capture import Streams
+from detjac_lanczos.frozen.capture import Streams, branch_values
 from detjac_lanczos.frozen.declare import Family, Freeze, linear_maps
 from detjac_lanczos.frozen.drop import Head, switch_off
 from detjac_lanczos.frozen.fold import fold
@@ -54,6 +54,7 @@ class FrozenNetwork:
     streams: Streams
     dropped: frozenset[str] = frozenset()
     _programs: dict[tuple[int, str], tuple[Place, Program]] = field(default_factory=dict, init=False, repr=False)
+    _branches: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_capture(
@@ -195,12 +196,17 @@ class FrozenNetwork:
             case "residual":
                 return self.streams.residual[-1][row]
             case "attention" | "mlp":
-                return self.streams.branches[f"{target.kind}.{target.index}"][row]
+                return self._branch_values(target.kind, target.index or 0)[row]
             case "output":
                 return self.streams.output[row]
         y = self.streams.output[row]
         positions = torch.tensor([row], device=self.device)
         return apply_rowwise(self._reading(target) or (), y[None], positions)[0]
+
+    def _branch_values(self, role: str, index: int) -> Tensor:
+        if (role, index) not in self._branches:
+            self._branches[role, index] = branch_values(self.model, self.family, self.prompts, role, index)
+        return self._branches[role, index]
 
     def inputs(self, source: int, prompt: int) -> Tensor:
         """Return the stream entering block ``source`` at every position of a prompt: (n, d)."""

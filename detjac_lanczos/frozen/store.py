@@ -80,7 +80,6 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
         "coefficients": _under(tensors, "coefficient."),
         "streams": Streams(
             residual=tuple(tensors[f"residual.{i}"] for i in range(len(_under(tensors, "residual.")))),
-            branches=_under(tensors, "branch."),
             output=tensors["output"],
             logits=tensors["logits"],
             model_output=tensors["model_output"],
@@ -112,7 +111,6 @@ def _tensors(network: FrozenNetwork) -> dict[str, Tensor]:
     streams = network.streams
     tensors = {f"coefficient.{name}": value for name, value in network.coefficients.items()}
     tensors |= {f"residual.{i}": value for i, value in enumerate(streams.residual)}
-    tensors |= {f"branch.{name}": value for name, value in streams.branches.items()}
     tensors |= {f"embeds.{i}": p.embeds for i, p in enumerate(network.prompts) if p.embeds is not None}
     tensors |= {"output": streams.output, "logits": streams.logits, "model_output": streams.model_output}
     return {name: value.detach().contiguous() for name, value in tensors.items()}
