@@ -17,6 +17,9 @@ from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Stage, Sum, transpose
 
+_ROWS_AT_ONCE = 1024
+"""Rows that go through a chain without mixing together: enough to run its GEMMs at full speed."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -172,7 +175,29 @@ def _spread(y: Tensor, layout: Layout) -> Tensor:
 
 
 def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing: Mixing, add: Tensor | None) -> Tensor:
-    """Run one chain; rows change from ``positions`` to ``out`` at its mixing. ``add`` rides on a last GEMM."""
+    """Run one chain; rows change from ``positions`` to ``out`` at its mixing. ``add`` rides on a last GEMM.
+
+    A chain without mixing acts on each row alone, so many rows go through it a part at a time: its wide middle then
+    stays in the processor's cache and is never as tall as the whole sweep.
+    """
+    parts = -(-len(x) // _ROWS_AT_ONCE)
+    if parts <= 1 or any(isinstance(step, Mix) for step in chain):
+        return _run_at_once(chain, x, positions, out, mixing, add)
+    result: Tensor | None = None
+    done = 0
+    adds = [None] * parts if add is None else add.tensor_split(parts)
+    for rows, where, extra in zip(x.tensor_split(parts), positions.tensor_split(parts), adds, strict=True):
+        part = _run_at_once(chain, rows, where, where, mixing, extra)
+        if result is None:
+            result = part.new_empty(len(x), part.shape[1])
+        result[done : done + len(part)] = part
+        done += len(part)
+    return x if result is None else result
+
+
+def _run_at_once(
+    chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing: Mixing, add: Tensor | None
+) -> Tensor:
     last = len(chain) - 1
     for index, step in enumerate(chain):
         if isinstance(step, Mix):
