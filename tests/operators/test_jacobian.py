@@ -12,6 +12,8 @@ from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, l
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTHS = (tiny_models.LENGTH, 5)
 C = 10
 """The constant of |⟨Jv, u⟩ − ⟨v, Jᵀu⟩| ≤ C ε √rows ‖Jv‖ ‖u‖."""
