@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from detjac_lanczos.solvers.counting import CountingBatch
-from detjac_lanczos.solvers.dense import chunk_width, solve_dense
+from detjac_lanczos.solvers.dense import Materialisation, decompose
 from detjac_lanczos.solvers.finish import Road
 from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
@@ -16,20 +16,14 @@ from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
 
 _CLEAR = 2.0
-_PROBED_SIZE = 256
+_TINY = 256
+_PROBED_SIZE = 384
+_PASSES_FOR_THE_SLOWEST = 1.2
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predicted work of both roads.
-
-    Attributes
-    ----------
-    lanczos_rows, dense_rows : float
-        Row-sweeps.
-    lanczos_passes, dense_passes : float
-        Sweeps.
-    """
+    """Predicted row-sweeps and passes of both roads."""
 
     lanczos_rows: float
     dense_rows: float
@@ -41,54 +35,51 @@ class Forecast:
         """Row-sweeps of Lanczos over those of dense."""
         return self.lanczos_rows / self.dense_rows
 
+    @property
+    def sentence(self) -> str:
+        """The row-sweeps in words."""
+        return f"{self.lanczos_rows:.0f} row-sweeps expected against {self.dense_rows:.0f} of dense"
+
 
 def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list[SVDResult]:
-    """Choose the road by counted row-sweeps; where these are close, by the measured time of the first two passes.
+    """Choose the road by counted row-sweeps; where these are close, begin the one with fewer and time its passes.
 
-    The passes are the Lanczos road's own, so nothing is lost where it is chosen.
+    A road that is begun and kept has lost nothing; one that is left has lost a pass or two.
     """
-    forecast = make_forecast(batch, options)
-    counts = f"{forecast.lanczos_rows:.0f} row-sweeps expected against {forecast.dense_rows:.0f} of dense"
-    lockstep = Lockstep(batch, options)
-    clear = _tiny(batch) or not 1.0 / _CLEAR < forecast.ratio < _CLEAR
-    if options.max_products is not None or (clear and forecast.ratio < 1.0):
-        return conclude(lockstep, _lanczos_road(options, counts, {}), certify=certify)
-    if clear:
-        return solve_dense(batch, options, Road("dense", counts, {"method": "dense"}), certify=certify)
-    lockstep.advance()
-    lockstep.advance()
-    per_pass, per_row = sweep_rates(batch.sweeps)
-    decompositions = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
-    lanczos = forecast.lanczos_passes * per_pass + forecast.lanczos_rows * per_row
-    dense = forecast.dense_passes * per_pass + forecast.dense_rows * per_row + decompositions
-    measured = {"seconds_per_pass": per_pass, "seconds_per_row": per_row, "svd_seconds": decompositions}
-    why = (
-        f"{counts}; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row and the SVDs "
-        f"{decompositions:.2f} s: {lanczos:.2f} s expected against {dense:.2f} s"
-    )
-    if lanczos <= dense or not lockstep.active:
-        return conclude(lockstep, _lanczos_road(options, why, measured), certify=certify)
-    return solve_dense(batch, options, Road("dense", why, {"method": "dense", **measured}), certify=certify)
+    lockstep, dense = Lockstep(batch, options), Materialisation(batch)
+    forecast = make_forecast(batch, options, dense.passes)
+    fewer = forecast.ratio < 1.0 or options.max_products is not None
+    clear = options.max_products is not None or _is_tiny(batch) or not 1.0 / _CLEAR < forecast.ratio < _CLEAR
+    why, measured = forecast.sentence, {}
+    if not clear:
+        per_pass, per_row = _rates_of_lanczos(lockstep) if fewer else _rates_of_dense(dense)
+        svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
+        lanczos_seconds = forecast.lanczos_passes * per_pass + forecast.lanczos_rows * per_row
+        dense_seconds = forecast.dense_passes * per_pass + forecast.dense_rows * per_row + svds
+        fewer = lanczos_seconds <= dense_seconds
+        measured = {"seconds_per_pass": per_pass, "seconds_per_row": per_row, "svd_seconds": svds}
+        why += (
+            f"; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row and the SVDs {svds:.2f} s: "
+            f"{lanczos_seconds:.2f} s expected against {dense_seconds:.2f} s"
+        )
+    if fewer:
+        choices = {"method": "lanczos", "block": options.width, **measured}
+        return conclude(lockstep, Road("lanczos", why, choices), certify=certify)
+    return decompose(dense, options, Road("dense", why, {"method": "dense", **measured}), certify=certify)
 
 
-def make_forecast(batch: CountingBatch, options: Options) -> Forecast:
+def make_forecast(batch: CountingBatch, options: Options, dense_passes: int) -> Forecast:
     """Predict the work of both roads from shapes, costs, k, tol and width."""
     columns = [expected_columns(options, shape) for shape in batch.shapes]
-    shared = len({d_out for d_out, _ in batch.shapes}) == 1
-    tallest = max(d_out for d_out, _ in batch.shapes)
-    if shared:
-        dense_rows = tallest * batch.shared_cost
-        dense_passes = math.ceil(tallest / chunk_width(batch.shared_cost, tallest))
+    heights = [d_out for d_out, _ in batch.shapes]
+    if len(set(heights)) == 1:
+        dense_rows = heights[0] * batch.shared_cost
     else:
-        dense_rows = sum(cost * d_out for cost, (d_out, _) in zip(batch.costs, batch.shapes, strict=True))
-        dense_passes = sum(
-            math.ceil(d_out / chunk_width(cost, d_out))
-            for cost, (d_out, _) in zip(batch.costs, batch.shapes, strict=True)
-        )
+        dense_rows = sum(cost * d_out for cost, d_out in zip(batch.costs, heights, strict=True))
     return Forecast(
         lanczos_rows=sum(cost * count for cost, count in zip(batch.costs, columns, strict=True)),
         dense_rows=dense_rows,
-        lanczos_passes=max(columns) / options.width * 1.2,
+        lanczos_passes=max(columns) / options.width * _PASSES_FOR_THE_SLOWEST,
         dense_passes=dense_passes,
     )
 
@@ -102,6 +93,18 @@ def expected_columns(options: Options, shape: tuple[int, int]) -> float:
     digits = max(math.log10(1e-3 / options.tol), -2.0)
     columns = 11.0 * options.k**0.75 * (1.0 + 0.1 * digits) * (1.0 + 0.09 * (options.width - 2))
     return float(min(columns, sum(shape)))
+
+
+def _rates_of_lanczos(lockstep: Lockstep) -> tuple[float, float]:
+    lockstep.advance()
+    lockstep.advance()
+    return sweep_rates(lockstep.batch.sweeps)
+
+
+def _rates_of_dense(dense: Materialisation) -> tuple[float, float]:
+    dense.advance()
+    rows, seconds = dense.batch.sweeps[0]
+    return 0.0, seconds / rows
 
 
 def sweep_rates(sweeps: list[tuple[float, float]]) -> tuple[float, float]:
@@ -134,9 +137,5 @@ def _measured_decomposition(size: int, dtype: torch.dtype, device: torch.device)
     return min(times)
 
 
-def _tiny(batch: CountingBatch) -> bool:
-    return max(max(shape) for shape in batch.shapes) <= _PROBED_SIZE
-
-
-def _lanczos_road(options: Options, why: str, measured: dict[str, float]) -> Road:
-    return Road("lanczos", why, {"method": "lanczos", "block": options.width, **measured})
+def _is_tiny(batch: CountingBatch) -> bool:
+    return max(max(shape) for shape in batch.shapes) <= _TINY

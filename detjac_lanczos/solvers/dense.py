@@ -14,30 +14,68 @@ _CHUNK_ROWS = 1024
 
 def solve_dense(batch: CountingBatch, options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
     """Write out every matrix, take its SVD, and measure the leading triplets on the matrix."""
-    results = []
-    for index, matrix in enumerate(materialise(batch)):
+    return decompose(Materialisation(batch), options, road, certify=certify)
+
+
+def decompose(dense: "Materialisation", options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
+    """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
+    results, batch = [], dense.batch
+    for index, matrix in enumerate(dense.run()):
         found = None if index in batch.nonfinite else _leading(matrix, options.k)
         status = Status.NOT_FINITE if found is None else Status.CONVERGED
         results.append(finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify))
     return results
 
 
-def materialise(batch: CountingBatch) -> list[Tensor]:
-    """Return every operator as a matrix ``(d_out, d_in)`` in working precision, by rows of the transpose."""
-    matrices = [torch.empty(shape, dtype=batch.dtype, device=batch.device) for shape in batch.shapes]
-    shared = len({d_out for d_out, _ in batch.shapes}) == 1
-    groups = [list(range(len(batch)))] if shared else [[index] for index in range(len(batch))]
-    for group in groups:
-        d_out = batch.shapes[group[0]][0]
-        width = chunk_width(batch.shared_cost if shared else batch.costs[group[0]], d_out)
-        for start in range(0, d_out, width):
-            stop = min(start + width, d_out)
-            rows = torch.zeros(stop - start, d_out, dtype=batch.dtype, device=batch.device)
-            rows[:, start:stop].fill_diagonal_(1.0)
-            products = batch.apply_shared(rows) if shared else batch.apply(Direction.TRANSPOSED, [(group[0], rows)])
-            for index, product in zip(group, products, strict=True):
-                matrices[index][start:stop] = product
-    return matrices
+class Materialisation:
+    """Matrices of all operators, written row by row by unit cotangents, a chunk at a time.
+
+    Operators with one output space share every pass; others take turns.
+
+    Attributes
+    ----------
+    matrices : list of Tensor, each (d_out, d_in), in working precision
+    """
+
+    def __init__(self, batch: CountingBatch) -> None:
+        self.batch = batch
+        self.matrices = [torch.zeros(shape, dtype=batch.dtype, device=batch.device) for shape in batch.shapes]
+        self._shared = len({d_out for d_out, _ in batch.shapes}) == 1
+        self._chunks = self._plan()
+
+    @property
+    def passes(self) -> int:
+        """Passes still to make."""
+        return len(self._chunks)
+
+    def run(self) -> list[Tensor]:
+        """Make all passes that are left and return the matrices."""
+        while self._chunks:
+            self.advance()
+        return self.matrices
+
+    def advance(self) -> None:
+        """Make one pass."""
+        group, start, stop = self._chunks.pop(0)
+        d_out = self.batch.shapes[group[0]][0]
+        rows = torch.zeros(stop - start, d_out, dtype=self.batch.dtype, device=self.batch.device)
+        rows[:, start:stop].fill_diagonal_(1.0)
+        if self._shared:
+            products = self.batch.apply_shared(rows)
+        else:
+            products = self.batch.apply(Direction.TRANSPOSED, [(group[0], rows)])
+        for index, product in zip(group, products, strict=True):
+            self.matrices[index][start:stop] = product
+
+    def _plan(self) -> list[tuple[list[int], int, int]]:
+        count = len(self.batch)
+        groups = [list(range(count))] if self._shared else [[index] for index in range(count)]
+        chunks = []
+        for group in groups:
+            d_out = self.batch.shapes[group[0]][0]
+            width = chunk_width(self.batch.shared_cost if self._shared else self.batch.costs[group[0]], d_out)
+            chunks += [(group, start, min(start + width, d_out)) for start in range(0, d_out, width)]
+        return chunks
 
 
 def chunk_width(cost: float, d_out: int) -> int:

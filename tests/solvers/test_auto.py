@@ -65,9 +65,21 @@ def test_time_decides_between(monkeypatch, count: int, per_row: float, decomposi
     result = svd_batch(batch, 8)[0]
     assert result.method == method
     assert json.loads(json.dumps(result.choices)) == result.choices
-    assert result.choices["seconds_per_row"] == pytest.approx(per_row)
-    assert result.choices["seconds_per_pass"] == pytest.approx(1e-4)
+    assert result.choices["seconds_per_row"] == pytest.approx(per_row, rel=0.01)
     assert "1.000 ms a row" in result.why
+
+
+@pytest.mark.parametrize("count", [6, 18])
+def test_a_road_that_is_kept_repeats_no_pass(monkeypatch, count: int) -> None:
+    """The passes that were timed are the road's own: auto makes the calls that the road makes when asked for."""
+    matrices, rows = tokens(count, 260)
+    chosen, forced = (TimedBatch(matrices, rows, 1e-4, 1e-3) for _ in range(2))
+    monkeypatch.setattr(counting, "time", chosen)
+    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.01)
+    result = svd_batch(chosen, 8)[0]
+    svd_batch(forced, 8, method=result.method)
+    assert "a sweep takes" in result.why
+    assert chosen.calls == forced.calls
 
 
 def test_choices_are_replayed_without_timing() -> None:
