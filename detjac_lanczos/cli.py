@@ -93,11 +93,11 @@ def _svd(arguments: argparse.Namespace) -> int:
         tokens = [(prompt, token) for prompt in range(len(arguments.prompt)) for token in tokens]
     with ProgressReporter(arguments.tol, quiet=arguments.quiet, verbose=arguments.verbose) as progress:
         source, target = parse_place(arguments.source), parse_place(arguments.target)
-        progress.say(f"loading {arguments.model}")
+        progress.stage(f"loading {arguments.model}")
         began = time.perf_counter()
         model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
         loaded = time.perf_counter() - began
-        progress.say("finding singular triplets")
+        progress.stage("finding singular triplets")
         run = analyze(
             model,
             arguments.prompt,
@@ -115,9 +115,10 @@ def _svd(arguments: argparse.Namespace) -> int:
             chat=arguments.chat,
             callback=progress,
         ).with_times(load=loaded)
-        progress.close()
         if arguments.out is not None:
+            progress.stage(f"writing {arguments.out}")
             run.save(arguments.out)
+        progress.close()
         print(json.dumps(run.record) if arguments.json else run, flush=True)
         if arguments.out is not None:
             folder = Path(arguments.out)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from detjac_lanczos.solvers import Progress
 
 _SECONDS_BETWEEN_LINES = 5.0
+_ERASE = "\x1b[K"
 
 
 class ProgressReporter:
@@ -29,6 +30,8 @@ class ProgressReporter:
     def __init__(self, tol: float, *, quiet: bool = False, verbose: bool = False) -> None:
         self._tol, self._quiet, self._verbose = tol, quiet, verbose
         self._bar: Any = None
+        self._staged = False
+        self._on_terminal = sys.stderr.isatty()
         self._spoke = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -45,8 +48,20 @@ class ProgressReporter:
             self.close()
             print(f"detjac: {text}", file=sys.stderr, flush=True)
 
+    def stage(self, text: str) -> None:
+        """Show what is going on until something else is shown; only on a terminal, so that errors stay one line."""
+        if self._verbose:
+            self.say(text)
+        elif self._on_terminal and not self._quiet:
+            self.close()
+            print(f"\r{_ERASE}detjac: {text} …", end="", file=sys.stderr, flush=True)
+            self._staged = True
+
     def close(self) -> None:
-        """Take the bar away."""
+        """Take the stage and the bar away."""
+        if self._staged:
+            print(f"\r{_ERASE}", end="", file=sys.stderr, flush=True)
+            self._staged = False
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -57,7 +72,7 @@ class ProgressReporter:
             return
         wanted = sum(len(residuals) for residuals in progress.residuals)
         found = sum(int((residuals <= self._tol).sum()) for residuals in progress.residuals)
-        if sys.stderr.isatty() and not self._verbose:
+        if self._on_terminal and not self._verbose:
             self._show_bar(progress, found, wanted)
         elif self._verbose or time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
@@ -69,6 +84,7 @@ class ProgressReporter:
 
     def _show_bar(self, progress: Progress, found: int, wanted: int) -> None:
         if self._bar is None:
+            self.close()
             self._bar = tqdm(desc="singular triplets", leave=False, unit="triplet", file=sys.stderr)
         self._bar.total, self._bar.n = wanted or None, found
         self._bar.set_postfix_str(f"pass {progress.passes}, {progress.row_sweeps:,.0f} row-sweeps")
