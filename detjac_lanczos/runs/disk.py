@@ -17,6 +17,10 @@ from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, rep
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.run import Run
 
+_PARTS = (
+    "versions model fingerprint prompts token_ids prompt_tokens freeze dtype definition options predictions "
+    "reconstructions tokens work choices times"
+).split()
 _ADVICE = "give the folder that `detjac svd --out` wrote"
 
 
@@ -92,6 +96,8 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _require_whole(run: Run) -> None:
     """Compare the record with the vectors: every token has its triplets, of one size, every prompt its output."""
+    if absent := [name for name in _PARTS if name not in run.record]:
+        raise KeyError(absent[0])
     for prompt in range(len(run.record["token_ids"])):
         if run.vectors[f"y.{prompt}"].ndim != 1:
             raise KeyError(f"a vector y.{prompt}")

@@ -96,6 +96,14 @@ def test_record_without_its_parts_is_refused(copy: Path) -> None:
         load_run(copy)
 
 
+@pytest.mark.parametrize("name", ["choices", "token_ids", "reconstructions", "work"])
+def test_missing_part_of_the_record_is_named(copy: Path, run: Run, name: str) -> None:
+    record = {key: value for key, value in run.record.items() if key != name}
+    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(RunFileError, match=f"lacks {name}"):
+        load_run(copy)
+
+
 def test_vectors_of_another_run_are_refused(copy: Path, run: Run) -> None:
     record = json.loads(json.dumps(run.record))
     record["tokens"][0]["singular_values"].pop()
