@@ -17,10 +17,24 @@ from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, rep
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.run import Run
 
-_PARTS = (
-    "versions model fingerprint prompts token_ids prompt_tokens freeze dtype definition options predictions "
-    "reconstructions tokens work choices times"
-).split()
+_PARTS = [
+    "versions",
+    "model",
+    "fingerprint",
+    "prompts",
+    "token_ids",
+    "prompt_tokens",
+    "freeze",
+    "dtype",
+    "definition",
+    "options",
+    "predictions",
+    "reconstructions",
+    "tokens",
+    "work",
+    "choices",
+    "times",
+]
 _ADVICE = "give the folder that `detjac svd --out` wrote"
 
 
