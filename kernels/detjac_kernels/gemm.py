@@ -56,18 +56,11 @@ def _fused(
 ) -> Tensor:
     if scale is not None:
         x = (x * scale).to(x.dtype)
-    if x.shape[0] == 0:
-        out = x.new_zeros(0, weight.shape[0])
-    elif gate is not None:
-        out = roads.product(x, weight, "mul", gate)
-        gate = None
-    elif add is not None and out_scale is None:
-        return roads.product(x, weight, "add", add)
-    else:
-        out = roads.product(x, weight, "none", None)
-    if out_scale is None:
-        return out if add is None else out.add_(add)
-    if add is not None and out_scale.dtype is out.dtype:
-        return torch.addcmul(add, out, out_scale)
-    out.mul_(out_scale)
+    out = x.new_zeros(0, weight.shape[0]) if x.shape[0] == 0 else roads.product(x, weight)
+    if gate is not None:
+        out.mul_(gate)
+    if out_scale is not None and add is not None and out_scale.dtype is out.dtype:
+        return torch.addcmul(add, out, out_scale, out=out)
+    if out_scale is not None:
+        out.mul_(out_scale)
     return out if add is None else out.add_(add)

@@ -1,9 +1,10 @@
 """Which float32 GEMM of this machine is the fastest, found by measurement.
 
 torch reaches two float32 libraries on CPU: the default one of ``torch.nn.functional.linear``, and oneDNN, which on many
-processors is up to twice as fast at the row counts of a sweep, takes a transposed view in place and fuses one
-elementwise operation. Both are accurate to float32. oneDNN is reached by an operator that is not public, so it is
-probed for, compared once with the default for every shape class, and left alone where it is missing or disagrees.
+processors is up to twice as fast at the row counts of a sweep and takes a transposed view in place. (Its fused
+elementwise epilogues were measured too: slower than a separate pass over rows that are still in cache.) Both are
+accurate to float32. oneDNN is reached by an operator that is not public, so it is probed for, compared once with the
+default for every shape class, and left alone where it is missing or disagrees.
 
 The choice is data: `choices` returns the table made so far, `replay` puts a recorded one in force.
 """
@@ -11,6 +12,7 @@ The choice is data: `choices` returns the table made so far, `replay` puts a rec
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,18 +37,15 @@ def replay(recorded: Mapping[str, str]) -> None:
         _table.update(recorded)
 
 
-def product(x: Tensor, weight: Tensor, epilogue: str, other: Tensor | None) -> Tensor:
-    """Return ``x weightᵀ``, then ``∘ other`` (epilogue "mul"), ``+ other`` ("add") or nothing ("none").
-
-    ``x``: (R, d); ``weight``: (f, d), possibly a transposed view; ``other``: (R, f).
-    """
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x weightᵀ``, a tensor of its own: (R, d) and (f, d), possibly a transposed view, to (R, f)."""
     if x.dtype is not torch.float32 or x.device.type != "cpu" or not _onednn_available():
-        return _default(x, weight, epilogue, other)
+        return _default(x, weight)
     key = _shape_class(x, weight)
     road = _table.get(key)
     if road is None:
         road = _measure(key, x, weight)
-    return _ROADS[road](x, weight, epilogue, other)
+    return _ROADS[road](x, weight)
 
 
 def _shape_class(x: Tensor, weight: Tensor) -> str:
@@ -55,23 +54,18 @@ def _shape_class(x: Tensor, weight: Tensor) -> str:
     return f"f32 {direction} {rows}x{weight.shape[1]}->{weight.shape[0]}"
 
 
-def _default(x: Tensor, weight: Tensor, epilogue: str, other: Tensor | None) -> Tensor:
-    if other is None:
-        return torch.mm(x, weight.t())
-    if epilogue == "add":
-        return torch.addmm(other, x, weight.t())
-    return torch.mm(x, weight.t()).mul_(other)
+def _default(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.mm(x, weight.t())
 
 
-def _onednn(x: Tensor, weight: Tensor, epilogue: str, other: Tensor | None) -> Tensor:
-    if other is None:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(x, other.contiguous(), weight, None, epilogue)
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
 
 
-_ROADS: dict[str, Callable[[Tensor, Tensor, str, Tensor | None], Tensor]] = {"default": _default, "onednn": _onednn}
+_ROADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"default": _default, "onednn": _onednn}
 
 
+@cache
 def _onednn_available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -82,7 +76,7 @@ def _measure(key: str, x: Tensor, weight: Tensor) -> str:
         if key in _table:
             return _table[key]
         try:
-            expected, got = _default(x, weight, "none", None), _onednn(x, weight, "none", None)
+            expected, got = _default(x, weight), _onednn(x, weight)
             agrees = bool((got - expected).norm() <= _AGREEMENT * expected.norm())
         except RuntimeError:
             agrees = False
@@ -90,7 +84,7 @@ def _measure(key: str, x: Tensor, weight: Tensor) -> str:
         for _ in range(_REPEATS if agrees else 0):
             for road in best:
                 start = time.perf_counter()
-                _ROADS[road](x, weight, "none", None)
+                _ROADS[road](x, weight)
                 best[road] = min(best[road], time.perf_counter() - start)
         _table[key] = "onednn" if best["onednn"] < best["default"] else "default"
         return _table[key]

@@ -61,19 +61,17 @@ def test_products_are_those_of_float64_to_rounding(
 
 @pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
 @pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize(("epilogue", "rows"), [(e, r) for e in ("none", "mul", "add") for r in (1, 2, 56, 112)])
-def test_the_roads_agree(epilogue: str, rows: int, backwards: bool) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 56, 112])
+def test_the_roads_agree(rows: int, backwards: bool) -> None:
     generator = torch.Generator().manual_seed(rows)
     weight = draw(generator, 576, 192).float()
     weight = weight.t() if backwards else weight
     x = draw(generator, rows, weight.shape[1]).float()
-    other = None if epilogue == "none" else draw(generator, rows, weight.shape[0]).float()
     exact = x.double() @ weight.double().T
-    exact = exact if other is None else (exact * other.double() if epilogue == "mul" else exact + other.double())
     # A sum of d products with independent roundings of half an ε each.
     bar = 0.5 * EPS[torch.float32] * x.shape[1] ** 0.5
     for road in roads._ROADS.values():
-        found = road(x, weight, epilogue, other)
+        found = road(x, weight)
         assert (found.double() - exact).norm() <= bar * exact.norm()
 
 
