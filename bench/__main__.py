@@ -34,46 +34,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bench/results/bench.json"))
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")
+    unknown = set(parts) - {"roads", *_PARTS}
+    if unknown:
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from roads, {', '.join(_PARTS)}")
 
     loaded = dl.load_model("smollm2")
     ids = loaded.tokenizer(PROMPT)["input_ids"]
-    figures: dict[str, Any] = {"machine": _machine()}
-    if "roads" in parts:
-        figures["roads"] = []
-        for r in map(int, arguments.widen.split(",")):
-            figures["roads"].append(_roads(widen(loaded.model, r), ids, r, arguments.repeats))
-            _print_roads(figures["roads"][-1])
-    if "glued" in parts:
-        figures["glued"] = _glued(loaded.model, ids)
-        print(
-            f"scipy svds (PROPACK) on jvp/vjp: {figures['glued']['seconds']:.1f} s, "
-            f"{figures['glued']['ratio']:.1f}× ours (residual {figures['glued']['residual']:.1e})"
-        )
-    if "auto" in parts:
-        figures["auto"] = [_auto(loaded, n) for n in TOKENS]
-        for row in figures["auto"]:
-            print(
-                "auto at {tokens:2d} tokens: {auto:.2f} s ({chosen}); lanczos {lanczos:.2f} s, dense {dense:.2f} s; "
-                "auto / best {ratio:.2f}".format(**row)
-            )
-    if "floor" in parts:
-        figures["floor"] = ratios(loaded.model, ids, widths=(2, 4, 8))
-        for row in figures["floor"]:
-            print(
-                "sweep of {rows:3.0f} rows: forward {forward:.1f} ms = {forward_ratio:.2f}× its GEMMs, "
-                "transposed {transposed:.1f} ms = {transposed_ratio:.2f}×".format(**row)
-            )
-    if "memory" in parts:
-        figures["memory"] = _memory()
-        print(
-            "extra memory at {tokens} tokens, width {width}: ours {ours_mb:.0f} MB, autograd {autograd_mb:.0f} MB, "
-            "ratio {ratio:.2f}".format(**figures["memory"])
-        )
-    if "gemma" in parts:
-        figures["gemma"] = _gemma()
-        print(figures["gemma"]["line"])
+    figures: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    figures["machine"] = _machine()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+    for part in parts:
+        if part == "roads":
+            figures[part] = []
+            for r in map(int, arguments.widen.split(",")):
+                figures[part].append(_roads(widen(loaded.model, r), ids, r, arguments.repeats))
+                _print_roads(figures[part][-1])
+        else:
+            figures[part], lines = _PARTS[part](loaded, ids)
+            print("\n".join(lines))
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"written: {arguments.out}")
     return 0
 
@@ -138,23 +117,33 @@ def _print_roads(row: dict[str, Any]) -> None:
     )
 
 
-def _glued(model: Any, ids: list[int]) -> dict[str, float]:
-    job = Job(model, ids)
+def _glued(loaded: Any, ids: list[int]) -> tuple[dict[str, float], list[str]]:
+    job = Job(loaded.model, ids)
     truth = _dense(job)
     tokens = list(range(len(ids)))
-    seconds = in_turns(
-        {"ours": lambda: ours(job, "lanczos"), "glued": lambda: glued(job, tokens, 1e-3)}, {"ours": 3, "glued": 1}
-    )
-    found = glued(job, tokens[:1], 1e-3)
-    return {
-        "seconds": middle(seconds["glued"]),
-        "ours": middle(seconds["ours"]),
-        "ratio": middle(seconds["glued"]) / middle(seconds["ours"]),
+    found = glued(job, tokens[:1], job.tol)
+    roads = {"ours": lambda: ours(job, "lanczos"), "glued": lambda: glued(job, tokens, job.tol)}
+    seconds = {name: middle(s) for name, s in in_turns(roads, {"ours": 3, "glued": 1}).items()}
+    row = {
+        **seconds,
+        "ratio": seconds["glued"] / seconds["ours"],
         "residual": residual(truth[0], found[0]),
     }
+    return row, [
+        "scipy svds (PROPACK) on jvp/vjp: {glued:.1f} s, {ratio:.1f}× ours (residual {residual:.1e})".format(**row)
+    ]
 
 
-def _auto(loaded: Any, tokens: int) -> dict[str, Any]:
+def _auto(loaded: Any, ids: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
+    rows = [_auto_at(loaded, n) for n in TOKENS]
+    line = (
+        "auto at {tokens:2d} tokens: {auto:.2f} s ({chosen}); lanczos {lanczos:.2f} s, dense {dense:.2f} s; "
+        "auto / best {ratio:.2f}"
+    )
+    return rows, [line.format(**row) for row in rows]
+
+
+def _auto_at(loaded: Any, tokens: int) -> dict[str, Any]:
     ids = loaded.tokenizer(memory.TEXT)["input_ids"][:tokens]
     job = Job(loaded.model, ids)
     roads = {name: (lambda name=name: ours(job, name)) for name in ("auto", "lanczos", "dense")}
@@ -163,35 +152,43 @@ def _auto(loaded: Any, tokens: int) -> dict[str, Any]:
     return {"tokens": tokens, "chosen": chosen, **times, "ratio": times["auto"] / min(times["lanczos"], times["dense"])}
 
 
-def _memory(tokens: int = 512, width: int = 8) -> dict[str, float]:
-    extra = {road: memory.extra(road, tokens, width) for road in ("ours", "autograd")}
-    return {
-        "tokens": tokens,
-        "width": width,
-        "ours_mb": extra["ours"] / 1e6,
-        "autograd_mb": extra["autograd"] / 1e6,
-        "ratio": extra["ours"] / extra["autograd"],
-    }
+def _floor(loaded: Any, ids: list[int]) -> tuple[list[dict[str, float]], list[str]]:
+    rows = ratios(loaded.model, ids, widths=(2, 4, 8))
+    line = (
+        "sweep of {rows:3.0f} rows: forward {forward:.1f} ms = {forward_ratio:.2f}× its GEMMs, "
+        "transposed {transposed:.1f} ms = {transposed_ratio:.2f}×"
+    )
+    return rows, [line.format(**row) for row in rows]
 
 
-def _gemma() -> dict[str, Any]:
+def _memory(loaded: Any, ids: list[int]) -> tuple[dict[str, float], list[str]]:
+    tokens, width = 512, 8
+    extra = {road: memory.extra(road, tokens, width) / 1e6 for road in ("ours", "autograd")}
+    row = {"tokens": tokens, "width": width, **extra, "ratio": extra["ours"] / extra["autograd"]}
+    line = "extra memory at {tokens} tokens, width {width}: ours {ours:.0f} MB, autograd {autograd:.0f} MB, ratio {ratio:.2f}"
+    return row, [line.format(**row)]
+
+
+def _gemma(loaded: Any, ids: list[int]) -> tuple[dict[str, Any], list[str]]:
     try:
-        loaded = dl.load_model("gemma3-270m")
+        gemma = dl.load_model("gemma3-270m")
     except dl.DetjacError as error:
-        return {"line": f"Gemma 3 270m left out: {error}"}
-    ids = loaded.tokenizer(PROMPT)["input_ids"]
-    job = Job(loaded.model, ids)
+        return {"left out": str(error)}, [f"Gemma 3 270m left out: {error}"]
+    prompt = gemma.tokenizer(PROMPT)["input_ids"]
+    job = Job(gemma.model, prompt)
     triplets, results = ours(job, "lanczos")
     sweeps = sum(result.work.row_sweeps for result in results)
-    worst = max(residual(j, t) for j, t in zip(_dense(job), triplets, strict=True))
-    share = sweeps / (len(ids) * loaded.model.config.hidden_size)
-    return {
-        "row-sweeps": sweeps,
-        "share of dense": share,
-        "residual": worst,
+    row = {
+        "row_sweeps": sweeps,
+        "share": sweeps / (len(prompt) * gemma.model.config.hidden_size),
+        "residual": max(residual(j, t) for j, t in zip(_dense(job), triplets, strict=True)),
         "status": [str(result.status) for result in results],
-        "line": f"Gemma 3 270m: {sweeps:.0f} row-sweeps = {share:.3f} of dense, residual {worst:.1e}",
     }
+    line = "Gemma 3 270m: {row_sweeps:.0f} row-sweeps = {share:.3f} of dense, residual {residual:.1e}"
+    return row, [line.format(**row)]
+
+
+_PARTS = {"glued": _glued, "auto": _auto, "floor": _floor, "memory": _memory, "gemma": _gemma}
 
 
 def _machine() -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+from pathlib import Path
 
 TEXT = (
     "The bridge out of Marin is the longest span on the coast road, and every morning the fog comes in under it before "
@@ -41,7 +41,11 @@ def main() -> None:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the peak of this process in bytes (``ru_maxrss`` would carry over the parent's)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM: this measurement needs Linux")
 
 
 def extra(road: str, tokens: int, width: int) -> int:

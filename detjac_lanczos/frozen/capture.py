@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.frozen.declare import Family, Freeze
 from detjac_lanczos.frozen.precision import LiftToFloat64
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
+from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,19 @@ def capture(
         positions; "blocks.3.self_attn.mixing.0": (heads, n, n), one per prompt. float32 at least.
     streams : Streams
     """
-    twin = observed_copy(model)
+    twin = structural_copy(model)
     tape: dict[str, list[Tensor]] = {}
+    decoder = twin.get_submodule(family.decoder)
+    final_norm = decoder.get_submodule(family.final_norm.path)
+    plain = _on_output(final_norm, tape, "model_output")
+    for prompt in prompts:
+        _run(twin, prompt)
+    plain.remove()
+    use_observed_attention(twin)
 
     def record(name: str, value: Tensor) -> None:
         tape.setdefault(name, []).append(value[0].to(torch.promote_types(value.dtype, torch.float32)))
 
-    decoder = twin.get_submodule(family.decoder)
     blocks = decoder.get_submodule(family.blocks)
     for index, block in enumerate(blocks):
         _on_input(block, tape, f"residual.{index}")
@@ -66,15 +73,9 @@ def capture(
             for word in branch.words:
                 word.observe(block, f"blocks.{index}.", record, freeze)
     family.final_norm.observe(decoder, "final.", record, freeze)
-    final_norm = decoder.get_submodule(family.final_norm.path)
     _on_input(final_norm, tape, f"residual.{len(blocks)}")
     _on_output(final_norm, tape, "output")
     logits = _run_all(twin, prompts)
-
-    plain = structural_copy(model)
-    _on_output(plain.get_submodule(family.decoder).get_submodule(family.final_norm.path), tape, "model_output")
-    for prompt in prompts:
-        _run(plain, prompt)
     return _sorted(tape, len(blocks), logits)
 
 
@@ -134,11 +135,11 @@ def _on_input(module: nn.Module, tape: dict[str, list[Tensor]], name: str) -> No
     module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _on_output(module: nn.Module, tape: dict[str, list[Tensor]], name: str) -> None:
+def _on_output(module: nn.Module, tape: dict[str, list[Tensor]], name: str) -> RemovableHandle:
     def hook(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
         tape.setdefault(name, []).append(y[0].clone())
 
-    module.register_forward_hook(hook)
+    return module.register_forward_hook(hook)
 
 
 def _run(model: Any, prompt: Prompt) -> Tensor:

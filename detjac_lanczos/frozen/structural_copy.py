@@ -55,10 +55,15 @@ def structural_copy(model: nn.Module) -> Any:
 
 def observed_copy(model: nn.Module) -> Any:
     """Return a structural copy whose attention goes through the observed function."""
-    attention.register()
     twin = structural_copy(model)
-    twin.config._attn_implementation = attention.NAME
+    use_observed_attention(twin)
     return twin
+
+
+def use_observed_attention(twin: Any) -> None:
+    """Send the attention of a structural copy (never of a caller's model) through the observed function."""
+    attention.register()
+    twin.config._attn_implementation = attention.NAME
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
