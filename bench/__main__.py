@@ -165,7 +165,10 @@ def _memory(loaded: Any, ids: list[int]) -> tuple[dict[str, float], list[str]]:
     tokens, width = 512, 8
     extra = {road: memory.extra(road, tokens, width) / 1e6 for road in ("ours", "autograd")}
     row = {"tokens": tokens, "width": width, **extra, "ratio": extra["ours"] / extra["autograd"]}
-    line = "extra memory at {tokens} tokens, width {width}: ours {ours:.0f} MB, autograd {autograd:.0f} MB, ratio {ratio:.2f}"
+    line = (
+        "extra memory at {tokens} tokens, width {width}: ours {ours:.0f} MB, autograd {autograd:.0f} MB, "
+        "ratio {ratio:.2f}"
+    )
     return row, [line.format(**row)]
 
 
