@@ -28,7 +28,9 @@ TOKENS = (7, 16, 24, 32)
 def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for, print a table, write the figures."""
     parser = argparse.ArgumentParser(prog="detjac bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default="roads,glued,auto,floor,memory,gemma", help="comma-separated (default: all)")
+    parser.add_argument(
+        "--parts", default="roads,glued,auto,floor,memory,gemma,seeds", help="comma-separated (default: all)"
+    )
     parser.add_argument("--widen", default="1,2", help="widenings of SmolLM2 (default: 1,2; 4 needs 20 GB)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of the fast roads (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/bench.json"))
@@ -97,7 +99,7 @@ def _roads(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
 
 def _dense(job: Job) -> list[Tensor]:
     batch = dl.detach((job.model, None), input_ids=job.ids).jacobians()
-    eye = torch.eye(job.model.config.hidden_size)
+    eye = torch.eye(job.model.config.hidden_size, dtype=batch.dtype)
     parts = [batch.rmatmat_shared(part) for part in eye.split(192, dim=1)]
     return [torch.cat([part[i] for part in parts], dim=1).T for i in range(len(job.ids))]
 
@@ -191,7 +193,35 @@ def _gemma(loaded: Any, ids: list[int]) -> tuple[dict[str, Any], list[str]]:
     return row, [line.format(**row)]
 
 
-_PARTS = {"glued": _glued, "auto": _auto, "floor": _floor, "memory": _memory, "gemma": _gemma}
+def _seeds(loaded: Any, ids: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compare singular values and residuals over many seeds with a dense float64 SVD of the same Jacobians."""
+    rows = []
+    for dtype, tol, seeds in (("float32", 1e-3, 20), ("float64", 1e-6, 3)):
+        model = loaded.model if dtype == "float32" else dl.load_model("smollm2", dtype=dtype).model
+        batch = dl.detach((model, None), input_ids=ids).jacobians()
+        truth = _dense(Job(model, ids))
+        solves = [dl.svd_batch(batch, k=8, tol=tol, method="lanczos", seed=seed) for seed in range(seeds)]
+        pairs = [(j, (r.U, r.S, r.V), r) for solve in solves for j, r in zip(truth, solve, strict=True)]
+        rows.append(
+            {
+                "dtype": dtype,
+                "tol": tol,
+                "solves": len(pairs),
+                "converged": sum(r.converged for _, _, r in pairs),
+                "value_error": max(value_error(j, t) for j, t, _ in pairs),
+                "true_residual": max(residual(j, t) for j, t, _ in pairs),
+                "understated": max(residual(j, t) - float(r.relative.max()) for j, t, r in pairs),
+                "share": sum(r.work.row_sweeps for _, _, r in pairs) / seeds / (len(ids) * model.config.hidden_size),
+            }
+        )
+    line = (
+        "{solves} solves in {dtype} at tol {tol:.0e}: {converged} converged, largest value error {value_error:.1e}, "
+        "true residual {true_residual:.1e}, understated by at most {understated:.1e}, {share:.3f} of dense"
+    )
+    return rows, [line.format(**row) for row in rows]
+
+
+_PARTS = {"glued": _glued, "auto": _auto, "floor": _floor, "memory": _memory, "gemma": _gemma, "seeds": _seeds}
 
 
 def _machine() -> dict[str, Any]:
