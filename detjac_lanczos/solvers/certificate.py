@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detjac_lanczos.solvers.rounding import safe_scale
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -97,6 +99,9 @@ def certify_triplets(
     """
     U, V, AV, AtU = (block.to(torch.float64) for block in (U, V, AV, AtU))
     sigma = S.to(torch.float64)
+    # In units in which squares neither overflow nor vanish: a residual of zero must mean zero.
+    unit = safe_scale(sigma)
+    sigma, AV, AtU, floor = sigma * unit, AV * unit, AtU * unit, floor * unit
     top = float(sigma.max())
     right, left = AV - U * sigma, AtU - V * sigma
     residuals = torch.stack([right.norm(dim=0), left.norm(dim=0)], dim=1)
@@ -111,14 +116,14 @@ def certify_triplets(
         claimed=int(met.sum()),
         tol=tol,
         residual=float(relative[met].max()) if bool(met.any()) else 0.0,
-        e_k=max(spectral_norm(right[:, met]), spectral_norm(left[:, met])),
+        e_k=max(spectral_norm(right[:, met]), spectral_norm(left[:, met])) / unit,
         orthonormality=(_orthonormality(U), _orthonormality(V)),
         adjoint_defect=adjoint / top if top > 0 else 0.0,
-        floor=floor,
-        clusters=_clusters(sigma, worst, right, left),
-        sigma_1=top,
+        floor=floor / unit,
+        clusters=_clusters(sigma, worst, right, left, unit),
+        sigma_1=top / unit,
     )
-    return residuals, certificate
+    return residuals / unit, certificate
 
 
 def spectral_norm(matrix: Tensor) -> float:
@@ -130,7 +135,7 @@ def _orthonormality(block: Tensor) -> float:
     return spectral_norm(block.T @ block - torch.eye(block.shape[1], dtype=block.dtype, device=block.device))
 
 
-def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor) -> tuple[Cluster, ...]:
+def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor, unit: float) -> tuple[Cluster, ...]:
     groups: list[list[int]] = []
     for index in range(len(sigma)):
         apart = index == 0 or float(sigma[index - 1] - sigma[index]) > float(worst[index - 1] + worst[index])
@@ -139,7 +144,7 @@ def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor) -> tupl
         else:
             groups[-1].append(index)
     return tuple(
-        Cluster(tuple(group), max(spectral_norm(right[:, group]), spectral_norm(left[:, group])))
+        Cluster(tuple(group), max(spectral_norm(right[:, group]), spectral_norm(left[:, group])) / unit)
         for group in groups
         if len(group) > 1
     )

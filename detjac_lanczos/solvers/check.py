@@ -61,6 +61,11 @@ def check_operator(A: Any, seed: int = 0) -> OperatorReport:
         ``A`` is no real linear operator at all.
     """
     operator = as_operator(A)
+    with torch.no_grad(), torch.autocast(torch.device(operator.device).type, enabled=False):
+        return _check(operator, seed)
+
+
+def _check(operator: LinearOperator, seed: int) -> OperatorReport:
     d_out, d_in = operator.shape
     eps = epsilon(operator.dtype)
     bound = adjoint_bound(eps, max(d_out, d_in))
@@ -91,6 +96,8 @@ def _check_way(
         product = apply(block)
     except Exception as error:
         return None, [f"{name} failed on a block of shape {tuple(block.shape)}: {type(error).__name__}: {error}"]
+    if not isinstance(product, Tensor):
+        return None, [f"{name} returned a {type(product).__name__}: a torch tensor is needed"]
     if tuple(product.shape) != (rows, block.shape[1]):
         return None, [f"{name} returned shape {tuple(product.shape)} instead of {(rows, block.shape[1])}"]
     if not product.dtype.is_floating_point:

@@ -127,6 +127,8 @@ class CountingBatch:
         d_out, d_in = self.shapes[index]
         expected = (d_out if direction is Direction.FORWARD else d_in, width)
         where = f"operator {index}, {direction.value} pass {self.passes[index]}"
+        if not isinstance(product, Tensor):
+            raise OperatorError(f"{where}: the product is a {type(product).__name__}, a torch tensor is needed")
         if tuple(product.shape) != expected:
             raise OperatorError(f"{where}: the product has shape {tuple(product.shape)} instead of {expected}")
         if not product.dtype.is_floating_point:

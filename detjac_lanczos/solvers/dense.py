@@ -7,7 +7,7 @@ from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import safe_scale
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor, safe_scale
 
 _CHUNK_ROWS = 1024
 
@@ -22,7 +22,7 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
     results, batch = [], dense.batch
     for index, matrix in enumerate(dense.run()):
         found = None if index in batch.nonfinite else _leading(matrix, options.k)
-        status = Status.NOT_FINITE if found is None else Status.CONVERGED
+        status = Status.NOT_FINITE if found is None else _status(found, batch, index)
         results.append(finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify))
     return results
 
@@ -82,6 +82,11 @@ def chunk_width(cost: float, d_out: int) -> int:
     """Return how many columns to send at once: about a thousand rows, in chunks of one size."""
     at_most = max(1, min(d_out, round(_CHUNK_ROWS / max(cost, 1e-9))))
     return -(-d_out // -(-d_out // at_most))
+
+
+def _status(found: Found, batch: CountingBatch, index: int) -> Status:
+    floor = noise_floor(epsilon(batch.operator_dtype), float(found.values[0]), batch.passes[index])
+    return Status.BREAKDOWN_EXACT if float(found.values[-1]) <= floor else Status.CONVERGED
 
 
 def _leading(matrix: Tensor, k: int) -> Found:

@@ -89,7 +89,7 @@ class MatrixOperator:
         if matrix.ndim != 2:
             raise InputError(f"a matrix has two axes, this tensor has {matrix.ndim}: pass one of shape (d_out, d_in)")
         _require_real(matrix.dtype)
-        self.matrix = matrix
+        self.matrix = matrix.detach()
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.dtype = matrix.dtype
         self.device = matrix.device
@@ -123,7 +123,10 @@ class ScipyOperator:
 
     def rmatmat(self, Y: Tensor, /) -> Tensor:
         """Map ``(d_out, b)`` to ``(d_in, b)``."""
-        return self._as_tensor(self.operator.rmatmat(Y.numpy()))
+        try:
+            return self._as_tensor(self.operator.rmatmat(Y.numpy()))
+        except (TypeError, NotImplementedError) as error:
+            raise OperatorError(f"the scipy operator cannot apply its transpose ({error}): give it rmatvec") from error
 
     def _as_tensor(self, block: Any) -> Tensor:
         array = np.asarray(block)

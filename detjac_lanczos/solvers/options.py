@@ -66,7 +66,7 @@ def check_options(
     """Raise :class:`InputError` for options that no solve can honour."""
     smallest = min(min(shape) for shape in shapes)
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= smallest:
-        raise InputError(f"k = {k} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
+        raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
     if not (math.isfinite(tol) and 0 < tol < 1):
         raise InputError(f"tol = {tol} is no tolerance: give a number between 0 and 1, such as 1e-3")
     if method not in METHODS:
@@ -75,6 +75,9 @@ def check_options(
         raise InputError(f"block = {block} is no width: give 1 or more, or None to let the solver choose")
     if max_products is not None and max_products < 2 * k:
         raise InputError(f"max_products = {max_products} cannot hold k = {k} triplets: give {2 * k} or more, or None")
+    highest = max(shape[0] for shape in shapes)
+    if method == "dense" and max_products is not None and max_products < highest:
+        raise InputError(f"method 'dense' needs {highest} products, max_products allows {max_products}: choose 'auto'")
     if certify not in ("triplets", None):
         raise InputError(f"unknown certificate {certify!r}: choose 'triplets' or None")
     if start is None:

@@ -30,6 +30,8 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
     shape = batch.shapes[index]
     eps = epsilon(batch.operator_dtype)
     width = min(options.k + _OVERSAMPLING, *shape)
+    if options.max_products is not None:
+        width = min(width, options.max_products // 2)
     model = torch.empty(0, shape[0], dtype=batch.dtype, device=batch.device)
     cotangents = orthonormal_rows(random_rows(width, model, torch.Generator().manual_seed(options.seed)))
     triplets: RitzTriplets | None = None

@@ -47,4 +47,5 @@ def safe_scale(block: Tensor) -> float:
     largest = float(block.abs().max()) if block.numel() else 0.0
     if largest == 0.0 or not math.isfinite(largest) or _PLAIN_RANGE[0] < largest < _PLAIN_RANGE[1]:
         return 1.0
-    return 2.0 ** -round(math.log2(largest))
+    most = int(math.log2(torch.finfo(block.dtype).max)) - 1
+    return 2.0 ** min(-round(math.log2(largest)), most)

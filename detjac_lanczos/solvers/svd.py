@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.auto import solve_auto
@@ -11,6 +12,7 @@ from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import solve_dense
 from detjac_lanczos.solvers.finish import Road
 from detjac_lanczos.solvers.lanczos import solve_lanczos
+from detjac_lanczos.solvers.operator import OperatorBatch
 from detjac_lanczos.solvers.options import Callback, Options, check_options
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
@@ -137,7 +139,14 @@ def svd_batch(
         start=start,
         callback=callback,
     )
-    counted, certified = CountingBatch(operators), certify is not None
+    with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
+        return _solve(operators, options, method, decided, certified=certify is not None)
+
+
+def _solve(
+    operators: OperatorBatch, options: Options, method: str, decided: dict[str, Any], *, certified: bool
+) -> list[SVDResult]:
+    counted = CountingBatch(operators)
     if method == "auto":
         return solve_auto(counted, options, certify=certified)
     why = "as chosen before" if "method" in decided else "asked for"

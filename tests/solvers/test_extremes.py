@@ -1,0 +1,79 @@
+"""What users bring: extreme scales, budgets, an ambient autocast, operators that answer with the wrong thing."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import LinearOperator
+
+from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.solvers import Status, check_operator, svd
+from tests.solvers.spectra import Recorder, matrix, spectrum
+
+A = matrix(spectrum("root", 40), (60, 40))
+
+
+@pytest.mark.parametrize("method", ["lanczos", "dense", "randomized"])
+@pytest.mark.parametrize("exponent", [-1000, -600, 600, 1000])
+def test_a_certificate_scales_with_the_operator(method: str, exponent: int) -> None:
+    """Squares of the residuals vanish or overflow in float64 here: neither may pass for a residual of zero."""
+    plain, scaled = (svd(A * 2.0**e, 3, tol=0.1, method=method) for e in (0, exponent))
+    assert plain.certificate is not None and scaled.certificate is not None
+    assert scaled.status is plain.status
+    assert scaled.certificate.residual == pytest.approx(plain.certificate.residual, rel=0.05, abs=1e-12)
+    assert scaled.certificate.e_k / 2.0**exponent == pytest.approx(plain.certificate.e_k, rel=0.05, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "dense", "randomized"])
+def test_subnormal_operators_are_solved_or_refused(method: str) -> None:
+    """Products of subnormal numbers have few digits: a refusal is right, a crash or a wrong value is not."""
+    tiny = (A * 1e-41).float()
+    result = svd(tiny, 2, tol=1e-2, method=method)
+    if result.status is not Status.NOT_ADJOINT:
+        exact = torch.linalg.svdvals(tiny.double())[:2]
+        np.testing.assert_allclose(result.S.double(), exact, rtol=1e-2)
+
+
+def test_dense_road_tells_a_whole_spectrum() -> None:
+    low = matrix(np.array([3.0, 2.0, 1.0]), (30, 20))
+    for operator in (low, torch.zeros(30, 20)):
+        result = svd(operator, 5, method="dense")
+        assert result.status is Status.BREAKDOWN_EXACT
+        assert result.certificate is not None and result.certificate.claimed == 5
+
+
+@pytest.mark.parametrize("budget", [10, 21, 30])
+def test_every_road_keeps_its_budget(budget: int) -> None:
+    for method in ("auto", "lanczos", "randomized"):
+        assert svd(A, 5, tol=1e-9, method=method, max_products=budget).work.products <= budget
+    with pytest.raises(InputError, match="needs 60 products"):
+        svd(A, 5, method="dense", max_products=budget)
+
+
+def test_an_ambient_autocast_changes_nothing() -> None:
+    single = A.float()
+    alone = svd(single, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = svd(single, 3)
+        report = check_operator(single)
+    assert report.ok
+    assert torch.equal(alone.S, inside.S)
+
+
+def test_a_parameter_is_a_matrix(recwarn: pytest.WarningsRecorder) -> None:
+    assert not svd(torch.nn.Parameter(A), 3).S.requires_grad
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("answer", [None, np.zeros((60, 3))])
+def test_an_answer_that_is_no_tensor_is_named(answer: object) -> None:
+    broken = Recorder(A)
+    broken.matmat = lambda X: answer
+    assert type(answer).__name__ in str(check_operator(broken))
+    with pytest.raises(OperatorError, match="torch tensor is needed"):
+        svd(broken, 3, method="lanczos")
+
+
+def test_a_scipy_operator_without_a_transpose_is_named() -> None:
+    one_way = LinearOperator(tuple(A.shape), matvec=lambda v: A.numpy() @ v.ravel(), dtype=np.float64)
+    with pytest.raises(OperatorError, match="rmatvec"):
+        svd(one_way, 3)
