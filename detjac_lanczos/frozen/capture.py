@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.frozen.declare import Family, Freeze
-from detjac_lanczos.frozen.precision import LiftToFloat64
+from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
 
@@ -33,7 +33,7 @@ class Streams:
     model_output: Tensor
 
 
-@torch.no_grad()
+@in_own_precision
 def capture(
     model: nn.Module, family: Family, prompts: Sequence[Prompt], freeze: Freeze
 ) -> tuple[dict[str, Tensor], Streams]:
@@ -79,7 +79,7 @@ def capture(
     return _sorted(tape, len(blocks), logits)
 
 
-@torch.no_grad()
+@in_own_precision
 def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], role: str, index: int) -> Tensor:
     """Run every prompt again and return one branch before its residual add: (N, d).
 

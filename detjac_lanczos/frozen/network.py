@@ -20,6 +20,7 @@ from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_rowwise
 from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.sweep import Program, forward, linear_part
 from detjac_lanczos.models import LoadedModel, load_model
@@ -187,6 +188,7 @@ class FrozenNetwork:
             return [Linear(DenseWeight(target.rows.to(self.device, self.dtype)))]
         return None
 
+    @in_own_precision
     def value(self, target: Place, prompt: int, position: int) -> Tensor:
         """Return the nonlinear value of a target at a position of a prompt: (d_out,)."""
         row = self.start_of(prompt) + position

@@ -1,11 +1,31 @@
-"""float64 means float64: transformers' roundings to float32 inside a float64 model are lifted."""
+"""A dtype means that dtype: no autocast of the caller's, no rounding to float32 inside a float64 model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_own_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function so that it runs without gradients and outside any autocast of the caller's."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
+
+    return run
 
 
 class LiftToFloat64(TorchFunctionMode):

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Stage, Sum, transpose
+from detjac_lanczos.frozen.precision import in_own_precision
 
 _ROWS_AT_ONCE = 1024
 """Rows that go through a chain without mixing together: enough to run its GEMMs at full speed."""
@@ -85,7 +85,7 @@ def has_bias(chain: Sequence[Map]) -> bool:
     return any((isinstance(step, Sum) and any(map(has_bias, step.chains))) or isinstance(step, Bias) for step in chain)
 
 
-@torch.no_grad()
+@in_own_precision
 def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = False) -> Tensor:
     """Apply the frozen network.
 
@@ -127,7 +127,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     return x
 
 
-@torch.no_grad()
+@in_own_precision
 def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     """Apply the transpose of the frozen network.
 

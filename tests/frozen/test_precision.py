@@ -1,0 +1,26 @@
+"""The caller's autocast reaches neither the capture nor the sweeps: float32 means float32."""
+
+import pytest
+import torch
+
+from detjac_lanczos.operators import detach, mlp
+from tests import tiny_models
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gemma])
+def test_an_ambient_autocast_changes_nothing(make) -> None:
+    model = tiny_models.loaded(make(torch.float32))
+    ids = tiny_models.prompt_ids(tiny_models.LENGTH)
+    alone = detach(model, input_ids=ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = detach(model, input_ids=ids)
+        assert torch.is_autocast_enabled("cpu")
+        for target in ("output", "logits", mlp(0)):
+            one, other = alone.jacobian(0, target=target), inside.jacobian(0, target=target)
+            assert other.reconstruction.relative_error <= 1e-6
+            with torch.autocast("cpu", enabled=False):
+                expected = one.dense()
+            torch.testing.assert_close(other.dense(), expected)
+            torch.testing.assert_close(one.y, other.y)
