@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, isfinite
 
 from detjac_lanczos.errors import InputError
 
@@ -44,6 +44,10 @@ def mlp(index: int) -> Place:
 
 def probe(rows: Tensor) -> Place:
     """Target: ``rows`` times the output. ``rows``: (m, hidden size), one probe direction per row."""
+    if not isinstance(rows, Tensor):
+        raise InputError(f"probe takes a torch tensor (m, hidden size), not {type(rows).__name__}")
+    if not bool(isfinite(rows).all()):
+        raise InputError("probe was given rows with a NaN or an infinity")
     if rows.ndim != 2:
         raise InputError(f"probe needs a matrix (m, hidden size), one direction per row; got shape {tuple(rows.shape)}")
     return Place("probe", rows=rows)
@@ -75,6 +79,6 @@ def target_place(target: str | Place, blocks: int) -> Place:
 
 
 def _checked(index: int, blocks: int, what: str) -> int:
-    if not -blocks <= index < blocks:
+    if not isinstance(index, int) or not -blocks <= index < blocks:
         raise InputError(f"{what} layer {index} does not exist; this model has blocks 0..{blocks - 1}")
     return index % blocks

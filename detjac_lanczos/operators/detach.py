@@ -202,6 +202,6 @@ class DetachedNetwork(FrozenNetwork):
 
     def _position(self, prompt: int, index: int, what: str) -> int:
         n = self.lengths[prompt]
-        if not -n <= index < n:
+        if not isinstance(index, int) or not -n <= index < n:
             raise InputError(f"{what} {index} does not exist; the prompt has {n} tokens, 0..{n - 1}")
         return index % n
