@@ -26,6 +26,7 @@ import detjac_lanczos
 from detjac_lanczos.errors import DetjacError, InputError
 
 _STOPPED_SHORT, _BAD_INPUT, _INTERRUPTED = 1, 2, 130
+_MOST_TOKENS = 10_000_000
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 
 
@@ -242,7 +243,7 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
     add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
     add("--method", choices=("auto", "lanczos", "randomized", "dense"), default="auto", help="(default: auto)")
-    add("--seed", type=int, default=0, help="(default: 0)")
+    add("--seed", type=_seed, default=0, help="(default: 0)")
     add("--block", type=_count, help="width of the Lanczos blocks (default: the solver's choice)")
     add("--source", default="embeddings", help="embeddings or layer(l) (default: %(default)s)")
     target = "output, residual, logits, layer(l), attention(l) or mlp(l) (default: %(default)s)"
@@ -267,12 +268,22 @@ def _shared(parser: argparse.ArgumentParser) -> None:
 def _prompt(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("the prompt is empty, give some text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("the prompt is not text in UTF-8, give it in that encoding") from None
     return text
 
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"-?\d{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at most 18 digits")
     return int(text)
 
 
@@ -292,7 +303,10 @@ def _tokens(text: str) -> list[int]:
         found = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
         if not found or (found[2] and int(found[2]) < int(found[1])):
             raise argparse.ArgumentTypeError(f"{text!r} selects no tokens, write for example 0,3-5")
-        tokens += range(int(found[1]), int(found[2] or found[1]) + 1)
+        chosen = range(int(found[1]), int(found[2] or found[1]) + 1)
+        if chosen.stop - chosen.start > _MOST_TOKENS:
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} selects more tokens than any prompt has")
+        tokens += chosen
     return tokens
 
 

@@ -125,6 +125,9 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["svd", ""], "the prompt is empty"),
         (["svd", PROMPT, "-k", "0"], "1 or more"),
         (["svd", PROMPT, "--tokens", "5-3"], "selects no tokens"),
+        (["svd", PROMPT, "--tokens", "0-99999999999"], "more tokens than any prompt"),
+        (["svd", "\udcff\udcfe"], "UTF-8"),
+        (["svd", PROMPT, "--seed", "9" * 25], "18 digits"),
         (["svd", PROMPT, "--tol", "2"], "between 0 and 1"),
         (["svd", PROMPT, "--dtype", "int8"], "int8"),
         (["svd", PROMPT, "--method", "magic"], "magic"),
@@ -185,6 +188,17 @@ def test_weights_that_are_not_numbers_are_one_line(harmed: Path, capsys: pytest.
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
     save_file(weights, harmed / "model.safetensors", metadata={"format": "pt"})
     assert "model.layers.1.mlp.up_proj.weight" in _refused(capsys, "svd", PROMPT, "--model", harmed)
+
+
+def test_output_that_is_zero_has_no_error_and_a_run_that_holds(
+    harmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {name: torch.zeros_like(value) for name, value in load_file(harmed / "model.safetensors").items()}
+    save_file(weights, harmed / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "out"
+    assert _main("svd", PROMPT, "--model", harmed, "-k", 2, "--out", out) == 0
+    assert "reconstruction  – (std/std)" in capsys.readouterr().out
+    assert _main("verify", out) == 0
 
 
 def test_output_folder_is_tried_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from detjac_lanczos.reading.record_values import (
     percent,
     prompt_text,
     reconstruction_of,
+    scientific,
     singular_values,
     tokens_of,
 )
@@ -72,6 +73,8 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
             values = singular_values(token)
             shade = shades(order / max(1, len(tokens) - 1))
             axes.plot(range(1, len(values) + 1), values, "-o", color=shade, markersize=3.5, linewidth=1.3)
+        if not any(value > 0 for token in tokens for value in singular_values(token)):
+            axes.set_ylim(0.1, 1)  # of its own choice, a log scale warns that it finds nothing to show
         axes.set_yscale("log")
         axes.grid(axis="y")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -109,7 +112,7 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
             label = f"ordinary Jacobians, error {errors['ordinary_relative_error']:.2g}"
             axes.plot(truth, ordinary, "x", color=_ORANGE, markersize=3.5, markeredgewidth=0.7, label=label)
         detached = vectors[f"reconstruction.detached.{prompt}"].double().cpu().numpy()
-        label = f"detached Jacobians, error {errors['relative_error']:.1e}"
+        label = f"detached Jacobians, error {scientific(errors['relative_error'])}"
         axes.plot(truth, detached, "o", color=_BLUE, markersize=3.2, markeredgewidth=0, label=label)
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid()

@@ -49,8 +49,10 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %" if share >= 1e-3 else f"{100 * share:.1g} %"
 
 
-def scientific(value: float) -> str:
-    """Return a small or large value like 5.5 × 10⁻⁷, in one unbreakable piece."""
+def scientific(value: float | None) -> str:
+    """Return a small or large value like 5.5 × 10⁻⁷, in one unbreakable piece; a dash for one that is no number."""
+    if value is None:
+        return "–"
     mantissa, exponent = f"{value:.1e}".split("e")
     power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa}\u00a0×\u00a010{power}" if value else "0"

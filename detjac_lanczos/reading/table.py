@@ -104,7 +104,10 @@ def _labelled(label: str, text: str) -> str:
 
 
 def _reconstruction(errors: Record) -> str:
-    told = [f"{errors['relative_error']:.2e} (std/std)", f"{errors['norm_error']:.2e} (norm/norm)"]
+    told = [
+        f"{'–' if errors[name] is None else format(errors[name], '.2e')} ({unit})"
+        for name, unit in (("relative_error", "std/std"), ("norm_error", "norm/norm"))
+    ]
     if errors["ordinary_relative_error"] is not None:
         told.append(f"with ordinary Jacobians {errors['ordinary_relative_error']:.3g}")
     return " · ".join(told)

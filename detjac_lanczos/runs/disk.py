@@ -17,24 +17,24 @@ from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, rep
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.run import Run
 
-_PARTS = [
-    "versions",
-    "model",
-    "fingerprint",
-    "prompts",
-    "token_ids",
-    "prompt_tokens",
-    "freeze",
-    "dtype",
-    "definition",
-    "options",
-    "predictions",
-    "reconstructions",
-    "tokens",
-    "work",
-    "choices",
-    "times",
-]
+_PARTS = {
+    "versions": dict,
+    "model": str,
+    "fingerprint": str,
+    "prompts": list,
+    "token_ids": list,
+    "prompt_tokens": list,
+    "freeze": str,
+    "dtype": str,
+    "definition": dict,
+    "options": dict,
+    "predictions": list,
+    "reconstructions": list,
+    "tokens": list,
+    "work": dict,
+    "choices": dict,
+    "times": dict,
+}
 _ADVICE = "give the folder that `detjac svd --out` wrote"
 
 
@@ -101,7 +101,8 @@ def _record(path: Path) -> dict[str, Any]:
     if not isinstance(form, int) or form < 1:
         raise RunFileError(f"{place} has no format number that was ever written; make the run again")
     if form > FORMAT:
-        by = record.get("versions", {}).get("detjac_lanczos", "a newer version")
+        versions = record.get("versions")
+        by = versions.get("detjac_lanczos", "a newer version") if isinstance(versions, dict) else "a newer version"
         raise RunFileError(
             f"{place} has format {form}, written by detjac-lanczos {by}; this version reads up to {FORMAT}: upgrade it"
         )
@@ -110,7 +111,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _require_whole(run: Run) -> None:
     """Compare the record with the vectors: every token has its triplets, of one size, every prompt its output."""
-    if absent := [name for name in _PARTS if name not in run.record]:
+    if absent := [name for name, kind in _PARTS.items() if not isinstance(run.record.get(name), kind)]:
         raise KeyError(absent[0])
     for prompt in range(len(run.record["token_ids"])):
         if run.vectors[f"y.{prompt}"].ndim != 1:

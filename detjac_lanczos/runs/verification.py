@@ -159,10 +159,11 @@ def _prompt_claims(run: Run, network: DetachedNetwork, places: dict[str, Any]) -
         operator = network.jacobian((prompt, 0), **places)
         slack = SAFETY * epsilon(network.dtype) * math.sqrt(len(recorded.y))
         yield _same(f"output of prompt {prompt}", recorded.y, operator.y, slack)
-        error = operator.reconstruction.relative_error
-        yield Claim(
-            f"reconstruction of prompt {prompt}", recorded.relative_error, error, recorded.relative_error + slack
-        )
+        # An output that is zero has no relative error: None in the record.
+        claimed_error = run.record["reconstructions"][prompt]["relative_error"]
+        if claimed_error is not None:
+            error = operator.reconstruction.relative_error
+            yield Claim(f"reconstruction of prompt {prompt}", claimed_error, error, claimed_error + slack)
         claimed, found = run.predictions[prompt][0], network.predictions[prompt]
         measured = next((candidate.probability for candidate in found if candidate.id == claimed.id), 0.0)
         what = f"difference in the probability of {claimed.token!r} after prompt {prompt}"
@@ -180,7 +181,8 @@ def _same(what: str, stored: Tensor, fresh: Tensor, slack: float) -> Claim:
     truth = fresh.detach().cpu().double()
     if stored.shape != truth.shape:
         return Claim(what, 0.0, math.inf, slack)
-    return Claim(f"difference in the {what}", 0.0, float((stored.double() - truth).norm() / truth.norm()), slack)
+    length = float(truth.norm()) or 1.0
+    return Claim(f"difference in the {what}", 0.0, float((stored.double() - truth).norm()) / length, slack)
 
 
 def _finite_claim(token: TokenResult) -> Claim:

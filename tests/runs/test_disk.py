@@ -104,6 +104,13 @@ def test_missing_part_of_the_record_is_named(copy: Path, run: Run, name: str) ->
         load_run(copy)
 
 
+@pytest.mark.parametrize("changes", [{"work": 3}, {"times": None}, {"tokens": "x"}, {"format": 99, "versions": 3}])
+def test_part_of_a_wrong_kind_is_refused(copy: Path, changes: dict) -> None:
+    _change(copy, **changes)
+    with pytest.raises(RunFileError, match=r"lacks|format 99"):
+        load_run(copy)
+
+
 def test_vectors_of_another_run_are_refused(copy: Path, run: Run) -> None:
     record = json.loads(json.dumps(run.record))
     record["tokens"][0]["singular_values"].pop()

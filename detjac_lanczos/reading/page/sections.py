@@ -168,7 +168,7 @@ def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) 
         caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians miss it by {ordinary:.2g}.'
     if errors["offset_share"]:
         caption += f" The affine part is {percent(errors['offset_share'])} of the output."
-    summary = f"Reconstructed against true output, on the diagonal to {errors['relative_error']:.1e}"
+    summary = f"Reconstructed against true output, on the diagonal to {scientific(errors['relative_error'])}"
     return (
         f"<div><h2>The linear map gives the output</h2>{figure(charts.scatter(truth, clouds, summary), caption)}</div>"
     )
