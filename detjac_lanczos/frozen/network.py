@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -27,7 +28,7 @@ from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.weights import DenseWeight
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FrozenNetwork:
     """Everything nonlinear of a forward pass as constant coefficients, beside the model's own weights.
 
@@ -56,6 +57,18 @@ class FrozenNetwork:
     dropped: frozenset[str] = frozenset()
     _programs: dict[tuple[int, str], tuple[Place, Program]] = field(default_factory=dict, init=False, repr=False)
     _branches: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the coefficients read-only."""
+        object.__setattr__(self, "coefficients", MappingProxyType(dict(self.coefficients)))
+
+    def __repr__(self) -> str:
+        """One line: model, family, prompts and what is frozen."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{type(self).__name__}({self.loaded.name!r}, family={self.family.name!r}, tokens={self.lengths}, "
+            f"freeze={self.freeze!r}, {dtype})"
+        )
 
     @classmethod
     def from_capture(
@@ -244,6 +257,8 @@ class FrozenNetwork:
             if name not in changed or changed[name].shape != value.shape:
                 have = tuple(changed[name].shape) if name in changed else "no such coefficient"
                 raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
+            if name.startswith("blocks.") and name.endswith(".rstd"):
+                raise InputError(f"cannot replace {name}: folding moved it into a gate or mixing; replace that instead")
             changed[name] = value.to(changed[name])
         dropped = set(self.dropped)
         for item in drop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -118,8 +118,8 @@ class Reconstruction:
     ‖offset‖ / ‖y‖.
     """
 
-    y: Tensor
-    estimate: Tensor
+    y: Tensor = field(repr=False)
+    estimate: Tensor = field(repr=False)
     relative_error: float
     norm_error: float
     offset_share: float

@@ -205,20 +205,25 @@ def _triplet_claims(token: TokenResult, found: Measurement, eps: float) -> Itera
     wanted = len(token.S) if token.status in ("converged", "breakdown_exact") else 0
     if certificate is not None:
         wanted = max(wanted, certificate.claimed)
-        yield from _certificate_claims(certificate, fresh, name, eps)
+        yield from _certificate_claims(certificate, fresh, name, eps, float(token.S.min()))
         different = float(certificate.line != record["certificate"]["line"])
         yield Claim(f"difference between the certificate of {name} and its line", 0.0, different, 0.0)
     met = residuals.amax(dim=1) <= fresh.tol * token.S.double() + floor
     yield Claim(f"triplets of {name} short of those claimed", 0.0, max(0.0, float(wanted - met.sum())), 0.0)
 
 
-def _certificate_claims(claimed: Certificate, fresh: Certificate, name: str, eps: float) -> Iterator[Claim]:
+def _certificate_claims(
+    claimed: Certificate, fresh: Certificate, name: str, eps: float, smallest: float
+) -> Iterator[Claim]:
     slack = SAFETY * eps * math.sqrt(claimed.k)
     for side, was, measured in zip(("left", "right"), claimed.orthonormality, fresh.orthonormality, strict=True):
         yield Claim(f"loss of orthonormality, {side} vectors of {name}", was, measured, was + slack)
     if fresh.claimed == claimed.claimed:
         allowed = claimed.e_k + math.sqrt(claimed.k) * fresh.floor
         yield Claim(f"block residual of {name}", claimed.e_k, fresh.e_k, allowed)
+        allowed = claimed.residual + fresh.floor / smallest if smallest > 0 else math.inf
+        yield Claim(f"certified residual of {name}", claimed.residual, fresh.residual, allowed)
+    yield Claim(f"difference of the certified tolerance of {name}", 0.0, abs(claimed.tol - fresh.tol), 0.0)
 
 
 def _name(token: TokenResult) -> str:

@@ -7,7 +7,7 @@ from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import epsilon, noise_floor, safe_scale
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, noise_floor, safe_scale
 
 _CHUNK_ROWS = 1024
 
@@ -20,9 +20,14 @@ def solve_dense(batch: CountingBatch, options: Options, road: Road, *, certify: 
 def decompose(dense: "Materialisation", options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
     """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
     results, batch = [], dense.batch
-    for index, matrix in enumerate(dense.run()):
-        found = None if index in batch.nonfinite else _leading(matrix, options.k)
-        status = Status.NOT_FINITE if found is None else _status(found, batch, index)
+    matrices = dense.run()
+    wrong = dense.not_adjoint(options.seed)
+    for index, matrix in enumerate(matrices):
+        found = None if index in batch.nonfinite or index in wrong else _leading(matrix, options.k)
+        if index in wrong:
+            status = Status.NOT_ADJOINT
+        else:
+            status = Status.NOT_FINITE if found is None else _status(found, batch, index)
         results.append(finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify))
     return results
 
@@ -66,6 +71,32 @@ class Materialisation:
             products = self.batch.apply(Direction.TRANSPOSED, [(group[0], rows)])
         for index, product in zip(group, products, strict=True):
             self.matrices[index][start:stop] = product
+
+    def not_adjoint(self, seed: int) -> set[int]:
+        """Send one random vector forward through every operator; return those that disagree with their matrix.
+
+        The matrices come from transposed products alone: a wrong forward product would otherwise go unseen.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        blocks = []
+        for index, matrix in enumerate(self.matrices):
+            if index not in self.batch.nonfinite:
+                row = torch.randn(1, matrix.shape[1], generator=generator, dtype=torch.float64)
+                blocks.append((index, (row / row.norm()).to(matrix)))
+        if not blocks:
+            return set()
+        found = set()
+        products = self.batch.apply(Direction.FORWARD, blocks)
+        for (index, row), product in zip(blocks, products, strict=True):
+            if index in self.batch.nonfinite:
+                continue
+            scale = safe_scale(self.matrices[index])
+            matrix, ahead = self.matrices[index] * scale, product * scale
+            length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
+            bound = adjoint_bound(epsilon(self.batch.operator_dtype), max(matrix.shape))
+            if float((ahead - row @ matrix.T).norm()) > bound * length:
+                found.add(index)
+        return found
 
     def _plan(self) -> list[tuple[list[int], int, int]]:
         count = len(self.batch)

@@ -75,9 +75,9 @@ def check_options(
         raise InputError(f"block = {block} is no width: give 1 or more, or None to let the solver choose")
     if max_products is not None and max_products < 2 * k:
         raise InputError(f"max_products = {max_products} cannot hold k = {k} triplets: give {2 * k} or more, or None")
-    highest = max(shape[0] for shape in shapes)
-    if method == "dense" and max_products is not None and max_products < highest:
-        raise InputError(f"method 'dense' needs {highest} products, max_products allows {max_products}: choose 'auto'")
+    needed = max(shape[0] for shape in shapes) + 1
+    if method == "dense" and max_products is not None and max_products < needed:
+        raise InputError(f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'auto'")
     if certify not in ("triplets", None):
         raise InputError(f"unknown certificate {certify!r}: choose 'triplets' or None")
     if start is None:

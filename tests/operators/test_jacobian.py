@@ -287,7 +287,13 @@ def test_replaced_coefficients_take_effect_and_bad_ones_are_refused(network: Det
     doubled = network.replace({name: 2 * network.coefficients[name]})
     assert (doubled.jacobian(0, target=mlp(2)).dense() - 2 * before).norm() <= 1e-14 * before.norm()
     assert torch.equal(network.jacobian(0, target=mlp(2)).dense(), before)
-    for bad in ({"blocks.9.mlp": torch.ones(1)}, {name: torch.ones(2, 2)}):
+    absorbed = "blocks.2.input_layernorm.rstd"
+    bads = (
+        {"blocks.9.mlp": torch.ones(1)},
+        {name: torch.ones(2, 2)},
+        {absorbed: 2 * network.coefficients[absorbed]},
+    )
+    for bad in bads:
         with pytest.raises(InputError, match="cannot replace"):
             network.replace(bad)
     for item in (head(0, 4), head(3, 0), mlp(3), attention(-1), layer(0)):

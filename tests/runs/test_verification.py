@@ -106,6 +106,8 @@ def test_a_changed_vector_fails(
         (lambda token: token["singular_values"].__setitem__(0, 99.0), "values of token 0"),
         (lambda token: token["residuals"].__setitem__(0, [0.0, 0.0]), None),
         (lambda token: token["certificate"].__setitem__("line", "TRIPLETS 400/400"), "its line"),
+        (lambda token: token["certificate"].__setitem__("residual", 1e-12), "certified residual"),
+        (lambda token: token["certificate"].__setitem__("tol", 0.9), "certified tolerance"),
     ],
 )
 def test_a_changed_record_fails(

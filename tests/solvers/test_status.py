@@ -119,3 +119,8 @@ def test_products_of_the_wrong_shape_or_type_raise() -> None:
         svd(Short(A), 4, method="lanczos")
     with pytest.raises(OperatorError, match="int32"):
         svd(Whole(A), 4, method="lanczos")
+
+
+@pytest.mark.parametrize("wrong", [A, torch.roll(A.T, 1, 0), 1.01 * A.T], ids=["untransposed", "rolled", "scaled"])
+def test_the_dense_road_sees_a_wrong_adjoint_too(wrong: torch.Tensor) -> None:
+    assert svd(Recorder(A, wrong), 4, method="dense").status is Status.NOT_ADJOINT
