@@ -17,7 +17,7 @@ from detjac_lanczos.solvers.options import Callback, Options, check_options
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
 
-_DEFAULT_WIDTH = 2
+_DEFAULT_WIDTH = 3
 _ROADS = {"lanczos": solve_lanczos, "randomized": solve_randomized, "dense": solve_dense}
 
 
