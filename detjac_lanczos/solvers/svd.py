@@ -47,7 +47,7 @@ def svd(
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
     method : {"auto", "lanczos", "randomized", "dense"}
     block : int, optional
-        Width of the Lanczos blocks; by default 2 or more. Width 1 misses values.
+        Width of the Lanczos blocks; by default 3. Width 1 misses values.
     max_products : int, optional
         Columns both ways that may be spent.
     start : Tensor, shape (d_in, w), optional

@@ -35,20 +35,21 @@ def test_operators_of_different_shapes() -> None:
 
 
 def test_one_call_serves_all_and_converged_operators_leave() -> None:
+    """Passes go to and fro while several share them; an operator alone skips a side where nothing is open."""
     batch = SharingBatch(MATRICES, [5.0, 4.0, 3.0, 2.0, 1.0])
     results = svd_batch(batch, 5, method="lanczos")
-    assert batch.calls[0] == ("shared", [2])
+    assert batch.calls[0] == ("shared", [3])
     assert len(batch.calls) >= max(result.work.passes for result in results)
-    ways = [way for way, _ in batch.calls[1:]]
+    ways = [way for way, blocks in batch.calls[1:] if len(blocks) > 1]
     assert ways == ["forward" if index % 2 == 0 else "transposed" for index in range(len(ways))]
     assert len(batch.calls[1][1]) == 5
     assert len(batch.calls[-1][1]) < 5
     forward = sum(sum(widths) for way, widths in batch.calls if way == "forward")
     transposed = sum(sum(widths) for way, widths in batch.calls if way == "transposed")
     assert forward == sum(result.work.products_forward for result in results)
-    assert transposed + 2 * 5 == sum(result.work.products_transposed for result in results)
+    assert transposed + 3 * 5 == sum(result.work.products_transposed for result in results)
     for index, result in enumerate(results):
-        own = (result.work.products - 2) * batch.rows[index] + 2 * 5.0 / 5
+        own = (result.work.products - 3) * batch.rows[index] + 3 * 5.0 / 5
         assert result.work.row_sweeps == pytest.approx(own)
 
 

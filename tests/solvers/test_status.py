@@ -115,7 +115,7 @@ def test_products_of_the_wrong_shape_or_type_raise() -> None:
         def spoil(self, product):
             return product.int()
 
-    with pytest.raises(OperatorError, match=r"operator 0, transposed pass 1: .* \(49, 2\) instead of \(50, 2\)"):
+    with pytest.raises(OperatorError, match=r"operator 0, transposed pass 1: .* \(49, 3\) instead of \(50, 3\)"):
         svd(Short(A), 4, method="lanczos")
     with pytest.raises(OperatorError, match="int32"):
         svd(Whole(A), 4, method="lanczos")

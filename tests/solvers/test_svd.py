@@ -50,11 +50,12 @@ def test_lanczos_finds_the_leading_values(name, shape, dtype, tol, accuracy) -> 
 
 @pytest.mark.parametrize("name", ["multiple", "staircase"])
 @pytest.mark.parametrize("tol", [1e-3, 1e-6])
-def test_copies_beyond_the_width_are_found(name: str, tol: float) -> None:
-    """A Krylov space of width 2 holds two copies of a value at most: five and four need the probes."""
+@pytest.mark.parametrize("block", [2, 3])
+def test_copies_beyond_the_width_are_found(name: str, tol: float, block: int) -> None:
+    """A Krylov space of width 3 holds three copies of a value at most: five and four need the probes."""
     for seed in range(4):
         A = matrix(spectrum(name, 60), (60, 60), seed)
-        result = svd(A, 8, tol=tol, method="lanczos", seed=seed)
+        result = svd(A, 8, tol=tol, method="lanczos", block=block, seed=seed)
         assert_sound(A, result, tol, 2.3e-16)
         np.testing.assert_allclose(result.S, spectrum(name, 60)[:8], rtol=tol)
 
@@ -168,7 +169,7 @@ def test_without_a_certificate_residuals_stay() -> None:
 
 
 def test_few_columns_are_spent() -> None:
-    """Columns both ways at width 2, for a slow spectrum with a spike, as the first token's Jacobian has it."""
+    """Columns both ways at the default width, for a slow spectrum with a spike, as the first token has it."""
     A = matrix(spectrum("spike", 400), (400, 400))
     operator = Recorder(A.float())
     result = svd(operator, 8, method="lanczos")
