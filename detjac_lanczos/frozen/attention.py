@@ -41,6 +41,7 @@ def observed_attention(
     *,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention in transformers' eager order of rounding.
@@ -53,6 +54,8 @@ def observed_attention(
     key, value : Tensor, shape (batch, kv_heads, n, head_dim)
     attention_mask : Tensor, shape (batch, 1, n, n), additive
     scaling, softcap : float, optional
+    s_aux : Tensor, shape (heads,), optional
+        Sinks: one more score for every query of a head, whose weight goes nowhere.
 
     Returns
     -------
@@ -66,7 +69,10 @@ def observed_attention(
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if s_aux is not None:
+        sinks = s_aux.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[2]]
     observer = module.__dict__.get(_OBSERVER)
     if observer is not None:
         observer(weights)

@@ -12,25 +12,60 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import ModelError
-from detjac_lanczos.frozen.declare import Family, Freeze
+from detjac_lanczos.frozen.declare import Family, Stream
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
+from detjac_lanczos.frozen.words import Freeze, Scale, Word
 
 
 @dataclass(frozen=True)
 class Streams:
     """Values of the nonlinear forward pass, all prompts one after another over N positions.
 
-    ``residual``: (N, d) entering each block, and one more after the last; ``output``: (N, d) after the final norm;
-    ``logits``: (prompts, vocabulary) at the last position of each prompt. ``model_output`` is `output` as the caller's
-    own model computes it, with its own attention and roundings.
+    ``embeddings``: (N, d_e), what the embedding layer gives; ``residual``: (N, d) entering each block, and one more
+    after the last; ``output``: (N, d_out), what the decoder gives; ``logits``: (prompts, vocabulary) at the last
+    position of each prompt. ``model_output`` is `output` as the caller's own model computes it, with its own attention
+    and roundings.
     """
 
+    embeddings: Tensor
     residual: tuple[Tensor, ...]
     output: Tensor
     logits: Tensor
     model_output: Tensor
+
+
+class Tape:
+    """What the words of a family record: one tensor for each name and prompt."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+        self.start = 0
+        self._seen: set[str] = set()
+
+    def __call__(self, name: str, value: Tensor) -> None:
+        """Keep a value of the prompt that is running, in float32 at least; the first of its name."""
+        if name not in self._seen:
+            self._seen.add(name)
+            if value.is_floating_point():
+                value = value.to(torch.promote_types(value.dtype, torch.float32))
+            self.values.setdefault(name, []).append(value)
+
+    def next_prompt(self, length: int) -> None:
+        """Go on to the next prompt, after one of a length."""
+        self.start += length
+        self._seen.clear()
+
+    def coefficients(self) -> dict[str, Tensor]:
+        """Return everything recorded: mixing matrices one per prompt, the rest over all positions."""
+        named: dict[str, Tensor] = {}
+        for name, values in self.values.items():
+            if name.endswith(".mixing"):
+                named.update({f"{name}.{i}": value for i, value in enumerate(values)})
+            else:
+                named[name] = _joined(values)
+        return named
 
 
 @in_own_precision
@@ -54,29 +89,35 @@ def capture(
     streams : Streams
     """
     twin = structural_copy(model)
-    tape: dict[str, list[Tensor]] = {}
-    decoder = twin.get_submodule(family.decoder)
-    final_norm = decoder.get_submodule(family.final_norm.path)
-    plain = _on_output(final_norm, tape, "model_output")
+    streams: dict[str, list[Tensor]] = {}
+    decoder, blocks = family.decoder_of(twin), family.blocks_of(twin)
+    plain = _on_output(decoder, streams, "model_output")
     for prompt in prompts:
         _run(twin, prompt)
     plain.remove()
     use_observed_attention(twin)
 
-    def record(name: str, value: Tensor) -> None:
-        tape.setdefault(name, []).append(value[0].to(torch.promote_types(value.dtype, torch.float32)))
-
-    blocks = decoder.get_submodule(family.blocks)
+    tape = Tape()
+    for words, module, name in (
+        (family.entry, decoder, "entry."),
+        *((_words(family), block, f"blocks.{index}.") for index, block in enumerate(blocks)),
+        (family.tail, decoder, "final."),
+    ):
+        for word in words:
+            word.observe(module, name, tape, freeze)
     for index, block in enumerate(blocks):
-        _on_input(block, tape, f"residual.{index}")
-        for branch in _branches(family):
-            for word in branch.words:
-                word.observe(block, f"blocks.{index}.", record, freeze)
-    family.final_norm.observe(decoder, "final.", record, freeze)
-    _on_input(final_norm, tape, f"residual.{len(blocks)}")
-    _on_output(final_norm, tape, "output")
-    logits = _run_all(twin, prompts)
-    return _sorted(tape, len(blocks), logits)
+        _on_input(block, streams, f"residual.{index}")
+    _on_output(blocks[-1], streams, f"residual.{len(blocks)}")
+    _on_output(decoder, streams, "output")
+    _on_output(twin.get_input_embeddings(), streams, "embeddings")
+    logits = _run_all(twin, prompts, tape)
+    if not streams.get("embeddings"):
+        streams["embeddings"] = [p.embeds.to(logits) for p in prompts if p.embeds is not None]
+    found = {name: _joined(values) for name, values in streams.items()}
+    if not torch.isfinite(found["output"]).all():
+        raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
+    residual = tuple(found.pop(f"residual.{i}") for i in range(len(blocks) + 1))
+    return tape.coefficients(), Streams(residual=residual, logits=logits, **found)
 
 
 @in_own_precision
@@ -86,58 +127,49 @@ def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], r
     The branches of all blocks would be the largest streams; one more pass, when one of them is asked for, is cheaper.
     """
     twin = observed_copy(model)
-    tape: dict[str, list[Tensor]] = {}
-    block = twin.get_submodule(family.decoder).get_submodule(family.blocks)[index]
-    output = next(branch.output for branch in _branches(family) if branch.role == role)
-    _on_output(block.get_submodule(output), tape, role)
-    _run_all(twin, prompts)
-    return _joined(tape[role])
+    values: dict[str, list[Tensor]] = {}
+    block = family.blocks_of(twin)[index]
+    branch = next(branch for branch in family.branches if branch.role == role)
+    _on_output(block.get_submodule(branch.output), values, role)
+    _run_all(twin, prompts, Tape())
+    found = _joined(values[role])
+    return found if branch.scale is None else found * Scale(branch.scale).factor(block)
 
 
-def _sorted(tape: dict[str, list[Tensor]], blocks: int, logits: Tensor) -> tuple[dict[str, Tensor], Streams]:
-    streams = Streams(
-        residual=tuple(_joined(tape.pop(f"residual.{i}")) for i in range(blocks + 1)),
-        output=_joined(tape.pop("output")),
-        logits=logits,
-        model_output=_joined(tape.pop("model_output")),
-    )
-    if not torch.isfinite(streams.output).all():
-        raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
-    coefficients: dict[str, Tensor] = {}
-    for name, values in tape.items():
-        if name.endswith(".mixing"):
-            coefficients.update({f"{name}.{i}": value for i, value in enumerate(values)})
-        else:
-            coefficients[name] = _joined(values)
-    return coefficients, streams
+def _words(family: Family) -> list[Word]:
+    words: list[Word] = []
+    for stage in family.block:
+        words += stage.words if isinstance(stage, Stream) else [word for branch in stage for word in branch.words]
+    return words
 
 
-def _run_all(twin: Any, prompts: Sequence[Prompt]) -> Tensor:
+def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
     """Run every prompt in the model's working precision; return the last logits, (prompts, vocabulary)."""
-    dtype = next(twin.parameters()).dtype
-    with LiftToFloat64() if dtype is torch.float64 else nullcontext():
-        return torch.cat([_run(twin, prompt) for prompt in prompts])
+    double = next(twin.parameters()).dtype is torch.float64
+    logits = []
+    with LiftToFloat64() if double else nullcontext():
+        for prompt in prompts:
+            logits.append(_run(twin, prompt))
+            tape.next_prompt(prompt.length)
+    return torch.cat(logits)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _branches(family: Family) -> list[Any]:
-    return [branch for stage in family.block for branch in stage]
-
-
-def _on_input(module: nn.Module, tape: dict[str, list[Tensor]], name: str) -> None:
+def _on_input(module: nn.Module, streams: dict[str, list[Tensor]], name: str) -> None:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = args[0] if args else kwargs["hidden_states"]
-        tape.setdefault(name, []).append(x[0].clone())
+        streams.setdefault(name, []).append(x.flatten(0, -2).clone())
 
     module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _on_output(module: nn.Module, tape: dict[str, list[Tensor]], name: str) -> RemovableHandle:
-    def hook(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> None:
-        tape.setdefault(name, []).append(y[0].clone())
+def _on_output(module: nn.Module, streams: dict[str, list[Tensor]], name: str) -> RemovableHandle:
+    def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        y = out if isinstance(out, Tensor) else out[0]
+        streams.setdefault(name, []).append(y.flatten(0, -2).clone())
 
     return module.register_forward_hook(hook)
 

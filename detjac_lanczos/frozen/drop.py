@@ -39,7 +39,7 @@ def switch_off(coefficients: dict[str, Tensor], item: Head | Place, blocks: int)
         )
     for name in [name for name in coefficients if name.startswith(f"blocks.{layer}.")]:
         mixing = ".mixing." in name
-        if mixing != (kind == "attention") or name.endswith(".rstd"):
+        if mixing != (kind == "attention") or name.endswith((".rstd", ".positions", ".weight")):
             continue
         value = coefficients[name].clone()
         if not isinstance(item, Head):

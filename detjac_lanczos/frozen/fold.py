@@ -1,8 +1,9 @@
 """Rewrite rules that make a captured chain cheap and keep the map in exact arithmetic.
 
-A per-row scale commutes with `Linear` and `ColumnScale`; beside a `Gate` or `Mix` it is absorbed; passing a `Bias` it
-leaves its factor there. A Llama branch ends as one column scale, two GEMMs and one elementwise product: every rstd has
-vanished into a gate or a mixing matrix. `fuse` then hands the elementwise neighbours of each GEMM to the GEMM.
+A per-row scale commutes with `Linear`, `ColumnScale` and `Center`; beside a `Gate`, a `Mix` or nested chains it is
+absorbed; passing a `Bias` it leaves its factor there. A Llama branch ends as one column scale, two GEMMs and one
+elementwise product: every rstd has vanished into a gate or a mixing matrix. `fuse` then hands the elementwise
+neighbours of each GEMM to the GEMM.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map, Mix, RowScale, Sum
+from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map, Mix, Nested, RowScale
 
 
 def fold(chain: Sequence[Map], prompt_lengths: Sequence[int], *, scale_factors: bool) -> tuple[Map, ...]:
@@ -47,7 +48,7 @@ def _absorber(steps: Sequence[Map], index: int) -> int | None:
     """Return the nearest step, to the right and then to the left, that can take the row scale at ``index``."""
     for walk in (range(index + 1, len(steps)), range(index - 1, -1, -1)):
         for position in walk:
-            if isinstance(steps[position], Gate | Mix | Sum | RowScale):
+            if isinstance(steps[position], Gate | Mix | Nested | RowScale):
                 return position
     return None
 
@@ -66,12 +67,13 @@ def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Seque
     match step:
         case RowScale():
             return RowScale(step.r * r)
-        case Sum():
-            scaled: list[tuple[Map, ...]] = []
-            for chain in step.chains:
-                extended = (RowScale(r), *chain) if scale_comes_first else (*chain, RowScale(r))
-                scaled.append(fold(extended, prompt_lengths, scale_factors=scale_factors))
-            return Sum(tuple(scaled))
+        case Nested():
+            chains = []
+            for index, chain in enumerate(step.chains):
+                part = RowScale(step.row_factor(r, index))
+                extended = (part, *chain) if scale_comes_first else (*chain, part)
+                chains.append(fold(extended, prompt_lengths, scale_factors=scale_factors))
+            return step.rebuilt(chains)
         case Gate():
             if scale_factors:
                 step.g.mul_(r[:, None])
@@ -89,8 +91,8 @@ def fuse(chain: Sequence[Map]) -> tuple[Map, ...]:
     """Give each GEMM the column scale before it, and the gate and column scale after it; reorder nothing."""
     steps: list[Map] = []
     for step in chain:
-        if isinstance(step, Sum):
-            step = Sum(tuple(fuse(part) for part in step.chains))
+        if isinstance(step, Nested):
+            step = step.rebuilt([fuse(part) for part in step.chains])
         last = steps[-1] if steps else None
         if isinstance(step, Linear) and isinstance(last, ColumnScale):
             steps[-1] = replace(step, scale=last.w)

@@ -7,9 +7,10 @@ lets rows of different positions meet.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -49,6 +50,19 @@ class ColumnScale:
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, d) to (R, d)."""
         return (x * self.w).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Center:
+    """``x → x − mean(x)``: the centering of a LayerNorm."""
+
+    def transpose(self) -> Center:
+        """Return itself: an orthogonal projection."""
+        return self
+
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(R, d) to (R, d)."""
+        return x - x.mean(-1, keepdim=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +113,11 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Bias:
-    """Add ``factor_t b``: part of the offset, nothing to J. ``b``: (d,); ``factor``: (N,), left there by folding."""
+    """Add ``factor_t b``: part of the offset, nothing to J.
+
+    ``b``: (d,), or (N, d) where it differs from position to position (position embeddings, clamped entries);
+    ``factor``: (N,), left there by folding.
+    """
 
     b: Tensor
     factor: Tensor | None = None
@@ -110,7 +128,8 @@ class Bias:
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, d) to (R, d)."""
-        return x + self.b if self.factor is None else (x + self.factor[positions, None] * self.b).to(x.dtype)
+        b = self.b if self.b.ndim == 1 else self.b[positions]
+        return (x + (b if self.factor is None else self.factor[positions, None] * b)).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,15 +182,41 @@ class Mix:
         return p.reshape(self.kv_heads, -1, len(keys))
 
 
-@dataclass(frozen=True, eq=False)
-class Sum:
-    """The sum of several chains on the same rows: the mean of two linear maps of one product, for instance."""
+class Nested(ABC):
+    """A map made of chains that act on each row alone."""
 
     chains: tuple[tuple[Map, ...], ...]
 
-    def transpose(self) -> Sum:
-        """Return the sum of the transposed chains."""
-        return Sum(tuple(transpose(chain) for chain in self.chains))
+    @abstractmethod
+    def rebuilt(self, chains: Sequence[tuple[Map, ...]]) -> Self:
+        """Return the same map of other chains."""
+
+    @abstractmethod
+    def row_factor(self, r: Tensor, index: int) -> Tensor:
+        """Return a factor per position (N,) as the chain ``index`` counts positions."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(R, d) to (R, f)."""
+
+    def transpose(self) -> Self:
+        """Return the same map of the transposed chains."""
+        return self.rebuilt([transpose(chain) for chain in self.chains])
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Nested):
+    """The sum of several chains on the same rows: the mean of two linear maps, a shared expert beside routed ones."""
+
+    chains: tuple[tuple[Map, ...], ...]
+
+    def rebuilt(self, chains: Sequence[tuple[Map, ...]]) -> Sum:
+        """Return the sum of other chains."""
+        return Sum(tuple(chains))
+
+    def row_factor(self, r: Tensor, index: int) -> Tensor:
+        """Return the factor itself: every chain sees every position."""
+        return r
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, d) to (R, f)."""
@@ -179,7 +224,7 @@ class Sum:
         return torch.stack(parts).sum(0)
 
 
-Map = RowScale | ColumnScale | Gate | Linear | Bias | Mix | Sum
+Map = RowScale | ColumnScale | Center | Gate | Linear | Bias | Mix | Nested
 
 
 def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:

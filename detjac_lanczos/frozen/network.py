@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.capture import Streams, branch_values
-from detjac_lanczos.frozen.declare import Family, Freeze, linear_maps
+from detjac_lanczos.frozen.declare import Family, Stream, without_adapters
 from detjac_lanczos.frozen.drop import Head, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
@@ -24,6 +24,8 @@ from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.sweep import Program, forward, linear_part
+from detjac_lanczos.frozen.words import Freeze, Softcap, Word
+from detjac_lanczos.frozen.words.choices import chain_maps
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.weights import DenseWeight
 
@@ -82,7 +84,7 @@ class FrozenNetwork:
     ) -> Self:
         """Fold freshly captured coefficients (in place) and return their network."""
         network = cls(loaded, family, prompts, freeze, coefficients, streams)
-        for stage in (*network._unfolded_stages, network._unfolded_tail):
+        for stage in network._unfolded_stages:
             for branch in stage.branches:
                 fold(branch.chain, network.lengths, scale_factors=True)
         return network
@@ -117,6 +119,11 @@ class FrozenNetwork:
     @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
+        return self.streams.residual[0].shape[1]
+
+    @property
+    def output_size(self) -> int:
+        """Width of the output."""
         return self.streams.output.shape[1]
 
     def start_of(self, prompt: int) -> int:
@@ -125,42 +132,56 @@ class FrozenNetwork:
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """Folded stages of all blocks, in order."""
-        return tuple(self._folded(stage) for stage in self._unfolded_stages)
+        """Folded stages in order: the entry (block −1), the blocks, the tail (block L)."""
+        return tuple(
+            replace(
+                stage,
+                branches=tuple(
+                    Branch(branch.name, fold(branch.chain, self.lengths, scale_factors=False))
+                    for branch in stage.branches
+                ),
+            )
+            for stage in self._unfolded_stages
+        )
 
-    @cached_property
+    @property
     def tail(self) -> Stage:
-        """The final norm."""
-        return self._folded(self._unfolded_tail)
-
-    def _folded(self, stage: Stage) -> Stage:
-        branches = (Branch(b.name, fold(b.chain, self.lengths, scale_factors=False)) for b in stage.branches)
-        return replace(stage, branches=tuple(branches))
+        """From the last block to the output: the final norm."""
+        return self.stages[-1]
 
     @property
-    def _unfolded_stages(self) -> tuple[Stage, ...]:
-        stages = []
-        blocks = self.model.get_submodule(self.family.decoder).get_submodule(self.family.blocks)
-        for index in range(self.blocks):
-            for declared in self.family.block:
+    def _unfolded_stages(self) -> Iterator[Stage]:
+        family, decoder = self.family, self.family.decoder_of(self.model)
+        if family.entry:
+            yield self._on_stream("entry", family.entry, decoder, "entry.", -1)
+        for index, block in enumerate(family.blocks_of(self.model)):
+            prefix = f"blocks.{index}."
+            for stage in family.block:
+                if isinstance(stage, Stream):
+                    yield self._on_stream(f"stream.{index}", stage.words, block, prefix, index)
+                    continue
                 branches = []
-                for branch in declared:
-                    chain: list[Map] = []
-                    for word in branch.words:
-                        chain += word.maps(blocks[index], f"blocks.{index}.", self.coefficients, self.freeze)
+                for branch in stage:
                     name = f"{branch.role}.{index}"
-                    branches.append(Branch(name, linear_part(chain) if name in self.dropped else tuple(chain)))
-                stages.append(Stage(tuple(branches), block=index))
-        return tuple(stages)
+                    chain = self._chain(branch.whole, block, prefix)
+                    branches.append(Branch(name, linear_part(chain) if name in self.dropped else chain))
+                yield Stage(tuple(branches), block=index)
+        yield self._on_stream("output", family.tail, decoder, "final.", self.blocks)
 
-    @property
-    def _unfolded_tail(self) -> Stage:
-        decoder = self.model.get_submodule(self.family.decoder)
-        chain = self.family.final_norm.maps(decoder, "final.", self.coefficients, self.freeze)
-        return Stage((Branch("output", tuple(chain)),), residual=False)
+    def _on_stream(self, name: str, words: Sequence[Word], module: Any, prefix: str, block: int) -> Stage:
+        return Stage((Branch(name, self._chain(words, module, prefix)),), residual=False, block=block)
+
+    def _chain(self, words: Sequence[Word], module: Any, prefix: str) -> tuple[Map, ...]:
+        return tuple(chain_maps(words, module, prefix, self.coefficients, self.freeze))
 
     def program(self, source: int, target: Place) -> Program:
-        """Return the stages from the stream entering block ``source`` to a target.
+        """Return the stages from a source to a target.
+
+        Parameters
+        ----------
+        source : int
+            −1 for the embeddings, or the block that the stream enters.
+        target : Place
 
         Raises
         ------
@@ -176,30 +197,33 @@ class FrozenNetwork:
     def _program(self, source: int, target: Place) -> Program:
         if target.index is not None and target.index < source:
             raise InputError(f"the target {target} lies before the source layer({source}); choose a later target")
-        last = self.blocks - 1 if target.index is None else target.index
+        last = self.blocks - 1 if target.kind == "residual" else self.blocks if target.index is None else target.index
         stages = [stage for stage in self.stages if source <= stage.block <= last]
-        width = self.hidden_size
+        width = self.output_size if last == self.blocks else self.hidden_size
         if target.kind in ("attention", "mlp"):
             name = f"{target.kind}.{target.index}"
             end = next(i for i, stage in enumerate(stages) if any(b.name == name for b in stage.branches))
             only = tuple(b for b in stages[end].branches if b.name == name)
             stages = [*stages[:end], replace(stages[end], branches=only, residual=False)]
-        elif target.kind in ("output", "logits", "probe"):
-            stages.append(self.tail)
+        elif target.kind in ("logits", "probe"):
             reading = self._reading(target)
-            if reading is not None:
-                stages.append(Stage((Branch(target.kind, tuple(reading)),), residual=False))
-                width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
-        return Program(tuple(stages), self.hidden_size, width, self.blocks)
+            stages.append(Stage((Branch(target.kind, reading),), residual=False))
+            width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
+        return Program(tuple(stages), self.inputs(source, 0).shape[1], width, self.blocks)
 
-    def _reading(self, target: Place) -> list[Map] | None:
-        if target.kind == "logits":
-            return linear_maps(self.model, self.family.head, "")
+    def _reading(self, target: Place) -> tuple[Map, ...]:
+        """Return the maps from the output to logits or a probe."""
         if target.rows is not None:
-            if target.rows.shape[1] != self.hidden_size:
-                raise InputError(f"probe rows have width {target.rows.shape[1]}, the output has {self.hidden_size}")
-            return [Linear(DenseWeight(target.rows.to(self.device, self.dtype)))]
-        return None
+            if target.rows.shape[1] != self.output_size:
+                raise InputError(f"probe rows have width {target.rows.shape[1]}, the output has {self.output_size}")
+            return (Linear(DenseWeight(target.rows.to(self.device, self.dtype))),)
+        model, output = without_adapters(self.model), self.streams.output
+        reading: list[Map] = []
+        for word in self.family.logits:
+            capped = isinstance(word, Softcap)
+            seen = {"softcap": apply_rowwise(reading, output, torch.arange(len(output)))} if capped else {}
+            reading += word.maps(model, "", seen, self.freeze)
+        return tuple(reading)
 
     @in_own_precision
     def value(self, target: Place, prompt: int, position: int) -> Tensor:
@@ -216,7 +240,7 @@ class FrozenNetwork:
                 return self.streams.output[row]
         y = self.streams.output[row]
         positions = torch.tensor([row], device=self.device)
-        return apply_rowwise(self._reading(target) or (), y[None], positions)[0]
+        return apply_rowwise(self._reading(target), y[None], positions)[0]
 
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._branches:
@@ -224,9 +248,10 @@ class FrozenNetwork:
         return self._branches[role, index]
 
     def inputs(self, source: int, prompt: int) -> Tensor:
-        """Return the stream entering block ``source`` at every position of a prompt: (n, d)."""
+        """Return what enters at every position of a prompt, the embeddings (−1) or a block's stream: (n, d)."""
         start = self.start_of(prompt)
-        return self.streams.residual[source][start : start + self.lengths[prompt]]
+        stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
+        return stream[start : start + self.lengths[prompt]]
 
     def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:
         """Return the affine part r of y = Σ J_i x_i + r: (d_out,); zero in a network without biases."""

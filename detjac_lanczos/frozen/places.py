@@ -57,9 +57,9 @@ _NAMED = {"output": Place("output"), "residual": Place("residual"), "logits": Pl
 
 
 def source_block(source: str | Place, blocks: int) -> int:
-    """Return the index of the first block of a source."""
+    """Return the index of the first block of a source; −1 for the embeddings, before whatever leads to block 0."""
     if source == "embeddings":
-        return 0
+        return -1
     if isinstance(source, Place) and source.kind == "layer" and source.index is not None:
         return _checked(source.index, blocks, "source")
     raise InputError(f"source must be 'embeddings' or layer(l), not {source!s}")

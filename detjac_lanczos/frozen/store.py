@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from detjac_lanczos.models import LoadedModel
 if TYPE_CHECKING:
     from detjac_lanczos.frozen.network import FrozenNetwork
 
-FORMAT = 1
+FORMAT = 2
 KIND = "detjac network"
 FILE_NAME = "network.safetensors"
 
@@ -69,17 +70,18 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
             f"{path} was made from other weights than {loaded.name}'s; load it with the model {description['model']}"
         )
     family = family_of(loaded.model)
-    embeds = {name: value for name, value in tensors.items() if name.startswith("embeds.")}
+    ends = list(accumulate((len(p["tokens"]) for p in description["prompts"]), initial=0))
     return {
         "family": family,
         "prompts": tuple(
-            Prompt(p["text"], tuple(p["ids"]), tuple(p["tokens"]), embeds.get(f"embeds.{i}"))
-            for i, p in enumerate(description["prompts"])
+            Prompt(p["text"], tuple(p["ids"]), tuple(p["tokens"]), None if p["ids"] else tensors["embeddings"][a:b])
+            for p, a, b in zip(description["prompts"], ends, ends[1:], strict=False)
         ),
         "freeze": description["freeze"],
         "coefficients": _under(tensors, "coefficient."),
         "streams": Streams(
             residual=tuple(tensors[f"residual.{i}"] for i in range(len(_under(tensors, "residual.")))),
+            embeddings=tensors["embeddings"],
             output=tensors["output"],
             logits=tensors["logits"],
             model_output=tensors["model_output"],
@@ -111,8 +113,12 @@ def _tensors(network: FrozenNetwork) -> dict[str, Tensor]:
     streams = network.streams
     tensors = {f"coefficient.{name}": value for name, value in network.coefficients.items()}
     tensors |= {f"residual.{i}": value for i, value in enumerate(streams.residual)}
-    tensors |= {f"embeds.{i}": p.embeds for i, p in enumerate(network.prompts) if p.embeds is not None}
-    tensors |= {"output": streams.output, "logits": streams.logits, "model_output": streams.model_output}
+    tensors |= {
+        "embeddings": streams.embeddings,
+        "output": streams.output,
+        "logits": streams.logits,
+        "model_output": streams.model_output,
+    }
     return {name: value.detach().contiguous() for name, value in tensors.items()}
 
 

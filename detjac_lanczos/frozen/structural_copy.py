@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
@@ -47,9 +48,12 @@ def structural_copy(model: nn.Module) -> Any:
         for tensor in _tensors(module):
             memo[id(tensor)] = tensor
     try:
-        twin = copy.deepcopy(model, memo)
+        twin: Any = copy.deepcopy(model, memo)
     except Exception as error:
         raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
+    if next(twin.parameters()).dtype is torch.float64:
+        # The grouped product of experts that transformers prefers takes no float64.
+        twin.config._experts_implementation = "eager"
     return twin.eval()
 
 

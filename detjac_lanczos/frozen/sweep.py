@@ -14,7 +14,7 @@ from torch import Tensor
 
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
-from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Stage, Sum, transpose
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, Stage, transpose
 from detjac_lanczos.frozen.precision import in_own_precision
 
 _ROWS_AT_ONCE = 1024
@@ -66,8 +66,9 @@ class Program:
 
     def row_sweeps(self, length: int) -> float:
         """Work of one column over ``length`` positions: rows times the share of the network's blocks they pass."""
-        full = {stage.block for stage in self.stages[: self.last_mixing + 1] if stage.block >= 0}
-        pruned = {stage.block for stage in self.stages if stage.block >= 0} - full
+        counted = range(self.blocks)
+        full = {stage.block for stage in self.stages[: self.last_mixing + 1] if stage.block in counted}
+        pruned = {stage.block for stage in self.stages if stage.block in counted} - full
         if self.last_mixing >= 0:
             turning = self.stages[self.last_mixing].block
             full, pruned = full - {turning}, pruned | {turning}
@@ -75,14 +76,19 @@ class Program:
 
 
 def linear_part(chain: Sequence[Map]) -> tuple[Map, ...]:
-    """Return a chain without its biases, those inside a sum included."""
-    steps = (Sum(tuple(linear_part(part) for part in step.chains)) if isinstance(step, Sum) else step for step in chain)
+    """Return a chain without its biases, those of nested chains included."""
+    steps = (
+        step.rebuilt([linear_part(part) for part in step.chains]) if isinstance(step, Nested) else step
+        for step in chain
+    )
     return tuple(step for step in steps if not isinstance(step, Bias))
 
 
 def has_bias(chain: Sequence[Map]) -> bool:
-    """Tell whether a chain has a bias, in a sum or beside it."""
-    return any((isinstance(step, Sum) and any(map(has_bias, step.chains))) or isinstance(step, Bias) for step in chain)
+    """Tell whether a chain has a bias, in a nested chain or beside it."""
+    return any(
+        (isinstance(step, Nested) and any(map(has_bias, step.chains))) or isinstance(step, Bias) for step in chain
+    )
 
 
 @in_own_precision

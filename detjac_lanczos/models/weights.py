@@ -1,16 +1,18 @@
 """What a weight is: a matrix that multiplies rows from either side, in place.
 
 ``Weight`` is the protocol the detached network speaks. The dense implementation holds the model's own parameter; no
-second copy, in either direction.
+second copy, in either direction. `UnfusedWeight` is for weights that know their two products only.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from detjac_kernels import linear, linear_transposed
+from detjac_kernels import epilogue, linear, linear_transposed
 from detjac_lanczos.errors import UnsupportedModelError
 
 
@@ -96,19 +98,99 @@ class DenseWeight:
         return hashlib.sha256(head + data.tobytes()).hexdigest()
 
 
-def weight_of(module: nn.Module, name: str) -> Weight:
-    """Return the weight of a linear module, or refuse what is not a plain dense one.
+class UnfusedWeight(ABC):
+    """A weight given by its two plain products: what a GEMM could take along is done before and after them."""
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """Return ``x Wᵀ``, a tensor of its own: (R, d) to (R, f)."""
+
+    @abstractmethod
+    def product_transposed(self, y: Tensor) -> Tensor:
+        """Return ``y W``, a tensor of its own: (R, f) to (R, d)."""
+
+    def apply(
+        self,
+        x: Tensor,
+        *,
+        scale: Tensor | None = None,
+        gate: Tensor | None = None,
+        out_scale: Tensor | None = None,
+        add: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
+        x = x if scale is None else (x * scale).to(x.dtype)
+        return epilogue(self.product(x), gate, out_scale, add)
+
+    def apply_transposed(
+        self,
+        y: Tensor,
+        *,
+        scale: Tensor | None = None,
+        gate: Tensor | None = None,
+        out_scale: Tensor | None = None,
+        add: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
+        y = y if scale is None else (y * scale).to(y.dtype)
+        return epilogue(self.product_transposed(y), gate, out_scale, add)
+
+
+class PerHeadWeight(UnfusedWeight):
+    """The same rows of every head of a fused weight: ``parameter`` (heads, rows, d), a strided view used in place."""
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.parameter = parameter.detach()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input width, (heads · rows, d)."""
+        heads, rows, d = self.parameter.shape
+        return heads * rows, d
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return ``x Wᵀ``: (R, d) to (R, heads · rows)."""
+        return torch.cat([linear(x, head) for head in self.parameter], dim=1)
+
+    def product_transposed(self, y: Tensor) -> Tensor:
+        """Return ``y W``: (R, heads · rows) to (R, d)."""
+        total = y.new_zeros(len(y), self.shape[1])
+        for part, head in zip(y.chunk(len(self.parameter), dim=1), self.parameter, strict=True):
+            total.addmm_(part, head)
+        return total
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return W as a plain matrix (f, d)."""
+        return self.parameter.flatten(0, 1).to(dtype or self.parameter.dtype)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the values, shape and dtype."""
+        return DenseWeight(self.dense()).fingerprint()
+
+
+Part = Callable[[Tensor], Tensor]
+"""Which rows of a fused weight are meant: (f, d) to a view (f', d), or (heads, rows, d)."""
+
+
+def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
+    """Return the weight of a linear module (or ``part`` of its rows), or refuse what is not a plain dense one.
 
     Raises
     ------
     UnsupportedModelError
-        If the module is not a dense ``torch.nn.Linear`` whose values are in memory.
+        If the module is neither a dense ``torch.nn.Linear`` nor transformers' ``Conv1D`` with values in memory.
     """
     parameter = getattr(module, "weight", None)
-    if type(module) is not nn.Linear or not isinstance(parameter, Tensor):
+    if type(module).__name__ not in ("Linear", "Conv1D") or not isinstance(parameter, Tensor):
         raise UnsupportedModelError(
             f"{name} is a {type(module).__name__}, not a dense torch.nn.Linear; load the model plain"
         )
     if parameter.is_meta:
         raise UnsupportedModelError(f"{name} has no values in memory (meta device); load the model without offloading")
-    return DenseWeight(parameter)
+    matrix = parameter.detach() if type(module) is nn.Linear else parameter.detach().t()
+    return matrix_weight(matrix if part is None else part(matrix))
+
+
+def matrix_weight(matrix: Tensor) -> Weight:
+    """Return the weight of a matrix (f, d), or of the same rows of every head (heads, rows, d); a view stays one."""
+    return DenseWeight(matrix) if matrix.ndim == 2 else PerHeadWeight(matrix)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.capture import capture
-from detjac_lanczos.frozen.declare import Freeze
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, source_block, target_place
 from detjac_lanczos.frozen.prompt import decode, read_prompts
+from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators.jacobian import DetachedJacobian, JacobianBatch, Reconstruction
 

@@ -87,7 +87,7 @@ class DetachedJacobian(MatrixFree):
         """What this operator is, in plain words."""
         network = self.network
         start = (
-            network.family.input_definition if self.source == 0 else f"the residual stream entering block {self.source}"
+            network.family.input_definition if self.source < 0 else f"the residual stream entering block {self.source}"
         )
         after = {"output": "after the final norm", "residual": "the residual stream before the final norm"}
         return {

@@ -85,16 +85,15 @@ def _jvp(
     network: FrozenNetwork, inputs: Tensor, tangents: Tensor, source: str | Place, target: str | Place, position: int
 ) -> Tensor:
     """Differentiate at inputs (n, d) along tangents (b, n, d), one copy of the prompt each: (b, d_out)."""
-    block = source_block(source, network.blocks)
+    block = max(source_block(source, network.blocks), 0)
     place = target_place(target, network.blocks)
     if place.kind not in ("output", "residual", "layer"):
         raise InputError(f"an ordinary product ends at 'output', 'residual' or layer(l), not {place}")
     point = inputs.expand_as(tangents).contiguous()
     mask = torch.ones(tangents.shape[:2], dtype=torch.long, device=network.device)
     twin = observed_copy(network.model)
-    decoder = twin.get_submodule(network.family.decoder)
-    blocks = decoder.get_submodule(network.family.blocks)
-    final_norm = decoder.get_submodule(network.family.final_norm.path)
+    decoder, blocks = network.family.decoder_of(twin), network.family.blocks_of(twin)
+    final_norm = decoder.get_submodule("norm")
     state: dict[str, Tensor] = {}
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -4,8 +4,8 @@ Each function is plain torch: the specification and test oracle of a device kern
 taken on machines without an accelerator.
 """
 
-from detjac_kernels.gemm import linear, linear_transposed
+from detjac_kernels.gemm import epilogue, linear, linear_transposed
 from detjac_kernels.mixing import mix, mix_transposed
 from detjac_kernels.norms import rms_reciprocal
 
-__all__ = ["linear", "linear_transposed", "mix", "mix_transposed", "rms_reciprocal"]
+__all__ = ["epilogue", "linear", "linear_transposed", "mix", "mix_transposed", "rms_reciprocal"]

@@ -57,6 +57,11 @@ def _fused(
     if scale is not None:
         x = (x * scale).to(x.dtype)
     out = x.new_zeros(0, weight.shape[0]) if x.shape[0] == 0 else roads.product(x, weight)
+    return epilogue(out, gate, out_scale, add)
+
+
+def epilogue(out: Tensor, gate: Tensor | None, out_scale: Tensor | None, add: Tensor | None) -> Tensor:
+    """Return ``(out ∘ gate) ∘ out_scale + add``, shapes as in `linear`; ``out`` is overwritten."""
     if gate is not None:
         out.mul_(gate)
     if out_scale is not None and add is not None and out_scale.dtype is out.dtype:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.frozen.declare import Family
+from detjac_lanczos.frozen.declare import Family, without_adapters
 from detjac_lanczos.frozen.families.gemma3 import GEMMA3
 from detjac_lanczos.frozen.families.llama import LLAMA
 
@@ -18,9 +18,9 @@ def family_of(model: nn.Module) -> Family:
     UnsupportedModelError
         If none does; the message lists those that exist.
     """
-    name = type(model).__name__
+    model = without_adapters(model)
     for family in FAMILIES:
-        if name in family.classes:
+        if family.serves(model):
             return family
-    known = "; ".join(f"{family.name} ({', '.join(family.classes)})" for family in FAMILIES)
-    raise UnsupportedModelError(f"the family of {name} is not supported; supported: {known}")
+    known = "; ".join(f"{family.name} ({', '.join(family.served)})" for family in FAMILIES)
+    raise UnsupportedModelError(f"the family of {type(model).__name__} is not supported; supported: {known}")

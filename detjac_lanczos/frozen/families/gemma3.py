@@ -1,6 +1,7 @@
 """Gemma 3 (text): a norm before and after each branch, weights stored as w − 1, scaled embeddings."""
 
-from detjac_lanczos.frozen.declare import Attend, Family, GatedMLP, Project, Residual, RMSNorm
+from detjac_lanczos.frozen.declare import Family, Residual
+from detjac_lanczos.frozen.words import Attend, GatedMLP, Project, RMSNorm
 
 GEMMA3 = Family(
     name="Gemma 3",
@@ -32,6 +33,6 @@ GEMMA3 = Family(
             ),
         ),
     ),
-    final_norm=RMSNorm("norm", plus_one=True),
+    tail=(RMSNorm("norm", plus_one=True),),
     input_definition="the rows of the embedding table times sqrt(hidden size)",
 )

@@ -1,6 +1,7 @@
 """Llama: pre-norm blocks, a gated MLP, grouped heads."""
 
-from detjac_lanczos.frozen.declare import Attend, Family, GatedMLP, Project, Residual, RMSNorm
+from detjac_lanczos.frozen.declare import Family, Residual
+from detjac_lanczos.frozen.words import Attend, GatedMLP, Project, RMSNorm
 
 LLAMA = Family(
     name="Llama",
@@ -30,5 +31,5 @@ LLAMA = Family(
             ),
         ),
     ),
-    final_norm=RMSNorm("norm"),
+    tail=(RMSNorm("norm"),),
 )

@@ -1,0 +1,69 @@
+"""Words made of words: what a block has, or two paths on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from detjac_lanczos.frozen.maps import Map, Sum
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, Word
+
+
+@dataclass(frozen=True)
+class Either:
+    """The first words where the block has a module at ``path``, the others where it has not."""
+
+    path: str
+    present: Sequence[Word]
+    absent: Sequence[Word] = ()
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Observe what the block has."""
+        for word in self._words(block):
+            word.observe(block, name, record, freeze)
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the maps of what the block has."""
+        return chain_maps(self._words(block), block, name, coefficients, freeze)
+
+    def _words(self, block: nn.Module) -> Sequence[Word]:
+        return self.present if has_module(block, self.path) else self.absent
+
+
+def IfPresent(path: str, *words: Word) -> Either:
+    """Return a word that is nothing where the block has no module at ``path``."""
+    return Either(path, words)
+
+
+@dataclass(frozen=True)
+class Plus:
+    """The sum of several chains of words on the same rows."""
+
+    chains: Sequence[Sequence[Word]]
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Observe every chain."""
+        for words in self.chains:
+            for word in words:
+                word.observe(block, name, record, freeze)
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the sum of the chains."""
+        return [Sum(tuple(tuple(chain_maps(words, block, name, coefficients, freeze)) for words in self.chains))]
+
+
+def chain_maps(
+    words: Sequence[Word], block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze
+) -> list[Map]:
+    """Return the maps of several words, one after another."""
+    return [step for word in words for step in word.maps(block, name, coefficients, freeze)]
+
+
+def has_module(block: nn.Module, path: str) -> bool:
+    """Tell whether there is a module at a path; an attribute set to None is none."""
+    try:
+        return isinstance(block.get_submodule(path), nn.Module)
+    except AttributeError:
+        return False

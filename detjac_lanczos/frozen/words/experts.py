@@ -1,0 +1,127 @@
+"""Routed experts: choices, weights and every expert's gate are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.frozen.experts import Experts
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, RowScale
+from detjac_lanczos.frozen.words.product import GATED, Product, product_maps
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.models.weights import DenseWeight
+
+
+@dataclass(frozen=True)
+class RoutedExperts:
+    """Σ_e s_te down_e(product(gate_e x_t, up_e x_t)) over the experts of position t, with the routing frozen.
+
+    The module at ``path`` holds ``gate_up_proj`` and ``down_proj`` for all experts, and their biases where it has any.
+
+    Parameters
+    ----------
+    path : str
+        Module of the experts. Without ``router`` it is called with (x, indices, weights).
+    router : str, optional
+        Module whose first output is a score (positions, experts), zero for experts not chosen, that multiplies the
+        expert's **input** instead of its output.
+    stored_transposed : bool
+        Whether an expert's matrices are (in, out).
+    interleaved : bool
+        Whether gate and up alternate row by row; otherwise gate rows come first.
+    product : Product
+    """
+
+    path: str
+    router: str | None = None
+    stored_transposed: bool = False
+    interleaved: bool = False
+    product: Product = GATED
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Record, for each expert in use, its positions (m,), its weights (m,) and its frozen factors (m, f)."""
+        experts: Any = block.get_submodule(self.path)
+
+        def keep(x: Tensor, routes: Iterator[tuple[int, Tensor, Tensor]]) -> None:
+            for e, token, weight in routes:
+                rows = x[token] if self.router is None else x[token] * weight[:, None]
+                z, u = (rows @ w.t() if b is None else rows @ w.t() + b for w, b in self._halves(experts, e))
+                prefix = f"{name}{self.path}.{e}"
+                record(f"{prefix}.positions", token + record.start)
+                record(f"{prefix}.weight", weight)
+                owner = getattr(experts, "act_fn", experts)
+                for key, value in self.product.factors(owner, z, u, freeze).items():
+                    record(f"{prefix}.{key}", value)
+
+        def routed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x, indices, weights = (*args, *kwargs.values())[:3]
+            keep(x, _by_expert(indices, weights))
+
+        def scored(_: nn.Module, args: tuple[Any, ...], out: tuple[Tensor, ...]) -> None:
+            keep(args[0].flatten(0, -2), _by_score(out[0]))
+
+        if self.router is None:
+            experts.register_forward_pre_hook(routed, with_kwargs=True)
+        else:
+            block.get_submodule(self.router).register_forward_hook(scored)
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the routed sum of the experts in use."""
+        experts: Any = block.get_submodule(self.path)
+        chains, routed = [], []
+        prefix, suffix = f"{name}{self.path}.", ".positions"
+        used = sorted(
+            int(k[len(prefix) : -len(suffix)]) for k in coefficients if k.startswith(prefix) and k.endswith(suffix)
+        )
+        for e in used:
+            (gate, gate_bias), (up, up_bias) = self._halves(experts, e)
+            down = self._oriented(experts.down_proj[e])
+            weight: list[Map] = [RowScale(coefficients[f"{prefix}{e}.weight"])]
+            product = product_maps(
+                partial(_affine, gate, gate_bias), partial(_affine, up, up_bias), f"{prefix}{e}", coefficients
+            )
+            out = _affine(down, _row(experts, "down_proj_bias", e))
+            chains.append((*product, *out, *weight) if self.router is None else (*weight, *product, *out))
+            routed.append(coefficients[f"{prefix}{e}{suffix}"])
+        width = self._oriented(experts.down_proj[0]).shape[0]
+        return [Experts(tuple(chains), tuple(routed), width, width)]
+
+    def _oriented(self, matrix: Tensor) -> Tensor:
+        return matrix.detach().t() if self.stored_transposed else matrix.detach()
+
+    def _halves(self, experts: Any, e: int) -> list[tuple[Tensor, Tensor | None]]:
+        """Rows and biases of gate and up, as views."""
+        matrix, bias = self._oriented(experts.gate_up_proj[e]), _row(experts, "gate_up_proj_bias", e)
+        half = matrix.shape[0] // 2
+        cuts = (slice(0, None, 2), slice(1, None, 2)) if self.interleaved else (slice(0, half), slice(half, None))
+        return [(matrix[cut], None if bias is None else bias[cut]) for cut in cuts]
+
+
+def _affine(matrix: Tensor, bias: Tensor | None) -> list[Map]:
+    maps: list[Map] = [Linear(DenseWeight(matrix))]
+    return maps if bias is None else [*maps, Bias(bias)]
+
+
+def _row(experts: Any, attribute: str, e: int) -> Tensor | None:
+    bias = getattr(experts, attribute, None)
+    return bias[e].detach() if isinstance(bias, Tensor) else None
+
+
+def _by_expert(indices: Tensor, weights: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield each expert in use with its positions, ascending, and their weights, from (positions, k) choices."""
+    for e in indices.unique().tolist():
+        token, slot = torch.where(indices == e)
+        yield e, token, weights[token, slot]
+
+
+def _by_score(scores: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the same from scores (positions, experts) that are zero for experts not chosen."""
+    for e in range(scores.shape[1]):
+        token = scores[:, e].nonzero()[:, 0]
+        if len(token):
+            yield e, token, scores[token, e]

@@ -1,0 +1,96 @@
+"""Norms: 1/rms or 1/std is frozen, the rest is linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detjac_kernels import rms_reciprocal
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """x → w ∘ x / rms(x), with 1/rms frozen; ``plus_one`` where the module multiplies by 1 + weight."""
+
+    path: str
+    plus_one: bool = False
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Record 1/rms of the norm's input: (positions,)."""
+        module = block.get_submodule(self.path)
+        if not type(module).__name__.endswith("RMSNorm"):
+            raise _not_declared(module, f"{name}{self.path}")
+        eps = norm_eps(module, f"{name}{self.path}")
+
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            record(f"{name}{self.path}.rstd", rms_reciprocal(args[0], eps).flatten())
+
+        module.register_forward_pre_hook(hook)
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the frozen row scale and the weight."""
+        weight = block.get_submodule(self.path).weight
+        if not isinstance(weight, Tensor):
+            raise UnsupportedModelError(f"{name}{self.path} has no weight; this is not the norm its family declares")
+        w = weight.detach()
+        if self.plus_one:
+            w = 1 + w.to(torch.promote_types(w.dtype, torch.float32))
+        return [RowScale(coefficients[f"{name}{self.path}.rstd"]), ColumnScale(w)]
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """x → w ∘ (x − mean x) / std(x) + b, with 1/std frozen; w and b where the module has them."""
+
+    path: str
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Record 1/std of the norm's input: (positions,)."""
+        module = block.get_submodule(self.path)
+        if not type(module).__name__.endswith("LayerNorm"):
+            raise _not_declared(module, f"{name}{self.path}")
+        eps = norm_eps(module, f"{name}{self.path}")
+
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
+            record(f"{name}{self.path}.rstd", rms_reciprocal(x - x.mean(-1, keepdim=True), eps).flatten())
+
+        module.register_forward_pre_hook(hook)
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the centering, the frozen row scale, the weight and the bias."""
+        module = block.get_submodule(self.path)
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        maps: list[Map] = [Center(), RowScale(coefficients[f"{name}{self.path}.rstd"])]
+        if isinstance(weight, Tensor):
+            maps.append(ColumnScale(weight.detach()))
+        if isinstance(bias, Tensor):
+            maps.append(Bias(bias.detach()))
+        return maps
+
+
+def norm_eps(module: nn.Module, name: str) -> float:
+    """Return the epsilon of a norm.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it has none.
+    """
+    for attribute in ("variance_epsilon", "eps"):
+        eps = getattr(module, attribute, None)
+        if isinstance(eps, float):
+            return eps
+    raise UnsupportedModelError(
+        f"{name} ({type(module).__name__}) has no epsilon; this is not the norm its family declares"
+    )
+
+
+def _not_declared(module: nn.Module, name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{name} is a {type(module).__name__}, not the norm its family declares")

@@ -1,0 +1,102 @@
+"""Linear modules, multipliers and constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map
+from detjac_lanczos.frozen.words.parts import PartOf
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.models.weights import Part, weight_of
+
+
+@dataclass(frozen=True)
+class Project:
+    """x → x Wᵀ + b: a linear module, or a part of its rows (see `parts`), cut by the module that holds it."""
+
+    path: str
+    part: PartOf | None = None
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Nothing is frozen in a linear module."""
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the weight, in place, and its bias where it has one."""
+        part = self.part
+        if part is None:
+            return linear_maps(block, self.path, name)
+        owner = block.get_submodule(self.path.rpartition(".")[0])
+        return linear_maps(block, self.path, name, lambda rows: part(rows, owner))
+
+
+def linear_maps(block: nn.Module, path: str, name: str, part: Part | None = None) -> list[Map]:
+    """Return the maps of a linear module, or of a part of its rows: its weight in place and its bias."""
+    module = block.get_submodule(path)
+    maps: list[Map] = [Linear(weight_of(module, f"{name}{path}", part))]
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, Tensor):
+        b = bias.detach() if part is None else part(bias.detach())
+        maps.append(Bias(b.flatten()))
+    return maps
+
+
+@dataclass(frozen=True)
+class Scale:
+    """x → s x (or x / s): a number that the module keeps under ``attribute``."""
+
+    attribute: str
+    divide: bool = False
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Nothing is frozen in a constant."""
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the number as a column scale."""
+        return [ColumnScale(torch.tensor(self.factor(block), dtype=torch.float64))]
+
+    def factor(self, block: nn.Module) -> float:
+        """Return s."""
+        value = float(attrgetter(self.attribute)(block))
+        return 1 / value if self.divide else value
+
+
+@dataclass(frozen=True)
+class Constant:
+    """x_t → x_t + c_t: the output of a module that does not read the stream, such as learned positions."""
+
+    path: str
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Record the module's output: (positions, d)."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+            record(f"{name}{self.path}.constant", out.flatten(0, -2))
+
+        block.get_submodule(self.path).register_forward_hook(hook)
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the recorded rows as a bias."""
+        return [Bias(coefficients[f"{name}{self.path}.constant"])]
+
+
+@dataclass(frozen=True)
+class Softcap:
+    """z → c tanh(z / c), elementwise, with the ratio c tanh(z / c) / z frozen; nothing where the model has no cap."""
+
+    attribute: str
+
+    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+        """Nothing is recorded on the way: the factor is as wide as the vocabulary and made when asked for."""
+
+    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
+        """Return the frozen ratio at the values ``coefficients["softcap"]``: (positions, f)."""
+        cap = attrgetter(self.attribute)(block)
+        if cap is None:
+            return []
+        z = coefficients["softcap"].to(torch.promote_types(coefficients["softcap"].dtype, torch.float32))
+        return [Gate(torch.where(z == 0, 1.0, torch.tanh(z / cap) * cap / z))]
