@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.frozen.declare import Freeze
 from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.operators.detach import Token
