@@ -5,7 +5,7 @@ them and the rest: `Detach` cuts their gradient (oracle A: J by reverse mode), `
 returns them again at x + δ (oracle B: the map is then exactly affine).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from tests.oracle_structures import Freezer, blocks_of, decoder_of, frozen_activation, structure_of
 
 
 class Detach:
@@ -42,12 +44,12 @@ class Pin:
         return pinned
 
 
-class Frozen(TorchFunctionMode):
-    """Send 1/rms and attention weights through the freezer; in float64, let nothing round to float32."""
+class Lifted(TorchFunctionMode):
+    """In a float64 model, let nothing round to float32."""
 
-    def __init__(self, freezer: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.freezer, self.double = freezer, dtype is torch.float64
+        self.double = dtype is torch.float64
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -57,49 +59,68 @@ class Frozen(TorchFunctionMode):
             args = tuple(torch.float64 if a is torch.float32 else a for a in args)
             if func is Tensor.float:
                 func = Tensor.double
+        return self.call(func, args, kwargs)
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+
+class Frozen(Lifted):
+    """Send 1/rms, 1/std, attention weights and tanh(z)/z of a softcap through the freezer."""
+
+    def __init__(self, freezer: Freezer, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.freezer = freezer
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is F.layer_norm:
+            return self.layer_norm(*args, **kwargs)
+        if func in (torch.tanh, Tensor.tanh):
+            return frozen_activation(func, self.freezer, *args)
         out = func(*args, **kwargs)
-        return self.freezer(out) if func in (torch.rsqrt, torch.softmax, F.softmax) else out
+        frozen = (torch.rsqrt, Tensor.rsqrt, torch.softmax, Tensor.softmax, F.softmax)
+        return self.freezer(out) if func in frozen else out
 
-
-def gated_product(act: nn.Module, freeze: str, freezer: Callable[[Tensor], Tensor], z: Tensor, u: Tensor) -> Tensor:
-    """act(z) ∘ u with one factor frozen: act(z), or u and act(z)/z, or the mean of both."""
-    nonzero = torch.where(z == 0, torch.ones_like(z), z)
-    ratio = freezer(torch.where(z == 0, torch.full_like(z, 0.5), act(nonzero) / nonzero))
-    by_gate, by_up = freezer(act(z)) * u, ratio * z * freezer(u)
-    return {"gate": by_gate, "up": by_up, "half": 0.5 * by_gate + 0.5 * by_up}[freeze]
+    def layer_norm(
+        self, x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        normal = centred * self.freezer(torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps))
+        scaled = normal if weight is None else normal * weight
+        return scaled if bias is None else scaled + bias
 
 
 @contextmanager
-def frozen_modules(model: Any, freeze: str, freezer: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Freeze the model's own modules for a while: eager attention, MLPs with a frozen factor."""
-    implementation = model.config._attn_implementation
-    model.config._attn_implementation = "eager"
-    mlps = [block.mlp for block in model.model.layers]
-
-    def forward_of(mlp: Any) -> Callable[[Tensor], Tensor]:
-        return lambda x: mlp.down_proj(gated_product(mlp.act_fn, freeze, freezer, mlp.gate_proj(x), mlp.up_proj(x)))
-
-    for mlp in mlps:
-        mlp.forward = forward_of(mlp)
+def eager_attention(model: Any) -> Iterator[None]:
+    """Let the model's own eager attention run for a while, with its softmax in sight."""
+    configs = {id(config): config for config in (model.config, decoder_of(model).config)}.values()
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = "eager"
     try:
-        with Frozen(freezer, model.dtype):
-            yield
+        yield
     finally:
-        model.config._attn_implementation = implementation
-        for mlp in mlps:
-            del mlp.forward
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
 
 
-def branch_ends(block: Any) -> dict[str, Any]:
-    """Return the modules whose outputs are a block's branches."""
-    if hasattr(block, "post_feedforward_layernorm"):
-        return {"attention": block.post_attention_layernorm, "mlp": block.post_feedforward_layernorm}
-    return {"attention": block.self_attn.o_proj, "mlp": block.mlp.down_proj}
+@contextmanager
+def frozen_modules(model: Any, freeze: str, freezer: Freezer) -> Iterator[None]:
+    """Freeze the model's own modules for a while: eager attention, MLPs with a frozen factor."""
+    freeze_mlps = structure_of(model).freeze_mlps
+    with eager_attention(model), freeze_mlps(model, freeze, freezer), Frozen(freezer, model.dtype):
+        yield
 
 
-def run(model: Any, embeddings: Tensor) -> dict[str, Tensor]:
-    """One pass on (n, d) embeddings; every stream by name, (1, n, width), still in the graph."""
-    streams: dict[str, Tensor] = {}
+def run(
+    model: Any, embeddings: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+) -> dict[str, Tensor]:
+    """One pass on (n, d) embeddings; every stream by name, (1, n, width), still in the graph.
+
+    ``attention_mask`` and ``position_ids`` are (1, n), as transformers takes them.
+    """
+    inputs = embeddings[None]
+    streams: dict[str, Tensor] = {"source.embeddings": inputs}
     handles = []
 
     def on_input(module: nn.Module, name: str) -> None:
@@ -108,25 +129,24 @@ def run(model: Any, embeddings: Tensor) -> dict[str, Tensor]:
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def on_output(module: nn.Module, name: str) -> None:
-        def hook(_: nn.Module, args: Any, out: Tensor) -> None:
-            streams[name] = out
+    def on_output(module: nn.Module, name: str, scale: float = 1.0) -> None:
+        def hook(_: nn.Module, args: Any, out: Any) -> None:
+            value = out if isinstance(out, Tensor) else out[0]
+            streams[name] = scale * value.reshape(1, len(embeddings), -1)
 
         handles.append(module.register_forward_hook(hook))
 
-    blocks = model.model.layers
-    for index, block in enumerate(blocks):
+    structure = structure_of(model)
+    for index, block in enumerate(blocks_of(model)):
         on_input(block, f"source.{index}")
-        if index:
-            on_input(block, f"layer.{index - 1}")
-        for role, module in branch_ends(block).items():
-            on_output(module, f"{role}.{index}")
-    on_input(model.model.norm, "residual")
-    on_input(model.model.norm, f"layer.{len(blocks) - 1}")
-    on_output(model.model.norm, "output")
-    mask = torch.ones(1, len(embeddings), dtype=torch.long)
+        on_output(block, f"layer.{index}")
+        for role, branch in (("attention", structure.attention), ("mlp", structure.mlp)):
+            on_output(block.get_submodule(branch.path), f"{role}.{index}", branch.scale(block))
+    on_output(blocks_of(model)[-1], "residual")
+    on_output(decoder_of(model), "output")
+    mask = torch.ones(1, len(embeddings), dtype=torch.long) if attention_mask is None else attention_mask
     try:
-        out = model(inputs_embeds=embeddings[None], attention_mask=mask, use_cache=False)
+        out = model(inputs_embeds=inputs, attention_mask=mask, position_ids=position_ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -135,7 +155,7 @@ def run(model: Any, embeddings: Tensor) -> dict[str, Tensor]:
 
 
 def embeddings_of(model: Any, ids: list[int]) -> Tensor:
-    """Return what enters the first block: (n, d)."""
+    """Return what the embedding layer gives: (n, d)."""
     with torch.no_grad():
         return model.get_input_embeddings()(torch.tensor([ids]))[0]
 
@@ -143,12 +163,15 @@ def embeddings_of(model: Any, ids: list[int]) -> Tensor:
 class OracleA:
     """Reverse mode through the model with detached factors."""
 
-    def __init__(self, model: Any, embeddings: Tensor, freeze: str = "gate") -> None:
+    def __init__(self, model: Any, embeddings: Tensor, freeze: str = "gate", **inputs: Tensor) -> None:
         with frozen_modules(model, freeze, Detach()), torch.enable_grad():
-            self.streams = run(model, embeddings.clone().requires_grad_())
+            self.streams = run(model, embeddings.clone().requires_grad_(), **inputs)
 
-    def jacobian(self, source: int, target: str, position: int, cotangents: Tensor | None = None) -> Tensor:
-        """(d_out, n, d): the derivative of ``target`` at a position by every row entering block ``source``."""
+    def jacobian(self, source: int | str, target: str, position: int, cotangents: Tensor | None = None) -> Tensor:
+        """(d_out, n, d): the derivative of ``target`` at a position by every row entering block ``source``.
+
+        ``source`` is a block, or "embeddings": what the embedding layer gives.
+        """
         y = self.streams[target][0, position]
         cotangents = torch.eye(len(y), dtype=y.dtype) if cotangents is None else cotangents
         parts = [
@@ -161,8 +184,8 @@ class OracleA:
 class OracleB:
     """The model run again elsewhere with every frozen factor pinned to its value at x."""
 
-    def __init__(self, model: Any, embeddings: Tensor, freeze: str = "gate") -> None:
-        self.model, self.embeddings, self.freeze, self.pin = model, embeddings, freeze, Pin()
+    def __init__(self, model: Any, embeddings: Tensor, freeze: str = "gate", **inputs: Tensor) -> None:
+        self.model, self.embeddings, self.freeze, self.inputs, self.pin = model, embeddings, freeze, inputs, Pin()
         self.at_x = self._streams(embeddings)
 
     def change(self, delta: Tensor) -> dict[str, Tensor]:
@@ -173,7 +196,7 @@ class OracleB:
 
     def _streams(self, embeddings: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), frozen_modules(self.model, self.freeze, self.pin):
-            return {name: value[0].clone() for name, value in run(self.model, embeddings).items()}
+            return {name: value[0].clone() for name, value in run(self.model, embeddings, **self.inputs).items()}
 
 
 def errors(found: Tensor, expected: Tensor) -> tuple[float, float]:
