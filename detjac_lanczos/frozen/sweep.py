@@ -125,8 +125,10 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
         kept = x.index_select(0, layout.kept) if prunes else x
         total = kept if stage.residual else None
         for chain in chains:
-            mixes = any(isinstance(step, Mix) for step in chain)
-            total = _run(chain, x if mixes or not prunes else kept, positions, out, mixing, total)
+            if prunes and not any(isinstance(step, Mix) for step in chain):
+                total = _run(chain, kept, out, out, mixing, total)
+            else:
+                total = _run(chain, x, positions, out, mixing, total)
         if total is None:
             raise ValueError("a stage needs a residual or a branch")
         x, positions = total, out

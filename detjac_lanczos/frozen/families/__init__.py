@@ -4,10 +4,51 @@ from torch import nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.declare import Family, without_adapters
-from detjac_lanczos.frozen.families.gemma3 import GEMMA3
+from detjac_lanczos.frozen.families.cohere import COHERE2
+from detjac_lanczos.frozen.families.deepseek import DEEPSEEK_V3
+from detjac_lanczos.frozen.families.gemma import GEMMA2, GEMMA3, GEMMA3_WRAPPER
+from detjac_lanczos.frozen.families.glm import GLM4
+from detjac_lanczos.frozen.families.gpt2 import GPT2
+from detjac_lanczos.frozen.families.gpt_neox import GPT_NEOX, GPT_NEOX_SEQUENTIAL
+from detjac_lanczos.frozen.families.gpt_oss import GPT_OSS
+from detjac_lanczos.frozen.families.granite import GRANITE, GRANITE_MOE
 from detjac_lanczos.frozen.families.llama import LLAMA
+from detjac_lanczos.frozen.families.llama4 import LLAMA4
+from detjac_lanczos.frozen.families.llama_like import MINISTRAL, MINISTRAL3, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from detjac_lanczos.frozen.families.mixture import MIXTRAL, QWEN3_MOE
+from detjac_lanczos.frozen.families.olmo import OLMO2, OLMO3
+from detjac_lanczos.frozen.families.opt import OPT, OPT_POST_NORM
+from detjac_lanczos.frozen.families.phi import PHI3
 
-FAMILIES: tuple[Family, ...] = (LLAMA, GEMMA3)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    MINISTRAL,
+    MINISTRAL3,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    MIXTRAL,
+    GEMMA2,
+    GEMMA3,
+    GEMMA3_WRAPPER,
+    PHI3,
+    OLMO2,
+    OLMO3,
+    SMOLLM3,
+    GRANITE,
+    GRANITE_MOE,
+    COHERE2,
+    GLM4,
+    GPT_OSS,
+    DEEPSEEK_V3,
+    LLAMA4,
+    GPT2,
+    GPT_NEOX,
+    GPT_NEOX_SEQUENTIAL,
+    OPT,
+    OPT_POST_NORM,
+)
 
 
 def family_of(model: nn.Module) -> Family:

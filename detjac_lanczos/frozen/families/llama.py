@@ -3,33 +3,24 @@
 from detjac_lanczos.frozen.declare import Family, Residual
 from detjac_lanczos.frozen.words import Attend, GatedMLP, Project, RMSNorm
 
-LLAMA = Family(
-    name="Llama",
-    classes=("LlamaForCausalLM",),
-    block=(
-        (
-            Residual(
-                "attention",
-                (
-                    RMSNorm("input_layernorm"),
-                    Project("self_attn.v_proj"),
-                    Attend("self_attn"),
-                    Project("self_attn.o_proj"),
-                ),
-                output="self_attn.o_proj",
-            ),
-        ),
-        (
-            Residual(
-                "mlp",
-                (
-                    RMSNorm("post_attention_layernorm"),
-                    GatedMLP("mlp.gate_proj", "mlp.up_proj", "mlp.act_fn"),
-                    Project("mlp.down_proj"),
-                ),
-                output="mlp.down_proj",
-            ),
-        ),
+ATTENTION = Residual(
+    "attention",
+    (RMSNorm("input_layernorm"), Project("self_attn.v_proj"), Attend("self_attn"), Project("self_attn.o_proj")),
+    output="self_attn.o_proj",
+)
+MLP = Residual(
+    "mlp",
+    (
+        RMSNorm("post_attention_layernorm"),
+        GatedMLP("mlp.gate_proj", "mlp.up_proj", "mlp.act_fn"),
+        Project("mlp.down_proj"),
     ),
+    output="mlp.down_proj",
+)
+
+LLAMA = Family(
+    name="Llama 2 / 3",
+    classes=("LlamaForCausalLM",),
+    block=((ATTENTION,), (MLP,)),
     tail=(RMSNorm("norm"),),
 )

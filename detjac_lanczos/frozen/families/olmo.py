@@ -1,21 +1,24 @@
-"""Gemma 3 (text): a norm before and after each branch, weights stored as w − 1, scaled embeddings."""
+"""OLMo 2 and 3: no norm before a branch, one after it."""
 
-from detjac_lanczos.frozen.declare import Family, Residual
+from dataclasses import replace
+
+from detjac_lanczos.frozen.declare import Residual
+from detjac_lanczos.frozen.families.llama import LLAMA
 from detjac_lanczos.frozen.words import Attend, GatedMLP, Project, RMSNorm
 
-GEMMA3 = Family(
-    name="Gemma 3",
-    classes=("Gemma3ForCausalLM",),
+OLMO2 = replace(
+    LLAMA,
+    name="OLMo 2",
+    classes=("Olmo2ForCausalLM",),
     block=(
         (
             Residual(
                 "attention",
                 (
-                    RMSNorm("input_layernorm", plus_one=True),
                     Project("self_attn.v_proj"),
                     Attend("self_attn"),
                     Project("self_attn.o_proj"),
-                    RMSNorm("post_attention_layernorm", plus_one=True),
+                    RMSNorm("post_attention_layernorm"),
                 ),
                 output="post_attention_layernorm",
             ),
@@ -24,15 +27,13 @@ GEMMA3 = Family(
             Residual(
                 "mlp",
                 (
-                    RMSNorm("pre_feedforward_layernorm", plus_one=True),
                     GatedMLP("mlp.gate_proj", "mlp.up_proj", "mlp.act_fn"),
                     Project("mlp.down_proj"),
-                    RMSNorm("post_feedforward_layernorm", plus_one=True),
+                    RMSNorm("post_feedforward_layernorm"),
                 ),
                 output="post_feedforward_layernorm",
             ),
         ),
     ),
-    tail=(RMSNorm("norm", plus_one=True),),
-    input_definition="the rows of the embedding table times sqrt(hidden size)",
 )
+OLMO3 = replace(OLMO2, name="OLMo 3", classes=("Olmo3ForCausalLM",))

@@ -1,0 +1,29 @@
+"""Qwen3-MoE and Mixtral: Llama's attention, and experts in place of some or all MLPs."""
+
+from dataclasses import replace
+
+from detjac_lanczos.frozen.declare import Residual
+from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA
+from detjac_lanczos.frozen.words import Either, GatedMLP, Project, RMSNorm, RoutedExperts
+
+DENSE = (GatedMLP("mlp.gate_proj", "mlp.up_proj", "mlp.act_fn"), Project("mlp.down_proj"))
+
+QWEN3_MOE = replace(
+    LLAMA,
+    name="Qwen3-MoE",
+    classes=("Qwen3MoeForCausalLM",),
+    block=(
+        (ATTENTION,),
+        (
+            Residual(
+                "mlp",
+                (
+                    RMSNorm("post_attention_layernorm"),
+                    Either("mlp.experts", present=(RoutedExperts("mlp.experts"),), absent=DENSE),
+                ),
+                output="mlp",
+            ),
+        ),
+    ),
+)
+MIXTRAL = replace(QWEN3_MOE, name="Mixtral", classes=("MixtralForCausalLM",))
