@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.reading import stable_ranks
+from detjac_lanczos.reading.stable_rank import rest_interval
 
 SPECTRA = {
     "harmonic": 1 / torch.arange(1, 65, dtype=torch.float64),
@@ -18,6 +20,7 @@ SPECTRA = {
     "one dominant value": torch.tensor([20.0] + [1 / math.sqrt(j) for j in range(1, 64)], dtype=torch.float64),
     "one value beyond the known": torch.tensor([1.0] * 5 + [1e-6] * 59, dtype=torch.float64),
     "two values beyond the known": torch.tensor([1.0] * 6 + [1e-6] * 58, dtype=torch.float64),
+    "one and a half values beyond the known": torch.tensor([1.0] * 5 + [0.5**0.5] + [1e-6] * 58, dtype=torch.float64),
     "known entirely": torch.tensor([3.0, 2.0, 1.0] + [0.0] * 61, dtype=torch.float64),
 }
 KNOWN = 4
@@ -62,6 +65,15 @@ def test_many_values_beyond_the_known_narrow_the_interval() -> None:
     assert high / low < 1.25
 
 
+@pytest.mark.parametrize("total", [0.3, 1.0, 1.2, 7.5, 400.0])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_ends_are_the_totals_at_which_the_test_stops_to_accept(total: float, confidence: float) -> None:
+    """A mean so large at the low end, or so small at the high end, has probability (1 − confidence) / 2."""
+    for end, tail in zip(rest_interval(total, 16, 1.0, confidence), (chi2.sf, chi2.cdf), strict=True):
+        freedom = 16 * max(1.0, end)
+        assert tail(total / end * freedom, freedom) == pytest.approx((1 - confidence) / 2, rel=1e-9)
+
+
 def test_inexact_triplets_leave_the_estimate_unbiased() -> None:
     """With s_j = u_jᵀ J v_j the cross term vanishes whatever the residual."""
     s = SPECTRA["harmonic"]
@@ -95,7 +107,9 @@ def test_a_zero_operator_has_stable_rank_zero() -> None:
 
 
 def test_too_few_probes_and_impossible_confidence_are_refused(network: DetachedNetwork) -> None:
-    with pytest.raises(InputError, match="probes ≥ 2"):
-        stable_ranks(network.jacobians(), [], probes=1)
+    with pytest.raises(InputError, match="probes ≥ 3"):
+        stable_ranks(network.jacobians(), [], probes=2)
+    with pytest.raises(InputError, match="16 probes prove no interval"):
+        stable_ranks(network.jacobians(), [], confidence=0.2)
     with pytest.raises(InputError, match="confidence"):
         stable_ranks(network.jacobians(), [], confidence=1.0)
