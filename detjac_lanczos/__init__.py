@@ -11,7 +11,7 @@ from detjac_lanczos.errors import DetjacError
 
 if TYPE_CHECKING:
     from detjac_lanczos.models import LoadedModel, load_model
-    from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp, probe
+    from detjac_lanczos.operators import DetachedNetwork, attention, detach, expert, head, layer, mlp, probe
     from detjac_lanczos.runs import Run, analyze, load_run
     from detjac_lanczos.solvers import SVDResult, check_operator, svd, svd_batch
 
@@ -28,6 +28,7 @@ __all__ = [
     "attention",
     "check_operator",
     "detach",
+    "expert",
     "head",
     "layer",
     "load_model",
@@ -40,7 +41,7 @@ __all__ = [
 
 _ROOMS = {
     "models": ("LoadedModel", "load_model"),
-    "operators": ("DetachedNetwork", "attention", "detach", "head", "layer", "mlp", "probe"),
+    "operators": ("DetachedNetwork", "attention", "detach", "expert", "head", "layer", "mlp", "probe"),
     "solvers": ("SVDResult", "check_operator", "svd", "svd_batch"),
     "runs": ("Run", "analyze", "load_run"),
 }

@@ -1,13 +1,18 @@
-"""Switching off: an attention head, a whole branch."""
+"""Switching off: an attention head, a routed expert, a whole branch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.places import Place
+
+_NEVER_ZERO = (".rstd", ".positions")
 
 
 @dataclass(frozen=True)
@@ -18,34 +23,73 @@ class Head:
     head: int
 
 
+@dataclass(frozen=True)
+class Expert:
+    """Routed expert ``expert`` of block ``layer``."""
+
+    layer: int
+    expert: int
+
+
 def head(layer: int, head: int) -> Head:
     """Name an attention head, for `FrozenNetwork.replace`."""
     return Head(layer, head)
 
 
-def switch_off(coefficients: dict[str, Tensor], item: Head | Place, blocks: int) -> None:
-    """Put copies of the coefficients in place that are zero where a head or a branch was.
+def expert(layer: int, expert: int) -> Expert:
+    """Name a routed expert, for `FrozenNetwork.replace`."""
+    return Expert(layer, expert)
+
+
+def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
+    """Put copies of the coefficients in place that are zero where a head, an expert or a branch was.
 
     Raises
     ------
     InputError
-        If there is no such head or branch.
+        If there is no such head, expert or branch.
     """
-    layer = item.layer if isinstance(item, Head) else item.index
-    kind = "attention" if isinstance(item, Head) else item.kind
-    if layer is None or kind not in ("attention", "mlp") or not 0 <= layer < blocks:
-        raise InputError(
-            f"cannot drop {item}; drop takes head(l, h), attention(l) and mlp(l) with l in 0..{blocks - 1}"
-        )
-    for name in [name for name in coefficients if name.startswith(f"blocks.{layer}.")]:
-        mixing = ".mixing." in name
-        if mixing != (kind == "attention") or name.endswith((".rstd", ".positions", ".weight")):
-            continue
-        value = coefficients[name].clone()
-        if not isinstance(item, Head):
-            value.zero_()
-        elif 0 <= item.head < len(value):
-            value[item.head] = 0
-        else:
-            raise InputError(f"block {layer} has heads 0..{len(value) - 1}, not {item.head}")
-        coefficients[name] = value
+    match item:
+        case Head(layer, index):
+            _check(item, layer, blocks, index)
+            for name, value in _of_block(coefficients, layer, ".mixing.").items():
+                if index >= len(value):
+                    raise InputError(f"block {layer} has heads 0..{len(value) - 1}, not {index}")
+                coefficients[name] = value.index_fill(0, torch.tensor([index], device=value.device), 0)
+        case Expert(layer, index):
+            _check(item, layer, blocks, index)
+            found = _of_block(coefficients, layer, f".experts.{index}.")
+            if not found:
+                raise InputError(f"no token of this prompt goes to expert {index} of block {layer}; choose one in use")
+            _zero(coefficients, found)
+        case Place(kind="attention", index=int(layer)):
+            _check(item, layer, blocks)
+            _zero(coefficients, _of_block(coefficients, layer, ".mixing."))
+        case Place(kind="mlp", index=int(layer)):
+            _check(item, layer, blocks)
+            found = _of_block(coefficients, layer, "")
+            _zero(coefficients, {name: value for name, value in found.items() if ".mixing." not in name})
+        case _:
+            raise _cannot(item, blocks)
+
+
+def _of_block(coefficients: Mapping[str, Tensor], layer: int, part: str) -> dict[str, Tensor]:
+    """Return the coefficients of a block whose names hold ``part``."""
+    return {n: value for n, value in coefficients.items() if n.startswith(f"blocks.{layer}.") and part in n}
+
+
+def _zero(coefficients: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for name, value in found.items():
+        if not name.endswith(_NEVER_ZERO):
+            coefficients[name] = torch.zeros_like(value)
+
+
+def _check(item: Any, layer: Any, blocks: int, index: Any = 0) -> None:
+    if type(layer) is not int or type(index) is not int or not 0 <= layer < blocks or index < 0:
+        raise _cannot(item, blocks)
+
+
+def _cannot(item: Any, blocks: int) -> InputError:
+    return InputError(
+        f"cannot drop {item!r}; drop takes head(l, h), expert(l, e), attention(l) and mlp(l) with l in 0..{blocks - 1}"
+    )

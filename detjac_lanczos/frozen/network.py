@@ -16,7 +16,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.capture import Streams, branch_values
 from detjac_lanczos.frozen.declare import Family, Stream, without_adapters
-from detjac_lanczos.frozen.drop import Head, switch_off
+from detjac_lanczos.frozen.drop import Expert, Head, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_rowwise
@@ -262,27 +262,28 @@ class FrozenNetwork:
             return torch.zeros(program.d_out, dtype=self.dtype, device=self.device)
         return forward(program, rows, layout, affine=True)[0]
 
-    def replace(self, coefficients: Mapping[str, Tensor] | None = None, *, drop: Iterable[Head | Place] = ()) -> Self:
+    def replace(self, coefficients: Mapping[str, Tensor] | None = None, *, drop: Iterable[Head | Expert | Place] = ()) -> Self:
         """Return a new network with some coefficients changed; this one stays as it is.
 
         Parameters
         ----------
         coefficients : mapping of str to Tensor, optional
             New values by name, of the shape of the old.
-        drop : iterable of `head` and branch places
-            Attention heads (``head(3, 1)``) and branches (``attention(3)``, ``mlp(5)``) to switch off.
+        drop : iterable of `head`, `expert` and branch places
+            Attention heads (``head(3, 1)``), routed experts (``expert(2, 7)``) and branches (``attention(3)``,
+            ``mlp(5)``) to switch off; what remains is frozen as it was, routing included.
 
         Raises
         ------
         InputError
-            If a name does not exist, a shape differs, or a head or branch does not exist.
+            If a name does not exist, a shape differs, or a head, expert or branch does not exist.
         """
         changed = dict(self.coefficients)
         for name, value in (coefficients or {}).items():
             if name not in changed or changed[name].shape != value.shape:
                 have = tuple(changed[name].shape) if name in changed else "no such coefficient"
                 raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
-            if name.startswith("blocks.") and name.endswith(".rstd"):
+            if name.startswith("blocks.") and name.endswith((".rstd", ".weight", ".positions")):
                 raise InputError(f"cannot replace {name}: folding moved it into a gate or mixing; replace that instead")
             changed[name] = value.to(changed[name])
         dropped = set(self.dropped)

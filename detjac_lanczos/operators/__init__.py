@@ -1,6 +1,6 @@
 """The Jacobian of a detached network as a linear operator."""
 
-from detjac_lanczos.frozen.drop import head
+from detjac_lanczos.frozen.drop import expert, head
 from detjac_lanczos.frozen.places import attention, layer, mlp, probe
 from detjac_lanczos.operators.detach import DetachedNetwork, detach
 from detjac_lanczos.operators.jacobian import DetachedJacobian, JacobianBatch, Reconstruction
@@ -12,6 +12,7 @@ __all__ = [
     "Reconstruction",
     "attention",
     "detach",
+    "expert",
     "head",
     "layer",
     "mlp",
