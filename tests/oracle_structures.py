@@ -6,7 +6,7 @@ library.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -77,11 +77,38 @@ class Structure:
     freeze_mlps: FreezeMLPs = gated
 
 
-_SANDWICH = Structure(attention=Branch("post_attention_layernorm"), mlp=Branch("post_feedforward_layernorm"))
+_PRE_NORM = Structure()
+_PRE_NORM_FUSED = Structure(freeze_mlps=fused)
+_NORM_AFTER = Structure(attention=Branch("post_attention_layernorm"), mlp=Branch("post_feedforward_layernorm"))
 
 STRUCTURES: dict[str, Structure] = {
-    "LlamaForCausalLM": Structure(),
-    "Gemma3ForCausalLM": _SANDWICH,
+    "LlamaForCausalLM": _PRE_NORM,
+    "MistralForCausalLM": _PRE_NORM,
+    "MinistralForCausalLM": _PRE_NORM,
+    "Ministral3ForCausalLM": _PRE_NORM,
+    "Qwen2ForCausalLM": _PRE_NORM,
+    "Qwen3ForCausalLM": _PRE_NORM,
+    "SmolLM3ForCausalLM": _PRE_NORM,
+    "Cohere2ForCausalLM": _PRE_NORM,
+    "Phi3ForCausalLM": _PRE_NORM_FUSED,
+    "Gemma2ForCausalLM": _NORM_AFTER,
+    "Gemma3ForCausalLM": _NORM_AFTER,
+    "Gemma3ForConditionalGeneration": replace(_NORM_AFTER, decoder="model.language_model"),
+    "Olmo2ForCausalLM": _NORM_AFTER,
+    "Olmo3ForCausalLM": _NORM_AFTER,
+    "Glm4ForCausalLM": replace(
+        _PRE_NORM_FUSED, attention=Branch("post_self_attn_layernorm"), mlp=Branch("post_mlp_layernorm")
+    ),
+    "GraniteForCausalLM": Structure(
+        attention=Branch("self_attn", "residual_multiplier"), mlp=Branch("mlp", "residual_multiplier")
+    ),
+    "GPT2LMHeadModel": Structure(
+        decoder="transformer", blocks="h", attention=Branch("attn"), freeze_mlps=activations("mlp.act")
+    ),
+    "GPTNeoXForCausalLM": Structure(
+        decoder="gpt_neox", attention=Branch("attention"), freeze_mlps=activations("mlp.act")
+    ),
+    "OPTForCausalLM": Structure(decoder="model.decoder", mlp=Branch("fc2"), freeze_mlps=activations("activation_fn")),
 }
 
 

@@ -180,6 +180,17 @@ class OracleA:
         ]
         return torch.cat(parts)[:, 0]
 
+    def product(self, source: int | str, target: str, delta: Tensor) -> Tensor:
+        """(n, d_out): J δ at every position, for δ (n, d) at every row entering block ``source``."""
+        return derivative(self.streams[f"source.{source}"], self.streams[target], delta)
+
+
+def derivative(x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
+    """J δ in two reverse passes: u ↦ Jᵀ u is linear, and its own transpose is J."""
+    u = torch.zeros_like(y, requires_grad=True)
+    (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
+    return torch.autograd.grad(pulled, u, delta[None])[0][0]
+
 
 class OracleB:
     """The model run again elsewhere with every frozen factor pinned to its value at x."""
