@@ -52,8 +52,7 @@ def structural_copy(model: nn.Module) -> Any:
     except Exception as error:
         raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
     if next(twin.parameters()).dtype is torch.float64:
-        # The grouped product of experts that transformers prefers takes no float64.
-        twin.config._experts_implementation = "eager"
+        _use_plain_experts(twin)
     return twin.eval()
 
 
@@ -65,9 +64,18 @@ def observed_copy(model: nn.Module) -> Any:
 
 
 def use_observed_attention(twin: Any) -> None:
-    """Send the attention of a structural copy (never of a caller's model) through the observed function."""
+    """Send the attention of a structural copy through the observed function, its experts through plain products.
+
+    Never a caller's model.
+    """
     attention.register()
     twin.config._attn_implementation = attention.NAME
+    _use_plain_experts(twin)
+
+
+def _use_plain_experts(twin: Any) -> None:
+    """Run experts one by one: the grouped product that transformers prefers takes neither float64 nor odd widths."""
+    twin.config._experts_implementation = "eager"
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -1,0 +1,131 @@
+"""Every declared family against reverse mode through detached modules (oracle A) and pinned modules (oracle B)."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from detjac_lanczos.frozen.families import FAMILIES, family_of
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, expert, layer, mlp
+from tests import tiny_models
+from tests.oracles import OracleA, OracleB, embeddings_of, errors
+from tests.tiny_models.dense import DENSE
+from tests.tiny_models.moe import MOE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MODELS: dict[str, Callable[[torch.dtype], Any]] = DENSE | MOE
+BAR = {torch.float64: 1e-11, torch.float32: 2e-6}
+RECONSTRUCTION = {torch.float64: 1e-13, torch.float32: 1e-6}
+BLOCKS = 3
+TARGETS: dict[str, Any] = {"output": "output", "residual": "residual", "logits": "logits"}
+for _l in range(BLOCKS):
+    TARGETS |= {f"layer.{_l}": layer(_l), f"attention.{_l}": attention(_l), f"mlp.{_l}": mlp(_l)}
+CASES = [
+    (name, freeze)
+    for name in MODELS
+    for freeze in (("gate",) if name.startswith(("GPT", "OPT")) else ("gate", "up", "half"))
+]
+
+
+@cache
+def tokens() -> list[int]:
+    return tiny_models.prompt_ids(tiny_models.LENGTH)[0]
+
+
+def sources(target: str) -> list[tuple[Any, Any]]:
+    """The library's source and the oracle's, for a target that lies behind it."""
+    last = int(target.split(".")[1]) if "." in target else BLOCKS - 1
+    return [("embeddings", "embeddings"), *((layer(index), index) for index in range(last + 1))]
+
+
+def case(name: str, freeze: Any, dtype: torch.dtype) -> tuple[Any, DetachedNetwork]:
+    model = MODELS[name](dtype)
+    return model, detach((model, None), input_ids=[tokens(), tokens()[3:8]], freeze=freeze)
+
+
+def test_every_declared_family_has_a_tiny_model() -> None:
+    served = {family_of(make(torch.float32)).name for make in MODELS.values()}
+    assert served == {family.name for family in FAMILIES}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("name", "freeze"), CASES)
+def test_transposed_sweeps_agree_with_reverse_mode(name: str, freeze: str, dtype: torch.dtype) -> None:
+    model, network = case(name, freeze, dtype)
+    oracle = OracleA(model, embeddings_of(model, tokens()), freeze)
+    n = len(tokens())
+    for target, place in TARGETS.items():
+        for position in (n - 1, n // 2) if target == "output" and dtype is torch.float64 else (n - 1,):
+            for source, theirs in sources(target):
+                expected = oracle.jacobian(theirs, target, position)
+                batch = network.jacobians(list(range(position + 1)), source=source, target=place, position=position)
+                found = batch.rmatmat_shared(torch.eye(batch.shapes[0][0], dtype=dtype))
+                assert torch.all(expected[:, position + 1 :] == 0)
+                for token, transposed in enumerate(found):
+                    if expected[:, token].norm() == 0:
+                        assert torch.all(transposed == 0)
+                    else:
+                        worst = max(errors(transposed.T, expected[:, token]))
+                        assert worst <= BAR[dtype], (target, source, token, worst)
+
+
+@pytest.mark.parametrize(("name", "freeze"), CASES)
+def test_forward_sweeps_are_the_adjoint_and_the_pinned_model_is_affine(name: str, freeze: str) -> None:
+    model, network = case(name, freeze, torch.float64)
+    x = embeddings_of(model, tokens())
+    oracle = OracleB(model, x, freeze)
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-3, 1.0, 1e3):
+        delta = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        delta *= scale * x.norm() / delta.norm()
+        change = oracle.change(delta)
+        for target, place in TARGETS.items():
+            J = network.jacobian("joint", target=place)
+            step = delta.flatten()
+            found = J.matmat(step[:, None])[:, 0]
+            # f(x + δ) − f(x) of a small δ keeps the rounding of f itself, ε‖f‖.
+            bar = 1e-11 * found.norm() + 1e-14 * oracle.at_x[target][-1].norm()
+            assert (found - change[target][-1]).norm() <= bar, (target, scale)
+            u = torch.randn(J.shape[0], generator=generator, dtype=x.dtype)
+            back = J.rmatmat(u[:, None])[:, 0]
+            assert abs(found @ u - step @ back) <= 1e-13 * found.norm() * u.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("name", "freeze"), CASES)
+def test_sums_of_products_and_offset_reconstruct(name: str, freeze: str, dtype: torch.dtype) -> None:
+    model, network = case(name, freeze, dtype)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for prompt in range(2):
+        for place in TARGETS.values():
+            for source in ("embeddings", layer(0), layer(1)):
+                if place in (TARGETS["layer.0"], TARGETS["attention.0"], TARGETS["mlp.0"]) and source != "embeddings":
+                    continue
+                J = network.jacobian((prompt, "joint"), target=place, source=source)
+                assert J.reconstruction.norm_error <= RECONSTRUCTION[dtype], (prompt, place, source)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in MOE if "Llama" not in name])
+def test_a_dropped_expert_is_one_whose_output_is_zero(name: str) -> None:
+    model, network = case(name, "gate", torch.float64)
+    used = sorted(
+        int(key.split(".")[-2]) for key in network.coefficients if key.startswith("blocks.2.") and "positions" in key
+    )
+    found = network.replace(drop=[expert(2, used[0])])
+    experts = next(
+        module for path, module in model.named_modules() if ".layers.2." in path and path.endswith("experts")
+    )
+    experts.down_proj.data[used[0]] = 0
+    if hasattr(experts, "down_proj_bias"):
+        experts.down_proj_bias.data[used[0]] = 0
+    changed = DetachedNetwork(
+        tiny_models.loaded(model), network.family, network.prompts, "gate", network.coefficients, network.streams
+    )
+    one, other = found.jacobian("joint", target=mlp(2)), changed.jacobian("joint", target=mlp(2))
+    assert (one.dense() - other.dense()).norm() <= 1e-13 * other.dense().norm()
+    assert (one.offset - other.offset).norm() <= 1e-13 * (1 + other.offset.norm())
+    assert (one.dense() - network.jacobian("joint", target=mlp(2)).dense()).norm() > 1e-3 * other.dense().norm()
