@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+import tests.oracles_moe  # noqa: F401  enters its families in the table of structures
 from tests.oracle_structures import Freezer, blocks_of, decoder_of, frozen_activation, structure_of
 
 
