@@ -262,7 +262,9 @@ class FrozenNetwork:
             return torch.zeros(program.d_out, dtype=self.dtype, device=self.device)
         return forward(program, rows, layout, affine=True)[0]
 
-    def replace(self, coefficients: Mapping[str, Tensor] | None = None, *, drop: Iterable[Head | Expert | Place] = ()) -> Self:
+    def replace(
+        self, coefficients: Mapping[str, Tensor] | None = None, *, drop: Iterable[Head | Expert | Place] = ()
+    ) -> Self:
         """Return a new network with some coefficients changed; this one stays as it is.
 
         Parameters
