@@ -29,7 +29,7 @@ def in_own_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class LiftToFloat64(TorchFunctionMode):
-    """Turn ``.float()``, ``.to(torch.float32)`` and ``dtype=torch.float32`` into float64 while active (per thread).
+    """Turn ``.float()``, ``.to(torch.float32)``, ``.type(…)`` and ``dtype=torch.float32`` into float64 while active.
 
     Norms, softmax, rotary embeddings and routers of transformers round to float32 whatever the model's dtype; in a
     float64 model that costs nine digits.
@@ -46,6 +46,4 @@ class LiftToFloat64(TorchFunctionMode):
         lifted = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
         if func is Tensor.float:
             return args[0].double()
-        if func is Tensor.to:
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        return func(*args, **lifted)
+        return func(*(torch.float64 if a is torch.float32 else a for a in args), **lifted)

@@ -109,7 +109,7 @@ def test_sums_of_products_and_offset_reconstruct(name: str, freeze: str, dtype: 
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", [name for name in MOE if "Llama" not in name])
+@pytest.mark.parametrize("name", ["Qwen3-MoE", "Mixtral", "GraniteMoe", "gpt-oss", "DeepSeek-V3"])
 def test_a_dropped_expert_is_one_whose_output_is_zero(name: str) -> None:
     model, network = case(name, "gate", torch.float64)
     last = len(tokens()) - 1
