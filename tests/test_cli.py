@@ -168,12 +168,13 @@ def test_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_unsupported_family_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BertConfig, BertLMHeadModel
 
-    place = Path(shutil.copytree(folder, tmp_path / "gpt2", ignore=shutil.ignore_patterns("*.safetensors", "config*")))
-    GPT2LMHeadModel(GPT2Config(vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=16)).save_pretrained(place)
+    place = Path(shutil.copytree(folder, tmp_path / "bert", ignore=shutil.ignore_patterns("*.safetensors", "config*")))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertLMHeadModel(BertConfig(vocab_size=12, is_decoder=True, **sizes)).save_pretrained(place)
     line = _refused(capsys, "svd", PROMPT, "--model", place)
-    assert "GPT2LMHeadModel" in line
+    assert "BertLMHeadModel" in line
     assert "LlamaForCausalLM" in line
 
 

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detjac_lanczos.runs.analysis import analyze
+    from detjac_lanczos.runs.claims import Claim, Verification
     from detjac_lanczos.runs.disk import load_run
     from detjac_lanczos.runs.run import Run, TokenResult, Triplet
-    from detjac_lanczos.runs.verification import Claim, Verification, verify
+    from detjac_lanczos.runs.verification import verify
 
 __all__ = ["Claim", "Run", "TokenResult", "Triplet", "Verification", "analyze", "load_run", "verify"]
 
 _MODULES = {
     "analysis": ("analyze",),
+    "claims": ("Claim", "Verification"),
     "disk": ("load_run",),
     "run": ("Run", "TokenResult", "Triplet"),
-    "verification": ("Claim", "Verification", "verify"),
+    "verification": ("verify",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -18,33 +19,38 @@ from detjac_lanczos.reading import (
     stable_ranks,
 )
 from detjac_lanczos.runs.record import PromptReading, TokenReading
+from detjac_lanczos.runs.run import TokenResult
 from detjac_lanczos.solvers import SVDResult
+
+_Found = TypeVar("_Found", SVDResult, TokenResult)
 
 
 def read_tokens(
     network: DetachedNetwork,
     batch: JacobianBatch,
-    results: Sequence[SVDResult],
+    results: Sequence[_Found],
     *,
     source: str | Place,
     target: str | Place,
     seed: int,
-) -> tuple[list[SVDResult], list[TokenReading]]:
+    top: int = 10,
+) -> tuple[list[_Found], list[TokenReading]]:
     """Decode and measure the triplets of every token; return them with their signs fixed, and the readings.
 
-    Results without finite triplets pass through, unread.
+    Results (`SVDResult`, or the tokens of a stored run) without finite triplets pass through, unread. ``top`` is the
+    number of tokens that each vector is decoded to.
     """
     signed = list(results)
     readings = [TokenReading([], [], None, None) for _ in results]
     found = [index for index, result in enumerate(results) if bool(torch.isfinite(result.S).all())]
     if not found:
         return signed, readings
-    left, signs = _decode_left(network, batch, results, found, target)
+    left, signs = _decode_left(network, batch, results, found, target, top)
     for index in found:
         result = results[index]
         signed[index] = replace(result, U=result.U * signs[index], V=result.V * signs[index])
     vectors = torch.cat([signed[index].V for index in found], dim=1)
-    right = _split(decode_right(network, vectors, torch.ones_like(vectors[0]), source), found, results)
+    right = _split(decode_right(network, vectors, torch.ones_like(vectors[0]), source, top), found, results)
     part = JacobianBatch([batch.operators[index] for index in found])
     triplets = [signed[index] for index in found]
     shares, ranks = contributions(part, triplets), stable_ranks(part, triplets, seed=seed)
@@ -71,9 +77,10 @@ def read_prompts(
 def _decode_left(
     network: DetachedNetwork,
     batch: JacobianBatch,
-    results: Sequence[SVDResult],
+    results: Sequence[_Found],
     found: Sequence[int],
     target: str | Place,
+    top: int,
 ) -> tuple[dict[int, list[list[Decoded]]], dict[int, torch.Tensor]]:
     """Decode all tokens of a prompt in one pass over the vocabulary: they share y."""
     decoded: dict[int, list[list[Decoded]]] = {}
@@ -81,7 +88,7 @@ def _decode_left(
     for prompt in dict.fromkeys(batch.operators[index].prompt for index in found):
         members = [index for index in found if batch.operators[index].prompt == prompt]
         vectors = torch.cat([results[index].U for index in members], dim=1)
-        candidates, flips = decode_left(network, vectors, batch.operators[members[0]].y, target)
+        candidates, flips = decode_left(network, vectors, batch.operators[members[0]].y, target, top)
         decoded |= _split(candidates, members, results)
         widths = [results[index].U.shape[1] for index in members]
         signs |= dict(zip(members, flips.split(widths), strict=True))
@@ -89,7 +96,7 @@ def _decode_left(
 
 
 def _split(
-    decoded: Sequence[list[Decoded]], members: Sequence[int], results: Sequence[SVDResult]
+    decoded: Sequence[list[Decoded]], members: Sequence[int], results: Sequence[_Found]
 ) -> dict[int, list[list[Decoded]]]:
     parts, start = {}, 0
     for index in members:

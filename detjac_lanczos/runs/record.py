@@ -93,7 +93,8 @@ def make_record(
         "reconstruction": reconstructions[0],
         "reconstructions": reconstructions,
         "tokens": entries,
-        "work": _work(batch, results),
+        "work": {"method": results[0].method, "why": results[0].why}
+        | total_work([asdict(result.work) for result in results], batch),
         "choices": dict(choices),
         "times": dict(times),
     }
@@ -184,16 +185,14 @@ def _reconstruction(
     }
 
 
-def _work(batch: JacobianBatch, results: Sequence[SVDResult]) -> dict[str, Any]:
-    forward = sum(result.work.products_forward for result in results)
-    transposed = sum(result.work.products_transposed for result in results)
+def total_work(works: Sequence[Mapping[str, Any]], batch: JacobianBatch) -> dict[str, Any]:
+    """Return what a run's tokens, each with its own `Work` as plain data, cost together."""
+    forward, transposed = (sum(work[f"products_{way}"] for work in works) for way in ("forward", "transposed"))
     return {
-        "method": results[0].method,
-        "why": results[0].why,
-        "row_sweeps": sum(result.work.row_sweeps for result in results),
+        "row_sweeps": sum(work["row_sweeps"] for work in works),
         "dense_row_sweeps": batch.shared_cost() * batch.shapes[0][0],
-        "passes": max(result.work.passes for result in results),
+        "passes": max(work["passes"] for work in works),
         "products": {"forward": forward, "transposed": transposed},
         "columns": forward + transposed,
-        "seconds": max(result.work.seconds for result in results),
+        "seconds": max(work["seconds"] for work in works),
     }

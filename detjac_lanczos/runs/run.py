@@ -59,6 +59,11 @@ class TokenResult:
         return int(self.record["prompt"])
 
     @property
+    def name(self) -> str:
+        """Where the token stands, in words."""
+        return f"token {self.index} of prompt {self.prompt}"
+
+    @property
     def index(self) -> int:
         """Position in the prompt."""
         return int(self.record["index"])

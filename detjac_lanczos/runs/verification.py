@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,66 +15,14 @@ from detjac_lanczos.frozen.places import Place, probe
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.runs.choices import replay_choices
+from detjac_lanczos.runs.claims import Claim, Verification
 from detjac_lanczos.runs.disk import load_run
 from detjac_lanczos.runs.place_names import parse_place
-from detjac_lanczos.runs.record import as_plain
+from detjac_lanczos.runs.rereading import prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
 from detjac_lanczos.solvers.rounding import SAFETY, epsilon, working_dtype
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One number that a run claims, measured again.
-
-    ``claimed`` and ``measured`` are in the claim's own unit; ``allowed`` is the largest ``measured`` that bears the
-    claim out: the claim itself and what rounding can add.
-    """
-
-    what: str
-    claimed: float
-    measured: float
-    allowed: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the measurement bears the claim out; one that is not a number does not."""
-        return self.measured <= self.allowed
-
-    def __str__(self) -> str:
-        """Return the claim and its measurement in one line."""
-        word = "holds" if self.holds else "FAILS"
-        return f"{word}  {self.what}: claimed {self.claimed:.3g}, measured {self.measured:.3g}"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Every claim of a run, measured again."""
-
-    claims: list[Claim]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every claim holds."""
-        return all(claim.holds for claim in self.claims)
-
-    @property
-    def failed(self) -> list[Claim]:
-        """Claims that do not hold."""
-        return [claim for claim in self.claims if not claim.holds]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Every claim as plain data: what ``detjac verify --json`` prints."""
-        claims = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
-        plain: dict[str, Any] = as_plain({"ok": self.ok, "claims": claims})
-        return plain
-
-    def __str__(self) -> str:
-        """Return a line for each failed claim, and the count."""
-        lines = [str(claim) for claim in self.failed]
-        return "\n".join([*lines, f"{len(self.claims) - len(lines)} of {len(self.claims)} claims hold"])
 
 
 def verify(
@@ -87,8 +34,9 @@ def verify(
     """Load the model of a run again and measure what the run claims.
 
     The same weights (by fingerprint), token ids and recorded choices are used; each token's triplets are measured with
-    one fresh pass each way. Residuals may exceed the recorded ones by the rounding floor c ε σ_1 √passes, values of
-    the forward pass may differ by c ε √d of their length.
+    one fresh pass each way, then decoded again. Residuals may exceed the recorded ones by the rounding floor
+    c ε σ_1 √passes, values of the forward pass may differ by c ε √d of their length. What nothing can measure again
+    (work, times, choices) is recorded only, and the verification says so.
 
     Parameters
     ----------
@@ -120,7 +68,8 @@ def verify(
         "position": record["options"]["position"],
     }
     batch = network.jacobians([(token.prompt, token.index) for token in run.tokens], **places)
-    claims = [*_prompt_claims(run, network, places), *_input_claims(run, batch)]
+    claims = [*_output_claims(run, network, places), *prompt_claims(run, network), *_input_claims(run, batch)]
+    claims.append(work_claim(run, batch))
     finite = [_finite_claim(token) for token in run.tokens]
     claims += finite
     measured = [index for index, claim in enumerate(finite) if claim.measured == 0]
@@ -128,10 +77,12 @@ def verify(
     if part:
         operators = JacobianBatch([batch.operators[index] for index in measured])
         vectors = ([getattr(token, name) for token in part] for name in "USV")
-        passes = int(record["work"]["passes"])
+        # No search takes more passes than there are columns to find: a larger count would only excuse residuals.
+        passes = min(int(record["work"]["passes"]), sum(batch.shapes[0]))
         fresh = measure_triplets(operators, *vectors, tol=record["options"]["tol"], passes=passes)
         for token, found in zip(part, fresh, strict=True):
             claims += _triplet_claims(token, found, epsilon(working_dtype(batch.dtype)))
+        claims += token_claims(run, network, operators, part, places)
     return Verification(claims)
 
 
@@ -154,27 +105,28 @@ def _target(run: Run) -> str | Place:
     return probe(run.vectors["probe"]) if "probe" in run.vectors else parse_place(run.record["options"]["target"])
 
 
-def _prompt_claims(run: Run, network: DetachedNetwork, places: dict[str, Any]) -> Iterator[Claim]:
+def _output_claims(run: Run, network: DetachedNetwork, places: dict[str, Any]) -> Iterator[Claim]:
+    """Measure each prompt's output and how well it is rebuilt; an output of zero has no relative error (None)."""
     for prompt, recorded in enumerate(run.reconstructions):
         operator = network.jacobian((prompt, 0), **places)
         slack = SAFETY * epsilon(network.dtype) * math.sqrt(len(recorded.y))
         yield _same(f"output of prompt {prompt}", recorded.y, operator.y, slack)
-        # An output that is zero has no relative error: None in the record.
-        claimed_error = run.record["reconstructions"][prompt]["relative_error"]
-        if claimed_error is not None:
-            error = operator.reconstruction.relative_error
-            yield Claim(f"reconstruction of prompt {prompt}", claimed_error, error, claimed_error + slack)
-        claimed, found = run.predictions[prompt][0], network.predictions[prompt]
-        measured = next((candidate.probability for candidate in found if candidate.id == claimed.id), 0.0)
-        what = f"difference in the probability of {claimed.token!r} after prompt {prompt}"
-        yield Claim(what, 0.0, abs(claimed.probability - measured), slack)
+        fresh = operator.reconstruction
+        written = run.record["reconstructions"][prompt]
+        for name in ("relative_error", "norm_error"):
+            if written[name] is not None:
+                what = f"reconstruction of prompt {prompt}, {name.replace('_', ' ')}"
+                yield Claim(what, written[name], getattr(fresh, name), written[name] + slack)
+        if written["offset_share"] is not None:
+            apart = abs(written["offset_share"] - fresh.offset_share)
+            yield Claim(f"difference in the offset's share of the output of prompt {prompt}", 0.0, apart, slack)
 
 
 def _input_claims(run: Run, batch: JacobianBatch) -> Iterator[Claim]:
     slack = SAFETY * epsilon(batch.dtype) * math.sqrt(batch.shapes[0][1])
     for token, operator in zip(run.tokens, batch.operators, strict=True):
         stored = run.vectors[f"x.{token.prompt}.{token.index}"]
-        yield _same(f"input of {_name(token)}", stored, operator.x, slack)
+        yield _same(f"input of {token.name}", stored, operator.x, slack)
 
 
 def _same(what: str, stored: Tensor, fresh: Tensor, slack: float) -> Claim:
@@ -189,11 +141,11 @@ def _finite_claim(token: TokenResult) -> Claim:
     """Triplets are numbers, unless the record itself says that none were found."""
     count = sum(int((~torch.isfinite(part)).sum()) for part in (token.U, token.S, token.V))
     allowed = math.inf if None in token.record["singular_values"] else 0.0
-    return Claim(f"numbers of {_name(token)} that are not finite", 0.0, float(count), allowed)
+    return Claim(f"numbers of {token.name} that are not finite", 0.0, float(count), allowed)
 
 
 def _triplet_claims(token: TokenResult, found: Measurement, eps: float) -> Iterator[Claim]:
-    record, name = token.record, _name(token)
+    record, name = token.record, token.name
     fresh, residuals = found.certificate, found.residuals
     floor = fresh.floor
     for j, (claimed, measured) in enumerate(zip(token.residuals, residuals.tolist(), strict=True)):
@@ -224,7 +176,3 @@ def _certificate_claims(
         allowed = claimed.residual + fresh.floor / smallest if smallest > 0 else math.inf
         yield Claim(f"certified residual of {name}", claimed.residual, fresh.residual, allowed)
     yield Claim(f"difference of the certified tolerance of {name}", 0.0, abs(claimed.tol - fresh.tol), 0.0)
-
-
-def _name(token: TokenResult) -> str:
-    return f"token {token.index} of prompt {token.prompt}"

@@ -154,8 +154,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(tiny: LoadedModel, options: 
 
 
 def test_unsupported_family_is_named_with_the_supported_ones() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BertConfig, BertLMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_embd=16, n_layer=1, n_head=2, n_positions=16)).eval()
-    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel.*supported: .*Llama"):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertLMHeadModel(BertConfig(vocab_size=12, is_decoder=True, **sizes)).eval()
+    with pytest.raises(UnsupportedModelError, match=r"BertLMHeadModel.*supported: .*Llama"):
         analyze(load_model(model), input_ids=[1, 2], k=1)

@@ -108,6 +108,20 @@ def test_a_changed_vector_fails(
         (lambda token: token["certificate"].__setitem__("line", "TRIPLETS 400/400"), "its line"),
         (lambda token: token["certificate"].__setitem__("residual", 1e-12), "certified residual"),
         (lambda token: token["certificate"].__setitem__("tol", 0.9), "certified tolerance"),
+        (lambda token: token["left"][0][0].__setitem__("id", 3), "decoded left vectors of token 0"),
+        (lambda token: token["left"][1][2].__setitem__("token", "gold"), "decoded left vectors of token 0"),
+        (lambda token: token["left"][3][4].__setitem__("score", 0.08), "decoded left vectors of token 0"),
+        (lambda token: token["left"][3][4].__setitem__("logit", 0.9), "decoded left vectors of token 0"),
+        (lambda token: token["left"].pop(), "decoded left vectors of token 0"),
+        (lambda token: token["left"][0].reverse(), "decoded left vectors of token 0"),
+        (lambda token: token["right"][0].insert(0, token["right"][0].pop()), "decoded right vectors of token 0"),
+        (lambda token: token["right"][2][1].__setitem__("score", 0.99), "decoded right vectors of token 0"),
+        (lambda token: token.__setitem__("stable_rank", token["stable_rank"] * 1.01), "stable rank of token 0"),
+        (lambda token: token.__setitem__("stable_rank", None), "stable rank of token 0"),
+        (lambda token: token["stable_rank_interval"].__setitem__(1, 2.0), "stable rank of token 0"),
+        (lambda token: token["contribution"].__setitem__("captured", 1.0), "contribution of token 0"),
+        (lambda token: token.__setitem__("token", "gold"), "tokens of prompt 0"),
+        (lambda token: token["work"].__setitem__("passes", 10**12), "work of the run"),
     ],
 )
 def test_a_changed_record_fails(
@@ -122,6 +136,39 @@ def test_a_changed_record_fails(
         assert found.ok == (measured <= record["tokens"][0]["floor"])
     else:
         assert any(what in claim.what for claim in found.failed), str(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda record: record["work"].__setitem__("passes", 2), "work of the run"),
+        (lambda record: record["work"].__setitem__("row_sweeps", 2.0), "work of the run"),
+        (lambda record: record["prompts"].__setitem__(0, "the bridge out of town was"), "tokens of prompt 0"),
+        (lambda record: record["prompt_tokens"][0].__setitem__(1, "gold"), "tokens of prompt 0"),
+        (lambda record: record["predictions"][0][3].__setitem__("probability", 0.6), "predictions after prompt 0"),
+        (lambda record: record["predictions"][0][3].__setitem__("token", "gold"), "predictions after prompt 0"),
+        (lambda record: record["reconstructions"][0].__setitem__("offset_share", 0.5), "offset's share"),
+    ],
+)
+def test_a_changed_run_fails(copy: Path, tiny: LoadedModel, change: Callable[[dict], None], what: str) -> None:
+    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    change(record)
+    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert any(what in claim.what for claim in verify(copy, tiny).failed)
+
+
+def test_more_recorded_passes_excuse_no_residual(copy: Path, tiny: LoadedModel) -> None:
+    """The floor of rounding grows with the passes: a forged count must not lift it over a forged vector."""
+    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    for work in (record["work"], *(token["work"] for token in record["tokens"])):
+        work["passes"] = 10**14
+    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    _tamper(copy, "U.0.2", _nudge)
+    assert any("residual of triplet 1 of token 2" in claim.what for claim in verify(copy, tiny).failed)
+
+
+def test_what_is_not_measured_is_said(run: Run, tiny: LoadedModel) -> None:
+    assert "recorded, not measured again: work, times, choices" in str(verify(run, tiny))
 
 
 def test_other_weights_are_refused(saved: Path, tiny: LoadedModel) -> None:

@@ -1,0 +1,66 @@
+"""What verification returns: every claim of a run beside what was measured again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from detjac_lanczos.runs.record import as_plain
+
+RECORDED_ONLY = ("work", "times", "choices", "created", "versions")
+"""Parts of a record that no measurement can repeat: they are what the run wrote down."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One number that a run claims, measured again.
+
+    ``claimed`` and ``measured`` are in the claim's own unit; ``allowed`` is the largest ``measured`` that bears the
+    claim out: the claim itself and what rounding can add.
+    """
+
+    what: str
+    claimed: float
+    measured: float
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the measurement bears the claim out; one that is not a number does not."""
+        return self.measured <= self.allowed
+
+    def __str__(self) -> str:
+        """Return the claim and its measurement in one line."""
+        word = "holds" if self.holds else "FAILS"
+        return f"{word}  {self.what}: claimed {self.claimed:.3g}, measured {self.measured:.3g}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Every claim of a run, measured again; `RECORDED_ONLY` names what is not."""
+
+    claims: list[Claim]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every claim holds."""
+        return all(claim.holds for claim in self.claims)
+
+    @property
+    def failed(self) -> list[Claim]:
+        """Claims that do not hold."""
+        return [claim for claim in self.claims if not claim.holds]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Every claim as plain data: what ``detjac verify --json`` prints."""
+        claims = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
+        plain: dict[str, Any] = as_plain({"ok": self.ok, "claims": claims, "recorded_only": RECORDED_ONLY})
+        return plain
+
+    def __str__(self) -> str:
+        """Return a line for each failed claim, the count, and what was not measured."""
+        lines = [str(claim) for claim in self.failed]
+        held = len(self.claims) - len(lines)
+        told = f"{held} of {len(self.claims)} claims hold; recorded, not measured again: {', '.join(RECORDED_ONLY)}"
+        return "\n".join([*lines, told])
