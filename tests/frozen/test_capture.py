@@ -258,10 +258,10 @@ def test_attention_to_later_positions_is_refused() -> None:
 
 
 def test_an_unsupported_family_is_refused_with_the_list() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import MambaConfig, MambaForCausalLM
 
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
-    with pytest.raises(UnsupportedModelError, match=r"GPT2LMHeadModel is not supported; supported: Llama .*Gemma 3"):
+    model = MambaForCausalLM(MambaConfig(num_hidden_layers=1, hidden_size=8, state_size=4, vocab_size=10))
+    with pytest.raises(UnsupportedModelError, match=r"MambaForCausalLM.*supported: Llama .*Gemma 3"):
         detach(tiny_models.loaded(model), input_ids=[1, 2])
 
 
