@@ -184,6 +184,14 @@ def test_corrupted_weights_are_one_line(harmed: Path, capsys: pytest.CaptureFixt
     assert "cannot load" in _refused(capsys, "svd", PROMPT, "--model", harmed)
 
 
+def test_corrupt_gguf_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "corrupt.gguf").write_bytes(b"GGUF" + bytes(range(256)) * 9)
+    assert "corrupt.gguf cannot be read" in _refused(capsys, "svd", PROMPT, "--model", tmp_path / "corrupt.gguf")
+
+
 def test_weights_that_are_not_numbers_are_one_line(harmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = {name: value.clone() for name, value in load_file(harmed / "model.safetensors").items()}
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan

@@ -5,9 +5,9 @@ Layout: ``<cache>/unpacked/<file>-<sha256 of the GGUF>-t<transformers>-f<format>
 """
 
 import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import metadata
@@ -23,6 +23,8 @@ from detjac_lanczos.models.gguf_file import sha256_of, unpack
 CACHE_FORMAT = 1
 MANIFEST = "cache.json"
 WEIGHTS = "model.safetensors"
+
+_log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
@@ -68,7 +70,7 @@ def unpacked_folder(
         with FileLock(folder.with_name(folder.name + ".lock")):
             if not is_cached(file_name, sha256):
                 with whole_file() as path:
-                    print(f"detjac: unpacking {file_name}, once, about {seconds} s", file=sys.stderr, flush=True)
+                    _log.warning("unpacking %s, once, about %s s", file_name, seconds)
                     _fill(folder, path)
     except OSError as error:
         raise ModelError(

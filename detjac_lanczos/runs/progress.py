@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any, Self
@@ -12,10 +13,13 @@ from detjac_lanczos.solvers import Progress
 
 _SECONDS_BETWEEN_LINES = 5.0
 _ERASE = "\x1b[K"
+_PACKAGE_LOG = logging.getLogger("detjac_lanczos")
 
 
 class ProgressReporter:
     """A solver callback and a place for remarks, all on standard error.
+
+    While it is entered, what the package logs is shown as stages.
 
     Parameters
     ----------
@@ -33,13 +37,18 @@ class ProgressReporter:
         self._staged = False
         self._on_terminal = sys.stderr.isatty()
         self._spoke = time.monotonic()
+        self._log = _StageHandler(self)
 
     def __enter__(self) -> Self:
         """Return itself; leaving the block closes the bar."""
+        _PACKAGE_LOG.addHandler(self._log)
+        _PACKAGE_LOG.propagate = False
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the bar."""
+        _PACKAGE_LOG.removeHandler(self._log)
+        _PACKAGE_LOG.propagate = True
         self.close()
 
     def say(self, text: str) -> None:
@@ -88,3 +97,14 @@ class ProgressReporter:
             self._bar = tqdm(desc="singular triplets", leave=False, unit="triplet", file=sys.stderr)
         self._bar.total, self._bar.n = wanted or None, found
         self._bar.set_postfix_str(f"pass {progress.passes}, {progress.row_sweeps:,.0f} row-sweeps")
+
+
+class _StageHandler(logging.Handler):
+    """Shows log records as stages of a reporter."""
+
+    def __init__(self, reporter: ProgressReporter) -> None:
+        super().__init__()
+        self._reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._reporter.stage(record.getMessage())

@@ -40,6 +40,12 @@ def test_cached_model_is_bit_for_bit_the_one_transformers_reads(gguf_path: Path,
         assert torch.equal(loaded.model(ids).logits, model(ids).logits)
 
 
+def test_unpacking_asks_for_patience_once(gguf_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_model(gguf_path)
+    load_model(gguf_path)
+    assert [record.getMessage() for record in caplog.records] == ["unpacking tiny.gguf, once, about 1 s"]
+
+
 def test_a_cached_model_is_no_longer_called_quantised(gguf_path: Path, own_cache: Path, tmp_path: Path) -> None:
     loaded = load_model(gguf_path)
     loaded.model.save_pretrained(tmp_path / "again")

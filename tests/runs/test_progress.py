@@ -1,6 +1,7 @@
 """Progress is a bar on a terminal, lines where asked for, and nothing when quiet."""
 
 import io
+import logging
 
 import numpy as np
 import pytest
@@ -42,6 +43,15 @@ def test_verbose_is_a_line_for_every_pass(capsys: pytest.CaptureFixture[str]) ->
         "detjac: pass 1: 0 of 2 tokens done, 14 row-sweeps",
         "detjac: pass 3: 4 of 8 triplets, 1 of 2 tokens done, 1,200 row-sweeps",
     ]
+
+
+def test_what_the_package_logs_is_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("detjac_lanczos.models.cache")
+    with ProgressReporter(1e-3, verbose=True):
+        log.warning("unpacking %s", "a.gguf")
+    with ProgressReporter(1e-3):
+        log.warning("nobody watches")
+    assert capsys.readouterr().err == "detjac: unpacking a.gguf\n"
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
