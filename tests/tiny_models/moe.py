@@ -9,15 +9,21 @@ import transformers
 from tests.tiny_models.dense import SIZES, WINDOWED
 from tests.tiny_models.draw import drawn
 
-SEED = 3
+SEED = 324
 """With it, routers leave some expert idle on the default prompt, and no choice is a near tie, in every model here."""
 
-SMALL = SIZES | {"intermediate_size": 20, "num_experts_per_tok": 2}
+SMALL = SIZES | {"intermediate_size": 16, "num_experts_per_tok": 2}
 
 
 def qwen3_moe(dtype: torch.dtype = torch.float64, *, seed: int = SEED, **changes: Any) -> Any:
     """Return a Qwen3-MoE whose middle block is dense."""
-    options = SMALL | {"num_experts": 6, "moe_intermediate_size": 14, "norm_topk_prob": True, "mlp_only_layers": [1]}
+    options = SMALL | {
+        "intermediate_size": 20,
+        "moe_intermediate_size": 16,
+        "num_experts": 6,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    }
     return drawn(transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**options | changes)), dtype, seed)
 
 
@@ -79,7 +85,8 @@ def deepseek_v3(dtype: torch.dtype = torch.float64, *, seed: int = SEED, **chang
         "qk_nope_head_dim": 6,
         "v_head_dim": 7,
         "first_k_dense_replace": 1,
-        "moe_intermediate_size": 14,
+        "intermediate_size": 20,
+        "moe_intermediate_size": 16,
         "n_shared_experts": 2,
         "n_routed_experts": 6,
         "n_group": 3,
@@ -107,7 +114,6 @@ def deepseek_v3_full_queries(dtype: torch.dtype = torch.float64, *, seed: int = 
 def llama4(dtype: torch.dtype = torch.float64, *, seed: int = SEED) -> Any:
     """Return a Llama 4: chunks that cut a prompt, a block without positions, its temperature, a dense first block."""
     options = SMALL | {
-        "intermediate_size": 14,
         "intermediate_size_mlp": 20,
         "num_local_experts": 5,
         "num_experts_per_tok": 1,
