@@ -20,7 +20,7 @@ from detjac_lanczos.frozen.drop import Expert, Head, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_rowwise
-from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.sweep import Program, forward, linear_part
@@ -195,8 +195,7 @@ class FrozenNetwork:
         return self._programs[key][1]
 
     def _program(self, source: int, target: Place) -> Program:
-        if target.index is not None and target.index < source:
-            raise InputError(f"the target {target} lies before the source layer({source}); choose a later target")
+        check_reach(source, target, self.output_size)
         last = self.blocks - 1 if target.kind == "residual" else self.blocks if target.index is None else target.index
         stages = [stage for stage in self.stages if source <= stage.block <= last]
         width = self.output_size if last == self.blocks else self.hidden_size
@@ -214,8 +213,6 @@ class FrozenNetwork:
     def _reading(self, target: Place) -> tuple[Map, ...]:
         """Return the maps from the output to logits or a probe."""
         if target.rows is not None:
-            if target.rows.shape[1] != self.output_size:
-                raise InputError(f"probe rows have width {target.rows.shape[1]}, the output has {self.output_size}")
             return (Linear(DenseWeight(target.rows.to(self.device, self.dtype))),)
         model, output = without_adapters(self.model), self.streams.output
         reading: list[Map] = []

@@ -78,6 +78,20 @@ def target_place(target: str | Place, blocks: int) -> Place:
     )
 
 
+def check_reach(source: int, target: Place, output_size: int) -> None:
+    """Check that a target does not lie before the source, and that the rows of a probe fit the output.
+
+    Raises
+    ------
+    InputError
+        If one of them fails.
+    """
+    if target.index is not None and target.index < source:
+        raise InputError(f"the target {target} lies before the source layer({source}); choose a later target")
+    if target.rows is not None and target.rows.shape[1] != output_size:
+        raise InputError(f"probe rows have width {target.rows.shape[1]}, the output has {output_size}")
+
+
 def _checked(index: int, blocks: int, what: str) -> int:
     if not isinstance(index, int) or not -blocks <= index < blocks:
         raise InputError(f"{what} layer {index} does not exist; this model has blocks 0..{blocks - 1}")

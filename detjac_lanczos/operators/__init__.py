@@ -3,12 +3,15 @@
 from detjac_lanczos.frozen.drop import expert, head
 from detjac_lanczos.frozen.places import attention, layer, mlp, probe
 from detjac_lanczos.operators.detach import DetachedNetwork, detach
-from detjac_lanczos.operators.jacobian import DetachedJacobian, JacobianBatch, Reconstruction
+from detjac_lanczos.operators.jacobian import DetachedJacobian, Jacobian, JacobianBatch, OrdinaryJacobian
+from detjac_lanczos.operators.reconstruction import Reconstruction
 
 __all__ = [
     "DetachedJacobian",
     "DetachedNetwork",
+    "Jacobian",
     "JacobianBatch",
+    "OrdinaryJacobian",
     "Reconstruction",
     "attention",
     "detach",

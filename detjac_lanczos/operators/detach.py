@@ -18,7 +18,11 @@ from detjac_lanczos.frozen.places import Place, source_block, target_place
 from detjac_lanczos.frozen.prompt import decode, read_prompts
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
-from detjac_lanczos.operators.jacobian import DetachedJacobian, JacobianBatch, Reconstruction
+from detjac_lanczos.operators.autograd import AutogradSweeps
+from detjac_lanczos.operators.jacobian import DetachedJacobian, Jacobian, JacobianBatch, OrdinaryJacobian
+from detjac_lanczos.operators.passes import Passes
+from detjac_lanczos.operators.reconstruction import Reconstruction
+from detjac_lanczos.operators.sweeps import FrozenSweeps, Sweeps
 
 Token = int | tuple[int, int]
 
@@ -103,6 +107,21 @@ class Candidate:
 class DetachedNetwork(FrozenNetwork):
     """A frozen network that gives its Jacobians; see `detach`."""
 
+    route = "frozen"
+    """How products are computed: through the maps of the "frozen" network, or by "autograd"."""
+
+    def sweeps(self, source: int, target: Place) -> Sweeps:
+        """Return the products of the frozen network between two places; errors as in `program`."""
+        return FrozenSweeps(self.program(source, target), self.lengths, self.device)
+
+    def ordinary_sweeps(self, source: int, target: Place) -> Sweeps:
+        """Return the products of the model between two places, nothing frozen; errors as in `program`."""
+        return AutogradSweeps(self._ordinary_passes, self, source, target)
+
+    @cached_property
+    def _ordinary_passes(self) -> Passes:
+        return Passes(self.model, self.family)
+
     @cached_property
     def predictions(self) -> list[list[Candidate]]:
         """What the model says next after each prompt, most probable first (ten candidates)."""
@@ -135,7 +154,8 @@ class DetachedNetwork(FrozenNetwork):
         source: str | Place = "embeddings",
         target: str | Place = "output",
         position: int = -1,
-    ) -> DetachedJacobian:
+        frozen: bool = True,
+    ) -> Jacobian:
         """Return the Jacobian of one token, or of all tokens side by side.
 
         Parameters
@@ -145,6 +165,8 @@ class DetachedNetwork(FrozenNetwork):
         target : "output", "residual", "logits", layer(l), attention(l), mlp(l) or probe(W)
         position : int
             Row of the output.
+        frozen : bool
+            If False, the ordinary Jacobian of the model, nothing frozen, by automatic differentiation.
 
         Raises
         ------
@@ -155,14 +177,15 @@ class DetachedNetwork(FrozenNetwork):
         prompt = self._prompt(prompt)
         place, block = target_place(target, self.blocks), source_block(source, self.blocks)
         end = self._position(prompt, position, "position")
+        kind = DetachedJacobian if frozen else OrdinaryJacobian
         if which == "joint":
-            return DetachedJacobian(self, block, place, prompt, None, end)
+            return kind(self, block, place, prompt, None, end)
         if not isinstance(which, int):
             raise InputError(f"token must be an index, (prompt, index) or 'joint', not {which!r}")
         start = self._position(prompt, which, "token")
         if start > end:
             raise InputError(f"token {start} comes after position {end}: its Jacobian is zero; choose a later position")
-        return DetachedJacobian(self, block, place, prompt, start, end)
+        return kind(self, block, place, prompt, start, end)
 
     def jacobians(
         self,
@@ -171,6 +194,7 @@ class DetachedNetwork(FrozenNetwork):
         source: str | Place = "embeddings",
         target: str | Place = "output",
         position: int = -1,
+        frozen: bool = True,
     ) -> JacobianBatch:
         """Return the Jacobians of several tokens for lockstep.
 
@@ -178,7 +202,7 @@ class DetachedNetwork(FrozenNetwork):
         ----------
         tokens : slice, or list of indices or (prompt, token); all tokens of all prompts by default
             A slice applies to every prompt.
-        source, target, position
+        source, target, position, frozen
             As in `jacobian`.
         """
         if tokens is None or isinstance(tokens, slice):
@@ -193,7 +217,9 @@ class DetachedNetwork(FrozenNetwork):
             chosen = list(tokens)
         if not chosen:
             raise InputError("no tokens are selected; choose at least one")
-        return JacobianBatch([self.jacobian(t, source=source, target=target, position=position) for t in chosen])
+        return JacobianBatch(
+            [self.jacobian(t, source=source, target=target, position=position, frozen=frozen) for t in chosen]
+        )
 
     def _prompt(self, prompt: int) -> int:
         if not 0 <= prompt < len(self.prompts):

@@ -1,33 +1,36 @@
-"""The Jacobian of the detached network as a linear operator, for one input token or for all of them jointly."""
+"""The Jacobian of a network as a linear operator, for one input token or for all of them jointly."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from detjac_lanczos.frozen.layout import Layout, Segment
-from detjac_lanczos.frozen.network import FrozenNetwork
+from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place
-from detjac_lanczos.frozen.sweep import Program, forward, transposed
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.linear import MatrixFree
+from detjac_lanczos.operators.reconstruction import Reconstruction
+from detjac_lanczos.operators.sweeps import Sweeps
+
+if TYPE_CHECKING:
+    from detjac_lanczos.operators.detach import DetachedNetwork
 
 
-class DetachedJacobian(MatrixFree):
+class Jacobian(MatrixFree):
     """J of one source token (or of all tokens side by side) at one output position.
 
-    Made by ``network.jacobian(token)``. ``shape`` is (d_out, d_in); a joint operator has d_in = tokens · hidden size,
-    token after token.
+    ``shape`` is (d_out, d_in); a joint operator has d_in = tokens · hidden size, token after token.
 
     Attributes
     ----------
-    network : FrozenNetwork
+    network : DetachedNetwork
     source : int
-        Block whose incoming residual stream is the input; 0 is the embeddings.
+        Block whose incoming residual stream is the input; −1 is the embeddings.
     target : Place
     prompt, position : int
         Prompt and output position.
@@ -36,17 +39,20 @@ class DetachedJacobian(MatrixFree):
     """
 
     def __init__(
-        self, network: FrozenNetwork, source: int, target: Place, prompt: int, token: int | None, position: int
+        self, network: DetachedNetwork, source: int, target: Place, prompt: int, token: int | None, position: int
     ) -> None:
         self.network, self.source, self.target = network, source, target
         self.prompt, self.token, self.position = prompt, token, position
-        self.program: Program = network.program(source, target)
+        self.dtype, self.device = network.dtype, network.device
         joint = token is None
         self.segment = Segment(prompt, 0 if token is None else token, position, 1, joint)
         self.tokens = self.segment.length if joint else 1
-        self.shape = (self.program.d_out, self.program.d_in * self.tokens)
-        self.dtype, self.device = network.dtype, network.device
+        self.sweeps = self._sweeps()
+        self.shape = (self.sweeps.d_out, self.sweeps.d_in * self.tokens)
         self._batch = JacobianBatch([self])
+
+    @abstractmethod
+    def _sweeps(self) -> Sweeps: ...
 
     def _matmat(self, X: Tensor) -> Tensor:
         return self._batch._matmat([(0, X)])[0]
@@ -66,21 +72,18 @@ class DetachedJacobian(MatrixFree):
         return self.network.value(self.target, self.prompt, self.position)
 
     @property
+    @abstractmethod
     def offset(self) -> Tensor:
-        """The affine part r of y = Σ J_i x_i + r: (d_out,)."""
-        return self.network.offset(self.source, self.target, self.prompt, self.position)
+        """What Σ J_i x_i, over all tokens up to the output position, leaves of y: (d_out,)."""
 
     @property
+    @abstractmethod
     def reconstruction(self) -> Reconstruction:
-        """How well Σ J_i x_i + offset, over all tokens up to the output position, gives y."""
-        joint = DetachedJacobian(self.network, self.source, self.target, self.prompt, None, self.position)
-        offset = self.offset
-        estimate = joint._matmat(joint.x[:, None])[:, 0] + offset
-        return Reconstruction.of(self.y, estimate, offset)
+        """How well the Jacobians of all tokens up to the output position give y."""
 
     def cost(self) -> float:
         """Row-sweeps of one column, either way."""
-        return self.program.row_sweeps(self.segment.length)
+        return self.sweeps.cost(self.segment)
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -93,6 +96,7 @@ class DetachedJacobian(MatrixFree):
         return {
             "family": network.family.name,
             "freeze": network.freeze,
+            "route": network.route,
             "input": start,
             "target": str(self.target),
             "target_definition": after.get(str(self.target), str(self.target)),
@@ -101,51 +105,72 @@ class DetachedJacobian(MatrixFree):
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
+    def _sum(self) -> Tensor:
+        """Return Σ J_i x_i over all tokens up to the output position: (d_out,)."""
+        joint = type(self)(self.network, self.source, self.target, self.prompt, None, self.position)
+        return joint._matmat(joint.x[:, None])[:, 0]
+
     def __repr__(self) -> str:
         """One line that says what the operator is."""
         d = self.definition
         return (
-            f"DetachedJacobian(shape={self.shape}, token={d['token']}, position={self.position}, input: {d['input']}, "
-            f"target: {d['target_definition']}, freeze={d['freeze']!r}, {d['dtype']})"
+            f"{type(self).__name__}(shape={self.shape}, token={d['token']}, position={self.position}, "
+            f"input: {d['input']}, target: {d['target_definition']}, freeze={d['freeze']!r}, {d['dtype']})"
         )
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """How well the frozen network's own algebra gives the nonlinear output.
+class DetachedJacobian(Jacobian):
+    """J of the detached network: y = Σ J_i x_i + offset. Made by ``network.jacobian(token)``."""
 
-    ``relative_error`` is std(ŷ − y) / std(y), as in the paper; ``norm_error`` is ‖ŷ − y‖ / ‖y‖; ``offset_share`` is
-    ‖offset‖ / ‖y‖.
+    def _sweeps(self) -> Sweeps:
+        return self.network.sweeps(self.source, self.target)
+
+    @property
+    def offset(self) -> Tensor:
+        """The affine part r of y = Σ J_i x_i + r: (d_out,)."""
+        return self.network.offset(self.source, self.target, self.prompt, self.position)
+
+    @property
+    def reconstruction(self) -> Reconstruction:
+        """How well Σ J_i x_i + offset, over all tokens up to the output position, gives y."""
+        offset = self.offset
+        return Reconstruction.of(self.y, self._sum() + offset, offset)
+
+
+class OrdinaryJacobian(Jacobian):
+    """J of the model itself, nothing frozen, by automatic differentiation. Made by ``jacobian(..., frozen=False)``.
+
+    A nonlinear model is no sum of its ordinary Jacobians: Σ J_i x_i misses y, and the reconstruction says by how much.
     """
 
-    y: Tensor = field(repr=False)
-    estimate: Tensor = field(repr=False)
-    relative_error: float
-    norm_error: float
-    offset_share: float
+    def _sweeps(self) -> Sweeps:
+        return self.network.ordinary_sweeps(self.source, self.target)
 
-    @classmethod
-    def of(cls, y: Tensor, estimate: Tensor, offset: Tensor) -> Reconstruction:
-        """Compare an estimate with y, all (d_out,)."""
-        truth, error = y.double(), estimate.double() - y.double()
-        return cls(
-            y=y,
-            estimate=estimate,
-            relative_error=float(error.std() / truth.std()),
-            norm_error=float(error.norm() / truth.norm()),
-            offset_share=float(offset.double().norm() / truth.norm()),
-        )
+    @property
+    def offset(self) -> Tensor:
+        """What Σ J_i x_i misses of y: (d_out,). No part of the map, and no part of the reconstruction."""
+        return self.y - self._sum()
+
+    @property
+    def reconstruction(self) -> Reconstruction:
+        """What Σ J_i x_i, over all tokens up to the output position, gives of y."""
+        y, estimate = self.y, self._sum()
+        return Reconstruction.of(y, estimate, y - estimate)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What this operator is, in plain words."""
+        return super().definition | {"freeze": "nothing", "route": "autograd"}
 
 
 class JacobianBatch:
     """Many Jacobians of one network, source and target, swept together: the solver's batch protocol."""
 
-    def __init__(self, operators: Sequence[DetachedJacobian]) -> None:
+    def __init__(self, operators: Sequence[Jacobian]) -> None:
         self.operators = list(operators)
         first = self.operators[0]
-        self.program, self.network = first.program, first.network
+        self.network, self.sweeps = first.network, first.sweeps
         self.dtype, self.device = first.dtype, first.device
-        self._layouts: dict[tuple[Segment, ...], Layout] = {}
 
     def __len__(self) -> int:
         """Return the number of operators."""
@@ -173,14 +198,14 @@ class JacobianBatch:
 
         Operators of one prompt and output position share one segment: n rows a column instead of one segment each.
         """
-        check_block(self, Y, self.program.d_out, "rmatmat_shared")
-        ends = self._ends
-        layout = self._layout([Segment(prompt, 0, position, Y.shape[1], joint=True) for prompt, position in ends])
-        rows = transposed(self.program, Y.T.repeat(len(ends), 1), layout)
-        by_end = dict(zip(ends, rows.split([s.rows for s in layout.segments]), strict=True))
+        check_block(self, Y, self.sweeps.d_out, "rmatmat_shared")
+        segments = [replace(segment, width=Y.shape[1]) for segment in self._ends]
+        rows = self.sweeps.transposed(segments, Y.T.repeat(len(segments), 1))
+        parts = zip(segments, rows.split([s.rows for s in segments]), strict=True)
+        by_end = {(s.prompt, s.position): part for s, part in parts}
         results = []
         for operator in self.operators:
-            positions = by_end[operator.prompt, operator.position].view(-1, Y.shape[1], self.program.d_in)
+            positions = by_end[operator.prompt, operator.position].view(-1, Y.shape[1], self.sweeps.d_in)
             tokens = slice(None) if operator.token is None else slice(operator.token, operator.token + 1)
             results.append(positions[tokens].permute(0, 2, 1).reshape(-1, Y.shape[1]))
         return results
@@ -191,42 +216,38 @@ class JacobianBatch:
 
     def shared_cost(self) -> float:
         """Row-sweeps of one shared cotangent column."""
-        return sum(self.program.row_sweeps(position + 1) for _, position in self._ends)
+        return sum(self.sweeps.cost(segment) for segment in self._ends)
 
     @property
-    def _ends(self) -> list[tuple[int, int]]:
-        return list(dict.fromkeys((operator.prompt, operator.position) for operator in self.operators))
+    def _ends(self) -> list[Segment]:
+        """Every prompt and output position once, with all tokens up to it."""
+        ends = dict.fromkeys((operator.prompt, operator.position) for operator in self.operators)
+        return [Segment(prompt, 0, position, 1, joint=True) for prompt, position in ends]
 
     def _matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         if not blocks:
             return []
-        layout = self._layout([replace(self.operators[i].segment, width=X.shape[1]) for i, X in blocks])
+        segments = [replace(self.operators[i].segment, width=X.shape[1]) for i, X in blocks]
         rows = torch.cat([self._to_rows(self.operators[i], X) for i, X in blocks])
-        out = forward(self.program, rows, layout)
-        return [part.T for part in out.split([s.width for s in layout.segments])]
+        out = self.sweeps.forward(segments, rows)
+        return [part.T for part in out.split([s.width for s in segments])]
 
     def _rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         if not blocks:
             return []
-        layout = self._layout([replace(self.operators[i].segment, width=Y.shape[1]) for i, Y in blocks])
-        out = transposed(self.program, torch.cat([Y.T for _, Y in blocks]), layout)
-        parts = out.split([s.source_rows for s in layout.segments])
+        segments = [replace(self.operators[i].segment, width=Y.shape[1]) for i, Y in blocks]
+        out = self.sweeps.transposed(segments, torch.cat([Y.T for _, Y in blocks]))
+        parts = out.split([s.source_rows for s in segments])
         return [
             self._to_columns(self.operators[i], part, Y.shape[1]) for (i, Y), part in zip(blocks, parts, strict=True)
         ]
 
-    def _to_rows(self, operator: DetachedJacobian, X: Tensor) -> Tensor:
+    def _to_rows(self, operator: Jacobian, X: Tensor) -> Tensor:
         if operator.token is not None:
             return X.T
-        return X.view(operator.tokens, self.program.d_in, -1).permute(0, 2, 1).reshape(-1, self.program.d_in)
+        return X.view(operator.tokens, self.sweeps.d_in, -1).permute(0, 2, 1).reshape(-1, self.sweeps.d_in)
 
-    def _to_columns(self, operator: DetachedJacobian, rows: Tensor, width: int) -> Tensor:
+    def _to_columns(self, operator: Jacobian, rows: Tensor, width: int) -> Tensor:
         if operator.token is not None:
             return rows.T
         return rows.view(operator.tokens, width, -1).permute(0, 2, 1).reshape(-1, width)
-
-    def _layout(self, segments: Sequence[Segment]) -> Layout:
-        key = tuple(segments)
-        if key not in self._layouts:
-            self._layouts = {key: Layout(key, self.network.lengths, self.device)}
-        return self._layouts[key]

@@ -10,7 +10,7 @@ import torch
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.prompt import decode, read_prompts
-from detjac_lanczos.operators import DetachedJacobian, DetachedNetwork, JacobianBatch
+from detjac_lanczos.operators import DetachedNetwork, Jacobian, JacobianBatch
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.readings import read_tokens
@@ -121,7 +121,7 @@ def _stable_rank_claim(token: TokenResult, fresh: StableRank, slack: float) -> C
     return Claim(f"difference in the stable rank of {token.name}", 0.0, apart, 2 * slack * fresh.interval[1])
 
 
-def _contribution_claim(token: TokenResult, operator: DetachedJacobian, fresh: Contribution, slack: float) -> Claim:
+def _contribution_claim(token: TokenResult, operator: Jacobian, fresh: Contribution, slack: float) -> Claim:
     """J x is known to c ε √d σ_1 ‖x‖: relative to ‖J x‖ that moves the cosine twice, what is captured four times."""
     written, apart = token.contribution, math.inf
     if written is not None:

@@ -49,7 +49,7 @@ def whole(program: Program, segments: list[Segment], x: Tensor) -> tuple[list[Te
 def test_segments_swept_together_are_as_alone(
     network: DetachedNetwork, source: int, target: Any, cells: int, segments: list[Segment], seed: int
 ) -> None:
-    program = network.jacobian(source=layer(source), target=target).program
+    program = network.jacobian(source=layer(source), target=target).sweeps.program
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(s.source_rows, 24, generator=generator, dtype=torch.float64) for s in segments]
     budget, layouts._TILE_CELLS = layouts._TILE_CELLS, cells
@@ -67,7 +67,7 @@ def test_segments_swept_together_are_as_alone(
 def test_pruning_to_the_output_position_changes_nothing(network: DetachedNetwork, name: str) -> None:
     """A program prunes at its last mixing; one that ends with a trivial mixing keeps all rows until then."""
     n = LENGTHS[0]
-    program = network.jacobian(target=layer(network.blocks - 1)).program
+    program = network.jacobian(target=layer(network.blocks - 1)).sweeps.program
     identities = tuple(torch.eye(m, dtype=torch.float64).expand(1, m, m) for m in LENGTHS)
     trivial = Stage((Branch("identity", (Mix(identities, 1),)),), residual=False, block=network.blocks - 1)
     kept = Program((*program.stages, trivial), 24, 24, program.blocks)

@@ -357,6 +357,7 @@ def test_the_definition_says_what_the_operator_is(network: DetachedNetwork) -> N
     assert J.definition | {"family": "", "input": ""} == {
         "family": "",
         "freeze": "gate",
+        "route": "frozen",
         "input": "",
         "target": "mlp(2)",
         "target_definition": "mlp(2)",

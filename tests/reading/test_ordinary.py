@@ -69,5 +69,5 @@ def test_what_does_not_exist_is_refused() -> None:
         ordinary_estimate(network, prompt=2)
     with pytest.raises(InputError, match="position 7"):
         ordinary_products(network, prompt=1, position=7)
-    with pytest.raises(InputError, match="mlp"):
-        ordinary_estimate(network, target=mlp(1))
+    with pytest.raises(InputError, match="layer 3"):
+        ordinary_estimate(network, target=mlp(3))

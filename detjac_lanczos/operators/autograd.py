@@ -1,0 +1,120 @@
+"""Products with Jacobians by automatic differentiation of the model's own modules, forwards and in reverse."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from detjac_lanczos.errors import OperatorError
+from detjac_lanczos.frozen.layout import Segment
+from detjac_lanczos.frozen.network import FrozenNetwork
+from detjac_lanczos.frozen.places import Place, check_reach
+from detjac_lanczos.frozen.precision import in_own_precision
+from detjac_lanczos.operators.passes import Passes
+
+_ROWS_AT_ONCE = 1024
+"""Positions × columns that are differentiated together; bounds the memory of a pass."""
+
+_one_at_a_time = threading.Lock()
+"""Forward mode has one level for the whole process, and the copy that runs has one set of hooks."""
+
+
+class AutogradSweeps:
+    """Sweeps through the model itself: every column is differentiated at the prompt, over all its positions.
+
+    A column forwards is one tangent on a copy of the prompt of its own; in reverse, columns share one recorded pass.
+    """
+
+    def __init__(self, passes: Passes, network: FrozenNetwork, source: int, target: Place) -> None:
+        check_reach(source, target, network.output_size)
+        self.passes, self.network, self.source, self.target = passes, network, source, target
+        self.d_in = network.inputs(source, 0).shape[1]
+        widths = {"output": network.output_size, "logits": network.streams.logits.shape[1]}
+        self.d_out = widths.get(target.kind, network.hidden_size) if target.rows is None else target.rows.shape[0]
+
+    @torch.inference_mode(False)
+    @in_own_precision
+    def forward(self, segments: Sequence[Segment], rows: Tensor) -> Tensor:
+        """(Σ source rows, d_in) to (Σ widths, d_out)."""
+        tangents = [
+            self._tangents(segment, part)
+            for segment, part in zip(segments, rows.split([s.source_rows for s in segments]), strict=True)
+        ]
+        out: list[Tensor] = [rows.new_empty(0, self.d_out)] * len(segments)
+        for prompt, position, members in _by_end(segments):
+            products = self._jvp(prompt, position, torch.cat([tangents[i] for i in members]))
+            for i, part in zip(members, products.split([segments[i].width for i in members]), strict=True):
+                out[i] = part
+        return torch.cat(out)
+
+    @torch.inference_mode(False)
+    @in_own_precision
+    def transposed(self, segments: Sequence[Segment], rows: Tensor) -> Tensor:
+        """(Σ widths, d_out) to (Σ source rows, d_in)."""
+        cotangents = rows.split([s.width for s in segments])
+        out: list[Tensor] = [rows.new_empty(0, self.d_in)] * len(segments)
+        for prompt, position, members in _by_end(segments):
+            gradients = self._vjp(prompt, position, torch.cat([cotangents[i] for i in members]))
+            for i, part in zip(members, gradients.split([segments[i].width for i in members]), strict=True):
+                s = segments[i]
+                positions = part[:, s.start : s.position + 1] if s.joint else part[:, s.start : s.start + 1]
+                out[i] = positions.transpose(0, 1).flatten(0, 1)
+        return torch.cat(out)
+
+    def cost(self, segment: Segment) -> float:
+        """Row-sweeps of one column: all rows of the prompt, through all blocks."""
+        return float(self.network.lengths[segment.prompt])
+
+    def _tangents(self, segment: Segment, rows: Tensor) -> Tensor:
+        """Place source rows in copies of their prompt: (width, n, d)."""
+        tangents = rows.new_zeros(segment.width, self.network.lengths[segment.prompt], self.d_in)
+        if segment.joint:
+            columns = rows.view(segment.length, segment.width, self.d_in).transpose(0, 1)
+            tangents[:, segment.start : segment.position + 1] = columns
+        else:
+            tangents[:, segment.start] = rows
+        return tangents
+
+    def _jvp(self, prompt: int, position: int, tangents: Tensor) -> Tensor:
+        """(b, n, d) to (b, d_out)."""
+        x = self.network.inputs(self.source, prompt)
+        products = [tangents.new_empty(0, self.d_out)]
+        with _one_at_a_time:
+            for part in tangents.split(max(1, _ROWS_AT_ONCE // len(x))):
+                with forward_ad.dual_level():
+                    dual = forward_ad.make_dual(x.expand_as(part).contiguous(), part)
+                    product = forward_ad.unpack_dual(self._run(dual, prompt, position)).tangent
+                products.append(product if product is not None else part.new_zeros(len(part), self.d_out))
+        return torch.cat(products)
+
+    def _vjp(self, prompt: int, position: int, cotangents: Tensor) -> Tensor:
+        """(b, d_out) to (b, n, d)."""
+        x = self.network.inputs(self.source, prompt)
+        products = [x.new_empty(0, *x.shape)]
+        with _one_at_a_time, torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            y = self._run(leaf[None], prompt, position)[0]
+            for part in cotangents.split(max(1, _ROWS_AT_ONCE // len(x))):
+                products += torch.autograd.grad(y, leaf, part, retain_graph=True, is_grads_batched=True)
+        return torch.cat(products)
+
+    def _run(self, x: Tensor, prompt: int, position: int) -> Tensor:
+        embeddings = self.network.inputs(-1, prompt)
+        try:
+            return self.passes.run(x, embeddings, self.source, self.target, prompt, position)
+        except NotImplementedError as error:
+            first = str(error).splitlines()[0]
+            raise OperatorError(f"a module of this model cannot be differentiated: {first}") from error
+
+
+def _by_end(segments: Sequence[Segment]) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield prompts and output positions, each with the segments that end there."""
+    ends: dict[tuple[int, int], list[int]] = {}
+    for i, segment in enumerate(segments):
+        ends.setdefault((segment.prompt, segment.position), []).append(i)
+    for (prompt, position), members in ends.items():
+        yield prompt, position, members

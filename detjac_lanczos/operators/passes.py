@@ -1,0 +1,96 @@
+"""The model's own modules between a source and a target, run on a structural copy."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.declare import Family, without_adapters
+from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.precision import LiftToFloat64
+from detjac_lanczos.frozen.structural_copy import observed_copy
+from detjac_lanczos.frozen.words import Scale
+
+
+class Passes:
+    """Forward passes from any source to any target, in reach of automatic differentiation.
+
+    The copy runs eager attention and eager experts, whose operations can be differentiated forwards too. One pass at a
+    time: its hooks belong to it.
+    """
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self.model = without_adapters(observed_copy(model))
+        for config in (self.model.config, self.model.config.get_text_config()):
+            config._experts_implementation = "eager"
+        self.family = family
+        self.decoder, self.blocks = family.decoder_of(self.model), family.blocks_of(self.model)
+        self.double = next(self.model.parameters()).dtype is torch.float64
+
+    def run(self, x: Tensor, embeddings: Tensor, source: int, target: Place, prompt: int, position: int) -> Tensor:
+        """Run copies of a prompt with ``x`` in place of what enters at the source.
+
+        Parameters
+        ----------
+        x : Tensor, shape (b, n, d)
+        embeddings : Tensor, shape (n, d_e)
+            What the embedding layer gives for the prompt; ``x`` itself takes its place where the source is −1.
+        source : int
+            −1 for the embeddings, or the block that the stream enters.
+        target : Place
+        prompt, position : int
+
+        Returns
+        -------
+        Tensor, shape (b, d_out)
+        """
+        inputs = x if source < 0 else embeddings.expand(len(x), -1, -1)
+        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=x.device)
+        end, factor = self._end(target)
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
+
+        def leave(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            value = out if isinstance(out, Tensor) else out[0]
+            row = value.reshape(*x.shape[:2], -1)[:, position]
+            if target.kind != "logits":
+                raise _Reached(factor * row)
+            out.last_hidden_state = row[:, None]
+
+        with ExitStack() as stack:
+            if source >= 0:
+                stack.enter_context(self.blocks[source].register_forward_pre_hook(enter, with_kwargs=True))
+            stack.enter_context(end.register_forward_hook(leave))
+            if self.double:
+                stack.enter_context(LiftToFloat64())
+            try:
+                logits: Tensor = self.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
+            except _Reached as reached:
+                return reached.value if target.rows is None else reached.value @ target.rows.to(x).T
+        return logits[:, 0]
+
+    def _end(self, target: Place) -> tuple[nn.Module, float]:
+        """Return the module whose output is the target, and what multiplies it."""
+        match target.kind:
+            case "layer" | "residual":
+                return self.blocks[-1 if target.index is None else target.index], 1.0
+            case "attention" | "mlp":
+                block = self.blocks[target.index]
+                branch = next((branch for branch in self.family.branches if branch.role == target.kind), None)
+                if branch is None:
+                    raise InputError(f"no {target.kind} branch is known in {self.family.name}; choose another target")
+                factor = 1.0 if branch.scale is None else Scale(branch.scale).factor(block)
+                return block.get_submodule(branch.output), factor
+        return self.decoder, 1.0
+
+
+class _Reached(Exception):
+    """The target has its value; nothing behind it needs to run."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value

@@ -1,0 +1,176 @@
+"""The ordinary Jacobian, by forward and reverse mode on the copy, against reverse mode through the untouched model."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp, probe
+from detjac_lanczos.solvers import svd
+from detjac_lanczos.solvers.testing import OperatorTestCase
+from tests import tiny_models
+from tests.oracles import Lifted, OracleA, embeddings_of, errors, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LENGTHS = (tiny_models.LENGTH, 5)
+BAR = 1e-11
+
+
+class Untouched(OracleA):
+    """Reverse mode through the model as it is, its own attention and all; nothing but roundings is changed."""
+
+    def __init__(self, model: Any, embeddings: Tensor) -> None:
+        with Lifted(model.dtype), torch.enable_grad():
+            self.streams = run(model, embeddings.clone().requires_grad_())
+
+
+@cache
+def case(make: str) -> tuple[DetachedNetwork, list[Untouched]]:
+    model = getattr(tiny_models, make)(bias=True)
+    ids = tiny_models.prompt_ids(*LENGTHS)
+    oracles = [Untouched(model, embeddings_of(model, tokens)) for tokens in ids]
+    return detach(tiny_models.loaded(model), input_ids=ids), oracles
+
+
+def probe_rows() -> Tensor:
+    return torch.randn(5, 24, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def targets(blocks: int) -> Iterator[tuple[str, Any, int]]:
+    """Name of the stream in the oracle, the library's place, and the first source that lies behind it."""
+    yield "output", "output", blocks
+    yield "residual", "residual", blocks
+    yield "logits", "logits", blocks
+    yield "output", probe(probe_rows()), blocks
+    for index in range(blocks):
+        yield f"layer.{index}", layer(index), index + 1
+        yield f"attention.{index}", attention(index), index + 1
+        yield f"mlp.{index}", mlp(index), index + 1
+
+
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_every_source_and_target_in_either_mode(make: str) -> None:
+    network, oracles = case(make)
+    for prompt, (oracle, position) in enumerate(zip(oracles, (11, 2), strict=True)):
+        for name, place, behind in targets(network.blocks):
+            cotangents = getattr(place, "rows", None)
+            for source in ("embeddings", *range(behind)):
+                expected = oracle.jacobian(source, name, position, cotangents)[:, : position + 1]
+                J = network.jacobian(
+                    (prompt, "joint"),
+                    source="embeddings" if source == "embeddings" else layer(int(source)),
+                    target=place,
+                    position=position,
+                    frozen=False,
+                )
+                X = torch.randn(J.shape[1], 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+                assert max(errors(J.matmat(X), expected.flatten(1) @ X)) <= BAR, (name, source)
+                assert max(errors(J.dense(), expected.flatten(1))) <= BAR, (name, source)
+                value = oracle.streams[name][0, position].detach()
+                value = value if cotangents is None else cotangents @ value
+                assert (J.y - value).norm() <= BAR * value.norm()
+                assert torch.equal(J.x, network.inputs(J.source, prompt)[: position + 1].flatten())
+
+
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_batches_of_prompts_and_positions_are_each_operator_alone(make: str) -> None:
+    network, oracles = case(make)
+    batch = network.jacobians(frozen=False)
+    J = batch.operators[3]
+    for product in (J.matmat(torch.eye(24, dtype=J.dtype)), J.rmatmat(torch.eye(24, dtype=J.dtype)).T):
+        assert max(errors(product, oracles[0].jacobian("embeddings", "output", -1)[:, 3])) <= BAR
+    generator = torch.Generator().manual_seed(3)
+    chosen = [(14, 1), (0, 3), (5, 2), (11, 4), (12, 1)]
+    X = [(i, torch.randn(24, b, generator=generator, dtype=torch.float64)) for i, b in chosen]
+    for products, alone in ((batch.matmat(X), "matmat"), (batch.rmatmat(X), "rmatmat")):
+        for found, (i, block) in zip(products, X, strict=True):
+            expected = getattr(batch.operators[i], alone)(block)
+            assert (found - expected).norm() <= 1e-13 * expected.norm()
+    Y = X[1][1]
+    for found, J in zip(batch.rmatmat_shared(Y), batch.operators, strict=True):
+        assert (found - J.rmatmat(Y)).norm() <= 1e-13 * found.norm()
+    assert [batch.cost(i) for i in (0, 12)] == [12, 5]
+    assert batch.shared_cost() == 17
+    assert batch.matmat([]) == []
+
+
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lower_precisions_are_adjoint(make: str, dtype: torch.dtype) -> None:
+    model = getattr(tiny_models, make)(dtype)
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(*LENGTHS))
+    generator = torch.Generator().manual_seed(1)
+    for target in ("output", "logits", mlp(1)):
+        J = network.jacobian(3, target=target, frozen=False)
+        assert J.dtype is dtype
+        v, u = (torch.randn(rows, 4, generator=generator).to(dtype) for rows in reversed(J.shape))
+        forwards, backwards = J.matmat(v), J.rmatmat(u)
+        assert forwards.dtype is backwards.dtype is dtype
+        gap = ((forwards.double() * u).sum(0) - (v * backwards.double()).sum(0)).abs()
+        # Unlike a frozen sweep, the two modes differentiate softmax and norms by other operations: 2 · c ε √rows.
+        bar = 20 * torch.finfo(dtype).eps * 12**0.5 * forwards.double().norm(dim=0) * u.double().norm(dim=0)
+        assert torch.all(gap <= bar), (str(target), float((gap / bar).max()))
+
+
+def test_it_is_not_the_detached_one_and_says_so() -> None:
+    network, _ = case("llama")
+    ordinary, detached = network.jacobian(0, frozen=False), network.jacobian(0)
+    assert (ordinary.dense() - detached.dense()).norm() > 0.1 * detached.dense().norm()
+    assert detached.reconstruction.norm_error < 1e-13
+    found = ordinary.reconstruction
+    assert found.norm_error > 0.1
+    assert abs(found.offset_share - found.norm_error) < 1e-15
+    assert torch.equal(ordinary.offset, found.y - found.estimate)
+    assert torch.equal(ordinary.x, detached.x)
+    assert torch.equal(ordinary.y, detached.y)
+    assert detached.definition["route"] == "frozen"
+    assert (ordinary.definition["route"], ordinary.definition["freeze"]) == ("autograd", "nothing")
+    assert "OrdinaryJacobian" in repr(ordinary)
+
+
+def test_what_cannot_be_is_one_clear_line() -> None:
+    network, _ = case("llama")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"source": layer(2), "target": layer(1)}, "lies before"),
+        ({"target": probe(torch.ones(2, 5))}, "width 5"),
+        ({"token": 5, "position": 4}, "comes after position"),
+    ]
+    for options, message in cases:
+        with pytest.raises(InputError, match=message):
+            network.jacobian(**options, frozen=False)
+
+
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_products_inside_inference_mode_and_without_gradients(make: str) -> None:
+    network, _ = case(make)
+    J = network.jacobian(2, frozen=False)
+    Y = torch.randn(24, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = J.matmat(Y), J.rmatmat(Y)
+    for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with context:
+            assert torch.equal(J.matmat(Y), expected[0])
+            assert torch.equal(J.rmatmat(Y), expected[1])
+    assert all(parameter.grad is None for parameter in network.model.parameters())
+
+
+class TestContract(OperatorTestCase):
+    """The solver's contract, and its leading values."""
+
+    def create_operator(self) -> Any:
+        return case("gemma")[0].jacobian((1, 2), frozen=False)
+
+    def create_dense(self) -> Tensor:
+        return case("gemma")[1][1].jacobian("embeddings", "output", -1)[:, 2]
+
+
+def test_svd_of_all_tokens_jointly() -> None:
+    network, oracles = case("llama")
+    result = svd(network.jacobian("joint", frozen=False), k=4, tol=1e-8)
+    assert result.converged
+    expected = torch.linalg.svdvals(oracles[0].jacobian("embeddings", "output", -1).flatten(1))[:4]
+    assert (result.S - expected).abs().max() <= 1e-10 * expected[0]
