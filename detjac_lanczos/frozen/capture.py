@@ -183,6 +183,5 @@ def _run(model: Any, prompt: Prompt) -> Tensor:
         inputs = {"input_ids": torch.tensor([prompt.ids], device=device)}
     else:
         inputs = {"inputs_embeds": prompt.embeds[None].to(device, parameter.dtype)}
-    mask = torch.ones(1, prompt.length, dtype=torch.long, device=device)
-    logits: Tensor = model(**inputs, attention_mask=mask, use_cache=False, logits_to_keep=1).logits[:, -1]
+    logits: Tensor = model(**inputs, **prompt.places(device), use_cache=False, logits_to_keep=1).logits[:, -1]
     return logits

@@ -65,6 +65,8 @@ class Family:
         The family is meant for configurations with this value alone.
     input_definition : str
         What the input embeddings are.
+    positions_from_mask : bool
+        Whether positions count the real tokens of a padded row; elsewhere the padding on the left counts too.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Family:
     blocks: str = "layers"
     when: tuple[str, Any] | None = None
     input_definition: str = "the rows of the embedding table"
+    positions_from_mask: bool = False
 
     @property
     def served(self) -> tuple[str, ...]:

@@ -10,22 +10,39 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.padding import Positions, rows_of, unpadded
 from detjac_lanczos.models import LoadedModel
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One sequence. ``ids``: token ids; ``tokens``: their text; ``embeds``: (n, d) where given in place of ids."""
+    """One sequence without padding.
+
+    ``ids``: token ids; ``tokens``: their text; ``embeds``: (n, d) where given in place of ids; ``position_ids``: where
+    the model is told that the tokens stand, if not at 0, 1, 2, ...
+    """
 
     text: str | None
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
     embeds: Tensor | None = None
+    position_ids: Positions | None = None
 
     @property
     def length(self) -> int:
-        """Number of positions."""
+        """Number of tokens."""
         return len(self.tokens)
+
+    def places(self, device: torch.device, copies: int = 1) -> dict[str, Tensor]:
+        """Return the arguments of a forward pass that say which tokens are real and where they stand.
+
+        The mask of ones is not idle: without one, transformers reads a jump in the positions as the border between two
+        packed sequences.
+        """
+        arguments = {"attention_mask": torch.ones(copies, self.length, dtype=torch.long, device=device)}
+        if self.position_ids is not None:
+            arguments["position_ids"] = torch.tensor(self.position_ids, device=device).expand(copies, -1)
+        return arguments
 
 
 def read_prompts(
@@ -35,33 +52,49 @@ def read_prompts(
     chat: bool,
     add_special_tokens: bool,
     input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None,
-    inputs_embeds: Tensor | None,
+    inputs_embeds: Tensor | Sequence[Tensor] | None,
+    attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    positions_from_mask: bool = False,
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a call, each with at least one token and no longer than the model's context.
+
+    Parameters are those of `detach`, and ``positions_from_mask`` of its family.
 
     Raises
     ------
     InputError
-        If none or more than one kind of input is given, a prompt is empty or too long, or an id is not in the
-        vocabulary.
+        If none or more than one kind of input is given, a prompt is empty or too long, an id is not in the vocabulary,
+        or the attention mask or the positions do not fit.
     """
     given = [name for name, value in (("prompt", prompt), ("input_ids", input_ids), ("inputs_embeds", inputs_embeds))
              if value is not None]  # fmt: skip
     if len(given) != 1:
         raise InputError(f"give exactly one of prompt, input_ids and inputs_embeds; got {', '.join(given) or 'none'}")
-    if inputs_embeds is not None:
-        prompts = [_from_embeds(loaded, inputs_embeds)]
-    elif input_ids is not None:
-        prompts = [_from_ids(loaded, ids, None) for ids in _rows_of_ids(input_ids)]
-    else:
-        texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    if prompt is not None:
+        if attention_mask is not None or position_ids is not None:
+            raise InputError("attention_mask and position_ids go with input_ids or inputs_embeds; text is not padded")
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not texts:
             raise InputError("the list of prompts is empty; give at least one prompt")
         prompts = [_from_text(loaded, text, chat, add_special_tokens) for text in texts]
+    else:
+        rows = _rows_of_ids(input_ids) if inputs_embeds is None else _rows_of_embeds(loaded, inputs_embeds)
+        config = loaded.model.config.get_text_config()
+        prompts = [
+            _from_ids(loaded, row.tolist(), None, where) if inputs_embeds is None else _from_embeds(row, where)
+            for row, where in unpadded(
+                rows, attention_mask, position_ids, config, positions_from_mask=positions_from_mask
+            )
+        ]
     limit = loaded.context_length
     for p in prompts:
         if limit is not None and p.length > limit:
             raise InputError(f"the prompt has {p.length} tokens, the model's context is {limit}; shorten the prompt")
+        wrong = [i for i in p.position_ids or () if i < 0 or (limit is not None and i >= limit)]
+        if wrong:
+            end = "on" if limit is None else f"to {limit - 1}"
+            raise InputError(f"position {wrong[0]} cannot be used; positions go from 0 {end}, as the model's context")
     return tuple(prompts)
 
 
@@ -84,7 +117,9 @@ def _from_text(loaded: LoadedModel, text: Any, chat: bool, add_special_tokens: b
     return _from_ids(loaded, ids, text)
 
 
-def _from_ids(loaded: LoadedModel, ids: Sequence[int], text: str | None) -> Prompt:
+def _from_ids(
+    loaded: LoadedModel, ids: Sequence[int], text: str | None, position_ids: Positions | None = None
+) -> Prompt:
     ids = tuple(int(i) for i in ids)
     if not ids:
         raise InputError("the prompt has no tokens; give some text")
@@ -92,31 +127,32 @@ def _from_ids(loaded: LoadedModel, ids: Sequence[int], text: str | None) -> Prom
     for token_id in ids:
         if not 0 <= token_id < vocabulary:
             raise InputError(f"token id {token_id} is not in the vocabulary of {vocabulary}")
-    return Prompt(text, ids, tuple(decode(loaded, token_id) for token_id in ids))
+    return Prompt(text, ids, tuple(decode(loaded, token_id) for token_id in ids), None, position_ids)
 
 
-def _from_embeds(loaded: LoadedModel, embeds: Tensor) -> Prompt:
-    embeds = embeds[0] if embeds.ndim == 3 and embeds.shape[0] == 1 else embeds
-    width = loaded.model.get_input_embeddings().weight.shape[1]
-    if embeds.ndim != 2 or embeds.shape[1] != width or embeds.shape[0] == 0:
-        raise InputError(f"inputs_embeds must be (positions, {width}), not {tuple(embeds.shape)}")
+def _from_embeds(embeds: Tensor, position_ids: Positions | None) -> Prompt:
     if not torch.isfinite(embeds).all():
         raise InputError("inputs_embeds holds a NaN or an infinity")
-    return Prompt(None, (), tuple(f"<{i}>" for i in range(len(embeds))), embeds)
+    return Prompt(None, (), tuple(f"<{i}>" for i in range(len(embeds))), embeds, position_ids)
 
 
-def _rows_of_ids(input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
-    try:
-        if isinstance(input_ids, list | tuple) and any(isinstance(row, list | tuple | Tensor) for row in input_ids):
-            rows = [torch.as_tensor(row) for row in input_ids]
-        else:
-            ids = torch.as_tensor(input_ids)
-            rows = [ids] if ids.ndim == 1 else list(ids)
-    except (ValueError, TypeError, RuntimeError):
-        rows = []
-    if not rows or any(row.ndim != 1 or row.is_floating_point() for row in rows):
+def _rows_of_ids(input_ids: Any) -> list[Tensor]:
+    rows = rows_of(input_ids, axes=1)
+    if rows is None or any(row.is_floating_point() for row in rows):
         raise InputError("input_ids must be integers: (positions,), (prompts, positions) or one list per prompt")
-    return [row.tolist() for row in rows]
+    return rows
+
+
+def _rows_of_embeds(loaded: LoadedModel, inputs_embeds: Any) -> list[Tensor]:
+    width = loaded.model.get_input_embeddings().weight.shape[1]
+    rows = rows_of(inputs_embeds, axes=2)
+    if rows is None or any(row.shape[1] != width or len(row) == 0 for row in rows):
+        have = tuple(inputs_embeds.shape) if isinstance(inputs_embeds, Tensor) else type(inputs_embeds).__name__
+        raise InputError(
+            f"inputs_embeds must be (positions, {width}), (prompts, positions, {width}) or one tensor per prompt, "
+            f"not {have}"
+        )
+    return rows
 
 
 def decode(loaded: LoadedModel, token_id: int) -> str:

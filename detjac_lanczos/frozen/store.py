@@ -27,7 +27,7 @@ from detjac_lanczos.models import LoadedModel
 if TYPE_CHECKING:
     from detjac_lanczos.frozen.network import FrozenNetwork
 
-FORMAT = 2
+FORMAT = 3
 KIND = "detjac network"
 FILE_NAME = "network.safetensors"
 
@@ -41,7 +41,9 @@ def save(network: FrozenNetwork, path: Path) -> Path:
         "family": network.family.name,
         "freeze": network.freeze,
         "dropped": sorted(network.dropped),
-        "prompts": [{"text": p.text, "ids": p.ids, "tokens": p.tokens} for p in network.prompts],
+        "prompts": [
+            {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in network.prompts
+        ],
         "checksum": _checksum(tensors),
     }
     header = {"kind": KIND, "format": str(FORMAT), "network": json.dumps(description)}
@@ -74,7 +76,13 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
     return {
         "family": family,
         "prompts": tuple(
-            Prompt(p["text"], tuple(p["ids"]), tuple(p["tokens"]), None if p["ids"] else tensors["embeddings"][a:b])
+            Prompt(
+                p["text"],
+                tuple(p["ids"]),
+                tuple(p["tokens"]),
+                None if p["ids"] else tensors["embeddings"][a:b],
+                None if p.get("position_ids") is None else tuple(p["position_ids"]),
+            )
             for p, a, b in zip(description["prompts"], ends, ends[1:], strict=False)
         ),
         "freeze": description["freeze"],

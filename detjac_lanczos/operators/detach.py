@@ -35,7 +35,9 @@ def detach(
     chat: bool = False,
     add_special_tokens: bool = True,
     input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    inputs_embeds: Tensor | None = None,
+    inputs_embeds: Tensor | Sequence[Tensor] | None = None,
+    attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
 ) -> DetachedNetwork:
     """Run a model once on a prompt and freeze its norms, gates and attention weights at the values they take there.
 
@@ -53,8 +55,14 @@ def detach(
     add_special_tokens : bool
     input_ids : integers of shape (positions,) or (prompts, positions), or one list per prompt, optional
         In place of a prompt.
-    inputs_embeds : Tensor, shape (positions, hidden size), optional
-        In place of a prompt.
+    inputs_embeds : Tensor, shape (positions, d) or (prompts, positions, d), or one tensor per prompt, optional
+        In place of a prompt: what the embedding layer would give, of width d.
+    attention_mask : integers, shape of input_ids, optional
+        1 for a real token, 0 for padding, on the left or on the right. Padding is taken off: each prompt runs alone,
+        with what the padded pass computes for it, and **token indices count its real tokens**, from 0.
+    position_ids : integers of shape (positions,), or the shape of input_ids, optional
+        Where tokens stand, padding included. By default 0, 1, 2, ... over the padded row (OPT: over its real tokens),
+        as in transformers. They place tokens and part nothing: give packed sequences as prompts of their own.
 
     Returns
     -------
@@ -63,7 +71,7 @@ def detach(
     Raises
     ------
     InputError
-        If the prompt is empty, too long or of the wrong kind.
+        If the prompt is empty, too long or of the wrong kind, or its mask or positions do not fit.
     UnsupportedModelError
         If the model's family has no declaration, or its weights are not plain dense matrices.
     ModelError
@@ -90,6 +98,9 @@ def detach(
         add_special_tokens=add_special_tokens,
         input_ids=input_ids,
         inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        positions_from_mask=family.positions_from_mask,
     )
     coefficients, streams = capture(loaded.model, family, prompts, freeze)
     return DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams)

@@ -93,8 +93,8 @@ def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> 
     with pytest.raises(RunFileError, match="checksum"):
         DetachedNetwork.load(path, loaded)
     path.write_bytes(whole)
-    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "2", "network": "{}"})
-    with pytest.raises(RunFileError, match="newer"):
+    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "4", "network": "{}"})
+    with pytest.raises(RunFileError, match=r"has format 4, newer than 3; update"):
         DetachedNetwork.load(path, loaded)
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(RunFileError, match="not a saved network"):

@@ -25,6 +25,7 @@ OPT = Family(
     ),
     entry=(IfPresent("project_in", Project("project_in")), Constant("embed_positions")),
     decoder="model.decoder",
+    positions_from_mask=True,
     when=("do_layer_norm_before", True),
 )
 OPT_POST_NORM = replace(
