@@ -1,12 +1,16 @@
 """Models that transformers loads itself: hub ids and folders, with its failures said in one line."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+
+_FOR_CONFIG = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
+_NO_CAUSAL_MODEL = ("Unrecognized configuration class", "does not recognize this architecture")
 
 
 def load_pretrained(
@@ -27,25 +31,29 @@ def load_pretrained(
     Raises
     ------
     ModelError
-        If it cannot be found, read, or lacks weights (transformers would fill them with random numbers).
+        If it cannot be found or read, or if weights and configuration do not belong together: weights that are missing
+        or of another shape (transformers would fill them with random numbers), further blocks (it would drop them).
+    UnsupportedModelError
+        If it is no causal language model.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    shared = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
+    shared = {key: from_pretrained[key] for key in _FOR_CONFIG if key in from_pretrained}
     common = {"trust_remote_code": trust_remote_code}
-    for_tokenizer = common | {key: from_pretrained[key] for key in shared if key in from_pretrained}
+    lenient = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto" if dtype is None else dtype, output_loading_info=True, **common, **from_pretrained
+            source, dtype="auto" if dtype is None else dtype, **lenient | common | from_pretrained
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, **for_tokenizer)
+        _require_belonging(model, info, name, from_pretrained)
+        tokenizer = AutoTokenizer.from_pretrained(source, **common, **shared)
+    except ModelError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        if any(words in str(error) for words in _NO_CAUSAL_MODEL):
+            raise _no_causal_model(name, _architectures(source, shared)) from error
         raise _in_one_line(error, name) from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{name} lacks {len(missing)} weights of its architecture, the first is {missing[0]!r}; get a whole copy"
-        )
     return model.eval(), tokenizer
 
 
@@ -61,6 +69,46 @@ def without_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _require_belonging(model: Any, info: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights are not those of its configuration; options may change the latter on purpose."""
+    if missing := sorted(info["missing_keys"]):
+        named = model.config.architectures or [type(model).__name__]
+        if type(model).__name__ not in named:
+            raise _no_causal_model(name, named)
+        raise ModelError(
+            f"{name} lacks {len(missing)} weights of its architecture, the first is {missing[0]!r}; get a whole copy"
+        )
+    if mismatched := sorted(info["mismatched_keys"]):
+        key, stored, configured = mismatched[0]
+        raise ModelError(
+            f"{name}: weight {key!r} has shape {tuple(stored)}, its configuration says {tuple(configured)}; get the "
+            "config.json that belongs to the weights"
+        )
+    if any(hasattr(model.config, key) for key in options):
+        return
+    known = model.state_dict().keys()
+    further = sorted(key for key in info["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key, count=1) in known)
+    if further:
+        raise ModelError(
+            f"{name} holds {len(further)} weights of blocks that its configuration leaves out, the first is "
+            f"{further[0]!r}; get the config.json that belongs to the weights"
+        )
+
+
+def _architectures(source: str, options: Mapping[str, Any]) -> list[str]:
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(source, **options)
+    return list(config.get("architectures") or [config.get("model_type", "model of unknown type")])
+
+
+def _no_causal_model(name: str, architectures: list[str]) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{name} is a {', '.join(architectures)}, no causal language model that transformers knows; "
+        "`detjac models` lists the supported families"
+    )
 
 
 def _in_one_line(error: Exception, name: str) -> ModelError | InputError:

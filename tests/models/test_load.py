@@ -1,12 +1,13 @@
 """Every road to a model ends in the same pair, or in one line that says what to do."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
 
 
@@ -163,12 +164,65 @@ def test_truncated_and_missing_weights_are_refused(folder: Path) -> None:
         load_model(folder)
 
 
-def test_a_models_own_code_is_not_run_unless_asked(folder: Path) -> None:
-    import json
-
+def _write_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "conf.C", "AutoModelForCausalLM": "code.M"}}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_configuration_of_other_depth_is_refused(folder: Path, layers: int) -> None:
+    """Two blocks on disk: a third would be made of random numbers, the second dropped without a word."""
+    _write_config(folder, num_hidden_layers=layers)
+    words = {1: r"leaves out, the first is 'model\.layers\.1\.", 3: r"lacks 9 weights .*'model\.layers\.2\."}
+    with pytest.raises(ModelError, match=words[layers]) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_may_be_cut_on_purpose(folder: Path) -> None:
+    assert len(load_model(folder, num_hidden_layers=1).model.model.layers) == 1
+
+
+def test_a_configuration_of_other_width_is_refused(folder: Path) -> None:
+    _write_config(folder, intermediate_size=80)
+    with pytest.raises(ModelError, match=r"mlp\.\w+\.weight' has shape \(\d+, \d+\), its configuration says") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "configuration", "sizes"),
+    [
+        ("BertModel", "BertConfig", SIZES),
+        ("BertForSequenceClassification", "BertConfig", SIZES),
+        ("LlamaForSequenceClassification", "LlamaConfig", SIZES | {"pad_token_id": 0}),
+        ("T5Model", "T5Config", {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 32}),
+    ],
+)
+def test_what_is_no_causal_language_model_is_named(
+    folder: Path, architecture: str, configuration: str, sizes: dict[str, Any]
+) -> None:
+    import transformers
+
+    config = getattr(transformers, configuration)(**sizes)
+    getattr(transformers, architecture)(config).save_pretrained(folder)
+    with pytest.raises(UnsupportedModelError, match=rf"is a {architecture}, .*`detjac models` lists") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_that_nobody_knows_is_named(folder: Path) -> None:
+    _write_config(folder, model_type="wonder", architectures=["WonderForCausalLM"])
+    with pytest.raises(UnsupportedModelError, match="is a WonderForCausalLM"):
+        load_model(folder)
+
+
+def test_a_models_own_code_is_not_run_unless_asked(folder: Path) -> None:
+    own = {"AutoConfig": "conf.C", "AutoModelForCausalLM": "code.M"}
+    _write_config(folder, model_type="homemade", auto_map=own)
     (folder / "conf.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n")
     with pytest.raises(InputError, match="trust_remote_code=True"):
         load_model(folder)
