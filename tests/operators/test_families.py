@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from detjac_lanczos.frozen.families import FAMILIES, family_of
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, expert, layer, mlp
@@ -17,7 +18,6 @@ from tests.tiny_models.moe import MOE
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODELS: dict[str, Callable[[torch.dtype], Any]] = DENSE | MOE
-BAR = {torch.float64: 1e-11, torch.float32: 2e-6}
 RECONSTRUCTION = {torch.float64: 1e-13, torch.float32: 1e-6}
 BLOCKS = 3
 TARGETS: dict[str, Any] = {"output": "output", "residual": "residual", "logits": "logits"}
@@ -51,25 +51,40 @@ def test_every_declared_family_has_a_tiny_model() -> None:
     assert served == {family.name for family in FAMILIES}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("name", "freeze"), CASES)
-def test_transposed_sweeps_agree_with_reverse_mode(name: str, freeze: str, dtype: torch.dtype) -> None:
-    model, network = case(name, freeze, dtype)
+def test_transposed_sweeps_agree_with_reverse_mode(name: str, freeze: str) -> None:
+    model, network = case(name, freeze, torch.float64)
     oracle = OracleA(model, embeddings_of(model, tokens()), freeze)
     n = len(tokens())
     for target, place in TARGETS.items():
-        for position in (n - 1, n // 2) if target == "output" and dtype is torch.float64 else (n - 1,):
+        for position in (n - 1, n // 2) if target == "output" else (n - 1,):
             for source, theirs in sources(target):
                 expected = oracle.jacobian(theirs, target, position)
-                batch = network.jacobians(list(range(position + 1)), source=source, target=place, position=position)
-                found = batch.rmatmat_shared(torch.eye(batch.shapes[0][0], dtype=dtype))
+                found = transposed_products(network, source, place, position)
                 assert torch.all(expected[:, position + 1 :] == 0)
                 for token, transposed in enumerate(found):
                     if expected[:, token].norm() == 0:
                         assert torch.all(transposed == 0)
                     else:
-                        worst = max(errors(transposed.T, expected[:, token]))
-                        assert worst <= BAR[dtype], (target, source, token, worst)
+                        assert max(errors(transposed.T, expected[:, token])) <= 1e-11, (target, source, token)
+
+
+@pytest.mark.parametrize(("name", "freeze"), CASES)
+def test_so_do_they_in_float32(name: str, freeze: str) -> None:
+    """All tokens side by side: one token's share may be so small that reverse mode itself is further off than 2e-6."""
+    model, network = case(name, freeze, torch.float32)
+    oracle = OracleA(model, embeddings_of(model, tokens()), freeze)
+    for target, place in TARGETS.items():
+        for source, theirs in sources(target):
+            expected = oracle.jacobian(theirs, target, len(tokens()) - 1)
+            found = torch.stack(transposed_products(network, source, place, len(tokens()) - 1))
+            assert max(errors(found.permute(2, 0, 1), expected)) <= 2e-6, (target, source)
+
+
+def transposed_products(network: DetachedNetwork, source: Any, target: Any, position: int) -> list[Tensor]:
+    """J_iᵀ of every token up to a position: (d_in, d_out) each."""
+    batch = network.jacobians(list(range(position + 1)), source=source, target=target, position=position)
+    return batch.rmatmat_shared(torch.eye(batch.shapes[0][0], dtype=network.dtype))
 
 
 @pytest.mark.parametrize(("name", "freeze"), CASES)
