@@ -105,7 +105,7 @@ class AutogradSweeps:
     def _run(self, x: Tensor, prompt: int, position: int) -> Tensor:
         embeddings = self.network.inputs(-1, prompt)
         try:
-            return self.passes.run(x, embeddings, self.source, self.target, prompt, position)
+            return self.passes.run(x, embeddings, self.source, self.target, self.network.prompts[prompt], position)
         except NotImplementedError as error:
             first = str(error).splitlines()[0]
             raise OperatorError(f"a module of this model cannot be differentiated: {first}") from error

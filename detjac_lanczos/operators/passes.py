@@ -12,6 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.declare import Family, without_adapters
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import LiftToFloat64
+from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import observed_copy
 from detjac_lanczos.frozen.words import Scale
 
@@ -31,7 +32,7 @@ class Passes:
         self.decoder, self.blocks = family.decoder_of(self.model), family.blocks_of(self.model)
         self.double = next(self.model.parameters()).dtype is torch.float64
 
-    def run(self, x: Tensor, embeddings: Tensor, source: int, target: Place, prompt: int, position: int) -> Tensor:
+    def run(self, x: Tensor, embeddings: Tensor, source: int, target: Place, prompt: Prompt, position: int) -> Tensor:
         """Run copies of a prompt with ``x`` in place of what enters at the source.
 
         Parameters
@@ -42,14 +43,16 @@ class Passes:
         source : int
             −1 for the embeddings, or the block that the stream enters.
         target : Place
-        prompt, position : int
+        prompt : Prompt
+            Says where the positions stand.
+        position : int
 
         Returns
         -------
         Tensor, shape (b, d_out)
         """
         inputs = x if source < 0 else embeddings.expand(len(x), -1, -1)
-        mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=x.device)
+        places = prompt.places(x.device, copies=len(x))
         end, factor = self._end(target)
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -69,7 +72,7 @@ class Passes:
             if self.double:
                 stack.enter_context(LiftToFloat64())
             try:
-                logits: Tensor = self.model(inputs_embeds=inputs, attention_mask=mask, use_cache=False).logits
+                logits: Tensor = self.model(inputs_embeds=inputs, **places, use_cache=False).logits
             except _Reached as reached:
                 return reached.value if target.rows is None else reached.value @ target.rows.to(x).T
         return logits[:, 0]

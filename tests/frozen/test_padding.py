@@ -122,6 +122,22 @@ def test_jacobians_at_given_positions_are_the_oracles(name: str) -> None:
     assert (elsewhere - expected).norm() > 1e-3 * expected.norm()
 
 
+def test_ordinary_jacobians_are_those_at_the_given_positions() -> None:
+    model = tiny_models.DENSE["Ministral 3"](torch.float64)
+    positions = torch.tensor([[4, 5, 6, 9, 10]])
+    network = detach(tiny_models.loaded(model), input_ids=ROWS[1], position_ids=positions)
+    x = embeddings_of(model, ROWS[1])
+
+    def last_output(rows: Tensor) -> Tensor:
+        mask = torch.ones(1, 5, dtype=torch.long)
+        with LiftToFloat64():
+            return model.model(inputs_embeds=rows[None], attention_mask=mask, position_ids=positions)[0][0, -1]
+
+    expected = torch.autograd.functional.jacobian(last_output, x)
+    found = network.jacobian("joint", frozen=False).dense().unflatten(1, x.shape)
+    assert (found - expected).norm() <= 1e-12 * expected.norm()
+
+
 def test_positions_that_begin_again_part_no_sequences() -> None:
     """Without a mask transformers reads a jump in the positions as packing and cuts attention there."""
     model = tiny_models.llama()
