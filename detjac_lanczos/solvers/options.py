@@ -1,15 +1,17 @@
 """The options that every road to singular triplets shares, checked once."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 
 METHODS = ("auto", "lanczos", "randomized", "dense")
+_SEEDS = 10**18
 
 
 @dataclass(frozen=True)
@@ -53,39 +55,79 @@ class Options:
 
 
 def check_options(
-    shapes: Sequence[tuple[int, int]],
     *,
     k: int,
     tol: float,
     method: str,
     block: int | None,
     max_products: int | None,
-    start: Sequence[Tensor] | None,
+    seed: int,
     certify: str | None,
+    callback: Callback | None,
 ) -> None:
-    """Raise :class:`InputError` for options that no solve can honour."""
-    smallest = min(min(shape) for shape in shapes)
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= smallest:
-        raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
-    if not (math.isfinite(tol) and 0 < tol < 1):
-        raise InputError(f"tol = {tol} is no tolerance: give a number between 0 and 1, such as 1e-3")
+    """Raise :class:`InputError` for options that no solve of any operator can honour."""
+    if not _is_whole(k) or k < 1:
+        raise InputError(f"k = {k!r} is no number of triplets: give a whole number of 1 or more")
+    if not _is_number(tol) or not 0 < tol < 1:
+        raise InputError(f"tol = {tol!r} is no tolerance: give a number between 0 and 1, such as 1e-3")
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    if block is not None and block < 1:
-        raise InputError(f"block = {block} is no width: give 1 or more, or None to let the solver choose")
-    if max_products is not None and max_products < 2 * k:
-        raise InputError(f"max_products = {max_products} cannot hold k = {k} triplets: give {2 * k} or more, or None")
+    if block is not None and (not _is_whole(block) or block < 1):
+        raise InputError(f"block = {block!r} is no width: give 1 or more, or None to let the solver choose")
+    if max_products is not None and (not _is_whole(max_products) or max_products < 2 * k):
+        raise InputError(f"max_products = {max_products!r} cannot hold k = {k} triplets: give {2 * k} or more, or None")
+    if not _is_whole(seed) or not -_SEEDS <= seed < _SEEDS:
+        raise InputError(f"seed = {seed!r} starts no random numbers: give a whole number of at most 18 digits")
+    if certify not in ("triplets", None):
+        raise InputError(f"unknown certificate {certify!r}: choose 'triplets' or None")
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback = {callback!r} cannot be called: give a function of one argument, or None")
+
+
+def check_fit(
+    shapes: Sequence[tuple[int, int]], *, k: int, method: str, max_products: int | None, start: Sequence[Any] | None
+) -> list[Tensor] | None:
+    """Raise :class:`InputError` for options that operators of these shapes cannot honour; return ``start`` as tensors.
+
+    Parameters
+    ----------
+    start : sequence of Tensor or ndarray, each (d_in, w), optional
+    """
+    smallest = min(min(shape) for shape in shapes)
+    if k > smallest:
+        raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
     needed = max(shape[0] for shape in shapes) + 1
     if method == "dense" and max_products is not None and max_products < needed:
         raise InputError(f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'auto'")
-    if certify not in ("triplets", None):
-        raise InputError(f"unknown certificate {certify!r}: choose 'triplets' or None")
     if start is None:
-        return
+        return None
     if len(start) != len(shapes):
         raise InputError(f"start holds {len(start)} blocks for {len(shapes)} operators: give one for each")
-    for index, (vectors, (_, d_in)) in enumerate(zip(start, shapes, strict=True)):
-        if vectors.ndim != 2 or vectors.shape[0] != d_in or not bool(vectors.isfinite().all()):
-            raise InputError(
-                f"start block {index} has shape {tuple(vectors.shape)}: give finite right vectors of shape ({d_in}, w)"
-            )
+    return [
+        _start_block(index, vectors, d_in) for index, (vectors, (_, d_in)) in enumerate(zip(start, shapes, strict=True))
+    ]
+
+
+def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
+    try:
+        block = torch.as_tensor(vectors)
+        sound = block.shape[0] == d_in and block.ndim == 2 and block.is_floating_point()
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        raise InputError(
+            f"start block {index} is a {type(vectors).__name__}: give a tensor of shape ({d_in}, w)"
+        ) from None
+    if not sound or not bool(block.isfinite().all()):
+        raise InputError(
+            f"start block {index} has shape {tuple(block.shape)} and {block.dtype}: give finite right vectors of shape "
+            f"({d_in}, w)"
+        )
+    return block
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is an integer, numpy's included; True is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from detjac_lanczos.solvers.dense import solve_dense
 from detjac_lanczos.solvers.finish import Road
 from detjac_lanczos.solvers.lanczos import solve_lanczos
 from detjac_lanczos.solvers.operator import OperatorBatch
-from detjac_lanczos.solvers.options import Callback, Options, check_options
+from detjac_lanczos.solvers.options import Callback, Options, check_fit, check_options
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
 
@@ -29,7 +30,7 @@ def svd(
     method: str = "auto",
     block: int | None = None,
     max_products: int | None = None,
-    start: Tensor | None = None,
+    start: Tensor | np.ndarray | None = None,
     seed: int = 0,
     certify: str | None = "triplets",
     choices: dict[str, Any] | None = None,
@@ -50,7 +51,7 @@ def svd(
         Width of the Lanczos blocks; by default 3. Width 1 misses values.
     max_products : int, optional
         Columns both ways that may be spent.
-    start : Tensor, shape (d_in, w), optional
+    start : Tensor or ndarray, shape (d_in, w), optional
         Right vectors to begin with, such as those of a neighbouring operator.
     seed : int
         Seeds everything random.
@@ -94,7 +95,7 @@ def svd_batch(
     method: str = "auto",
     block: int | None = None,
     max_products: int | None = None,
-    start: Sequence[Tensor] | None = None,
+    start: Sequence[Tensor | np.ndarray] | None = None,
     seed: int = 0,
     certify: str | None = "triplets",
     choices: dict[str, Any] | None = None,
@@ -105,7 +106,7 @@ def svd_batch(
     Parameters
     ----------
     batch : OperatorBatch, or a sequence of what :func:`svd` takes
-    start : sequence of Tensor, each (d_in, w), optional
+    start : sequence of Tensor or ndarray, each (d_in, w), optional
 
     Returns
     -------
@@ -116,27 +117,28 @@ def svd_batch(
     --------
     svd : the other options.
     """
-    operators = as_batch(batch)
     check_options(
-        operators.shapes,
         k=k,
         tol=tol,
         method=method,
         block=block,
         max_products=max_products,
-        start=start,
+        seed=seed,
         certify=certify,
+        callback=callback,
     )
+    operators = as_batch(batch)
+    blocks = check_fit(operators.shapes, k=k, method=method, max_products=max_products, start=start)
     decided = choices or {}
     if method == "auto":
         method = decided.get("method", "auto")
     options = Options(
-        k=k,
-        tol=tol,
-        width=block or decided.get("block", _DEFAULT_WIDTH),
-        max_products=max_products,
-        seed=seed,
-        start=start,
+        k=int(k),
+        tol=float(tol),
+        width=int(block or decided.get("block", _DEFAULT_WIDTH)),
+        max_products=None if max_products is None else int(max_products),
+        seed=int(seed),
+        start=blocks,
         callback=callback,
     )
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):

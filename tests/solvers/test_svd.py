@@ -186,6 +186,22 @@ def test_few_columns_are_spent() -> None:
         {"k": 0},
         {"k": 21},
         {"k": 2.0},
+        {"k": True},
+        {"tol": "x"},
+        {"tol": None},
+        {"tol": True},
+        {"block": 2.5},
+        {"block": "wide"},
+        {"max_products": 50.0},
+        {"seed": None},
+        {"seed": 1.5},
+        {"seed": 2**70},
+        {"callback": 3},
+        {"method": ["dense"]},
+        {"certify": ["triplets"]},
+        {"start": "warm"},
+        {"start": 3.0},
+        {"start": np.ones((20, 2), dtype=complex)},
         {"tol": 0.0},
         {"tol": float("nan")},
         {"method": "arnoldi"},
@@ -200,6 +216,14 @@ def test_options_that_cannot_be_honoured(options: dict) -> None:
     with pytest.raises(InputError) as refused:
         svd(torch.eye(20), **({"k": 4} | options))
     assert "\n" not in str(refused.value)
+
+
+def test_options_and_starts_of_numpy_are_taken() -> None:
+    A = matrix(spectrum("root", 40), (40, 40))
+    cold = svd(A, np.int64(4), tol=np.float32(1e-3), block=np.int32(2), seed=np.int64(3), method="lanczos")
+    torch.testing.assert_close(cold.S, svd(A, 4, tol=float(np.float32(1e-3)), block=2, seed=3, method="lanczos").S)
+    warm = svd(A, 4, method="lanczos", start=cold.V.numpy())
+    assert torch.equal(warm.S, svd(A, 4, method="lanczos", start=cold.V).S)
 
 
 @settings(max_examples=100, deadline=None)
