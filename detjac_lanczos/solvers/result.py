@@ -9,6 +9,8 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.certificate import Certificate
 
+_SHOWN = 8
+
 
 class Status(Enum):
     """How a solve ended; only the first two are successes."""
@@ -55,7 +57,7 @@ class Work:
         return self.products_forward + self.products_transposed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SVDResult:
     """Leading singular triplets of one operator A (d_out × d_in), with what is known about them.
 
@@ -101,6 +103,15 @@ class SVDResult:
     def converged(self) -> bool:
         """Whether every triplet asked for was found."""
         return self.status.successful
+
+    def __repr__(self) -> str:
+        """Return one line: size, values, how it ended, what is claimed and what it cost."""
+        d_out, k, d_in = self.U.shape[0], len(self.S), self.V.shape[0]
+        shown = [f"{value:.4g}" for value in self.S.tolist()]
+        values = ", ".join(shown if k <= _SHOWN else [*shown[: _SHOWN - 1], "…", shown[-1]])
+        claim = "no certificate" if self.certificate is None else self.certificate.line
+        work = f"{self.work.products} products in {self.work.passes} passes by {self.method}"
+        return f"SVDResult({d_out} × {d_in}, k={k}, {self.status.value}, S=[{values}], {claim}, {work})"
 
 
 def relative_residuals(residuals: Tensor, values: Tensor, floor: float) -> Tensor:

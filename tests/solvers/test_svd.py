@@ -168,6 +168,14 @@ def test_without_a_certificate_residuals_stay() -> None:
     assert result.residuals.shape == (3, 2)
 
 
+def test_a_result_shows_itself_in_one_line() -> None:
+    shown = repr(svd(torch.diag(torch.arange(20.0, 0, -1)), 3, method="dense"))
+    assert shown.startswith("SVDResult(20 × 20, k=3, converged, S=[20, 19, 18], TRIPLETS 3/3, residual ≤ ")
+    assert shown.endswith(" passes by dense)")
+    many = repr(svd(torch.diag(torch.arange(40.0, 0, -1)), 20, certify=None, method="dense"))
+    assert "S=[40, 39, 38, 37, 36, 35, 34, …, 21], no certificate" in many
+
+
 def test_few_columns_are_spent() -> None:
     """Columns both ways at the default width, for a slow spectrum with a spike, as the first token has it."""
     A = matrix(spectrum("spike", 400), (400, 400))
