@@ -17,9 +17,10 @@ from detjac_lanczos.operators.detach import Token
 from detjac_lanczos.runs.choices import recorded_choices, replay_choices
 from detjac_lanczos.runs.readings import read_prompts, read_tokens
 from detjac_lanczos.runs.record import PromptReading, make_record
+from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.solvers import SVDResult, svd_batch
-from detjac_lanczos.solvers.options import Callback
+from detjac_lanczos.solvers.options import Callback, check_options
 
 
 def analyze(
@@ -27,12 +28,13 @@ def analyze(
     prompt: str | Sequence[str] | None = None,
     k: int = 8,
     *,
-    tokens: slice | Iterable[Token] | None = None,
+    tokens: slice | int | Iterable[Token] | None = None,
     tol: float = 1e-3,
     certify: str | None = "triplets",
     method: str = "auto",
     seed: int = 0,
     block: int | None = None,
+    max_products: int | None = None,
     freeze: Freeze = "gate",
     source: str | Place = "embeddings",
     target: str | Place = "output",
@@ -40,6 +42,9 @@ def analyze(
     chat: bool = False,
     add_special_tokens: bool = True,
     input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    inputs_embeds: Tensor | Sequence[Tensor] | None = None,
+    attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     choices: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Run:
@@ -52,7 +57,7 @@ def analyze(
         Several prompts share every sweep; their tokens are addressed as (prompt, token).
     k : int
         Triplets of each token.
-    tokens : slice, or list of indices or (prompt, token), optional
+    tokens : slice, index, or list of indices or (prompt, token), optional
         All tokens by default.
     tol : float
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
@@ -62,11 +67,13 @@ def analyze(
         Seeds the start of the search and the probes of the stable rank.
     block : int, optional
         Width of the Lanczos blocks.
+    max_products : int, optional
+        Columns both ways that may be spent on each token; see `svd`.
     freeze : {"gate", "up", "half"}
         Which factor of a gated MLP is frozen; see `detach`.
     source, target, position
         Where the Jacobians begin and end; see `DetachedNetwork.jacobian`.
-    chat, add_special_tokens, input_ids
+    chat, add_special_tokens, input_ids, inputs_embeds, attention_mask, position_ids
         As in `detach`.
     choices : mapping, optional
         ``run.record["choices"]`` of an earlier run: what was decided there by timing is repeated, not timed again.
@@ -87,37 +94,48 @@ def analyze(
         If a product comes out with a wrong shape, dtype or device.
     """
     clock = _Clock()
+    wanted, position = read_tokens_wanted(tokens), read_position(position)
+    search: dict[str, Any] = {
+        "tol": tol,
+        "method": method,
+        "block": block,
+        "max_products": max_products,
+        "seed": seed,
+        "certify": certify,
+        "callback": callback,
+    }
+    check_options(k=k, **search)
+    k, seed = int(k), int(seed)
     loaded = _load(model)
     clock.lap("load")
     network = detach(
-        loaded, prompt, freeze=freeze, chat=chat, add_special_tokens=add_special_tokens, input_ids=input_ids
+        loaded,
+        prompt,
+        freeze=freeze,
+        chat=chat,
+        add_special_tokens=add_special_tokens,
+        input_ids=input_ids,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
     )
-    batch = network.jacobians(tokens, source=source, target=target, position=position)
+    batch = network.jacobians(wanted, source=source, target=target, position=position)
     _require_distinct(batch)
     clock.lap("capture")
     replay_choices(choices)
-    results = svd_batch(
-        batch,
-        k,
-        tol=tol,
-        method=method,
-        block=block,
-        seed=seed,
-        certify=certify,
-        choices=None if choices is None else dict(choices["solver"]),
-        callback=callback,
-    )
+    results = svd_batch(batch, k, **search, choices=None if choices is None else dict(choices["solver"]))
     clock.lap("solve")
     signed, token_readings = read_tokens(network, batch, results, source=source, target=target, seed=seed)
     prompt_readings = read_prompts(network, batch, source=source, target=target, position=position)
     clock.lap("read")
     options = {
         "k": k,
-        "tol": tol,
+        "tol": float(tol),
         "method": method,
         "seed": seed,
         "certify": certify,
-        "block": block,
+        "block": None if block is None else int(block),
+        "max_products": None if max_products is None else int(max_products),
         "tokens": None if tokens is None else [[operator.prompt, operator.token] for operator in batch.operators],
         "source": str(source),
         "target": str(batch.operators[0].target),
@@ -162,8 +180,6 @@ def _load(model: LoadedModel | tuple[Any, Any] | str) -> LoadedModel:
 def _require_distinct(batch: JacobianBatch) -> None:
     chosen = [(operator.prompt, operator.token) for operator in batch.operators]
     for prompt, token in chosen:
-        if token is None:
-            raise InputError("analyze works token by token; use svd(network.jacobian('joint')) for all side by side")
         if chosen.count((prompt, token)) > 1:
             raise InputError(f"token {token} of prompt {prompt} is given twice; give each token once")
 
@@ -180,6 +196,9 @@ def _vectors(
         vectors[f"reconstruction.detached.{prompt}"] = reading.detached.estimate
         if reading.ordinary is not None:
             vectors[f"reconstruction.ordinary.{prompt}"] = reading.ordinary
+        embeds = network.prompts[prompt].embeds
+        if embeds is not None:
+            vectors[f"embeds.{prompt}"] = embeds.clone()  # inputs x are views of it, which safetensors refuses
     if batch.operators[0].target.rows is not None:
         vectors["probe"] = batch.operators[0].target.rows
     return {name: value.detach().cpu().contiguous() for name, value in vectors.items()}

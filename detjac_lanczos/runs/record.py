@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import detjac_lanczos
+from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, Reconstruction
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
 from detjac_lanczos.runs.folder import KIND
@@ -67,7 +68,7 @@ def make_record(
         identity = {
             "prompt": operator.prompt,
             "index": index,
-            "id": prompt.ids[index],
+            "id": prompt.ids[index] if prompt.ids else None,
             "token": prompt.tokens[index],
         }
         entries.append(identity | _token(result, reading))
@@ -82,6 +83,7 @@ def make_record(
         "prompts": [prompt.text for prompt in network.prompts],
         "token_ids": [list(prompt.ids) for prompt in network.prompts],
         "prompt_tokens": [list(prompt.tokens) for prompt in network.prompts],
+        "position_ids": _positions(network.prompts),
         "freeze": network.freeze,
         "dtype": definition["dtype"],
         "device": str(network.device),
@@ -100,6 +102,13 @@ def make_record(
     }
     plain: dict[str, Any] = as_plain(record)
     return plain
+
+
+def _positions(prompts: Sequence[Prompt]) -> list[list[int]] | None:
+    """Return where the tokens of every prompt stand, None where all stand at 0, 1, 2, ..."""
+    if all(prompt.position_ids is None for prompt in prompts):
+        return None
+    return [list(prompt.position_ids or range(prompt.length)) for prompt in prompts]
 
 
 def versions() -> dict[str, str]:

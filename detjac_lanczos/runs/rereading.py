@@ -67,7 +67,8 @@ def prompt_claims(run: Run, network: DetachedNetwork) -> Iterator[Claim]:
         text, written = run.prompts[number], run.record["prompt_tokens"][number]
         wrong = int(written != list(prompt.tokens)) + (text is not None and _ids(run, network, text) != prompt.ids)
         for token in (token for token in run.tokens if token.prompt == number):
-            wrong += (token.id, token.token) != (prompt.ids[token.index], prompt.tokens[token.index])
+            true = prompt.ids[token.index] if prompt.ids else None
+            wrong += (token.id, token.token) != (true, prompt.tokens[token.index])
         yield Claim(f"differences between the text and the tokens of prompt {number}", 0.0, float(wrong), 0.0)
         probabilities = torch.softmax(network.streams.logits[number].double(), dim=-1)
         best = probabilities.sort(descending=True).values.tolist()

@@ -69,9 +69,10 @@ class TokenResult:
         return int(self.record["index"])
 
     @property
-    def id(self) -> int:
-        """Token id."""
-        return int(self.record["id"])
+    def id(self) -> int | None:
+        """Token id; None where embeddings were given."""
+        found = self.record["id"]
+        return None if found is None else int(found)
 
     @property
     def token(self) -> str:
@@ -135,7 +136,7 @@ class Run:
         Plain data: what ``run.json`` holds and ``detjac svd --json`` prints.
     vectors : dict of str to Tensor
         ``U.{prompt}.{index}``, ``S.…``, ``V.…``, ``x.…``, ``y.{prompt}``, ``reconstruction.detached.{prompt}`` and,
-        where it exists, ``reconstruction.ordinary.{prompt}``.
+        where they exist, ``reconstruction.ordinary.{prompt}`` and ``embeds.{prompt}`` (given in place of token ids).
     """
 
     record: dict[str, Any]
@@ -152,7 +153,7 @@ class Run:
 
     @property
     def prompts(self) -> list[str | None]:
-        """The prompts, None where token ids were given."""
+        """The prompts, None where token ids or embeddings were given."""
         return list(self.record["prompts"])
 
     @property

@@ -60,7 +60,7 @@ def verify(
     run = run if isinstance(run, Run) else load_run(run)
     record = run.record
     loaded = _load(record, model, device)
-    network = detach(loaded, input_ids=record["token_ids"], freeze=record["freeze"])
+    network = detach(loaded, **_inputs(run), freeze=record["freeze"])
     replay_choices(record["choices"])
     places: dict[str, Any] = {
         "source": parse_place(record["options"]["source"]),
@@ -84,6 +84,14 @@ def verify(
             claims += _triplet_claims(token, found, epsilon(working_dtype(batch.dtype)))
         claims += token_claims(run, network, operators, part, places)
     return Verification(claims)
+
+
+def _inputs(run: Run) -> dict[str, Any]:
+    """Return the token ids or embeddings of a run, and where its tokens stand."""
+    ids, positions = run.record["token_ids"], {"position_ids": run.record.get("position_ids")}
+    if all(ids):
+        return {"input_ids": ids} | positions
+    return {"inputs_embeds": [run.vectors[f"embeds.{prompt}"] for prompt in range(len(ids))]} | positions
 
 
 def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | None, device: str | None) -> LoadedModel:

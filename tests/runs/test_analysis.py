@@ -1,14 +1,17 @@
 """A run states true things about the Jacobians of its model."""
 
 import json
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from detjac_lanczos import detach, layer
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
-from detjac_lanczos.runs import Run, analyze
+from detjac_lanczos.runs import Run, analyze, load_run, verify
 from tests.tiny_llama import PROMPT
 
 K = 4
@@ -135,11 +138,26 @@ def test_no_certificate_unless_asked_for(tiny: LoadedModel) -> None:
         ({"prompt": "the " * 33}, "context is 32"),
         ({"k": 0}, "k = 0"),
         ({"k": 65}, "1 to 64"),
+        ({"k": True}, "k = True"),
         ({"tokens": [6]}, "token 6 does not exist"),
         ({"tokens": [1, 1]}, "twice"),
         ({"tokens": []}, "no tokens"),
         ({"tokens": ["joint"]}, "joint"),
+        ({"tokens": "joint"}, "joint"),
+        ({"tokens": "0"}, "'0' selects no token"),
+        ({"tokens": True}, "True selects no token"),
+        ({"tokens": [True]}, "True selects no token"),
+        ({"tokens": [(0, 1, 2)]}, "selects no token"),
+        ({"tokens": [(0, True)]}, "selects no token"),
+        ({"tokens": [1.0]}, "1.0 selects no token"),
+        ({"tokens": torch.tensor([0.5])}, "selects no token"),
         ({"position": 9}, "position 9 does not exist"),
+        ({"position": True}, "position True is no index"),
+        ({"position": 1.5}, "position 1.5 is no index"),
+        ({"max_products": 3}, "max_products = 3"),
+        ({"seed": 2**70}, "18 digits"),
+        ({"block": 2.5}, "block = 2.5"),
+        ({"callback": "print"}, "cannot be called"),
         ({"tol": 2.0}, "tol = 2.0"),
         ({"method": "magic"}, "unknown method"),
         ({"freeze": "none"}, "freeze"),
@@ -151,6 +169,60 @@ def test_what_cannot_be_used_is_refused_in_one_line(tiny: LoadedModel, options: 
     with pytest.raises(InputError, match=words) as caught:
         analyze(tiny, **({"prompt": PROMPT} | options))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        3,
+        np.int64(3),
+        torch.tensor(3),
+        [np.int32(3)],
+        torch.tensor([3]),
+        np.array([3]),
+        [(np.int64(0), torch.tensor(3))],
+    ],
+)
+def test_integers_of_any_kind_choose_tokens(tiny: LoadedModel, tokens: Any) -> None:
+    found = analyze(tiny, PROMPT, k=np.int64(2), tokens=tokens, position=np.int64(-1), seed=np.int32(1))  # type: ignore[arg-type]
+    assert [token.index for token in found.tokens] == [3]
+    assert json.loads(json.dumps(found.record)) == found.record
+
+
+@pytest.mark.parametrize(
+    "options", [{"k": 0}, {"tol": 3}, {"tokens": "x"}, {"position": "last"}, {"method": "magic"}, {"certify": "no"}]
+)
+def test_bad_requests_are_refused_before_a_model_is_loaded(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        analyze("/no/such/model", PROMPT, **options)
+    assert "/no/such/model" not in str(caught.value)
+
+
+def test_a_budget_of_products_is_kept(tiny: LoadedModel) -> None:
+    found = analyze(tiny, PROMPT, k=2, tokens=[1], max_products=8)
+    assert found.work["columns"] <= 8
+    assert found.tokens[0].status == "budget"
+    assert found.record["options"]["max_products"] == 8
+
+
+def test_embeddings_stand_for_token_ids(tiny: LoadedModel, run: Run, tmp_path: Path) -> None:
+    embeds = tiny.model.get_input_embeddings().weight.detach()[run.record["token_ids"][0]]
+    found = analyze(tiny, inputs_embeds=embeds, k=K, method="lanczos")
+    torch.testing.assert_close(found.spectrum(), run.spectrum())
+    assert [token.id for token in found.tokens] == [None] * len(embeds)
+    found.save(tmp_path / "out")
+    again = load_run(tmp_path / "out")
+    assert verify(again, tiny).ok
+    torch.testing.assert_close(again.vectors["embeds.0"], embeds)
+    assert "inputs_embeds=[stored['embeds.0']]" in again.page().replace("&#x27;", "'")
+
+
+def test_a_padded_batch_is_repeated_where_its_tokens_stood(tiny: LoadedModel, tmp_path: Path) -> None:
+    rows, mask = [[0, 0, 1, 2, 3], [4, 5, 6, 7, 9]], [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    found = analyze(tiny, input_ids=rows, attention_mask=mask, k=2)
+    assert found.record["token_ids"] == [[1, 2, 3], [4, 5, 6, 7, 9]]
+    assert found.record["position_ids"] == [[2, 3, 4], [0, 1, 2, 3, 4]]
+    assert verify(load_run(found.save(tmp_path / "out")), tiny).ok
 
 
 def test_unsupported_family_is_named_with_the_supported_ones() -> None:

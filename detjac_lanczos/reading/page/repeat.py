@@ -14,6 +14,7 @@ _DEFAULTS: dict[str, Any] = {
     "method": "auto",
     "seed": 0,
     "block": None,
+    "max_products": None,
     "source": "embeddings",
     "target": "output",
     "position": -1,
@@ -32,8 +33,14 @@ def python_call(record: Record) -> str:
     if texts:
         said.append(repr(prompts[0] if len(prompts) == 1 else list(prompts)))
     said.append(f"k={options['k']}")
-    if not texts:
-        said.append(f"input_ids={record['token_ids']}")
+    if all(record["token_ids"]):
+        if not texts:
+            said.append(f"input_ids={record['token_ids']}")
+    else:
+        stored = ", ".join(f"stored['embeds.{prompt}']" for prompt in range(len(prompts)))
+        said.append(f"inputs_embeds=[{stored}]")
+    if record.get("position_ids"):
+        said.append(f"position_ids={record['position_ids']}")
     if options["tokens"] is not None:
         said.append(f"tokens={[tuple(pair) for pair in options['tokens']]}")
     if record["freeze"] != "gate":
@@ -41,7 +48,8 @@ def python_call(record: Record) -> str:
     for name in _changed(options):
         said.append(f"{name}={_literal(options[name])}")
     body = ",\n    ".join(said)
-    return f"import detjac_lanczos as dl\n\nrun = dl.analyze(\n    {body},\n)\nprint(run)"
+    stored = "" if all(record["token_ids"]) else 'stored = dl.load_run("the folder of this run").vectors\n'
+    return f"import detjac_lanczos as dl\n\n{stored}run = dl.analyze(\n    {body},\n)\nprint(run)"
 
 
 def command_line(record: Record) -> str | None:

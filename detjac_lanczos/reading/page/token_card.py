@@ -32,9 +32,10 @@ def token_card(token: Record, span: tuple[float, float]) -> str:
     if values:
         listed = ", ".join(significant(value) for value in values)
         chart = figure(charts.spectrum(values, span, f"Singular values on a log scale: {listed}"))
+    where = f"token {token['index']}" + ("" if token["id"] is None else f" · id {token['id']}")
     return (
         f'<article class="card" id="{anchor(token)}"><header><h3>{token_text(token["token"])}</h3>'
-        f'<span class="where">token {token["index"]} · id {token["id"]}</span>{badge(token["status"])}</header>'
+        f'<span class="where">{where}</span>{badge(token["status"])}</header>'
         f'<p class="claim">{text(claim)}</p>{advice}'
         f'<div class="inside"><div>{chart}{facts(_facts(token))}</div><div>{_triplets(token)}</div></div></article>'
     )
