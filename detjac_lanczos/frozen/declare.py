@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from detjac_lanczos.frozen.words import Project, Scale, Word
+from detjac_lanczos.models.adapters import without_adapters
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,3 @@ class Family:
     def branches(self) -> Iterator[Residual]:
         """All branches of a block, in order."""
         return (branch for stage in self.block if not isinstance(stage, Stream) for branch in stage)
-
-
-def without_adapters(model: Any) -> Any:
-    """Return the transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -15,7 +15,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.capture import Streams, branch_values
-from detjac_lanczos.frozen.declare import Family, Stream, without_adapters
+from detjac_lanczos.frozen.declare import Family, Stream
 from detjac_lanczos.frozen.drop import Expert, Head, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
@@ -27,6 +27,7 @@ from detjac_lanczos.frozen.sweep import Program, forward, linear_part
 from detjac_lanczos.frozen.words import Freeze, Softcap, Word
 from detjac_lanczos.frozen.words.choices import chain_maps
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.weights import DenseWeight
 
 

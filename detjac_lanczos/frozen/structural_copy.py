@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen import attention
+from detjac_lanczos.models.adapters import require_readable_adapters
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -34,8 +35,10 @@ def structural_copy(model: nn.Module) -> Any:
     Raises
     ------
     UnsupportedModelError
-        If something in the model cannot be copied, or has no values in memory; the message names it.
+        If something in the model cannot be copied, has no values in memory, or is an adapter that cannot be read; the
+        message names it.
     """
+    require_readable_adapters(model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise UnsupportedModelError(

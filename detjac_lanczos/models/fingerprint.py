@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import ModelError
+from detjac_lanczos.models.adapters import adapter_state
 
 WORDS_PER_BLOCK = 1024
 
@@ -18,7 +19,8 @@ def fingerprint_of(model: nn.Module) -> str:
     the sum (mod 2⁶⁴) and the first word of every block of 1024, then the bytes left over. Every bit counts (no single
     change goes unseen) at the speed of reading memory: about 30 ms for the 135 M values of SmolLM2. It tells weights
     apart; it is no defence against someone who forges them. Tied tensors count once; of tensors without storage here
-    (offloaded by accelerate) only name, shape and dtype are hashed.
+    (offloaded by accelerate) only name, shape and dtype are hashed; of adapters also which are active
+    and how they are scaled.
 
     Parameters
     ----------
@@ -35,6 +37,8 @@ def fingerprint_of(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         if not tensor.is_meta and tensor.numel():
             digest.update(_checksums(tensor))
+    for line in adapter_state(model):
+        digest.update(line.encode())
     return digest.hexdigest()
 
 

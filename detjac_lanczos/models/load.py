@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, unpacked_folder
 from detjac_lanczos.models.catalogue import EMBEDDED
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
@@ -102,8 +103,7 @@ def load_model(
 def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: torch.device | None) -> LoadedModel:
     from transformers import PreTrainedModel
 
-    adapted: Any = model
-    inner = adapted.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = without_adapters(model)
     if not isinstance(inner, PreTrainedModel):
         raise InputError(f"a live model must be a transformers PreTrainedModel, not {type(model).__name__}")
     _require_as_it_is(model, dtype, device)

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detjac_kernels import epilogue, linear, linear_transposed
-from detjac_lanczos.errors import UnsupportedModelError
 
 
 class Weight(Protocol):
@@ -170,25 +169,6 @@ class PerHeadWeight(UnfusedWeight):
 
 Part = Callable[[Tensor], Tensor]
 """Which rows of a fused weight are meant: (f, d) to a view (f', d), or (heads, rows, d)."""
-
-
-def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
-    """Return the weight of a linear module (or ``part`` of its rows), or refuse what is not a plain dense one.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the module is neither a dense ``torch.nn.Linear`` nor transformers' ``Conv1D`` with values in memory.
-    """
-    parameter = getattr(module, "weight", None)
-    if type(module).__name__ not in ("Linear", "Conv1D") or not isinstance(parameter, Tensor):
-        raise UnsupportedModelError(
-            f"{name} is a {type(module).__name__}, not a dense torch.nn.Linear; load the model plain"
-        )
-    if parameter.is_meta:
-        raise UnsupportedModelError(f"{name} has no values in memory (meta device); load the model without offloading")
-    matrix = parameter.detach() if type(module) is nn.Linear else parameter.detach().t()
-    return matrix_weight(matrix if part is None else part(matrix))
 
 
 def matrix_weight(matrix: Tensor) -> Weight:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.frozen.declare import Family, without_adapters
+from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import LiftToFloat64
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import observed_copy
 from detjac_lanczos.frozen.words import Scale
+from detjac_lanczos.models.adapters import without_adapters
 
 
 class Passes:

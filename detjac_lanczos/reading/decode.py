@@ -11,6 +11,7 @@ from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, apply_rowwise
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.prompt import decode
+from detjac_lanczos.models.linear_modules import embedding_table, weight_of
 from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.reading.table_search import best_rows, merge_chunks
 
@@ -124,7 +125,7 @@ def decode_right(
             f"decode_right takes V ({network.hidden_size}, k) and k signs of source {source!s}; "
             f"got {tuple(V.shape)} and {tuple(signs.shape)}; cut joint vectors token by token"
         )
-    found = best_rows(network.model.get_input_embeddings().weight.detach(), V * signs.to(V), top, cosine=True)
+    found = best_rows(embedding_table(network.model.get_input_embeddings()), V * signs.to(V), top, cosine=True)
     return [
         [
             Decoded(decode(network.loaded, int(i)), int(i), float(cosine))
@@ -136,11 +137,9 @@ def decode_right(
 
 def _head_table(network: DetachedNetwork) -> Tensor:
     head = network.model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if weight is None or not weight.is_floating_point() or weight.ndim != 2:
+    if head is None:
         raise UnsupportedModelError("decoding needs a dense output head (vocabulary, hidden size); this model has none")
-    table: Tensor = weight.detach()
-    return table
+    return weight_of(head, "the output head").dense()
 
 
 def _through_final_norm(network: DetachedNetwork, vectors: Tensor) -> Tensor:

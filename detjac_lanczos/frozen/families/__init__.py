@@ -3,7 +3,7 @@
 from torch import nn
 
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.frozen.declare import Family, without_adapters
+from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families.cohere import COHERE2
 from detjac_lanczos.frozen.families.deepseek import DEEPSEEK_V3
 from detjac_lanczos.frozen.families.gemma import GEMMA2, GEMMA3, GEMMA3_WRAPPER
@@ -19,6 +19,7 @@ from detjac_lanczos.frozen.families.mixture import MIXTRAL, QWEN3_MOE
 from detjac_lanczos.frozen.families.olmo import OLMO2, OLMO3
 from detjac_lanczos.frozen.families.opt import OPT, OPT_POST_NORM
 from detjac_lanczos.frozen.families.phi import PHI3
+from detjac_lanczos.models.adapters import without_adapters
 
 FAMILIES: tuple[Family, ...] = (
     LLAMA,

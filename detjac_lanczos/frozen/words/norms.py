@@ -12,6 +12,7 @@ from detjac_kernels import rms_reciprocal
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.models.adapters import running_module
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class RMSNorm:
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Record 1/rms of the norm's input: (positions,)."""
-        module = block.get_submodule(self.path)
+        module = running_module(block.get_submodule(self.path))
         if not type(module).__name__.endswith("RMSNorm"):
             raise _not_declared(module, f"{name}{self.path}")
         eps = norm_eps(module, f"{name}{self.path}")
@@ -35,7 +36,7 @@ class RMSNorm:
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the frozen row scale and the weight."""
-        weight = block.get_submodule(self.path).weight
+        weight = running_module(block.get_submodule(self.path)).weight
         if not isinstance(weight, Tensor):
             raise UnsupportedModelError(f"{name}{self.path} has no weight; this is not the norm its family declares")
         w = weight.detach()
@@ -52,7 +53,7 @@ class LayerNorm:
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Record 1/std of the norm's input: (positions,)."""
-        module = block.get_submodule(self.path)
+        module = running_module(block.get_submodule(self.path))
         if not type(module).__name__.endswith("LayerNorm"):
             raise _not_declared(module, f"{name}{self.path}")
         eps = norm_eps(module, f"{name}{self.path}")
@@ -65,7 +66,7 @@ class LayerNorm:
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the centering, the frozen row scale, the weight and the bias."""
-        module = block.get_submodule(self.path)
+        module = running_module(block.get_submodule(self.path))
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         maps: list[Map] = [Center(), RowScale(coefficients[f"{name}{self.path}.rstd"])]
         if isinstance(weight, Tensor):

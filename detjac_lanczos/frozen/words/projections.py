@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map
 from detjac_lanczos.frozen.words.parts import PartOf
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
-from detjac_lanczos.models.weights import Part, weight_of
+from detjac_lanczos.models.linear_modules import bias_of, weight_of
+from detjac_lanczos.models.weights import Part
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,8 @@ def linear_maps(block: nn.Module, path: str, name: str, part: Part | None = None
     """Return the maps of a linear module, or of a part of its rows: its weight in place and its bias."""
     module = block.get_submodule(path)
     maps: list[Map] = [Linear(weight_of(module, f"{name}{path}", part))]
-    bias = getattr(module, "bias", None)
-    if isinstance(bias, Tensor):
-        b = bias.detach() if part is None else part(bias.detach())
-        maps.append(Bias(b.flatten()))
-    return maps
+    bias = bias_of(module, part)
+    return maps if bias is None else [*maps, Bias(bias)]
 
 
 @dataclass(frozen=True)

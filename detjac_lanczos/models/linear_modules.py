@@ -1,0 +1,70 @@
+"""Weight and bias of a linear module, and the table of an embedding, whatever kind of module holds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.models.adapters import active_adapters, is_adapted, running_module
+from detjac_lanczos.models.lora import adapted_bias, adapted_weight
+from detjac_lanczos.models.weights import Part, Weight, matrix_weight
+
+
+def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
+    """Return the weight of a linear module (or ``part`` of its rows), with its LoRA adapters as they are.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the module, or what adapters hold inside, is neither a dense ``torch.nn.Linear`` nor transformers' ``Conv1D``
+        with values in memory.
+    """
+    module = running_module(module)
+    if is_adapted(module):
+        layer: Any = module
+        return adapted_weight(layer, weight_of(layer.base_layer, name, part), part)
+    parameter = getattr(module, "weight", None)
+    if type(module).__name__ not in ("Linear", "Conv1D") or not isinstance(parameter, Tensor):
+        raise UnsupportedModelError(
+            f"{name} is a {type(module).__name__}, not a dense torch.nn.Linear; load the model plain"
+        )
+    if parameter.is_meta:
+        raise UnsupportedModelError(f"{name} has no values in memory (meta device); load the model without offloading")
+    matrix = parameter.detach() if type(module) is nn.Linear else parameter.detach().t()
+    return matrix_weight(matrix if part is None else part(matrix))
+
+
+def bias_of(module: nn.Module, part: Part | None = None) -> Tensor | None:
+    """Return the bias (f,) of a linear module, or ``part`` of it; None where it has none."""
+    bias = _whole_bias(module)
+    return bias if bias is None or part is None else part(bias).flatten()
+
+
+def _whole_bias(module: nn.Module) -> Tensor | None:
+    module = running_module(module)
+    if is_adapted(module):
+        layer: Any = module
+        return adapted_bias(layer, _whole_bias(layer.base_layer))
+    bias = getattr(module, "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else None
+
+
+def embedding_table(module: nn.Module) -> Tensor:
+    """Return the rows (vocabulary, d) that an embedding looks up: its weight in place, or its sum with LoRA adapters.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If an adapter does more than add to the table.
+    """
+    running: Any = running_module(module)
+    if not is_adapted(running):
+        return running.weight.detach()
+    table = embedding_table(running.base_layer)
+    for adapter in active_adapters(running):
+        if adapter in running.lora_variant:
+            raise UnsupportedModelError("the embedding has a DoRA adapter; to decode, merge it with merge_and_unload()")
+        table = table + running.get_delta_weight(adapter).detach()
+    return table
