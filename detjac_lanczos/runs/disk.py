@@ -15,26 +15,9 @@ from safetensors.torch import save as to_safetensors
 from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, replaced_folder
 from detjac_lanczos.runs.record import FORMAT
-from detjac_lanczos.runs.run import Run
+from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.schema import first_fault
 
-_PARTS = {
-    "versions": dict,
-    "model": str,
-    "fingerprint": str,
-    "prompts": list,
-    "token_ids": list,
-    "prompt_tokens": list,
-    "freeze": str,
-    "dtype": str,
-    "definition": dict,
-    "options": dict,
-    "predictions": list,
-    "reconstructions": list,
-    "tokens": list,
-    "work": dict,
-    "choices": dict,
-    "times": dict,
-}
 _ADVICE = "give the folder that `detjac svd --out` wrote"
 
 
@@ -77,9 +60,11 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         ) from None
     run = Run(record, vectors)
     try:
-        _require_whole(run)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise RunFileError(f"{path / RECORD} lacks {_first_line(error)}; make the run again") from None
+        fault = _mismatch(run)
+    except (KeyError, IndexError) as error:
+        fault = f"lacks {_first_line(error)}"
+    if fault:
+        raise RunFileError(f"{path / RECORD} {fault}; make the run again")
     return run
 
 
@@ -106,22 +91,56 @@ def _record(path: Path) -> dict[str, Any]:
         raise RunFileError(
             f"{place} has format {form}, written by detjac-lanczos {by}; this version reads up to {FORMAT}: upgrade it"
         )
+    if fault := first_fault(record):
+        raise RunFileError(f"{place} {fault}; make the run again")
     return record
 
 
-def _require_whole(run: Run) -> None:
-    """Compare the record with the vectors: every token has its triplets, of one size, every prompt its output."""
-    if absent := [name for name, kind in _PARTS.items() if not isinstance(run.record.get(name), kind)]:
-        raise KeyError(absent[0])
-    for prompt in range(len(run.record["token_ids"])):
-        if run.vectors[f"y.{prompt}"].ndim != 1:
-            raise KeyError(f"a vector y.{prompt}")
+def _mismatch(run: Run) -> str | None:
+    """Return what does not fit between the record's parts and the vectors; every token has its triplets and names."""
+    record, vectors = run.record, run.vectors
+    prompts = len(record["prompts"])
+    if not prompts or not record["tokens"] or not record["work"]["dense_row_sweeps"] > 0:
+        return "lacks prompts, tokens or work"
+    for name in ("token_ids", "prompt_tokens", "predictions", "reconstructions"):
+        if len(record[name]) != prompts:
+            return f"lacks {name} of each of its {prompts} prompts"
+    for prompt, (ids, names) in enumerate(zip(record["token_ids"], record["prompt_tokens"], strict=True)):
+        known = len(names) if f"embeds.{prompt}" not in vectors else 0
+        if not names or not record["predictions"][prompt] or len(ids) != known:
+            return f"lacks tokens or predictions of prompt {prompt}"
+    for prompt in range(prompts):
+        for kind in ("detached", "ordinary"):
+            written = kind == "detached" or record["reconstructions"][prompt]["ordinary_relative_error"] is not None
+            if written and vectors[f"reconstruction.{kind}.{prompt}"].shape != vectors[f"y.{prompt}"].shape:
+                return f"lacks a vector reconstruction.{kind}.{prompt} of the length of y.{prompt}"
     for token in run.tokens:
-        k = len(token.record["singular_values"])
-        shapes = (token.U.shape[-1], token.S.shape[-1], token.V.shape[-1], len(token.record["residuals"]))
-        sized = token.U.ndim == token.V.ndim == 2 and all(size == k for size in shapes)
-        if not sized or not all(part.dtype in (torch.float32, torch.float64) for part in (token.U, token.S, token.V)):
-            raise KeyError(f"{k} triplets of token {token.index} of prompt {token.prompt}")
+        if fault := _token_mismatch(run, token):
+            return f"{fault} of {token.name}"
+    return None
+
+
+def _token_mismatch(run: Run, token: TokenResult) -> str | None:
+    record, names = token.record, run.record["prompt_tokens"][token.prompt]
+    if (
+        not 0 <= token.index < len(names)
+        or token.prompt < 0
+        or run.vectors[f"x.{token.prompt}.{token.index}"].ndim != 1
+    ):
+        return "lacks the input"
+    k = len(record["singular_values"])
+    shapes = (token.U.shape[-1], token.S.shape[-1], token.V.shape[-1], len(record["residuals"]))
+    sized = k > 0 and token.U.ndim == token.V.ndim == 2 and all(size == k for size in shapes)
+    if not sized or not all(part.dtype in (torch.float32, torch.float64) for part in (token.U, token.S, token.V)):
+        return f"lacks {k} triplets"
+    unknown = None in record["singular_values"]
+    if any(None in pair for pair in record["residuals"]) and not unknown:
+        return "lacks residuals"
+    if any(len(record[side]) != (0 if unknown else k) for side in ("left", "right")):
+        return f"lacks decodings for the {k} triplets"
+    if (record["stable_rank"] is None) != (record["stable_rank_interval"] is None):
+        return "lacks the stable rank or its interval"
+    return None
 
 
 def _damaged(path: Path, error: Exception) -> RunFileError:

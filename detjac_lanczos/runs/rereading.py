@@ -81,6 +81,14 @@ def prompt_claims(run: Run, network: DetachedNetwork) -> Iterator[Claim]:
         yield Claim(f"relative difference in the predictions after prompt {number}", 0.0, apart, allowed)
 
 
+def copies_claim(run: Run) -> Claim:
+    """Compare what the record says twice: of the first prompt alone, and in the list of all."""
+    record = run.record
+    copies = (("prompt", "prompts"), ("prediction", "predictions"), ("reconstruction", "reconstructions"))
+    wrong = sum(one in record and record[one] != record[every][0] for one, every in copies)
+    return Claim("differences between parts of the first prompt and their copies", 0.0, float(wrong), 0.0)
+
+
 def work_claim(run: Run, batch: JacobianBatch) -> Claim:
     """Add the recorded work of the tokens up: the sums are measured again, the counts are not."""
     sums = total_work([token.record["work"] for token in run.tokens], batch)

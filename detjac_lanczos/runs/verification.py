@@ -18,7 +18,7 @@ from detjac_lanczos.runs.choices import replay_choices
 from detjac_lanczos.runs.claims import Claim, Verification
 from detjac_lanczos.runs.disk import load_run
 from detjac_lanczos.runs.place_names import parse_place
-from detjac_lanczos.runs.rereading import prompt_claims, token_claims, work_claim
+from detjac_lanczos.runs.rereading import copies_claim, prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
@@ -69,7 +69,7 @@ def verify(
     }
     batch = network.jacobians([(token.prompt, token.index) for token in run.tokens], **places)
     claims = [*_output_claims(run, network, places), *prompt_claims(run, network), *_input_claims(run, batch)]
-    claims.append(work_claim(run, batch))
+    claims += [copies_claim(run), work_claim(run, batch)]
     finite = [_finite_claim(token) for token in run.tokens]
     claims += finite
     measured = [index for index, claim in enumerate(finite) if claim.measured == 0]

@@ -32,9 +32,9 @@ def choices() -> dict[str, str]:
 
 
 def replay(recorded: Mapping[str, str]) -> None:
-    """Put a recorded table in force: these shape classes are not measured again."""
+    """Put a recorded table in force: these shape classes are not measured again, unless their road is unknown here."""
     with _lock:
-        _table.update(recorded)
+        _table.update({shape: road for shape, road in recorded.items() if road in _ROADS})
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from detjac_lanczos.errors import InputError, RunFileError
-from detjac_lanczos.runs import Run, disk, folder, load_run
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.runs import Run, disk, folder, load_run, verify
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def test_foreign_record_is_refused(copy: Path, changes: dict) -> None:
 
 def test_record_without_its_parts_is_refused(copy: Path) -> None:
     _change(copy, tokens=[{"prompt": 0, "index": 17}])
-    with pytest.raises(RunFileError, match=r"17|singular_values"):
+    with pytest.raises(RunFileError, match=r"lacks tokens\[0\]\.id"):
         load_run(copy)
 
 
@@ -107,7 +110,7 @@ def test_missing_part_of_the_record_is_named(copy: Path, run: Run, name: str) ->
 @pytest.mark.parametrize("changes", [{"work": 3}, {"times": None}, {"tokens": "x"}, {"format": 99, "versions": 3}])
 def test_part_of_a_wrong_kind_is_refused(copy: Path, changes: dict) -> None:
     _change(copy, **changes)
-    with pytest.raises(RunFileError, match=r"lacks|format 99"):
+    with pytest.raises(RunFileError, match=r"says (work|times|tokens) is|format 99"):
         load_run(copy)
 
 
@@ -117,6 +120,71 @@ def test_vectors_of_another_run_are_refused(copy: Path, run: Run) -> None:
     _change(copy, tokens=record["tokens"])
     with pytest.raises(RunFileError, match="triplets of token 0"):
         load_run(copy)
+
+
+def _drop(part: Any, name: Any) -> None:
+    del part[name]
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda r: _drop(r["tokens"][2], "status"), r"lacks tokens\[2\]\.status"),
+        (lambda r: _drop(r["tokens"][0]["certificate"], "tol"), r"lacks tokens\[0\]\.certificate\.tol"),
+        (lambda r: _drop(r["tokens"][1]["left"][0][3], "score"), r"lacks tokens\[1\]\.left\[0\]\[3\]\.score"),
+        (lambda r: r["tokens"][1]["left"][0].__setitem__(3, None), r"tokens\[1\]\.left\[0\]\[3\] is None"),
+        (lambda r: r["tokens"][1]["right"].pop(), "decodings for the 4 triplets of token 1"),
+        (lambda r: r["tokens"][3].__setitem__("residuals", [0, 1, 2, 3]), r"residuals\[0\] is 0, not a list of two"),
+        (lambda r: r["tokens"][3]["residuals"][1].pop(), r"tokens\[3\]\.residuals\[1\] is .*, not a list of two"),
+        (lambda r: r["tokens"][3].__setitem__("index", True), r"tokens\[3\]\.index is True, not a whole number"),
+        (lambda r: r["tokens"][3].__setitem__("index", -1), r"lacks U\.0\.-1"),
+        (lambda r: r["tokens"][3].__setitem__("prompt", 7), "7"),
+        (lambda r: r["tokens"][3]["singular_values"].__setitem__(0, float("nan")), "is nan, not a finite number"),
+        (lambda r: r["tokens"][3]["singular_values"].__setitem__(0, "63.9"), "is '63.9', not a finite number"),
+        (lambda r: r["tokens"][3]["stable_rank_interval"].pop(), "not a list of two"),
+        (lambda r: r["tokens"][3].__setitem__("stable_rank", None), "stable rank or its interval of token 3"),
+        (lambda r: r["tokens"][3].__setitem__("contribution", 4), r"contribution is 4, not an object"),
+        (lambda r: r["tokens"][3]["work"].__setitem__("passes", 2.5), r"work\.passes is 2\.5"),
+        (lambda r: r.__setitem__("freeze", "melt"), "freeze is 'melt', not gate or up or half"),
+        (lambda r: r["work"].__setitem__("dense_row_sweeps", 0), "lacks prompts, tokens or work"),
+        (lambda r: r["predictions"].pop(), "predictions of each"),
+        (lambda r: r["predictions"][0].clear(), "predictions of prompt 0"),
+        (lambda r: r["token_ids"][0].pop(), "tokens or predictions of prompt 0"),
+        (lambda r: r["times"].__setitem__("load", "long"), r"times\.load is 'long'"),
+        (lambda r: r["choices"]["gemm"].__setitem__("f32", 3), r"choices\.gemm\.f32 is 3"),
+    ],
+)
+def test_damage_deep_inside_is_one_line_that_says_where(copy: Path, run: Run, harm: Any, words: str) -> None:
+    record = json.loads(json.dumps(run.record))
+    harm(record)
+    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(RunFileError, match=words) as caught:
+        load_run(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_part_of_the_record_can_be_lost_without_a_word(copy: Path, run: Run, tiny: LoadedModel) -> None:
+    """Whatever is taken out: it is missed at once, or the table, the page and the verification do without it."""
+    for path in _paths(run.record):
+        record = json.loads(json.dumps(run.record))
+        part = record
+        for name in path[:-1]:
+            part = part[name]
+        del part[path[-1]]
+        (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        try:
+            again = load_run(copy)
+        except RunFileError:
+            continue
+        assert str(again) and again.page() and verify(again, tiny).claims, path
+
+
+def _paths(part: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every part, of lists the first item alone."""
+    names = list(part) if isinstance(part, dict) else range(min(1, len(part))) if isinstance(part, list) else ()
+    for name in names:
+        yield (name,)
+        yield from ((name, *rest) for rest in _paths(part[name]))
 
 
 def test_no_folder_is_said_so(tmp_path: Path) -> None:

@@ -35,11 +35,11 @@ _FROZEN = {
 def heading(record: Record) -> str:
     """Return the title: the (first) prompt and the token the model goes on with, and the key figures of the run."""
     title = prompt_text(record, 0)
-    following = record["prediction"][0]
+    following = record["predictions"][0][0]
     size = ' class="long"' if len(title) > _LONG else ""
     more = len(record["prompts"]) - 1
     others = f" · and {more} more prompt{'s' if more > 1 else ''}" if more else ""
-    work, errors = record["work"], record["reconstruction"]
+    work, errors = record["work"], reconstruction_of(record, 0)
     found = sum(token["status"] in SUCCESSFUL for token in record["tokens"])
     share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
     key = [
