@@ -1,7 +1,6 @@
-"""Decoders whose blocks hold the same modules as Llama's.
+"""Decoders like Llama: the same modules; their windows, rotary embeddings and norms of queries and keys end in P.
 
-They differ in what has been frozen by then: windows, rotary embeddings or their absence, norms of queries and keys,
-scales of queries; and in biases, which are taken where they are.
+So do scales of queries. Biases are taken where they are.
 """
 
 from dataclasses import replace

@@ -1,0 +1,149 @@
+"""The page of families: what is declared, in words of the declarations themselves, and what was measured."""
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from detjac_lanczos.frozen import families
+from detjac_lanczos.frozen.declare import Family, Stream
+from detjac_lanczos.frozen.words import (
+    ActivatedMLP,
+    Attend,
+    Constant,
+    Either,
+    GatedMLP,
+    LayerNorm,
+    Plus,
+    Project,
+    RMSNorm,
+    RoutedExperts,
+    Scale,
+    Softcap,
+    Word,
+)
+
+FROZEN: dict[type, str | None] = {
+    RMSNorm: "1/rms",
+    LayerNorm: "1/std",
+    Attend: "P",
+    GatedMLP: "act(gate)",
+    ActivatedMLP: "act(z)/z",
+    RoutedExperts: "routing and act(gate) of experts",
+    Softcap: "softcap ratio of logits",
+    Project: None,
+    Scale: None,
+    Constant: None,
+}
+
+HEAD = """# Families
+
+Each family below was held against two oracles that share no code with the library: reverse mode through the model's own
+transformers modules with their frozen factors detached, and the same modules run again at x + δ with those factors
+pinned to their values at x. The models are tiny and random, every parameter away from its default ({tokens} tokens,
+{blocks} blocks, torch {torch}, transformers {transformers}). Every number is measured by the command that writes this
+page, `python -m bench.families`, and is the worst of a family: over its tiny models, over every choice of the frozen
+factor, over targets (output, residual stream, logits; stream, attention and MLP of each block) and over sources
+(embeddings, the stream entering block 1).
+
+**Frozen** is what `freeze="gate"` makes constant; P are the attention weights, with all that leads to them (windows,
+rotary embeddings, norms of queries and keys, sinks, softcaps of scores). **Offset** is the share ‖r‖/‖y‖ of what
+y = Σ J_i x_i + r owes to biases, learned positions and clamps, from the tiny model with the least to the one with the
+most. **J** is the largest error, by Frobenius norm or by entry, relative to J; token by token in float64, over all
+tokens at once in float32, where one token's share can be so small that reverse mode is the less accurate of the two.
+
+| family | classes of transformers | its own | frozen | offset | J, float64 | J, float32 |
+|---|---|---|---|---|---|---|
+"""
+
+DETAILS = """
+## All figures
+
+**norm** and **entry**: J against reverse mode, as above, by Frobenius norm and by largest entry; **pinned**: J δ
+against f(x + δ) − f(x) for δ as long as x; **adjoint**: ⟨u, J v⟩ against ⟨Jᵀ u, v⟩; **Σ**: Σ J_i x_i + r against y.
+The models of Llama, Qwen2, Qwen3, Gemma 3 and GPT-2 are also held against a published implementation, the modules as
+[LXT](https://pypi.org/project/lxt/) patches them, in `tests/operators/test_oracle_lxt.py`.
+
+"""
+
+
+def describe(family: Family) -> dict[str, Any]:
+    """Return a family's classes, what its file says of it, and what its words freeze."""
+    words = [*family.entry, *family.tail, *family.logits]
+    for stage in family.block:
+        words += stage.words if isinstance(stage, Stream) else [word for branch in stage for word in branch.words]
+    frozen = dict.fromkeys(FROZEN[type(word)] for word in _flat(words))
+    return {
+        "classes": list(family.served),
+        "about": _docstring(family),
+        "frozen": [name for name in FROZEN.values() if name is not None and name in frozen],
+    }
+
+
+def page(found: dict[str, Any]) -> str:
+    """Return the page of a record of `bench.families`."""
+    rows = found["families"]
+    heads = [
+        f"{precision}: {name}" for precision in ("64", "32") for name in ("norm", "entry", "pinned", "adjoint", "Σ")
+    ]
+    lines = [
+        HEAD.format(**found).rstrip("\n"),
+        *map(_overview, rows),
+        DETAILS.rstrip("\n"),
+        "",
+        _row(("family", "tiny models × choices", *heads)),
+        _row(["---"] * (2 + len(heads))),
+        *map(_details, rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _overview(row: dict[str, Any]) -> str:
+    double, single = row["float64"], row["float32"]
+    return _row(
+        (
+            row["name"],
+            ", ".join(f"`{name}`" for name in row["classes"]),
+            row["about"],
+            ", ".join(row["frozen"]),
+            " to ".join(dict.fromkeys(f"{share:.2f}" if share else "0" for share in row["offset"])),
+            f"{max(double['token_norm'], double['token_entry']):.0e}",
+            f"{max(single['norm'], single['entry']):.0e}",
+        )
+    )
+
+
+def _details(row: dict[str, Any]) -> str:
+    rest = ("pinned", "adjoint", "reconstruction")
+    figures = [row["float64"][key] for key in ("token_norm", "token_entry", *rest)]
+    figures += [row["float32"][key] for key in ("norm", "entry", *rest)]
+    return _row((row["name"], f"{len(row['models'])} × {len(row['freeze'])}", *(f"{figure:.1e}" for figure in figures)))
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '\\|') for cell in cells)} |"
+
+
+def _flat(words: Sequence[Word]) -> Iterator[Word]:
+    """Yield words, those inside other words included."""
+    for word in words:
+        match word:
+            case Either():
+                yield from _flat([*word.present, *word.absent])
+            case Plus():
+                yield from _flat([inner for chain in word.chains for inner in chain])
+            case _:
+                yield word
+
+
+def _docstring(family: Family) -> str:
+    """Return what the file that declares a family says of it: the first sentence, without names before a colon."""
+    for info in iter_modules(families.__path__, f"{families.__name__}."):
+        module = import_module(info.name)
+        for name, value in vars(module).items():
+            if value is family and re.search(rf"^{name} = ", inspect.getsource(module), re.MULTILINE):
+                sentence = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+                return sentence.rpartition(": ")[2].rstrip(".")
+    raise LookupError(f"no file declares {family.name}")

@@ -1,0 +1,42 @@
+"""docs/families.md is what `bench.families` wrote, and has a row for every declared family."""
+
+import json
+from typing import Any
+
+import pytest
+
+from bench.families import PAGE, RECORD, record
+from bench.family_page import page
+from detjac_lanczos.frozen.families import FAMILIES
+from tests.test_layout import ROOT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return json.loads((ROOT / RECORD).read_text())
+
+
+def test_every_declared_family_has_a_row(found: dict[str, Any]) -> None:
+    rows = {row["name"]: row["classes"] for row in found["families"]}
+    assert rows == {family.name: list(family.served) for family in FAMILIES}
+    table = [line.split(" | ")[0] for line in (ROOT / PAGE).read_text().splitlines() if line.startswith("| ")]
+    for family in FAMILIES:
+        assert table.count(f"| {family.name}") == 2, "run `make families`"
+
+
+def test_the_page_is_what_the_command_wrote(found: dict[str, Any]) -> None:
+    assert (ROOT / PAGE).read_text() == page(found), "run `make families`"
+
+
+@pytest.mark.parametrize("name", ["Gemma 3 (multimodal, text)", "OPT (post-norm)"])
+def test_what_is_recorded_can_be_measured_again(found: dict[str, Any], name: str) -> None:
+    again = record(next(family for family in FAMILIES if family.name == name))
+    row = next(row for row in found["families"] if row["name"] == name)
+    assert list(again) == list(row)
+    assert again["models"] == row["models"]
+    assert again["offset"] == pytest.approx(row["offset"], rel=1e-5)
+    for precision, bar in (("float64", 1e-11), ("float32", 1e-5)):
+        for figures in (again[precision], row[precision]):
+            assert all(0 < value <= bar for key, value in figures.items() if key != "offset")
