@@ -76,7 +76,7 @@ def describe(family: Family) -> dict[str, Any]:
         words += stage.words if isinstance(stage, Stream) else [word for branch in stage for word in branch.words]
     frozen = dict.fromkeys(FROZEN[type(word)] for word in _flat(words))
     return {
-        "classes": list(family.served),
+        "classes": list(family.classes),
         "about": _docstring(family),
         "frozen": [name for name in FROZEN.values() if name is not None and name in frozen],
     }
@@ -123,7 +123,8 @@ def _details(row: dict[str, Any]) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '\\|') for cell in cells)} |"
+    escaped = (cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def _flat(words: Sequence[Word]) -> Iterator[Word]:
