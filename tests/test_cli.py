@@ -1,11 +1,13 @@
 """The command line: results on standard output, one line for bad input, exit codes that mean something."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +61,8 @@ def test_result_is_printed_written_and_holds(folder: Path, tmp_path: Path, capsy
     assert _main("verify", out) == 0
     assert "claims hold" in capsys.readouterr().out
     (out / "report.html").unlink()
-    assert _main("report", out) == 0
+    assert _main("report", out, "--json", "-q") == 0
+    assert json.loads(capsys.readouterr().out) == {"page": str(out / "report.html")}
     assert (out / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
 
 
@@ -132,6 +135,12 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["svd", PROMPT, "--dtype", "int8"], "int8"),
         (["svd", PROMPT, "--method", "magic"], "magic"),
         (["svd", PROMPT, "--colour"], "--colour"),
+        (["svd", PROMPT, "--model", ""], "--model: the name is empty"),
+        (["svd", PROMPT, "--out", " "], "--out: the name is empty"),
+        (["svd", PROMPT, "--tokens", ""], "selects no tokens"),
+        (["verify", ""], "the name is empty"),
+        (["report", "", "--json"], "the name is empty"),
+        (["models", "--nosuch"], "--nosuch"),
         (["svd"], "prompt"),
         (["sing"], "sing"),
         ([], "command"),
@@ -139,6 +148,40 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_bad_arguments_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in _refused(capsys, *arguments)
+
+
+def test_quiet_and_verbose_mean_the_same_everywhere(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _main("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
+    for arguments, words in (
+        (("verify", out), "claims hold"),
+        (("report", out), "report.html"),
+        (("models",), "smollm2"),
+    ):
+        capsys.readouterr()
+        assert _main(*arguments, "--quiet") == 0
+        quiet = capsys.readouterr()
+        assert words in quiet.out and quiet.err == ""
+        assert _main(*arguments, "--verbose") == 0
+        assert quiet.out in capsys.readouterr().out
+
+
+def test_the_chat_template_of_the_tokenizer_is_used(
+    harmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(harmed)
+    tokenizer.chat_template = "{% for m in messages %}the {{ m['role'] }} {{ m['content'] }} {% endfor %}only"
+    tokenizer.save_pretrained(harmed)
+    out = tmp_path / "out"
+    assert _main("svd", "bridge out", "--chat", "--model", harmed, "-k", 2, "--out", out, "--json", "-q") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["prompt_tokens"] == [["the", "<unk>", "bridge", "out", "only"]]
+    assert record["prompts"] == ["bridge out"] and record["options"]["chat"] is True
+    assert _main("verify", out) == 0
 
 
 @pytest.mark.parametrize(
@@ -269,6 +312,35 @@ def test_installed_command_refuses_bad_input_without_a_traceback(tmp_path: Path)
     assert done.stderr.count("\n") == 1
 
 
+def _run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
+    command = [sys.executable, "-m", "detjac_lanczos.cli", *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, check=False, **options)
+
+
+def test_output_in_another_encoding_replaces_what_it_lacks() -> None:
+    done = _run("models", stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"from its Q4_1 file ? Apache-2.0" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_is_full_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        done = _run("models", stdout=full)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == b"detjac: standard output cannot be written (No space left on device); send the result elsewhere\n"
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are closed as POSIX does")
+def test_output_that_is_closed_is_one_line() -> None:
+    done = _run("models", preexec_fn=lambda: os.close(1))
+    assert done.returncode == 2
+    assert done.stderr == b"detjac: standard output is closed; leave it open, the result goes there\n"
+
+
 def test_the_standard_prompt_on_smollm2(
     smollm2: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,3 +362,10 @@ def test_bench_outside_a_checkout_says_where_it_runs(
 ) -> None:
     monkeypatch.setattr(detjac_lanczos, "__file__", str(tmp_path / "detjac_lanczos" / "__init__.py"))
     assert "checkout" in _refused(capsys, "bench", "--parts", "floor")
+
+
+@pytest.mark.parametrize("arguments", [("--nosuch",), ("--parts", "nosuch")])
+def test_bad_arguments_of_the_bench_are_one_line(arguments: tuple[str, ...]) -> None:
+    done = _run("bench", *arguments, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1 and b"nosuch" in done.stderr

@@ -31,7 +31,7 @@ class ProgressReporter:
         Show a line for every pass.
     """
 
-    def __init__(self, tol: float, *, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, tol: float = 0.0, *, quiet: bool = False, verbose: bool = False) -> None:
         self._tol, self._quiet, self._verbose = tol, quiet, verbose
         self._bar: Any = None
         self._staged = False
