@@ -106,6 +106,8 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise RunFileError(f"{path} is not a saved network; give a file that network.save wrote")
             if int(header["format"]) > FORMAT:
                 raise RunFileError(f"{path} has format {header['format']}, newer than {FORMAT}; update detjac-lanczos")
+            if int(header["format"]) < FORMAT:
+                raise RunFileError(f"{path} has format {header['format']}, older than {FORMAT}; save the network again")
             description = json.loads(header["network"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
