@@ -45,8 +45,10 @@ def tokens_of(record: Record, prompt: int) -> list[Record]:
 
 
 def percent(share: float) -> str:
-    """Return a share as a percentage, like 7.49 % or 0.03 %."""
-    return f"{100 * share:.3g} %" if share >= 1e-3 else f"{100 * share:.1g} %"
+    """Return a share as a percentage, like 62.0 %, 7.49 % or <0.01 %: digits that stand under each other in a list."""
+    if 0 < share < 5e-5:
+        return "<0.01 %"
+    return f"{100 * share:.{1 if share >= 0.09995 else 2}f} %"
 
 
 def scientific(value: float | None) -> str:

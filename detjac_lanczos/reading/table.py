@@ -43,10 +43,11 @@ def render_table(record: Record, width: int = 110) -> str:
         f"from {definition['input']} to {definition['target_definition']}"
     )
     lines = [fit(asked, width).rstrip()]
+    shown = min(_VALUES, max((len(singular_values(token)) for token in record["tokens"]), default=0))
     for prompt in range(len(record["prompts"])):
-        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip(), _heading(), "─" * width]
+        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip(), _heading(shown), "─" * width]
         for token in tokens_of(record, prompt):
-            lines += _token_lines(token, width)
+            lines += _token_lines(token, shown, width)
         lines.append("─" * width)
         candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
         lines.append(_labelled("next token", _joined(candidates, "   ", width - _LABEL)))
@@ -54,13 +55,13 @@ def render_table(record: Record, width: int = 110) -> str:
     return "\n".join([*lines, *_closing_lines(record, width)])
 
 
-def _heading() -> str:
-    values = "".join(f"{'σ' + str(j + 1):>8}" for j in range(_VALUES))
+def _heading(shown: int) -> str:
+    values = "".join(f"{'σ' + str(j + 1):>8}" for j in range(shown))
     return f"{'#':>3} {'token':<{_TOKEN}}{values}   {'stable rank':<18}{'residual':>8}"
 
 
-def _token_lines(token: Record, width: int) -> list[str]:
-    values = "".join(f"{significant(value):>8}" for value in singular_values(token)[:_VALUES])
+def _token_lines(token: Record, shown: int, width: int) -> list[str]:
+    values = "".join(f"{significant(value):>8}" for value in singular_values(token)[:shown])
     residual = relative_residual(token)
     told = "" if residual is None else f"{residual:.1e}"
     name = fit(visible(token["token"]), _TOKEN - 1)
@@ -68,7 +69,7 @@ def _token_lines(token: Record, width: int) -> list[str]:
     left, right = (f"{side:<7}" + _tokens(token[side], half - 8) for side in ("left", "right"))
     certificate = token["certificate"]["line"] if token["certificate"] else "no certificate"
     lines = [
-        f"{token['index']:>3} {name} {values:<{8 * _VALUES}}   {_stable_rank(token):<18}{told:>8}",
+        f"{token['index']:>3} {name} {values:<{8 * shown}}   {_stable_rank(token):<18}{told:>8}",
         " " * _INDENT + fit(left, half) + right,
         " " * _INDENT + f"{certificate} · {token['status']}",
     ]

@@ -1,6 +1,7 @@
 """The page is whole HTML, holds no script and no address, and shows every token as text."""
 
 import ast
+import itertools
 import re
 import shlex
 from html.parser import HTMLParser
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from detjac_lanczos.reading import render_page
-from detjac_lanczos.reading.page.charts import Axis, scatter
+from detjac_lanczos.reading.page.charts import Axis, scatter, spectra
 from detjac_lanczos.reading.page.markup import dotted
 from detjac_lanczos.reading.page.repeat import command_line, python_call
+from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run
 from tests.reading.conftest import ODD_TOKENS
 
@@ -116,9 +118,26 @@ def test_the_command_says_what_differs_from_the_defaults(run: Run) -> None:
 @pytest.mark.parametrize(("low", "high"), [(-25.5, 6.1), (0.0, 1e-3), (-0.3, 1.9), (-8.0, 2.0)])
 def test_axes_have_a_few_round_ticks_inside(low: float, high: float, log: bool) -> None:
     ticks = Axis(low, high, 0, 100, log).ticks()
-    assert 1 <= len(ticks) <= 12
+    assert len(ticks) >= 1 <= 12
     assert all(-1e-6 <= Axis(low, high, 0, 100, log)(tick) <= 100 + 1e-6 for tick in ticks)
     assert all(float(f"{tick:.1g}") == pytest.approx(tick, rel=1e-9) or not log for tick in ticks)
+
+
+@pytest.mark.parametrize("width", [760.0, 360.0])
+@pytest.mark.parametrize("k", [1, 8, 64])
+def test_spectra_stay_inside_their_width(width: float, k: int) -> None:
+    """Letters are 12 pixels high and at most 8 wide; a wide one of East Asia takes two."""
+    lines = [
+        (f"{i} {token}", [1 / (i + j + 1) for j in range(k)]) for i, token in enumerate(("a" * 40, "橋" * 20, "b"))
+    ]
+    svg = spectra(lines, "", width)
+    ticks = [float(x) for x in re.findall(r'class="mid" x="([\d.]+)"', svg)]
+    assert len(ticks) >= 1 and all(right - left >= 24 for left, right in itertools.pairwise(ticks))
+    labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+">([^<]*)</text>', svg)
+    assert len(labels) == 3
+    assert all(float(x) + 7 * columns(label) <= width for x, label in labels)
+    points = [float(x) for x in re.findall(r'cx="([\d.]+)"', svg)]
+    assert max(points) <= width - 100 + 0.05
 
 
 def test_a_large_scatter_is_thinned_and_keeps_its_ends() -> None:

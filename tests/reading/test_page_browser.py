@@ -85,7 +85,7 @@ def test_dark_is_dark_and_light_is_light(page: Path) -> None:
     assert light.min() < 60 and dark.max() > 200
 
 
-@pytest.mark.parametrize("width", [500, 900])
+@pytest.mark.parametrize("width", [400, 900])
 def test_nothing_sticks_out_of_the_page(page: Path, width: int) -> None:
     """The margins right and left of the text are empty over the whole height."""
     pixels = screenshot(page, width, 6000).astype(int)

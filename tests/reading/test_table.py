@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from detjac_lanczos.reading import render_table
-from detjac_lanczos.reading.record_values import relative_residual, significant
+from detjac_lanczos.reading.record_values import percent, relative_residual, significant
 from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run
 
@@ -17,6 +17,31 @@ def test_every_token_has_its_values_and_its_claim(run: Run) -> None:
         assert [significant(value) for value in token["singular_values"]] == lines[row].split()[2:6]
         assert token["certificate"]["line"] in lines[row + 2]
         assert token["status"] in lines[row + 2]
+
+
+def test_the_heading_names_the_values_that_there_are(run: Run, odd_record: dict[str, Any]) -> None:
+    for record in (run.record, odd_record):
+        heading = next(line for line in render_table(record).splitlines() if "stable rank" in line)
+        assert [word for word in heading.split() if word.startswith("σ")] == ["σ1", "σ2", "σ3", "σ4"]
+        assert heading.index("stable rank") == 17 + 4 * 8 + 3
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (1.0, "100.0 %"),
+        (0.62, "62.0 %"),
+        (0.09996, "10.0 %"),
+        (0.0749, "7.49 %"),
+        (0.01, "1.00 %"),
+        (0.00987, "0.99 %"),
+        (6e-5, "0.01 %"),
+        (4e-7, "<0.01 %"),
+        (0.0, "0.00 %"),
+    ],
+)
+def test_percentages_have_even_digits(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 @pytest.mark.parametrize("width", [110, 120])

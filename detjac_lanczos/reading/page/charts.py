@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 from detjac_lanczos.reading.page.markup import text
 from detjac_lanczos.reading.record_values import significant
+from detjac_lanczos.reading.visible import fit
 
 _POINTS = 2000
+_LABEL = 13
+_PIXELS_A_TICK = 26
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def log_range(values: Sequence[float]) -> tuple[float, float]:
     return low - air, high + air
 
 
-def spectra(lines: Sequence[tuple[str, Sequence[float]]], summary: str) -> str:
+def spectra(lines: Sequence[tuple[str, Sequence[float]]], summary: str, width: float = 760.0) -> str:
     """Return the spectra of all tokens, one line each from dark (first token) to light (last).
 
     Parameters
@@ -58,12 +61,16 @@ def spectra(lines: Sequence[tuple[str, Sequence[float]]], summary: str) -> str:
     lines : sequence of (name, singular values)
     summary : str
         What a reader who cannot see the chart is told.
+    width : float
+        In pixels; letters keep their size.
     """
-    width, height = 760.0, 340.0
+    height = 340.0
     longest = max(len(values) for _, values in lines)
     x = Axis(1, max(2, longest), 56, width - 100)
     y = Axis(*log_range([v for _, values in lines for v in values]), height - 40, 14, log=True)
-    parts = _axes(x, y, [float(j) for j in range(1, longest + 1)], "index j", "singular value σⱼ")
+    few = int((x.end - x.start) / _PIXELS_A_TICK)
+    columns = [float(j) for j in range(1, longest + 1)] if longest <= few else x.ticks(few)
+    parts = _axes(x, y, columns, "index j", "singular value σⱼ")
     labels = _apart([(y(values[-1]), name) for name, values in lines if values], 15, y.end, y.start)
     for order, (name, values) in enumerate(lines):
         if not values:
@@ -73,7 +80,8 @@ def spectra(lines: Sequence[tuple[str, Sequence[float]]], summary: str) -> str:
         dots = "".join(f'<circle cx="{x(j + 1):.1f}" cy="{y(v):.1f}" r="3"/>' for j, v in enumerate(values))
         parts.append(f'<g class="series" style="{shade}"><title>{text(name)}</title><path d="{path}"/>{dots}')
         if labels and len(lines) <= 16:
-            parts.append(f'<text x="{x(len(values)) + 9:.1f}" y="{labels[name] + 4:.1f}">{text(name)}</text>')
+            label = text(fit(name, _LABEL).rstrip())
+            parts.append(f'<text x="{x(len(values)) + 9:.1f}" y="{labels[name] + 4:.1f}">{label}</text>')
         parts.append("</g>")
     return _svg(parts, width, height, summary)
 

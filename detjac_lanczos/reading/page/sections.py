@@ -25,6 +25,7 @@ from detjac_lanczos.reading.visible import visible
 
 _COLUMNS = 8
 _LONG = 90
+_NARROW = 360.0
 _FROZEN = {
     "gate": "the activation act(gate x) of every MLP, so that its up projection stays linear",
     "up": "the up projection of every MLP, with act(z) taken as (act(z)/z) z, so that its gate path stays linear",
@@ -180,7 +181,7 @@ def _spectra(tokens: list[Record]) -> str:
         return "<p>No singular values were found.</p>"
     summary = f"Singular values of {len(lines)} tokens on a log scale; the table below has the numbers"
     caption = "Singular values of every token's Jacobian, from the first token (dark) to the last (light)."
-    chart = figure(charts.spectra(lines, summary), caption, "wide")
+    chart = figure(charts.spectra(lines, summary) + charts.spectra(lines, summary, _NARROW), caption, "by-width")
     return f'<div class="beside">{chart}{facts(_extremes(tokens))}</div>'
 
 
