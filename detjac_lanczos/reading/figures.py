@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from detjac_lanczos.reading.record_values import (
     singular_values,
     tokens_of,
 )
-from detjac_lanczos.reading.visible import escaped, visible
+from detjac_lanczos.reading.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +30,33 @@ if TYPE_CHECKING:
 _INK, _MUTED, _GRID = "#1d1c19", "#67635a", "#e3dfd5"
 _BLUE, _PALE, _ORANGE = "#1f5fa8", "#c9dcf2", "#c2681c"
 _FIRST, _LAST = "#123a6b", "#7fbccf"
+_FONTS = (
+    "DejaVu Sans",  # comes with matplotlib
+    "Noto Sans",
+    *(f"Noto Sans CJK {region}" for region in ("SC", "JP", "KR", "TC", "HK")),
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Apple SD Gothic Neo",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    *(f"Noto Sans {script}" for script in ("Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Telugu", "Thai")),
+    *(f"Noto Sans {script}" for script in ("Ethiopic", "Georgian", "Armenian", "Khmer", "Myanmar", "Sinhala")),
+    "Noto Emoji",
+    "Segoe UI Emoji",
+    "Segoe UI Symbol",
+    "Noto Sans Symbols",
+    "Noto Sans Symbols 2",
+    "Noto Sans Symbols2",
+    "Symbola",
+    "Arial Unicode MS",
+    "Unifont",
+)
+_NO_GLYPH = "▯"
 _STYLE: Any = {
-    "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "axes.edgecolor": _MUTED,
     "axes.labelcolor": _MUTED,
@@ -188,7 +214,7 @@ def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) ->
 def _style() -> Any:
     from matplotlib import rc_context
 
-    return rc_context(_STYLE)
+    return rc_context(_STYLE | {"font.family": list(_fonts())})
 
 
 def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
@@ -217,11 +243,24 @@ def _cut(text: str, length: int) -> str:
 
 
 def drawable(text: str) -> str:
-    """Return a text with every character that the figures' font lacks as its escape, so that none becomes a box."""
+    """Return a text with an empty frame for every character that no font of the figures has."""
+    known = _glyphs(_fonts())
+    return "".join(c if ord(c) in known else _NO_GLYPH for c in text)
+
+
+def _fonts() -> tuple[str, ...]:
+    """Return those of the figures' fonts that this machine has; matplotlib takes each character from the first."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return tuple(name for name in _FONTS if name in installed)
+
+
+@cache
+def _glyphs(fonts: tuple[str, ...]) -> frozenset[int]:
     from matplotlib.font_manager import findfont, get_font
 
-    known = get_font(findfont(_STYLE["font.family"][0])).get_charmap()
-    return "".join(c if ord(c) in known else escaped(c) for c in text)
+    return frozenset().union(*(get_font(findfont(name)).get_charmap() for name in fonts))
 
 
 def _label_ends(axes: Axes, tokens: list[Record]) -> None:

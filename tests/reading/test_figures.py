@@ -1,5 +1,6 @@
 """Figures show the record's numbers; no token becomes a box or mathematics; without matplotlib the error says so."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,25 @@ def test_odd_tokens_are_drawn_without_a_missing_glyph(odd_record: dict[str, Any]
     assert all(path.stat().st_size > 2000 for path in written)
     labels = [label.get_text() for label in plot_contributions(odd_record).axes[0].get_yticklabels()]
     assert any("$x^2$" in label for label in labels)
-    assert any("\\u91d1" in label for label in labels)
+    assert not any("\\u91d1" in label for label in labels)
+
+
+def test_a_character_comes_from_any_font_that_has_it_and_is_a_short_frame_elsewhere(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.font_manager import findfont, get_font
+
+    known, other = (set(get_font(findfont(name)).get_charmap()) for name in ("DejaVu Sans", "STIXGeneral"))
+    character = chr(min(code for code in other - known if code > 0x100))
+    record = copy.deepcopy(dict(run.record))
+    record["tokens"][0]["token"] = f"a{character}"
+    monkeypatch.setattr(figures, "_FONTS", ("DejaVu Sans",))
+    assert figures.drawable(f"a{character}") == "a▯"
+    monkeypatch.setattr(figures, "_FONTS", ("No Such Font", "DejaVu Sans", "STIXGeneral"))
+    assert figures.drawable(f"a{character}") == f"a{character}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        save_figures(record, run.vectors, tmp_path)
 
 
 def test_drawing_twice_gives_the_same_svg(run: Run, tmp_path: Path) -> None:
