@@ -31,7 +31,7 @@ class Decoded:
 
 
 def decode_left(
-    network: DetachedNetwork, U: Tensor, y: Tensor, target: str | Place = "output", top: int = 10
+    network: DetachedNetwork, U: Tensor, y: Tensor, target: str | Place = "output", top: int = 10, row: int = -1
 ) -> tuple[list[list[Decoded]], Tensor]:
     """Decode left singular vectors through the head.
 
@@ -50,6 +50,9 @@ def decode_left(
     target : str or Place
         Where the vectors live.
     top : int
+    row : int
+        The vectors' output position, counted over all prompts of the network one after another: the final norm and the
+        length of the output are those of this row.
 
     Returns
     -------
@@ -75,15 +78,16 @@ def decode_left(
     if kind == "probe":
         return [_probe_rows(column, top) for column in vectors.T], signs
     if kind not in ("output", "logits"):
-        vectors = _through_final_norm(network, vectors)
-        length = network.streams.output[-1].double().norm()
+        row %= len(network.streams.output)
+        vectors = _through_final_norm(network, vectors, row)
+        length = network.streams.output[row].double().norm()
     else:
         length = y.double().norm()
     temperature = length.to(vectors).expand(vectors.shape[1])
     if kind == "logits":
         found = merge_chunks(lambda a, b: vectors[a:b], len(vectors), len(vectors), min(top, len(vectors)), temperature)
     else:
-        found = best_rows(_head_table(network), vectors, top, temperature=temperature)
+        found = best_rows(head_table(network), vectors, top, temperature=temperature)
     shares = torch.exp(found.values * temperature - found.logsumexp)
     return [
         [
@@ -142,11 +146,11 @@ def _head_table(network: DetachedNetwork) -> Tensor:
     return weight_of(head, "the output head").dense()
 
 
-def _through_final_norm(network: DetachedNetwork, vectors: Tensor) -> Tensor:
-    """Pass columns (d, k) through the linear part of the frozen final norm; unit columns again."""
+def _through_final_norm(network: DetachedNetwork, vectors: Tensor, row: int) -> Tensor:
+    """Pass columns (d, k) through the linear part of the final norm as it is frozen at a row; unit columns again."""
     chain = [step for step in network.tail.branches[0].chain if not isinstance(step, Bias)]
-    last = torch.full((vectors.shape[1],), len(network.streams.output) - 1, device=network.device)
-    out = apply_rowwise(chain, vectors.T.to(network.device, network.dtype), last).T.to(vectors)
+    rows = torch.full((vectors.shape[1],), row, device=network.device)
+    out = apply_rowwise(chain, vectors.T.to(network.device, network.dtype), rows).T.to(vectors)
     return out / out.norm(dim=0).clamp_min(torch.finfo(out.dtype).tiny)
 
 

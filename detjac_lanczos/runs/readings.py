@@ -88,7 +88,9 @@ def _decode_left(
     for prompt in dict.fromkeys(batch.operators[index].prompt for index in found):
         members = [index for index in found if batch.operators[index].prompt == prompt]
         vectors = torch.cat([results[index].U for index in members], dim=1)
-        candidates, flips = decode_left(network, vectors, batch.operators[members[0]].y, target, top)
+        first = batch.operators[members[0]]
+        row = network.start_of(prompt) + first.position
+        candidates, flips = decode_left(network, vectors, first.y, target, top, row)
         decoded |= _split(candidates, members, results)
         widths = [results[index].U.shape[1] for index in members]
         signs |= dict(zip(members, flips.split(widths), strict=True))

@@ -12,6 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.prompt import decode, read_prompts
 from detjac_lanczos.operators import DetachedNetwork, Jacobian, JacobianBatch
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
+from detjac_lanczos.reading.decode import head_table
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.readings import read_tokens
 from detjac_lanczos.runs.record import total_work
@@ -46,7 +47,7 @@ def token_claims(
     )
     cosines = SAFETY * epsilon(working_dtype(batch.dtype)) * math.sqrt(max(batch.shapes[0]))
     products = adjoint_bound(epsilon(batch.dtype), max(batch.shapes[0]))
-    row = float(network.model.get_output_embeddings().weight.detach().norm(dim=1).max())
+    row = float(head_table(network).norm(dim=1).max())
     for token, operator, reading in zip(tokens, batch.operators, readings, strict=True):
         length = max(float(operator.y.double().norm()), float(network.streams.output.double().norm(dim=1).max()))
         yield _decoding_claim(token, "left", reading.left, cosines * row, 2 * max(length, 1.0))

@@ -100,6 +100,17 @@ def test_two_prompts_give_the_values_that_each_gives_alone(tiny: LoadedModel, ru
     assert both.reconstructions[1].relative_error < 1e-6
 
 
+@pytest.mark.parametrize("position", [-1, 2])
+def test_left_vectors_in_the_stream_decode_as_the_prompt_alone_does(tiny: LoadedModel, position: int) -> None:
+    options: dict[str, Any] = {"k": 2, "target": "residual", "position": position, "method": "dense"}
+    both = analyze(tiny, [PROMPT, "most of the bridge"], **options)
+    alone = analyze(tiny, PROMPT, **options)
+    for one, other in zip(both.tokens, alone.tokens, strict=False):
+        for left, expected in zip(one.left, other.left, strict=True):
+            assert [word for word, _ in left.decoded] == [word for word, _ in expected.decoded]
+            assert [score for _, score in left.decoded] == pytest.approx([s for _, s in expected.decoded], rel=1e-3)
+
+
 def test_chosen_tokens_are_the_ones_in_the_run(tiny: LoadedModel, run: Run) -> None:
     part = analyze(tiny, PROMPT, k=K, tokens=[5, 2])
     assert [token.index for token in part.tokens] == [5, 2]
