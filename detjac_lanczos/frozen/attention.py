@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 NAME = "detjac_observed"
 _OBSERVER = "_detjac_observer"
+_PIN = "_detjac_pin"
 _lock = threading.Lock()
 
 
@@ -30,6 +31,14 @@ def register() -> None:
 def observe_attention(module: nn.Module, observer: Callable[[Tensor], None]) -> None:
     """Have an attention module of the copy show its weights, (batch, heads, n, n), to ``observer``."""
     module.__dict__[_OBSERVER] = observer
+
+
+def pin_attention(module: nn.Module, pin: Callable[[Callable[[], Tensor]], Tensor]) -> None:
+    """Have an attention module of the copy take its weights from ``pin``, which is given a function that computes them.
+
+    Weights, (batch or 1, heads, n, n), that do not come from that function make the module linear in its values.
+    """
+    module.__dict__[_PIN] = pin
 
 
 def observed_attention(
@@ -64,16 +73,27 @@ def observed_attention(
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    if s_aux is not None:
-        sinks = s_aux.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-        scores = torch.cat([scores, sinks], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[2]]
-    observer = module.__dict__.get(_OBSERVER)
+
+    def compute() -> Tensor:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return _weights(query, key, attention_mask, scale, softcap, s_aux)
+
+    pin, observer = module.__dict__.get(_PIN), module.__dict__.get(_OBSERVER)
+    weights = compute() if pin is None else pin(compute)
     if observer is not None:
         observer(weights)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def _weights(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    if sinks is not None:
+        extra = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, extra], dim=-1)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[2]]

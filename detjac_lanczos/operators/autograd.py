@@ -31,6 +31,7 @@ class AutogradSweeps:
 
     def __init__(self, passes: Passes, network: FrozenNetwork, source: int, target: Place) -> None:
         check_reach(source, target, network.output_size)
+        passes.end(target)
         self.passes, self.network, self.source, self.target = passes, network, source, target
         self.d_in = network.inputs(source, 0).shape[1]
         widths = {"output": network.output_size, "logits": network.streams.logits.shape[1]}
@@ -41,7 +42,7 @@ class AutogradSweeps:
     def forward(self, segments: Sequence[Segment], rows: Tensor) -> Tensor:
         """(Σ source rows, d_in) to (Σ widths, d_out)."""
         tangents = [
-            self._tangents(segment, part)
+            self._inputs(segment, part)
             for segment, part in zip(segments, rows.split([s.source_rows for s in segments]), strict=True)
         ]
         out: list[Tensor] = [rows.new_empty(0, self.d_out)] * len(segments)
@@ -69,15 +70,15 @@ class AutogradSweeps:
         """Row-sweeps of one column: all rows of the prompt, through all blocks."""
         return float(self.network.lengths[segment.prompt])
 
-    def _tangents(self, segment: Segment, rows: Tensor) -> Tensor:
-        """Place source rows in copies of their prompt: (width, n, d)."""
-        tangents = rows.new_zeros(segment.width, self.network.lengths[segment.prompt], self.d_in)
+    def _inputs(self, segment: Segment, rows: Tensor) -> Tensor:
+        """Place source rows in copies of their prompt, zero elsewhere: (width, n, d)."""
+        inputs = rows.new_zeros(segment.width, self.network.lengths[segment.prompt], self.d_in)
         if segment.joint:
             columns = rows.view(segment.length, segment.width, self.d_in).transpose(0, 1)
-            tangents[:, segment.start : segment.position + 1] = columns
+            inputs[:, segment.start : segment.position + 1] = columns
         else:
-            tangents[:, segment.start] = rows
-        return tangents
+            inputs[:, segment.start] = rows
+        return inputs
 
     def _jvp(self, prompt: int, position: int, tangents: Tensor) -> Tensor:
         """(b, n, d) to (b, d_out)."""
@@ -86,7 +87,7 @@ class AutogradSweeps:
         with _one_at_a_time:
             for part in tangents.split(max(1, _ROWS_AT_ONCE // len(x))):
                 with forward_ad.dual_level():
-                    dual = forward_ad.make_dual(x.expand_as(part).contiguous(), part)
+                    dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
                     product = forward_ad.unpack_dual(self._run(dual, prompt, position)).tangent
                 products.append(product if product is not None else part.new_zeros(len(part), self.d_out))
         return torch.cat(products)
@@ -102,10 +103,16 @@ class AutogradSweeps:
                 products += torch.autograd.grad(y, leaf, part, retain_graph=True, is_grads_batched=True)
         return torch.cat(products)
 
+    def values(self, prompt: int, position: int, inputs: Tensor) -> Tensor:
+        """Return the target's values at inputs (b, n, d): (b, d_out)."""
+        with _one_at_a_time:
+            parts = inputs.split(max(1, _ROWS_AT_ONCE // inputs.shape[1]))
+            return torch.cat([self._run(part, prompt, position) for part in parts])
+
     def _run(self, x: Tensor, prompt: int, position: int) -> Tensor:
         embeddings = self.network.inputs(-1, prompt)
         try:
-            return self.passes.run(x, embeddings, self.source, self.target, self.network.prompts[prompt], position)
+            return self.passes.run(x, embeddings, self.source, self.target, prompt, position)
         except NotImplementedError as error:
             first = str(error).splitlines()[0]
             raise OperatorError(f"a module of this model cannot be differentiated: {first}") from error

@@ -18,7 +18,7 @@ from detjac_lanczos.operators.reconstruction import Reconstruction
 from detjac_lanczos.operators.sweeps import Sweeps
 
 if TYPE_CHECKING:
-    from detjac_lanczos.operators.detach import DetachedNetwork
+    from detjac_lanczos.operators.network import DetachedNetwork
 
 
 class Jacobian(MatrixFree):

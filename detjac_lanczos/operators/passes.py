@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,15 +26,15 @@ class Passes:
     time: its hooks belong to it.
     """
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
+    def __init__(self, model: nn.Module, family: Family, prompts: Sequence[Prompt]) -> None:
         self.model = without_adapters(observed_copy(model))
         for config in (self.model.config, self.model.config.get_text_config()):
             config._experts_implementation = "eager"
-        self.family = family
+        self.family, self.prompts = family, tuple(prompts)
         self.decoder, self.blocks = family.decoder_of(self.model), family.blocks_of(self.model)
         self.double = next(self.model.parameters()).dtype is torch.float64
 
-    def run(self, x: Tensor, embeddings: Tensor, source: int, target: Place, prompt: Prompt, position: int) -> Tensor:
+    def run(self, x: Tensor, embeddings: Tensor, source: int, target: Place, prompt: int, position: int) -> Tensor:
         """Run copies of a prompt with ``x`` in place of what enters at the source.
 
         Parameters
@@ -44,17 +45,16 @@ class Passes:
         source : int
             −1 for the embeddings, or the block that the stream enters.
         target : Place
-        prompt : Prompt
-            Says where the positions stand.
-        position : int
+        prompt, position : int
 
         Returns
         -------
         Tensor, shape (b, d_out)
         """
-        inputs = x if source < 0 else embeddings.expand(len(x), -1, -1)
-        places = prompt.places(x.device, copies=len(x))
-        end, factor = self._end(target)
+        x = x.clone()  # what enters a model is the model's own: some scale it in place
+        inputs = x if source < 0 else embeddings.repeat(len(x), 1, 1)
+        places = self.prompts[prompt].places(x.device, copies=len(x))
+        end, factor = self.end(target)
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
@@ -78,8 +78,14 @@ class Passes:
                 return reached.value if target.rows is None else reached.value @ target.rows.to(x).T
         return logits[:, 0]
 
-    def _end(self, target: Place) -> tuple[nn.Module, float]:
-        """Return the module whose output is the target, and what multiplies it."""
+    def end(self, target: Place) -> tuple[nn.Module, float]:
+        """Return the module whose output is the target, and what multiplies it.
+
+        Raises
+        ------
+        InputError
+            If the target is a branch, and it is not known where blocks of this kind have theirs.
+        """
         match target.kind:
             case "layer" | "residual":
                 return self.blocks[-1 if target.index is None else target.index], 1.0
@@ -87,7 +93,9 @@ class Passes:
                 block = self.blocks[target.index]
                 branch = next((branch for branch in self.family.branches if branch.role == target.kind), None)
                 if branch is None:
-                    raise InputError(f"no {target.kind} branch is known in {self.family.name}; choose another target")
+                    raise InputError(
+                        f"where the {target.kind} branch of {self.family.name} ends is not known; target layer(l)"
+                    )
                 factor = 1.0 if branch.scale is None else Scale(branch.scale).factor(block)
                 return block.get_submodule(branch.output), factor
         return self.decoder, 1.0

@@ -36,6 +36,13 @@ class Sweeps(Protocol):
         """Row-sweeps of one column of a segment, either way."""
 
 
+class AffineSweeps(Sweeps, Protocol):
+    """Sweeps of a map that is affine as a whole: the Jacobians are its slope."""
+
+    def affine(self, segment: Segment, rows: Tensor) -> Tensor:
+        """Return the map itself at joint source rows, (length · width, d_in): (width, d_out)."""
+
+
 class FrozenSweeps:
     """Sweeps through the maps of a frozen network."""
 
@@ -51,6 +58,10 @@ class FrozenSweeps:
     def transposed(self, segments: Sequence[Segment], rows: Tensor) -> Tensor:
         """(Σ widths, d_out) to (Σ source rows, d_in)."""
         return transposed(self.program, rows, self._layout(segments))
+
+    def affine(self, segment: Segment, rows: Tensor) -> Tensor:
+        """Return the map itself at joint source rows, (length · width, d_in): (width, d_out)."""
+        return forward(self.program, rows, self._layout([segment]), affine=True)
 
     def cost(self, segment: Segment) -> float:
         """Row-sweeps of one column of a segment, either way."""

@@ -13,7 +13,7 @@ from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
-from detjac_lanczos.operators.detach import Token
+from detjac_lanczos.operators.network import Token
 from detjac_lanczos.runs.choices import recorded_choices, replay_choices
 from detjac_lanczos.runs.readings import read_prompts, read_tokens
 from detjac_lanczos.runs.record import PromptReading, make_record

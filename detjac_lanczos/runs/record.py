@@ -87,7 +87,7 @@ def make_record(
         "freeze": network.freeze,
         "dtype": definition["dtype"],
         "device": str(network.device),
-        "route": "frozen",
+        "route": network.route,
         "definition": definition,
         "options": dict(options),
         "prediction": predictions[0],

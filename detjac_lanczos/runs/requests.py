@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.operators.detach import Token
+from detjac_lanczos.operators.network import Token
 
 _ADVICE = "give an index, (prompt, index), a list of these, or a slice"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.operators import Reconstruction
-from detjac_lanczos.operators.detach import Candidate
+from detjac_lanczos.operators.network import Candidate
 from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate

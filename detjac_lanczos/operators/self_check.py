@@ -1,0 +1,109 @@
+"""Does a detached network keep what it claims? Its algebra against the model's own pass, on the prompt at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from detjac_lanczos.operators.network import DetachedNetwork
+
+BARS = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest relative error of a sound network; 0.1 in half precision.
+
+Rounding alone gives 1e-13 in float64, 1e-6 in float32 and 1e-2 in bfloat16 for models of up to 30 blocks; a network
+that misses a factor or freezes a wrong one is off by its own size. The bars lie an order or more from either.
+"""
+
+_OWN_PASS = 1e-3
+"""Bar for the distance from the model's own pass in float64 too: that rounds to float32 inside, and not alike."""
+
+_LARGE = 100.0
+"""How much larger than the prompt one of the random inputs is: clamps that the prompt leaves alone then act."""
+
+_passed: WeakKeyDictionary[nn.Module, set[tuple[str, str]]] = WeakKeyDictionary()
+
+
+def bar(dtype: torch.dtype) -> float:
+    """Return the largest error of a sound network in a precision."""
+    return BARS.get(dtype, 0.1)
+
+
+def check_once(network: DetachedNetwork) -> None:
+    """Run `self_check` for the first network of a model and a choice of what is frozen; errors as there."""
+    seen = _passed.setdefault(network.model, set())
+    if (network.route, network.freeze) not in seen:
+        self_check(network)
+        seen.add((network.route, network.freeze))
+
+
+def self_check(network: DetachedNetwork) -> None:
+    """Check a network at the last position of its first prompt, with two inputs' worth of random rows.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the first claim that fails and its error.
+    """
+    for claim, error, allowed in _errors(network):
+        if not error <= allowed:
+            raise UnsupportedModelError(
+                f"the detached network of {network.loaded.name} fails its self-check: {claim} "
+                f"(relative error {error:.1e}, allowed {allowed:.0e}); this model is not understood"
+            )
+
+
+def affine_defect(f: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Return |f(a + b) − f(a) − f(b) + f(0)| for random inputs like x, (n, d), relative to the values' sizes.
+
+    ``f`` maps (m, n, d) to (m, d_out).
+    """
+    a, b = random_inputs(x)
+    fa, fb, fab, f0 = f(torch.stack([a, b, a + b, torch.zeros_like(x)]))
+    return relative(fab - fa - fb + f0, fa, fb, fab, f0)
+
+
+def random_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two random inputs of the shape of x, (n, d): one of its size and a large one (alike in float16)."""
+    noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    size = float(x.double().square().mean().sqrt())
+    large = 1.0 if x.dtype is torch.float16 else _LARGE
+    a, b = (size * noise).to(x)
+    return a, large * b
+
+
+def relative(error: Tensor, *terms: Tensor) -> float:
+    """Return the length of an error relative to the lengths of the terms it is left of."""
+    size = sum(float(term.double().norm()) for term in terms)
+    return float(error.double().norm()) / (size or 1.0)
+
+
+def _errors(network: DetachedNetwork) -> list[tuple[str, float, float]]:
+    """Return what would be wrong, its error, and the largest error of a sound network."""
+    J = network.jacobian("joint")
+    x, y = J.x.view(J.tokens, -1), J.y
+    a, _ = random_inputs(x)
+    fx, fa, f0 = network.apply(torch.stack([x, a, torch.zeros_like(x)]))
+    Jx, Ja = J.matmat(torch.stack([x.flatten(), a.flatten()], dim=1)).T
+    u = random_inputs(y[None])[0][0]
+    Jtu = J.rmatmat(u[:, None])[:, 0]
+    inner = Ja.double() @ u.double() - a.flatten().double() @ Jtu.double()
+    inner /= Ja.double().norm() * u.double().norm()
+    middle = network.jacobian("joint", position=(J.position + 1) // 2)
+    part = network.apply(middle.x.view(1, middle.tokens, -1), position=middle.position)[0]
+    own, allowed = network.streams.model_output[J.position], bar(network.dtype)
+    return [
+        ("its pass is not the model's own", relative(y - own, own), max(allowed, _OWN_PASS)),
+        ("at the prompt it does not give the model's output", relative(fx - y, y), allowed),
+        ("it is not affine", affine_defect(network.apply, x), allowed),
+        ("its Jacobian is not its slope", relative(Ja - fa + f0, Ja, fa, f0), allowed),
+        ("Σ J_i x_i + r is not the output", relative(Jx + f0 - y, Jx, f0, y), allowed),
+        ("the transpose of its Jacobian is not", abs(float(inner)), allowed),
+        ("later positions have a part in earlier ones", relative(part - middle.y, middle.y), allowed),
+    ]

@@ -1,0 +1,240 @@
+"""What norms, MLPs and branches of an undeclared decoder are, read off the values that enter and leave its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
+from detjac_lanczos.frozen.structure import Structure, is_activation
+
+Calls = Mapping[str, tuple[Tensor, Tensor]]
+"""What entered and what left each module of a block, by path."""
+
+_APART = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Relative distance under which two values are the same but for rounding; 0.05 in half precision."""
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """y = scale ∘ c(x) / √(mean c(x)² + eps) + bias, with c the centring of a layer norm or nothing."""
+
+    centred: bool
+    eps: float
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def reciprocal(self, x: Tensor) -> Tensor:
+        """Return 1/rms or 1/std of every row: (..., 1), in float32 at least."""
+        return (self._centre(x).square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+    def frozen(self, x: Tensor, reciprocal: Tensor) -> Tensor:
+        """Return y with another's reciprocal, (..., 1)."""
+        y = self._centre(x) * reciprocal
+        y = y if self.scale is None else y * self.scale
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+    def maps(self, x: Tensor) -> list[Map]:
+        """Return the frozen norm at rows (N, d) as primitive maps."""
+        maps: list[Map] = [Center()] if self.centred else []
+        maps.append(RowScale(self.reciprocal(x)[:, 0]))
+        maps += [] if self.scale is None else [ColumnScale(self.scale)]
+        return maps + ([] if self.bias is None else [Bias(self.bias)])
+
+    def _centre(self, x: Tensor) -> Tensor:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output of a linear module, or one of its halves."""
+
+    path: str
+    half: int | None = None
+
+    def of(self, out: Tensor) -> Tensor:
+        """Cut the half out."""
+        return out if self.half is None else out.chunk(2, dim=-1)[self.half]
+
+
+@dataclass(frozen=True)
+class MLP:
+    """act(z), or act(z) ∘ u where ``u`` is there, enters the module ``consumer``; paths in the model."""
+
+    activation: str
+    z: Output
+    u: Output | None
+    consumer: str
+
+
+class Trace:
+    """Norms, MLPs and branches of a model, read while a prompt runs through it; one block's values at a time.
+
+    Attributes
+    ----------
+    norms, mlps : dict
+        By path.
+    final : list of Norm
+        Those behind the last block.
+    branches : (str, str) or None
+        Modules in a block whose outputs are its attention and its MLP branch, where that is so in every block.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
+        self.norms: dict[str, Norm] = {}
+        self.mlps: dict[str, MLP] = {}
+        self.final: list[Norm] = []
+        self.branches: tuple[str, str] | None = None
+        self._model, self._structure = model, structure
+        self._calls: dict[str, tuple[Tensor, Tensor]] = {}
+        self._found: set[tuple[str, str] | None] = set()
+
+    def during(self, run: Callable[[], Any]) -> None:
+        """Read the pass that ``run`` makes.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If a norm or an MLP does not compute what one computes.
+        """
+        s, inside = self._structure, self._model.get_submodule
+        blocks = [f"{s.path}.{name}" for name, _ in inside(s.path).named_children()]
+        in_mlps = [f"{mlp}.{name}" for mlp in s.mlps for name, _ in inside(mlp).named_children()]
+        with ExitStack() as stack:
+            for path in dict.fromkeys((*s.norms, *s.attentions, *s.mlps, *in_mlps, *blocks)):
+                stack.enter_context(inside(path).register_forward_hook(self._keep(path), with_kwargs=True))
+            for path in blocks:
+                stack.enter_context(inside(path).register_forward_hook(self._on_leaving(path)))
+            stack.enter_context(inside(s.decoder).register_forward_hook(self._on_leaving(None)))
+            run()
+        if len(self._found) == 1:
+            self.branches = self._found.pop()
+
+    def _keep(self, path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            x, y = entering(args, kwargs), out if isinstance(out, Tensor) else out[0]
+            if isinstance(x, Tensor) and isinstance(y, Tensor):
+                self._calls[path] = x.clone(), y.clone()
+
+        return hook
+
+    def _on_leaving(self, block: str | None) -> Callable[..., None]:
+        """Return a hook that reads what was called since the last block: of a block, or (None) behind all."""
+
+        def hook(*_: Any) -> None:
+            s, calls, inside = self._structure, self._calls, self._model.get_submodule
+            norms = {path: read_norm(inside(path), *calls[path], path) for path in s.norms if path in calls}
+            mlps = {path: read_mlp(inside(path), path, calls) for path in s.mlps if path in calls}
+            self.norms |= norms
+            self.mlps |= mlps
+            if block is None:
+                self.final += norms.values()
+            else:
+                attentions = [path for path in s.attentions if path in calls]
+                self._found.add(read_branches(block, attentions, mlps, norms, calls))
+            calls.clear()
+
+        return hook
+
+
+def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the first argument of a module's call."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
+    """Return the norm that gave y from x, both (..., d).
+
+    Raises
+    ------
+    UnsupportedModelError
+        If no norm did.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    w = weight.detach().to(wide) if isinstance(weight, Tensor) else None
+    b = bias.detach().to(wide) if isinstance(bias, Tensor) else None
+    for centred, scale in product((False, True), (None,) if w is None else (w, 1 + w)):
+        norm = Norm(centred, _eps(module, x), scale, b)
+        if same(norm.frozen(x, norm.reciprocal(x)), y):
+            return norm
+    raise UnsupportedModelError(f"{path} ({type(module).__name__}) does not compute an RMS norm or a layer norm")
+
+
+def _eps(module: Any, x: Tensor) -> float:
+    """Return the epsilon of a norm; where it keeps none, what the norm of a row near zero shows of it."""
+    for name in ("variance_epsilon", "eps"):
+        if isinstance(value := getattr(module, name, None), float):
+            return value
+    small = torch.zeros_like(x[..., :1, :]).to(torch.promote_types(x.dtype, torch.float32))
+    small[..., 0], small[..., 1] = 1e-6, -1e-6
+    y = module.forward(small)
+    return float((small.norm() / y.norm()) ** 2 - small.square().mean(-1).max())
+
+
+def read_mlp(owner: nn.Module, path: str, calls: Calls) -> MLP:
+    """Return how an MLP multiplies, from the input and output of each of its modules by path.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the activation's output is neither an input nor a factor of one.
+    """
+    names = {f"{path}.{name}": child for name, child in owner.named_children() if f"{path}.{name}" in calls}
+    activation = next((place for place, child in names.items() if is_activation(child)), None)
+    if activation is not None:
+        z, a = calls[activation]
+        outputs = [Output(place, half) for place in names if place != activation for half in (None, 0, 1)]
+        source = next((o for o in outputs if same(o.of(calls[o.path][1]), z)), None)
+        for consumer in names:
+            entering = calls[consumer][0]
+            if source is None or consumer == activation:
+                continue
+            if same(a, entering):
+                return MLP(activation, source, None, consumer)
+            for other in outputs:
+                u = other.of(calls[other.path][1])
+                if other != source and u.shape == a.shape and same(a * u, entering):
+                    return MLP(activation, source, other, consumer)
+    raise UnsupportedModelError(
+        f"{path} ({type(owner).__name__}) multiplies its activation by something other than a linear module's output"
+    )
+
+
+def read_branches(
+    block: str, attentions: Sequence[str], mlps: Mapping[str, MLP], norms: Iterable[str], calls: Calls
+) -> tuple[str, str] | None:
+    """Return the modules in a block whose outputs it adds to the stream: attention and MLP, or norms after them.
+
+    None where the stream leaves as something else than what entered plus those two.
+    """
+    if len(attentions) != 1 or len(mlps) != 1:
+        return None
+    (owner, mlp), (before, after) = *mlps.items(), calls[block]
+
+    def ends(branch: str) -> list[str]:
+        return [branch, *(norm for norm in norms if same(calls[norm][0], calls[branch][1]))]
+
+    def added(path: str) -> Tensor:
+        return calls[path][1].reshape(before.shape) if calls[path][1].numel() == before.numel() else after
+
+    for first, second in product(ends(attentions[0]), ends(mlp.consumer if owner == block else owner)):
+        if same(before + added(first) + added(second), after):
+            return first.removeprefix(f"{block}."), second.removeprefix(f"{block}.")
+    return None
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    """Tell whether two values are one but for rounding."""
+    if found.shape != expected.shape:
+        return False
+    apart = (found.double() - expected.double()).norm()
+    return bool(apart <= _APART.get(expected.dtype, 0.05) * expected.double().norm())
