@@ -139,7 +139,14 @@ def decode_right(
     ]
 
 
-def _head_table(network: DetachedNetwork) -> Tensor:
+def head_table(network: DetachedNetwork) -> Tensor:
+    """Return the head that left vectors decode through: (vocabulary, hidden size).
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has none.
+    """
     head = network.model.get_output_embeddings()
     if head is None:
         raise UnsupportedModelError("decoding needs a dense output head (vocabulary, hidden size); this model has none")
