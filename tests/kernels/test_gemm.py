@@ -95,6 +95,8 @@ def test_a_choice_is_made_once_and_a_recorded_one_is_obeyed(monkeypatch: pytest.
         linear(x, weight)
         assert taken[-1] == name
         assert roads.choices()["f32 xWt 8x16->12"] == name
+    roads.replay({"f32 xWt 8x16->12": "a road of another version"})
+    assert roads.choices()["f32 xWt 8x16->12"] == "onednn"
 
 
 @settings(max_examples=40, deadline=None)
