@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.rounding import safe_scale
+from detjac_lanczos.solvers.wording import rounded_up
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Certificate:
     @property
     def line(self) -> str:
         """The claim in one line."""
-        return f"TRIPLETS {self.claimed}/{self.k}, residual ≤ {_rounded_up(self.residual)}"
+        return f"TRIPLETS {self.claimed}/{self.k}, residual ≤ {rounded_up(self.residual)}"
 
 
 def certify_triplets(
@@ -148,15 +149,3 @@ def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor, unit: f
         for group in groups
         if len(group) > 1
     )
-
-
-def _rounded_up(value: float) -> str:
-    """Two digits, never below the value itself."""
-    if value == 0.0:
-        return "0"
-    text = f"{value:.1e}"
-    if float(text) < value:
-        step = 10.0 ** int(text.split("e")[1]) / 10
-        text = f"{float(text) + step:.1e}"
-    mantissa, exponent = text.split("e")
-    return f"{mantissa}e{int(exponent)}"

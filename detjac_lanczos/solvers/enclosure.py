@@ -1,0 +1,85 @@
+"""From a bound on what lies outside of triplets to intervals of singular values, index by index."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def upper_bounds(values: np.ndarray, right: np.ndarray, left: np.ndarray, tau: float) -> np.ndarray:
+    """Return bounds of σ_1(A), …, σ_{p+1}(A) from p triplets and a bound on the rest; the values are lower bounds.
+
+    Let U, V (p columns) be orthonormal, S = Uᵀ A V = diag(s), R_R = A V - U S, R_L = Aᵀ U - V S and ‖C‖₂ ≤ τ for
+    C = (I - U Uᵀ) A (I - V Vᵀ). In an orthonormal basis that begins with U and V, the symmetric matrix with eigenvalues
+    ±σ_j(A) and zeros is
+
+        [0 A; Aᵀ 0] = [J_S Z; Zᵀ J_C],   J_S = [0 S; S 0],   Z Zᵀ = diag(R_Lᵀ R_L, R_Rᵀ R_R),   J_C = [0 C; Cᵀ 0].
+
+    J_C ≤ τ I as quadratic forms, and eigenvalues are monotone (Weyl; Horn, Johnson, Matrix Analysis, 4.3.12): σ_j(A) is
+    at most the j-th eigenvalue of [J_S Z; Zᵀ τ I], for every j. With Z = L Qᵀ that is a matrix of order 4 p, and copies
+    of τ that it already holds often enough. Triplets may lie below τ.
+
+    The bound is never above s_j + 2 e² / (η_j + √(η_j² + 4 e²)) with e = max(‖R_R‖₂, ‖R_L‖₂) and η_j = s_j - τ > 0, the
+    bound of Li, Li, "A note on eigenvalues of perturbed Hermitian matrices", Linear Algebra Appl. 395, 2005, who
+    compare the same matrices by e alone: a triplet with a large residual and a small value hardly widens it.
+
+    The last bound, of σ_{p+1}(A), is also √(τ² + min(‖R_L‖₂, ‖R_R‖₂)²) where that is less: A - A V Vᵀ = U R_Lᵀ + C is
+    what an approximation of rank p leaves (Eckart, Young), and A - U Uᵀ A = R_R Vᵀ + C is another.
+
+    Parameters
+    ----------
+    values : ndarray, shape (p,), descending
+    right, left : ndarray, shape (p, p)
+        R_Rᵀ R_R and R_Lᵀ R_L.
+    tau : float
+
+    Returns
+    -------
+    ndarray, shape (p + 1,)
+    """
+    p = len(values)
+    bordered = np.zeros((4 * p, 4 * p))
+    bordered[:p, p : 2 * p] = np.diag(values)
+    bordered[:p, 2 * p : 3 * p] = _factor(left)
+    bordered[p : 2 * p, 3 * p :] = _factor(right)
+    bordered += bordered.T
+    np.fill_diagonal(bordered[2 * p :, 2 * p :], tau)
+    bounds = np.linalg.eigvalsh(bordered)[::-1][: p + 1]
+    smaller = min(np.linalg.eigvalsh(gram)[-1] for gram in (left, right))
+    bounds[p] = min(bounds[p], np.sqrt(tau**2 + max(smaller, 0.0)))
+    return bounds
+
+
+def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits: Sequence[float]) -> float:
+    """Return the largest τ with which :func:`upper_bounds` keeps σ_j ≤ limits_j; -∞ where the residuals allow none.
+
+    The j-th eigenvalue of [J_S Z; Zᵀ τ I] is at most t > τ while D - L Lᵀ / (t - τ), D = t I - J_S, has at most j - 1
+    negative eigenvalues (Schur complement). By the other Schur complement of [D L; Lᵀ (t - τ) I] it has as many as D
+    (the s_i above t) and as there are eigenvalues of Lᵀ D⁻¹ L above t - τ: with d of the former, t - τ may go down to
+    the (j - d)-th of the latter.
+
+    Parameters
+    ----------
+    values, right, left
+        As in :func:`upper_bounds`.
+    limits : sequence of float
+        Of the leading values, each above its value.
+    """
+    p = len(values)
+    factor = np.zeros((2 * p, 2 * p))
+    factor[:p, :p], factor[p:, p:] = _factor(left), _factor(right)
+    best = np.inf
+    for index, limit in enumerate(limits):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own, other = limit / (limit**2 - values**2), values / (limit**2 - values**2)
+        if not np.isfinite(own).all():
+            return -np.inf
+        inverse = np.block([[np.diag(own), np.diag(other)], [np.diag(other), np.diag(own)]])
+        reaches = np.linalg.eigvalsh(factor.T @ inverse @ factor)[::-1]
+        best = min(best, limit - max(float(reaches[index - int((values > limit).sum())]), 0.0))
+    return best
+
+
+def _factor(gram: np.ndarray) -> np.ndarray:
+    """Return L with L Lᵀ = gram, which may be singular."""
+    weights, vectors = np.linalg.eigh(gram)
+    return np.asarray(vectors * np.sqrt(np.maximum(weights, 0.0)))

@@ -1,0 +1,20 @@
+"""Numbers of a claim in few digits that never say more than the number itself."""
+
+import math
+
+
+def rounded_up(value: float) -> str:
+    """Two digits and an exponent, never below the value itself."""
+    if value == 0.0:
+        return "0"
+    text = f"{value:.1e}"
+    if float(text) < value:
+        step = 10.0 ** int(text.split("e")[1]) / 10
+        text = f"{float(text) + step:.1e}"
+    mantissa, exponent = text.split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def ratio_up(value: float) -> str:
+    """Two decimals where the value is of the size of 1, never below it; two digits and an exponent elsewhere."""
+    return f"{math.ceil(value * 100) / 100:.2f}" if 0.01 <= value < 100 else rounded_up(value)
