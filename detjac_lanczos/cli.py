@@ -190,7 +190,7 @@ def _models(arguments: argparse.Namespace) -> int:
     models = list_models()
     if arguments.json:
         embedded = [{**vars(model), "cache": str(model.cache)} for model in models]
-        families = [{"name": family.name, "classes": list(family.served)} for family in FAMILIES]
+        families = [{"name": family.name, "classes": list(family.classes)} for family in FAMILIES]
         _show(json.dumps({"embedded": embedded, "families": families}))
         return 0
     lines = ["Embedded models (other models: a hub id, a folder or a .gguf file)"]
@@ -200,7 +200,7 @@ def _models(arguments: argparse.Namespace) -> int:
         lines += [f"  {'':12} {model.cache}"] if model.cached else []
     lines.append("Supported families")
     width = max(len(family.name) for family in FAMILIES)
-    lines += [f"  {family.name:{width}} {', '.join(family.served)}" for family in FAMILIES]
+    lines += [f"  {family.name:{width}} {', '.join(family.classes)}" for family in FAMILIES]
     _show("\n".join(lines))
     return 0
 

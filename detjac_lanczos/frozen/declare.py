@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -55,11 +55,11 @@ class Family:
     entry : sequence of Word
         From the input embeddings to the first block, found in the decoder.
     logits : sequence of Word
-        From the output to the logits, found in the model.
+        From the output to the logits, found in the causal language model.
     decoder : str
         Path of the module that holds embeddings, blocks and tail.
-    wrappers : mapping of str to str
-        Path of that module in further classes, such as multimodal models around the same decoder.
+    causal_model : str
+        Path of the causal language model where it is not the model itself.
     blocks : str
         Path of the list of blocks in the decoder.
     when : (str, value), optional
@@ -77,27 +77,23 @@ class Family:
     entry: Sequence[Word] = ()
     logits: Sequence[Word] = (Project("lm_head"),)
     decoder: str = "model"
-    wrappers: Mapping[str, str] = field(default_factory=dict)
+    causal_model: str = ""
     blocks: str = "layers"
     when: tuple[str, Any] | None = None
     input_definition: str = "the rows of the embedding table"
     positions_from_mask: bool = False
 
-    @property
-    def served(self) -> tuple[str, ...]:
-        """Class names of the transformers models it serves, wrappers included."""
-        return (*self.classes, *self.wrappers)
-
-    def serves(self, model: nn.Module) -> bool:
-        """Tell whether a model (without adapters around it) is one of these."""
-        if type(model).__name__ not in self.served:
-            return False
-        return self.when is None or attrgetter(self.when[0])(model.config) == self.when[1]
+    def serves(self, class_name: str | None, config: Any) -> bool:
+        """Tell whether models of a class with this configuration are among these."""
+        return class_name in self.classes and (self.when is None or attrgetter(self.when[0])(config) == self.when[1])
 
     def decoder_of(self, model: nn.Module) -> Any:
         """Return the module that holds embeddings, blocks and tail."""
-        model = without_adapters(model)
-        return model.get_submodule(self.wrappers.get(type(model).__name__, self.decoder))
+        return without_adapters(model).get_submodule(self.decoder)
+
+    def causal_model_of(self, model: nn.Module) -> Any:
+        """Return the module in which the way from the output to the logits is found."""
+        return without_adapters(model).get_submodule(self.causal_model)
 
     def blocks_of(self, model: nn.Module) -> Any:
         """Return the list of blocks."""

@@ -27,7 +27,6 @@ from detjac_lanczos.frozen.sweep import Program, forward, linear_part
 from detjac_lanczos.frozen.words import Freeze, Softcap, Word
 from detjac_lanczos.frozen.words.choices import chain_maps
 from detjac_lanczos.models import LoadedModel, load_model
-from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.weights import DenseWeight
 
 
@@ -215,7 +214,7 @@ class FrozenNetwork:
         """Return the maps from the output to logits or a probe."""
         if target.rows is not None:
             return (Linear(DenseWeight(target.rows.to(self.device, self.dtype))),)
-        model, output = without_adapters(self.model), self.streams.output
+        model, output = self.family.causal_model_of(self.model), self.streams.output
         reading: list[Map] = []
         for word in self.family.logits:
             capped = isinstance(word, Softcap)

@@ -10,13 +10,14 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.families import family_of
+from detjac_lanczos.frozen.families import FAMILIES, family_of
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import Structure, recognise
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.pinned import PinnedNetwork
+from detjac_lanczos.operators.text_check import require_text_decoder
 
 
 def detach(
@@ -97,7 +98,10 @@ def detach(
     if isinstance(family, Structure):
         return PinnedNetwork.attach(loaded, family, prompts, freeze)
     coefficients, streams = capture(loaded.model, family, prompts, freeze)
-    return DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams)
+    network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams)
+    if family not in FAMILIES:
+        require_text_decoder(network)
+    return network
 
 
 def _family_of(model: Any) -> Family | Structure:

@@ -6,7 +6,7 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families.cohere import COHERE2
 from detjac_lanczos.frozen.families.deepseek import DEEPSEEK_V3
-from detjac_lanczos.frozen.families.gemma import GEMMA2, GEMMA3, GEMMA3_WRAPPER
+from detjac_lanczos.frozen.families.gemma import GEMMA2, GEMMA3
 from detjac_lanczos.frozen.families.glm import GLM4
 from detjac_lanczos.frozen.families.gpt2 import GPT2
 from detjac_lanczos.frozen.families.gpt_neox import GPT_NEOX, GPT_NEOX_SEQUENTIAL
@@ -19,6 +19,7 @@ from detjac_lanczos.frozen.families.mixture import MIXTRAL, QWEN3_MOE
 from detjac_lanczos.frozen.families.olmo import OLMO2, OLMO3
 from detjac_lanczos.frozen.families.opt import OPT, OPT_POST_NORM
 from detjac_lanczos.frozen.families.phi import PHI3
+from detjac_lanczos.frozen.wrappers import family_inside
 from detjac_lanczos.models.adapters import without_adapters
 
 FAMILIES: tuple[Family, ...] = (
@@ -32,7 +33,6 @@ FAMILIES: tuple[Family, ...] = (
     MIXTRAL,
     GEMMA2,
     GEMMA3,
-    GEMMA3_WRAPPER,
     PHI3,
     OLMO2,
     OLMO3,
@@ -53,16 +53,18 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def family_of(model: nn.Module) -> Family:
-    """Return the declaration that serves a model.
+    """Return the declaration that serves a model, or that of the text decoder inside it.
 
     Raises
     ------
     UnsupportedModelError
         If none does; the message lists those that exist.
     """
-    model = without_adapters(model)
+    whole = without_adapters(model)
     for family in FAMILIES:
-        if family.serves(model):
+        if family.serves(type(whole).__name__, whole.config):
             return family
-    known = "; ".join(f"{family.name} ({', '.join(family.served)})" for family in FAMILIES)
-    raise UnsupportedModelError(f"the family of {type(model).__name__} is not supported; supported: {known}")
+    if inside := family_inside(whole, FAMILIES):
+        return inside
+    known = "; ".join(f"{family.name} ({', '.join(family.classes)})" for family in FAMILIES)
+    raise UnsupportedModelError(f"the family of {type(whole).__name__} is not supported; supported: {known}")

@@ -40,10 +40,3 @@ GEMMA3 = Family(
     input_definition="the rows of the embedding table times sqrt(hidden size)",
 )
 GEMMA2 = replace(GEMMA3, name="Gemma 2", classes=("Gemma2ForCausalLM",))
-GEMMA3_WRAPPER = replace(
-    GEMMA3,
-    name="Gemma 3 (multimodal, text)",
-    classes=(),
-    wrappers={"Gemma3ForConditionalGeneration": "model.language_model"},
-    logits=(Project("lm_head"),),
-)

@@ -7,12 +7,7 @@ from dataclasses import replace
 
 from detjac_lanczos.frozen.families.llama import LLAMA
 
-MISTRAL = replace(
-    LLAMA,
-    name="Mistral",
-    classes=("MistralForCausalLM",),
-    wrappers={"Mistral3ForConditionalGeneration": "model.language_model"},
-)
+MISTRAL = replace(LLAMA, name="Mistral", classes=("MistralForCausalLM",))
 MINISTRAL = replace(LLAMA, name="Ministral", classes=("MinistralForCausalLM",))
 MINISTRAL3 = replace(LLAMA, name="Ministral 3", classes=("Ministral3ForCausalLM",))
 QWEN2 = replace(LLAMA, name="Qwen2 / Qwen2.5", classes=("Qwen2ForCausalLM",))
