@@ -119,7 +119,7 @@ class _Search:
         elif _is_mlp(module) and all(map(_belongs_in_mlp, module.children())):
             self.mlps.append(path)
             self.norms += [place for place, child in children if is_norm(child)]
-        elif children and (isinstance(module, nn.Sequential | nn.ModuleList) or all(map(is_norm, _leaves(module)))):
+        elif children and (type(module) in (nn.Sequential, nn.ModuleList) or all(map(is_norm, _leaves(module)))):
             for place, child in children:
                 self._inside(child, place)
         else:

@@ -14,6 +14,7 @@ from detjac_lanczos.solvers import svd
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import tiny_models
 from tests.oracles import Lifted, OracleA, embeddings_of, errors, run
+from tests.tiny_models import moe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,6 +76,25 @@ def test_every_source_and_target_in_either_mode(make: str) -> None:
                 value = value if cotangents is None else cotangents @ value
                 assert (J.y - value).norm() <= BAR * value.norm()
                 assert torch.equal(J.x, network.inputs(J.source, prompt)[: position + 1].flatten())
+
+
+@pytest.mark.parametrize("name", ["Gemma 2", "GPT-2", "GPT-NeoX", "OPT post-norm", "Qwen3-MoE", "gpt-oss", "Llama 4"])
+def test_logits_of_other_families(name: str) -> None:
+    """Softcaps, position tables, projected embeddings, routed experts: reverse mode through the model as it is."""
+    makers = tiny_models.DENSE | {"Qwen3-MoE": moe.qwen3_moe, "gpt-oss": moe.gpt_oss, "Llama 4": moe.llama4}
+    model = makers[name](torch.float64)
+    (ids,) = tiny_models.prompt_ids(6)
+    network = detach(tiny_models.loaded(model), input_ids=ids)
+    model.config._experts_implementation = "eager"  # its grouped products take no float64
+    x = embeddings_of(model, ids).requires_grad_()
+    with Lifted(model.dtype):
+        mask = torch.ones(1, len(ids), dtype=torch.long)
+        logits = model(inputs_embeds=x[None], attention_mask=mask, use_cache=False).logits[0, 4]
+    J = network.jacobian("joint", target="logits", position=4, frozen=False)
+    expected = torch.stack([torch.autograd.grad(y, x, retain_graph=True)[0] for y in logits])[:, :5].flatten(1)
+    X = torch.randn(J.shape[1], 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert max(errors(J.matmat(X), expected @ X)) <= BAR
+    assert max(errors(J.dense(), expected)) <= BAR
 
 
 @pytest.mark.parametrize("make", ["llama", "gemma"])

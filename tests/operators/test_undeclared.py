@@ -1,0 +1,418 @@
+"""Decoders that no family declares: exact where their structure is understood, refused by name where it is not."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.llama import modeling_llama
+
+from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
+from detjac_lanczos.frozen.prompt import read_prompts
+from detjac_lanczos.frozen.structure import recognise
+from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, probe
+from detjac_lanczos.operators.self_check import check_once, self_check
+from detjac_lanczos.solvers.testing import OperatorTestCase
+from tests import oracle_structures, tiny_models
+from tests.oracle_structures import Branch, Structure, activations, fused
+from tests.oracles import OracleA, embeddings_of, errors
+from tests.tiny_models import undeclared
+from tests.tiny_models.dense import SIZES
+from tests.tiny_models.draw import drawn
+from tests.tiny_models.undeclared import UNDECLARED, on_meta
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LENGTHS = (tiny_models.LENGTH, 5)
+BAR = 1e-11
+
+STRUCTURES: dict[str, Structure] = {
+    "StableLmForCausalLM": Structure(),
+    "Starcoder2ForCausalLM": Structure(freeze_mlps=activations("mlp.act")),
+    "OlmoForCausalLM": Structure(),
+    "SeedOssForCausalLM": Structure(),
+    "HeliumForCausalLM": Structure(),
+    "ArceeForCausalLM": Structure(freeze_mlps=activations("mlp.act_fn")),
+    "NemotronForCausalLM": Structure(freeze_mlps=activations("mlp.act_fn")),
+    "GemmaForCausalLM": Structure(),
+    "CohereForCausalLM": Structure(),
+    "PersimmonForCausalLM": Structure(freeze_mlps=activations("mlp.act")),
+    "GlmForCausalLM": Structure(freeze_mlps=fused),
+    "GPTBigCodeForCausalLM": Structure(
+        decoder="transformer", blocks="h", attention=Branch("attn"), freeze_mlps=activations("mlp.act")
+    ),
+    "BioGptForCausalLM": Structure(decoder="biogpt", mlp=Branch("fc2"), freeze_mlps=activations("activation_fn")),
+}
+"""Where the oracle finds the parts of these models, by class; written from the modules' source."""
+
+
+@pytest.fixture(autouse=True)
+def known_to_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oracle_structures, "STRUCTURES", oracle_structures.STRUCTURES | STRUCTURES)
+
+
+def pinned(model: Any, *, ids: list[list[int]], freeze: Any = "gate") -> PinnedNetwork:
+    """Take the road of undeclared decoders, whether the model's family is declared or not."""
+    loaded = tiny_models.loaded(model)
+    prompts = read_prompts(loaded, None, chat=False, add_special_tokens=True, input_ids=ids, inputs_embeds=None)
+    return PinnedNetwork.attach(loaded, recognise(model), prompts, freeze)
+
+
+@cache
+def case(name: str, freeze: Any) -> tuple[Any, list[list[int]], PinnedNetwork]:
+    model, ids = UNDECLARED[name](torch.float64), tiny_models.prompt_ids(*LENGTHS)
+    return model, ids, pinned(model, ids=ids, freeze=freeze)
+
+
+def targets(blocks: int) -> Iterator[tuple[str, Any, int]]:
+    """Name of the stream in the oracle, the library's place, and the first source that lies behind it."""
+    yield "output", "output", blocks
+    yield "residual", "residual", blocks
+    yield "logits", "logits", blocks
+    yield "layer.1", layer(1), 2
+    yield "attention.1", attention(1), 2
+    yield "mlp.2", mlp(2), 3
+
+
+GATED = ("StableLM", "OLMo", "GLM", "Gemma")
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze"),
+    [*((name, "gate") for name in UNDECLARED), *((name, freeze) for name in GATED for freeze in ("up", "half"))],
+)
+def test_jacobians_agree_with_reverse_mode_through_detached_modules(name: str, freeze: str) -> None:
+    model, ids, network = case(name, freeze)
+    generator = torch.Generator().manual_seed(0)
+    for prompt, position in ((0, 11), (1, 2)):
+        oracle = OracleA(model, embeddings_of(model, ids[prompt]), freeze)
+        for stream, place, behind in targets(network.blocks):
+            source, start = ("embeddings", "embeddings") if prompt == 0 else (behind - 1, layer(behind - 1))
+            J = network.jacobian((prompt, "joint"), source=start, target=place, position=position)
+            expected = oracle.jacobian(source, stream, position)[:, : position + 1].flatten(1)
+            assert max(errors(J.dense(), expected)) <= BAR, (stream, source)
+            X = torch.randn(J.shape[1], 2, generator=generator, dtype=torch.float64)
+            assert max(errors(J.matmat(X), expected @ X)) <= BAR, (stream, source)
+            truth, found = oracle.streams[stream][0, position].detach(), J.reconstruction
+            assert (found.y - truth).norm() <= BAR * truth.norm()
+            assert (found.estimate - truth).norm() <= BAR * (truth.norm() + found.estimate.norm() + J.offset.norm())
+
+
+@pytest.mark.parametrize("name", tiny_models.DENSE)
+def test_a_declared_family_is_the_same_by_its_structure(name: str) -> None:
+    """Two roads to one map: primitive maps, and the model's own modules."""
+    model, ids = tiny_models.DENSE[name](torch.float64), tiny_models.prompt_ids(*LENGTHS)
+    by_maps = detach(tiny_models.loaded(model), input_ids=ids, freeze="half")
+    by_modules = pinned(model, ids=ids, freeze="half")
+    assert (by_maps.route, by_modules.route) == ("frozen", "autograd")
+    for one, other in zip(by_maps.jacobians().operators, by_modules.jacobians().operators, strict=True):
+        Y = torch.randn(one.shape[0], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        expected = one.rmatmat(Y)
+        assert (other.rmatmat(Y) - expected).norm() <= BAR * expected.norm()
+    J = by_modules.jacobian((1, "joint"))
+    assert (J.offset - by_maps.jacobian((1, "joint")).offset).norm() <= BAR * (J.offset.norm() + J.y.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["StableLM", "Starcoder 2", "Gemma"])
+def test_lower_precisions_reconstruct_the_output(name: str, dtype: torch.dtype) -> None:
+    network = detach(tiny_models.loaded(UNDECLARED[name](dtype)), input_ids=tiny_models.prompt_ids(*LENGTHS))
+    assert network.route == "autograd"
+    assert network.reconstruction.norm_error <= {torch.float32: 1e-6}.get(dtype, 2e-2)
+    assert network.dtype is network.jacobian(0).matmat(torch.ones(24, 1, dtype=dtype)).dtype is dtype
+
+
+def test_what_a_model_scales_in_place_is_its_own_copy() -> None:
+    model = undeclared.ctrl(torch.float64)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = tiny_models.prompt_ids(*LENGTHS)
+    network = detach(tiny_models.loaded(model), input_ids=ids)
+    J = network.jacobian("joint")
+    assert (J.matmat(J.x[:, None])[:, 0] + J.offset - J.y).norm() <= 1e-13 * J.y.norm()
+    assert torch.equal(J.rmatmat(J.y[:, None]), J.rmatmat(J.y[:, None]))
+    assert torch.equal(network.streams.embeddings, torch.cat([embeddings_of(model, tokens) for tokens in ids]))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert model.config._attn_implementation != "detjac_observed"
+
+
+def test_positions_of_a_padded_row_are_kept() -> None:
+    model = undeclared.stablelm(torch.float64)
+    (ids,) = tiny_models.prompt_ids(6)
+    whole = detach(tiny_models.loaded(model), input_ids=ids)
+    padded = detach(
+        tiny_models.loaded(model),
+        input_ids=[[0, 0, *ids]],
+        attention_mask=[[0, 0, *[1] * 6]],
+        position_ids=[[0, 0, *range(6)]],
+    )
+    assert errors(padded.jacobian(2).dense(), whole.jacobian(2).dense())[0] <= 1e-13
+
+
+class TestContract(OperatorTestCase):
+    """The solver's contract, and its leading values."""
+
+    def create_operator(self) -> Any:
+        return case("StableLM", "gate")[2].jacobian((1, 2))
+
+    def create_dense(self) -> Tensor:
+        model, ids, _ = case("StableLM", "gate")
+        return OracleA(model, embeddings_of(model, ids[1])).jacobian("embeddings", "output", -1)[:, 2]
+
+
+def test_the_network_says_how_it_was_made() -> None:
+    _, _, network = case("StableLM", "gate")
+    assert "route='autograd'" in repr(network)
+    assert network.family.name == "StableLmForCausalLM, by its structure"
+    definition = network.jacobian(0).definition
+    assert (definition["route"], definition["freeze"]) == ("autograd", "gate")
+    assert network.coefficients["model.layers.1.input_layernorm.rstd.0"].shape == (1, 12, 1)
+    assert network.coefficients["model.layers.1.self_attn.mixing.1"].shape == (1, 3, 5, 5)
+    assert network.jacobians().shared_cost() == sum(LENGTHS)
+
+
+def test_the_frozen_final_norm_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("StableLM", "Nemotron", "OLMo"):
+        _, _, network = case(name, "gate")
+        from detjac_lanczos.frozen.maps import apply_rowwise
+
+        rows = torch.arange(sum(LENGTHS))
+        found = apply_rowwise(network.tail.branches[0].chain, network.streams.residual[-1], rows)
+        assert errors(found, network.streams.output)[0] <= 1e-14
+
+
+def test_what_a_recognised_decoder_cannot_do_is_one_line(tmp_path: Any) -> None:
+    _, _, network = case("StableLM", "gate")
+    attempts: list[tuple[Callable[[], Any], type[DetjacError], str]] = [
+        (lambda: network.replace(drop=[head(0, 0)]), UnsupportedModelError, "no family declares it"),
+        (lambda: network.save(tmp_path), UnsupportedModelError, "cannot be saved"),
+        (lambda: network.program(0, layer(1)), UnsupportedModelError, "no program of maps"),
+        (lambda: network.jacobian(0, source=layer(2), target=layer(1)), InputError, "lies before"),
+        (lambda: network.jacobian(0, target=probe(torch.ones(2, 5))), InputError, "width 5"),
+        (lambda: network.apply(torch.ones(1, 3, 24, dtype=torch.float64)), InputError, "takes inputs"),
+    ]
+    for attempt, kind, message in attempts:
+        with pytest.raises(kind, match=message) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+    granite = pinned(tiny_models.DENSE["Granite"](torch.float64), ids=tiny_models.prompt_ids(4))
+    with pytest.raises(InputError, match="where the attention branch of GraniteForCausalLM"):
+        granite.jacobian(0, target=attention(1))
+    capped = pinned(tiny_models.DENSE["Gemma 2"](torch.float64), ids=tiny_models.prompt_ids(4))
+    assert capped.jacobian(0).dense().shape == (24, 24)
+    with pytest.raises(UnsupportedModelError, match="no affine function of its output"):
+        capped.jacobian(0, target="logits")
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "Mamba": (
+        lambda: transformers.MambaForCausalLM(
+            transformers.MambaConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2)
+        ),
+        r"backbone\.layers\.0\.mixer \(MambaMixer\)",
+    ),
+    "Qwen3-Next": (
+        lambda: transformers.Qwen3NextForCausalLM(transformers.Qwen3NextConfig(**SIZES | {"num_experts": 4})),
+        r"model\.layers\.0\.linear_attn \(Qwen3NextGatedDeltaNet\).*\(Qwen3NextSparseMoeBlock\)",
+    ),
+    "Gemma 3n": (
+        lambda: transformers.Gemma3nForCausalLM(
+            transformers.Gemma3nTextConfig(
+                **SIZES
+                | {"num_hidden_layers": 5, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 40}
+                | {"layer_types": ["sliding_attention"] * 4 + ["full_attention"]}
+                | {"activation_sparsity_pattern": [0.0] * 5}
+            )
+        ),
+        r"model\.layers\.0\.altup \(Gemma3nTextAltUp\), model\.layers\.0\.laurel \(Gemma3nTextLaurelBlock\)",
+    ),
+    "Gemma 4": (
+        lambda: transformers.Gemma4ForCausalLM(
+            transformers.Gemma4TextConfig(**SIZES | {"vocab_size_per_layer_input": 40})
+        ),
+        r"model\.layers\.0 \(Gemma4TextDecoderLayer\)",
+    ),
+    "Gemma 4 with experts": (
+        lambda: transformers.Gemma4ForCausalLM(
+            transformers.Gemma4TextConfig(
+                **SIZES
+                | {"hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4}
+                | {"top_k_experts": 2, "moe_intermediate_size": 8}
+            )
+        ),
+        r"model\.layers\.0\.router \(Gemma4TextRouter\), model\.layers\.0\.experts \(Gemma4TextExperts\)",
+    ),
+    "Jamba": (
+        lambda: transformers.JambaForCausalLM(
+            transformers.JambaConfig(**SIZES | {"num_hidden_layers": 8, "num_experts": 4})
+        ),
+        r"model\.layers\.0\.mamba \(JambaMambaMixer\)",
+    ),
+    "RWKV": (
+        lambda: transformers.RwkvForCausalLM(
+            transformers.RwkvConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2)
+        ),
+        r"rwkv\.blocks\.0\.attention \(RwkvSelfAttention\)",
+    ),
+    "RecurrentGemma": (
+        lambda: transformers.RecurrentGemmaForCausalLM(transformers.RecurrentGemmaConfig(**SIZES)),
+        r"temporal_block \(RecurrentGemmaRecurrentBlock\)",
+    ),
+    "Falcon-H1": (
+        lambda: transformers.FalconH1ForCausalLM(transformers.FalconH1Config(**SIZES)),
+        r"model\.layers\.0\.mamba \(FalconH1Mixer\)",
+    ),
+    "OLMoE": (
+        lambda: transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**SIZES | {"num_experts": 4})),
+        r"model\.layers\.0\.mlp \(OlmoeSparseMoeBlock\)",
+    ),
+    "GPT-J": (
+        lambda: transformers.GPTJForCausalLM(
+            transformers.GPTJConfig(vocab_size=40, n_embd=24, n_layer=2, n_head=4, n_positions=64, rotary_dim=4)
+        ),
+        r"transformer\.h\.0\.attn \(GPTJAttention\)",
+    ),
+    "BERT": (
+        lambda: transformers.BertLMHeadModel(
+            transformers.BertConfig(
+                vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=40
+            )
+        ),
+        r"bert\.encoder\.layer\.0\.attention \(BertAttention\)",
+    ),
+    "T5": (
+        lambda: transformers.T5ForConditionalGeneration(
+            transformers.T5Config(vocab_size=40, d_model=24, d_kv=6, d_ff=40, num_layers=2, num_heads=4)
+        ),
+        "encoder-decoder",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_understood_is_named_before_any_work(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        recognise(on_meta(make))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_refusal_lists_what_is_supported() -> None:
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2))
+    model.forward = None
+    with pytest.raises(UnsupportedModelError, match=r"^not understood: backbone.*MambaMixer.*; .*supported: Llama 2"):
+        detach(tiny_models.loaded(model), input_ids=[1, 2, 3])
+
+
+class ChangedForCausalLM(transformers.LlamaForCausalLM):
+    """A Llama that no family declares."""
+
+
+class OtherRMSNorm(modeling_llama.LlamaRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.1 * x.abs()
+
+
+class OtherMLP(modeling_llama.LlamaMLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x).tanh())
+
+
+class ClampedMLP(modeling_llama.LlamaMLP):
+    """A clamp that no entry of the prompt reaches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clamp(-50, 50))
+
+
+class GatedLayer(modeling_llama.LlamaDecoderLayer):
+    """A weak gate that reads what it multiplies."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y = super().forward(*args, **kwargs)
+        return y * (1 + 0.01 * torch.sin(y))
+
+
+class LookingAheadLayer(modeling_llama.LlamaDecoderLayer):
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        y = super().forward(*args, **kwargs)
+        return y + 0.01 * y.mean(1, keepdim=True)
+
+
+@contextmanager
+def refused(message: str) -> Iterator[None]:
+    with pytest.raises(UnsupportedModelError, match=message) as caught:
+        yield
+    assert "\n" not in str(caught.value)
+
+
+CHANGES = [
+    ("post_attention_layernorm", OtherRMSNorm, r"post_attention_layernorm \(OtherRMSNorm\) does not compute"),
+    ("mlp", OtherMLP, r"layers\.1\.mlp \(OtherMLP\) multiplies its activation by something other"),
+    ("mlp", ClampedMLP, "fails its self-check: it is not affine"),
+    ("", GatedLayer, "fails its self-check: it is not affine"),
+    ("", LookingAheadLayer, "fails its self-check: later positions"),
+]
+
+
+@pytest.mark.parametrize(("path", "kind", "message"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_wrong_recognition_is_refused(path: str, kind: Any, message: str, dtype: torch.dtype) -> None:
+    """The structure is Llama's, the values are not."""
+    model = drawn(ChangedForCausalLM(transformers.LlamaConfig(**SIZES)), dtype)
+    ids = tiny_models.prompt_ids(6)
+    assert detach(tiny_models.loaded(model), input_ids=ids).route == "autograd"
+    model.model.layers[1].get_submodule(path).__class__ = kind
+    with refused(message):
+        detach(tiny_models.loaded(model), input_ids=ids)
+
+
+def test_a_clip_that_the_prompt_leaves_alone_is_refused() -> None:
+    ids = tiny_models.prompt_ids(6)
+    assert detach(tiny_models.loaded(undeclared.olmo(torch.float32)), input_ids=ids).route == "autograd"
+    for clip in (2.0, 30.0):
+        with refused("fails its self-check"):
+            detach(tiny_models.loaded(undeclared.olmo(torch.float32, clip_qkv=clip)), input_ids=ids)
+
+
+def test_an_activation_without_a_ratio_is_named() -> None:
+    config = transformers.Starcoder2Config(**undeclared.SQUARE | {"hidden_act": "mish"})
+    model = drawn(transformers.Starcoder2ForCausalLM(config), torch.float64)
+    with refused("no ratio"):
+        detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+
+
+@pytest.mark.parametrize("freeze", ["gate", "up", "half"])
+@pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gemma])
+def test_declared_families_pass_the_same_check(make: Any, freeze: Any) -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        self_check(detach(tiny_models.loaded(make(dtype, bias=True)), input_ids=[1, 2, 3, 4], freeze=freeze))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("activation", "does not give the model's output"), ("mixing", "does not give the model's output")],
+)
+def test_a_wrong_factor_is_found(part: str, message: str) -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=[1, 2, 3, 4])
+    name = next(name for name in network.coefficients if part in name)
+    with refused(message):
+        self_check(network.replace({name: 1.1 * network.coefficients[name]}))
+
+
+def test_a_model_is_checked_once_for_each_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    from detjac_lanczos.operators import self_check as module
+
+    checked: list[Any] = []
+    monkeypatch.setattr(module, "self_check", checked.append)
+    loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
+    for freeze in ("gate", "gate", "up", "gate"):
+        check_once(detach(loaded, input_ids=[1, 2, 3], freeze=freeze))  # type: ignore[arg-type]
+    assert [network.freeze for network in checked] == ["gate", "up"]
+    known = len(module._passed)
+    del loaded, checked[:]
+    assert len(module._passed) < known
