@@ -91,6 +91,10 @@ def load_model(
         return _from_cache(_unpacked_file(path), name, wanted, place)
     if path.is_dir():
         if not (path / options.get("subfolder", "") / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise InputError(
+                    f"folder {name} holds an adapter; load its model with peft and give that as live model"
+                )
             raise InputError(f"folder {name} holds no config.json; give a model folder or a .gguf file")
         loaded = load_pretrained(str(path), name, wanted, **options)
     elif _looks_like_a_path(name_or_model) or not HUB_ID.fullmatch(name):

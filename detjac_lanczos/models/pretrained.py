@@ -25,8 +25,9 @@ def load_pretrained(
     name
         What messages call it.
     **from_pretrained
-        Handed to ``AutoModelForCausalLM.from_pretrained``; ``revision``, ``token``, ``subfolder``, ``cache_dir`` and
-        ``local_files_only`` to the tokenizer too.
+        Handed to ``AutoModelForCausalLM.from_pretrained``, or to ``AutoModelForMultimodalLM`` where only that knows the
+        model (one that also sees images or hears, around a language model); ``revision``, ``token``, ``subfolder``,
+        ``cache_dir`` and ``local_files_only`` to the tokenizer too.
 
     Raises
     ------
@@ -37,13 +38,13 @@ def load_pretrained(
         If it is no causal language model.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     shared = {key: from_pretrained[key] for key in _FOR_CONFIG if key in from_pretrained}
     common = {"trust_remote_code": trust_remote_code}
     lenient = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = _auto_class(source, shared).from_pretrained(
             source, dtype="auto" if dtype is None else dtype, **lenient | common | from_pretrained
         )
         _require_belonging(model, info, name, from_pretrained)
@@ -97,11 +98,30 @@ def _require_belonging(model: Any, info: Mapping[str, Any], name: str, options: 
         )
 
 
+def _auto_class(source: str, options: Mapping[str, Any]) -> Any:
+    """Return the class of transformers that knows a model."""
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+    from transformers.models.auto import modeling_auto
+
+    kind = _config(source, options).get("model_type")
+    if kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    return (
+        AutoModelForMultimodalLM
+        if kind in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+        else AutoModelForCausalLM
+    )
+
+
 def _architectures(source: str, options: Mapping[str, Any]) -> list[str]:
+    config = _config(source, options)
+    return list(config.get("architectures") or [config.get("model_type", "model of unknown type")])
+
+
+def _config(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
-    config, _ = PreTrainedConfig.get_config_dict(source, **options)
-    return list(config.get("architectures") or [config.get("model_type", "model of unknown type")])
+    return PreTrainedConfig.get_config_dict(source, **options)[0]
 
 
 def _no_causal_model(name: str, architectures: list[str]) -> UnsupportedModelError:

@@ -107,6 +107,9 @@ def test_what_is_no_model_is_refused(what: Any, message: str) -> None:
 def test_files_and_folders_without_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         load_model(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an adapter; load its model with peft"):
+        load_model(tmp_path)
     (tmp_path / "notes.txt").write_text("words")
     with pytest.raises(InputError, match=r"no \.gguf"):
         load_model(tmp_path / "notes.txt")

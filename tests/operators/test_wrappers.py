@@ -14,6 +14,7 @@ from detjac_lanczos.models import load_model
 from detjac_lanczos.operators import DetachedNetwork, detach, layer, mlp
 from detjac_lanczos.reading import decode_left
 from tests import tiny_models
+from tests.models.conftest import tiny_tokenizer
 from tests.oracle_structures import STRUCTURES
 from tests.oracles import OracleA, embeddings_of
 from tests.tiny_models.dense import llama
@@ -74,6 +75,20 @@ def test_a_network_is_saved_and_decoded(tmp_path: Path) -> None:
     assert torch.equal(again.jacobian(0).dense(), network.jacobian(0).dense())
     (decoded, *_), _ = decode_left(network, network.jacobian(0).y[:, None], network.jacobian(0).y)
     assert decoded[0].id == int(network.streams.logits[0].argmax())
+
+
+@pytest.mark.parametrize("kind", ["Gemma 3", "Mistral 3", "Llama 4", "LLaVA"])
+def test_a_folder_is_loaded_as_what_it_is(kind: str, tmp_path: Path) -> None:
+    """Of a Llama 4 transformers loads the language model alone."""
+    model = WRAPPERS[kind][2](torch.float32)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert (type(loaded.model) is type(model)) == (kind != "Llama 4")
+    network = detach(loaded, "w3 w5 w7 w1")
+    expected = detach(load_model(model), input_ids=list(network.prompts[0].ids))
+    assert torch.equal(network.streams.logits, expected.streams.logits)
+    assert torch.equal(network.jacobian(1).dense(), expected.jacobian(1).dense())
 
 
 def test_what_does_more_with_text_is_refused_by_name() -> None:
