@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.operators.blocks import check_block
@@ -202,27 +203,55 @@ class JacobianBatch:
         segments = [replace(segment, width=Y.shape[1]) for segment in self._ends]
         rows = self.sweeps.transposed(segments, Y.T.repeat(len(segments), 1))
         parts = zip(segments, rows.split([s.rows for s in segments]), strict=True)
-        by_end = {(s.prompt, s.position): part for s, part in parts}
+        by_end = {(s.prompt, s.position): (s.start, part) for s, part in parts}
         results = []
         for operator in self.operators:
-            positions = by_end[operator.prompt, operator.position].view(-1, Y.shape[1], self.sweeps.d_in)
-            tokens = slice(None) if operator.token is None else slice(operator.token, operator.token + 1)
-            results.append(positions[tokens].permute(0, 2, 1).reshape(-1, Y.shape[1]))
+            first, part = by_end[operator.prompt, operator.position]
+            start = operator.segment.start - first
+            positions = part.view(-1, Y.shape[1], self.sweeps.d_in)[start : start + operator.tokens]
+            results.append(positions.permute(0, 2, 1).reshape(-1, Y.shape[1]))
         return results
+
+    def matmat_sum(self, blocks: Sequence[tuple[int, Tensor]]) -> Tensor:
+        """Return Σ A_i X_i over every (i, X_i), all of one width: (d_in, b) each to one (d_out, b).
+
+        Operators of one prompt and output position share one segment, as in `rmatmat_shared`: each X_i enters at its
+        token.
+        """
+        if not blocks:
+            raise InputError("matmat_sum was given no blocks; pass at least one (operator, block)")
+        width = blocks[0][1].shape[-1]
+        for index, block in blocks:
+            check_block(self, block, self.operators[index].shape[1], f"matmat_sum of operator {index}")
+            if block.shape[1] != width:
+                raise OperatorError(f"matmat_sum adds products of one width; got {width} and {block.shape[1]} columns")
+        segments = [replace(segment, width=width) for segment in self._ends]
+        parts = [blocks[0][1].new_zeros(s.length, width, self.sweeps.d_in) for s in segments]
+        entries = dict(zip(((s.prompt, s.position) for s in segments), zip(segments, parts, strict=True), strict=True))
+        for index, block in blocks:
+            operator = self.operators[index]
+            segment, part = entries[operator.prompt, operator.position]
+            start = operator.segment.start - segment.start
+            part[start : start + operator.tokens] += self._to_rows(operator, block).view(operator.tokens, width, -1)
+        out = self.sweeps.forward(segments, torch.cat(parts).flatten(0, 1))
+        return out.view(len(segments), width, self.sweeps.d_out).sum(dim=0).T
 
     def cost(self, index: int) -> float:
         """Row-sweeps of one column of operator ``index``, either way."""
         return self.operators[index].cost()
 
     def shared_cost(self) -> float:
-        """Row-sweeps of one shared cotangent column."""
+        """Row-sweeps of one shared cotangent column, and of one column of `matmat_sum`."""
         return sum(self.sweeps.cost(segment) for segment in self._ends)
 
     @property
     def _ends(self) -> list[Segment]:
-        """Every prompt and output position once, with all tokens up to it."""
-        ends = dict.fromkeys((operator.prompt, operator.position) for operator in self.operators)
-        return [Segment(prompt, 0, position, 1, joint=True) for prompt, position in ends]
+        """Every prompt and output position once, with all tokens from the first that an operator of it needs."""
+        starts: dict[tuple[int, int], int] = {}
+        for operator in self.operators:
+            end = (operator.prompt, operator.position)
+            starts[end] = min(starts.get(end, operator.position), operator.segment.start)
+        return [Segment(prompt, start, position, 1, joint=True) for (prompt, position), start in starts.items()]
 
     def _matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         if not blocks:

@@ -184,6 +184,39 @@ def test_batches_of_mixed_positions_share_a_cotangent_too(network: DetachedNetwo
         assert (found - operators[i].matmat(block)).norm() <= 1e-13 * found.norm()
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_sums_of_products_and_shared_cotangents_in_few_rows(network: DetachedNetwork, frozen: bool) -> None:
+    """Any tokens of any prompts and ends, a token twice, joint operators: Σ A_i X_i and the A_iᵀ Y, term by term."""
+    from detjac_lanczos.operators import JacobianBatch
+
+    ends = ((0, 11), (5, 11), (5, 11), (3, 7), ((1, 2), 4), ("joint", 6))
+    mixed = JacobianBatch([network.jacobian(i, position=p, frozen=frozen) for i, p in ends])
+    for batch in (mixed, network.jacobians(frozen=frozen), network.jacobians([9, 10], frozen=frozen)):
+        for chosen in (range(len(batch)), [len(batch) - 1], [0, 1]):
+            X = [(i, normal(batch.shapes[i][1], 3, seed=i)) for i in chosen]
+            expected = sum(batch.operators[i].matmat(block) for i, block in X)
+            assert (batch.matmat_sum(X) - expected).norm() <= 1e-13 * expected.norm()
+        Y = normal(24, 2)
+        for found, J in zip(batch.rmatmat_shared(Y), batch.operators, strict=True):
+            assert (found - J.rmatmat(Y)).norm() <= 1e-13 * found.norm()
+
+
+def test_shared_columns_cost_the_rows_from_the_first_token_on(network: DetachedNetwork) -> None:
+    """One segment for each prompt and end: as many rows as the earliest token's own column."""
+    assert network.jacobians([0, 3, 11]).shared_cost() == network.jacobian(0).cost()
+    assert network.jacobians([9, 10, 11]).shared_cost() == network.jacobian(9).cost()
+    both = network.jacobian(8).cost() + network.jacobian((1, 2)).cost()
+    assert network.jacobians([8, (1, 2), 9]).shared_cost() == both
+
+
+def test_sums_of_what_cannot_be_added_are_refused(network: DetachedNetwork) -> None:
+    batch = network.jacobians()
+    with pytest.raises(InputError, match="no blocks"):
+        batch.matmat_sum([])
+    with pytest.raises(OperatorError, match="one width; got 2 and 3"):
+        batch.matmat_sum([(0, normal(24, 2)), (1, normal(24, 3))])
+
+
 def test_float32_batches_do_not_depend_on_their_company() -> None:
     network = network_of("llama", torch.float32)
     batch = network.jacobians()
