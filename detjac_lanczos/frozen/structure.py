@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.models.adapters import without_adapters
+from detjac_lanczos.models.adapters import is_adapted, require_readable_adapters, without_adapters
 
 _NAMED_AT_MOST = 4
 
@@ -53,6 +53,7 @@ def recognise(model: nn.Module) -> Structure:
     UnsupportedModelError
         If there is anything else in the decoder; the message names modules and their classes.
     """
+    require_readable_adapters(model)
     whole: Any = without_adapters(model)
     path = _path_of_blocks(whole)
     decoder, _, blocks = path.rpartition(".")
@@ -162,7 +163,7 @@ def is_activation(module: nn.Module) -> bool:
 def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return type(module) in (nn.Linear, Conv1D)
+    return type(module._modules["base_layer"] if is_adapted(module) else module) in (nn.Linear, Conv1D)
 
 
 def _computes_nothing(module: nn.Module) -> bool:

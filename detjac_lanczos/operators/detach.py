@@ -96,6 +96,10 @@ def detach(
         positions_from_mask=isinstance(family, Family) and family.positions_from_mask,
     )
     if isinstance(family, Structure):
+        if position_ids is None and any(prompt.position_ids is not None for prompt in prompts):
+            raise InputError(
+                f"where padding puts the tokens of {loaded.name} is not known: no family declares it; give position_ids"
+            )
         return PinnedNetwork.attach(loaded, family, prompts, freeze)
     coefficients, streams = capture(loaded.model, family, prompts, freeze)
     network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams)

@@ -151,7 +151,7 @@ def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
-    """Return the norm that gave y from x, both (..., d).
+    """Return the norm that gives y from x, both (..., d), and does the same elsewhere: x may have no mean to subtract.
 
     Raises
     ------
@@ -162,9 +162,12 @@ def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     w = weight.detach().to(wide) if isinstance(weight, Tensor) else None
     b = bias.detach().to(wide) if isinstance(bias, Tensor) else None
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) + 1
+    elsewhere = x + noise * x.double().square().mean().sqrt().to(x)
+    pairs = ((x, y), (elsewhere, module.forward(elsewhere)))
     for centred, scale in product((False, True), (None,) if w is None else (w, 1 + w)):
         norm = Norm(centred, _eps(module, x), scale, b)
-        if same(norm.frozen(x, norm.reciprocal(x)), y):
+        if all(same(norm.frozen(rows, norm.reciprocal(rows)), value) for rows, value in pairs):
             return norm
     raise UnsupportedModelError(f"{path} ({type(module).__name__}) does not compute an RMS norm or a layer norm")
 

@@ -153,6 +153,46 @@ def test_positions_of_a_padded_row_are_kept() -> None:
     assert errors(padded.jacobian(2).dense(), whole.jacobian(2).dense())[0] <= 1e-13
 
 
+def test_padding_needs_positions_where_nobody_declares_them() -> None:
+    """BioGPT counts the real tokens of a padded row, others do not: nothing in the modules says so."""
+    loaded = tiny_models.loaded(UNDECLARED["BioGPT"](torch.float64))
+    padded: dict[str, Any] = {"input_ids": [[1, 1, 5, 6]], "attention_mask": [[0, 0, 1, 1]]}
+    with pytest.raises(InputError, match="give position_ids"):
+        detach(loaded, **padded)
+    assert detach(loaded, **padded, position_ids=[[0, 0, 0, 1]]).lengths == (2,)
+    assert detach(loaded, input_ids=[[5, 6, 1]], attention_mask=[[1, 1, 0]]).lengths == (2,)
+
+
+def test_a_layer_norm_whose_input_has_no_mean_is_centred_all_the_same() -> None:
+    """On this prompt it is an RMS norm; its Jacobian is not."""
+    model = undeclared.stablelm(torch.float64)
+    with torch.no_grad():
+        for writer in (model.model.embed_tokens.weight.T, *(w for n, w in model.named_parameters() if _writes(n))):
+            writer.copy_(writer - writer.mean(0))
+    ids = tiny_models.prompt_ids(7)
+    network = detach(tiny_models.loaded(model), input_ids=ids)
+    assert all(stream.mean(1).abs().max() < 1e-14 for stream in network.streams.residual)
+    expected = OracleA(model, embeddings_of(model, ids[0])).jacobian("embeddings", "output", -1)
+    assert max(errors(network.jacobian("joint").dense(), expected.flatten(1))) <= BAR
+
+
+def _writes(name: str) -> bool:
+    return name.endswith(("o_proj.weight", "down_proj.weight"))
+
+
+def test_lora_adapters_run_with_the_modules_they_are_on() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["v_proj", "gate_proj", "down_proj"])
+    adapted = peft.get_peft_model(undeclared.stablelm(torch.float64), config)
+    drawn(adapted, torch.float64, seed=4)
+    ids = tiny_models.prompt_ids(6)
+    found = detach(tiny_models.loaded(adapted), input_ids=ids)
+    J = found.jacobian("joint").dense()  # before the weights it shares are merged
+    merged = detach(tiny_models.loaded(adapted.merge_and_unload()), input_ids=ids)
+    assert found.route == merged.route == "autograd"
+    assert errors(J, merged.jacobian("joint").dense())[0] <= 1e-13
+
+
 class TestContract(OperatorTestCase):
     """The solver's contract, and its leading values."""
 
