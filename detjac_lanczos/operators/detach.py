@@ -34,6 +34,9 @@ def detach(
 ) -> DetachedNetwork:
     """Run a model once on a prompt and freeze its norms, gates and attention weights at the values they take there.
 
+    A model that no family declares is recognised by its structure and runs through its own modules; the network says so
+    (``route`` is "autograd" instead of "frozen"), and is checked before it is returned.
+
     Parameters
     ----------
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes
@@ -66,7 +69,8 @@ def detach(
     InputError
         If the prompt is empty, too long or of the wrong kind, or its mask or positions do not fit.
     UnsupportedModelError
-        If the model's family has no declaration, or its weights are not plain dense matrices.
+        If no family declares the model and its structure is not understood either, or its weights are not plain dense
+        matrices.
     ModelError
         If the forward pass is not finite.
 
