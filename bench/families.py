@@ -46,10 +46,14 @@ def main() -> None:
 
 
 def record(family: Family) -> dict[str, Any]:
-    """Return the worst figures of a family over its tiny models and what it can freeze, by precision."""
+    """Return the worst figures of a family over its tiny models and what it can freeze, by precision.
+
+    Its models are also those of larger classes around the same decoder, "Gemma 3 in Gemma3ForConditionalGeneration".
+    """
+    served = {name: family_of(make(torch.float32)) for name, make in MODELS.items()}
+    models = {name: found for name, found in served.items() if found.name.split(" in ")[0] == family.name}
     gated = not any(isinstance(word, ActivatedMLP) for branch in family.branches for word in branch.words)
     choices: tuple[Freeze, ...] = ("gate", "up", "half") if gated else ("gate",)
-    models = [name for name, make in MODELS.items() if family_of(make(torch.float32)) is family]
     worst = {dtype: Figures() for dtype in PRECISIONS}
     offsets = set()
     for name in models:
@@ -60,9 +64,10 @@ def record(family: Family) -> dict[str, Any]:
                 offsets.add(figures.offset)
     return {
         "name": family.name,
+        "classes": list(dict.fromkeys(name for found in (family, *models.values()) for name in found.classes)),
         **describe(family),
-        "models": models,
-        "freeze": choices,
+        "models": list(models),
+        "freeze": list(choices),
         "offset": [min(offsets), max(offsets)],
         **{str(dtype).removeprefix("torch."): vars(figures) for dtype, figures in worst.items()},
     }

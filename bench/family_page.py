@@ -54,6 +54,10 @@ y = Σ J_i x_i + r owes to biases, learned positions and clamps, from the tiny m
 most. **J** is the largest error, by Frobenius norm or by entry, relative to J; token by token in float64, over all
 tokens at once in float32, where one token's share can be so small that reverse mode is the less accurate of the two.
 
+A class around one of these decoders, such as one that also sees images, is served on text where what it computes there
+is its decoder and its head: Gemma 3, Mistral 3, Llama 4, LLaVA and more (`tests/tiny_models/wrappers.py`). A decoder of
+no declared family takes the road of autograd, if its structure is understood.
+
 | family | classes of transformers | its own | frozen | offset | J, float64 | J, float32 |
 |---|---|---|---|---|---|---|
 """
@@ -70,13 +74,12 @@ The models of Llama, Qwen2, Qwen3, Gemma 3 and GPT-2 are also held against a pub
 
 
 def describe(family: Family) -> dict[str, Any]:
-    """Return a family's classes, what its file says of it, and what its words freeze."""
+    """Return what a family's file says of it, and what its words freeze."""
     words = [*family.entry, *family.tail, *family.logits]
     for stage in family.block:
         words += stage.words if isinstance(stage, Stream) else [word for branch in stage for word in branch.words]
     frozen = dict.fromkeys(FROZEN[type(word)] for word in _flat(words))
     return {
-        "classes": list(family.classes),
         "about": _docstring(family),
         "frozen": [name for name in FROZEN.values() if name is not None and name in frozen],
     }

@@ -20,7 +20,8 @@ def found() -> dict[str, Any]:
 
 def test_every_declared_family_has_a_row(found: dict[str, Any]) -> None:
     rows = {row["name"]: row["classes"] for row in found["families"]}
-    assert rows == {family.name: list(family.classes) for family in FAMILIES}
+    assert list(rows) == [family.name for family in FAMILIES]
+    assert all(set(family.classes) <= set(rows[family.name]) for family in FAMILIES)
     table = [line.split(" | ")[0] for line in (ROOT / PAGE).read_text().splitlines() if line.startswith("| ")]
     for family in FAMILIES:
         assert table.count(f"| {family.name}") == 2, "run `make families`"
