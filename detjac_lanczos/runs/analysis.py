@@ -31,6 +31,7 @@ def analyze(
     tokens: slice | int | Iterable[Token] | None = None,
     tol: float = 1e-3,
     certify: str | None = "triplets",
+    delta: float = 1e-6,
     method: str = "auto",
     seed: int = 0,
     block: int | None = None,
@@ -61,7 +62,9 @@ def analyze(
         All tokens by default.
     tol : float
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
-    certify : {"triplets", None}
+    certify : {"triplets", "complete", None}
+    delta : float
+        Probability, for each token, that the claim "complete" makes is wrong; see `svd`.
     method : {"auto", "lanczos", "randomized", "dense"}
     seed : int
         Seeds the start of the search and the probes of the stable rank.
@@ -102,6 +105,7 @@ def analyze(
         "max_products": max_products,
         "seed": seed,
         "certify": certify,
+        "delta": delta,
         "callback": callback,
     }
     check_options(k=k, **search)
@@ -134,6 +138,7 @@ def analyze(
         "method": method,
         "seed": seed,
         "certify": certify,
+        "delta": float(delta),
         "block": None if block is None else int(block),
         "max_products": None if max_products is None else int(max_products),
         "tokens": None if tokens is None else [[operator.prompt, operator.token] for operator in batch.operators],

@@ -19,6 +19,7 @@ from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, Reconstruct
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
 from detjac_lanczos.runs.folder import KIND
 from detjac_lanczos.solvers.certificate import Certificate, Cluster
+from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.result import SVDResult
 
 FORMAT = 1
@@ -129,9 +130,11 @@ def certificate_record(certificate: Certificate) -> dict[str, Any]:
 
 def certificate_from(record: Mapping[str, Any]) -> Certificate:
     """Return the certificate that `certificate_record` wrote down."""
-    values = {field.name: record[field.name] for field in fields(Certificate)}
+    values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Certificate)}
     values["clusters"] = tuple(Cluster(tuple(c["indices"]), c["residual"]) for c in values["clusters"])
     values["orthonormality"] = tuple(values["orthonormality"])
+    if (claim := values["completeness"]) is not None:
+        values["completeness"] = Completeness(**claim | {name: tuple(claim[name]) for name in ("steps", "upper")})
     return Certificate(**values)
 
 

@@ -40,9 +40,33 @@ class Values:
     shape: Shape
 
 
+@dataclass(frozen=True)
+class Later:
+    """A part that records of earlier versions lack; it may be None."""
+
+    shape: Shape
+
+
 _WORDS = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false", dict: "an object"}
 
 _CANDIDATE = {"token": str, "id": int, "score": float}
+_COMPLETENESS = {
+    "k": int,
+    "guards": int,
+    "delta": float,
+    "seed": int,
+    "number": int,
+    "steps": [int],
+    "products": int,
+    "tau": float,
+    "upper": [float],
+    "rounding": float,
+    "complete": bool,
+    "cluster": bool,
+    "sigma_1": float,
+    "sigma_k": float,
+    "floor": float,
+}
 _CERTIFICATE = {
     "k": int,
     "claimed": int,
@@ -54,6 +78,7 @@ _CERTIFICATE = {
     "sigma_1": float,
     "floor": float,
     "clusters": [{"indices": [int], "residual": float}],
+    "completeness": Later(_COMPLETENESS),
     "line": str,
 }
 _WORK = {"row_sweeps": float, "passes": int, "seconds": float}
@@ -73,7 +98,7 @@ _TOKEN = {
     "left": [[_CANDIDATE | {"logit": float}]],
     "right": [[_CANDIDATE]],
     "contribution": Maybe({"share": float, "cosine": float, "captured": float}),
-    "work": _WORK | {"products_forward": int, "products_transposed": int},
+    "work": _WORK | {"products_forward": int, "products_transposed": int, "probe_products": Later(int)},
 }
 RECORD: dict[str, Shape] = {
     "versions": {"detjac_lanczos": str},
@@ -92,6 +117,7 @@ RECORD: dict[str, Shape] = {
         "method": str,
         "seed": int,
         "certify": Maybe(str),
+        "delta": Later(float),
         "block": Maybe(int),
         "tokens": Maybe([Pair(int)]),
         "source": str,
@@ -125,7 +151,7 @@ RECORD: dict[str, Shape] = {
 
 def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | None:
     """Return what is wrong with the first part that has not its shape, such as "lacks tokens[2].id", or None."""
-    if isinstance(shape, Maybe):
+    if isinstance(shape, Maybe | Later):
         return None if value is None else first_fault(value, shape.shape, place)
     if isinstance(shape, OneOf):
         return None if value in shape.words else f"says {place} is {value!r}, not {' or '.join(shape.words)}"
@@ -147,6 +173,8 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
             return f"says {place} is {_shown(value)}, not an object"
         for name, part in shape.items():
             inside = f"{place}.{name}" if place else name
+            if name not in value and isinstance(part, Later):
+                continue
             if name not in value:
                 return f"lacks {inside}"
             if fault := first_fault(value[name], part, inside):

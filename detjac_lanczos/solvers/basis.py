@@ -41,6 +41,11 @@ def like(array: np.ndarray, model: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device=model.device, dtype=model.dtype)
 
 
+def spectral_norm(matrix: Tensor) -> float:
+    """Return ‖matrix‖₂, 0 for an empty one."""
+    return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0
+
+
 def project_out(rows: Tensor, basis: Tensor) -> Tensor:
     """Return ``rows`` less their components along the orthonormal rows of ``basis``."""
     return rows - (rows @ basis.T) @ basis if basis.shape[0] else rows

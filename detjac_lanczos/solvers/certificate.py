@@ -1,10 +1,12 @@
-"""The TRIPLETS claim, made of measured quantities only."""
+"""The certificate: the TRIPLETS claim, made of measured quantities only, and room for that of completeness."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from detjac_lanczos.solvers.basis import spectral_norm
+from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.rounding import safe_scale
 from detjac_lanczos.solvers.wording import rounded_up
 
@@ -48,6 +50,9 @@ class Certificate:
     floor : float
         c ε σ_1 √passes: what rounding of the operator alone can do.
     clusters : tuple of Cluster
+    sigma_1 : float
+    completeness : Completeness or None
+        The second claim, where it was asked for: nothing larger was missed.
 
     Notes
     -----
@@ -64,6 +69,7 @@ class Certificate:
     floor: float
     clusters: tuple[Cluster, ...]
     sigma_1: float
+    completeness: Completeness | None = None
 
     @property
     def radius(self) -> float:
@@ -72,8 +78,9 @@ class Certificate:
 
     @property
     def line(self) -> str:
-        """The claim in one line."""
-        return f"TRIPLETS {self.claimed}/{self.k}, residual ≤ {rounded_up(self.residual)}"
+        """What is claimed, in one line."""
+        triplets = f"TRIPLETS {self.claimed}/{self.k}, residual ≤ {rounded_up(self.residual)}"
+        return triplets if self.completeness is None else f"{triplets} · {self.completeness.line}"
 
 
 def certify_triplets(
@@ -125,11 +132,6 @@ def certify_triplets(
         sigma_1=top / unit,
     )
     return residuals / unit, certificate
-
-
-def spectral_norm(matrix: Tensor) -> float:
-    """Return ‖matrix‖₂, 0 for an empty one."""
-    return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0
 
 
 def _orthonormality(block: Tensor) -> float:

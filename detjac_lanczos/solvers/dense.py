@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from detjac_lanczos.solvers.attempt import Completed
+from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.options import Options
@@ -23,12 +25,29 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
     matrices = dense.run()
     wrong = dense.not_adjoint(options.seed)
     for index, matrix in enumerate(matrices):
-        found = None if index in batch.nonfinite or index in wrong else _leading(matrix, options.k)
+        found, completed = None, None
         if index in wrong:
             status = Status.NOT_ADJOINT
+        elif index in batch.nonfinite:
+            status = Status.NOT_FINITE
         else:
-            status = Status.NOT_FINITE if found is None else _status(found, batch, index)
-        results.append(finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify))
+            found, values = _leading(matrix, options.k)
+            floor = noise_floor(epsilon(batch.operator_dtype), float(values[0]), batch.passes[index])
+            status = Status.BREAKDOWN_EXACT if float(found.values[-1]) <= floor else Status.CONVERGED
+            completed = None if options.delta is None else _completed(found, values, options, floor)
+        results.append(
+            finish(
+                batch,
+                index,
+                found,
+                status,
+                road,
+                options,
+                seconds=batch.seconds,
+                certify=certify,
+                completed=completed,
+            )
+        )
     return results
 
 
@@ -115,14 +134,36 @@ def chunk_width(cost: float, d_out: int) -> int:
     return -(-d_out // -(-d_out // at_most))
 
 
-def _status(found: Found, batch: CountingBatch, index: int) -> Status:
-    floor = noise_floor(epsilon(batch.operator_dtype), float(found.values[0]), batch.passes[index])
-    return Status.BREAKDOWN_EXACT if float(found.values[-1]) <= floor else Status.CONVERGED
-
-
-def _leading(matrix: Tensor, k: int) -> Found:
+def _leading(matrix: Tensor, k: int) -> tuple[Found, Tensor]:
+    """Return k triplets, and all singular values in the same units."""
     scale = safe_scale(matrix)
     matrix = matrix * scale
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     u, v = left[:, :k].T, right[:k]
-    return Found(values[:k], u, v, v @ matrix.T, u @ matrix, scale)
+    return Found(values[:k], u, v, v @ matrix.T, u @ matrix, scale), values
+
+
+def _completed(found: Found, values: Tensor, options: Options, floor: float) -> Completed:
+    """Claim what the whole spectrum shows, with certainty: each value is exact up to rounding."""
+    k = options.k
+    beyond = float(values[k]) if k < len(values) else 0.0
+    upper = [(float(value) + floor) / found.scale for value in (*values[:k], beyond)]
+    first, last = float(values[0]), float(values[k - 1])
+    claim = Completeness(
+        k=k,
+        guards=0,
+        delta=0.0,
+        seed=options.seed,
+        number=0,
+        steps=(),
+        products=0,
+        tau=beyond / found.scale,
+        upper=tuple(upper),
+        rounding=floor / found.scale,
+        complete=True,
+        cluster=last > floor and beyond >= (1.0 - options.tol) * last,
+        sigma_1=first / found.scale,
+        sigma_k=last / found.scale,
+        floor=floor / found.scale,
+    )
+    return Completed(claim, None)

@@ -49,7 +49,7 @@ def upper_bounds(values: np.ndarray, right: np.ndarray, left: np.ndarray, tau: f
     return bounds
 
 
-def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits: Sequence[float]) -> float:
+def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits: np.ndarray | Sequence[float]) -> float:
     """Return the largest τ with which :func:`upper_bounds` keeps σ_j ≤ limits_j; -∞ where the residuals allow none.
 
     The j-th eigenvalue of [J_S Z; Zᵀ τ I] is at most t > τ while D - L Lᵀ / (t - τ), D = t I - J_S, has at most j - 1

@@ -1,6 +1,6 @@
 """Two orthonormal bases with their stored products, and the Ritz triplets that they hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ class RitzTriplets:
     right_residuals: Tensor
     left_residuals: Tensor
     norms: np.ndarray
+
+    def head(self, count: int) -> "RitzTriplets":
+        """Return the ``count`` leading ones."""
+        return RitzTriplets(*(getattr(self, field.name)[:count] for field in fields(self)))
 
 
 class Factorisation:

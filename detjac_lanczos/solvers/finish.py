@@ -1,15 +1,17 @@
 """From measured triplets to the result that a user gets: one road for every method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from detjac_lanczos.solvers.attempt import Completed
 from detjac_lanczos.solvers.certificate import certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options
-from detjac_lanczos.solvers.result import Status, SVDResult, Work
+from detjac_lanczos.solvers.result import Guards, Status, SVDResult, Work
 from detjac_lanczos.solvers.rounding import epsilon, noise_floor
 
 
@@ -52,12 +54,15 @@ def finish(
     *,
     seconds: float,
     certify: bool,
+    completed: Completed | None = None,
+    probed: int = 0,
 ) -> SVDResult:
     """Measure what was found for operator ``index``, state what it proves and say how it ended.
 
     A status of success that the measurement does not bear out becomes ``noise_floor``.
     """
-    work = Work(batch.forward[index], batch.transposed[index], batch.passes[index], batch.row_sweeps[index], seconds)
+    forward, transposed, passes = batch.forward[index], batch.transposed[index], batch.passes[index]
+    work = Work(forward, transposed, passes, batch.row_sweeps[index], seconds, probed)
     shape = batch.shapes[index]
     if found is None:
         return _nothing_found(batch, index, status, road, options, work, shape)
@@ -84,15 +89,44 @@ def finish(
         S=sigma,
         V=right.to(batch.dtype),
         residuals=residuals,
-        certificate=certificate if certify else None,
+        certificate=replace(certificate, completeness=None if completed is None else completed.claim)
+        if certify
+        else None,
         status=status,
-        advice=_advice(status, batch, index, options, certificate.claimed),
+        advice=_advice(status, batch, index, options, certificate.claimed) + _on_completeness(completed, options),
         work=work,
         method=road.method,
         why=road.why,
         choices=road.choices,
         floor=floor,
+        guards=None if completed is None else _guards(completed, found.scale, batch.dtype),
     )
+
+
+def _guards(completed: Completed, scale: float, dtype: torch.dtype) -> Guards | None:
+    """Return what was deflated beyond k, in the operator's units."""
+    triplets, k = completed.triplets, completed.claim.k
+    if triplets is None or not completed.claim.guards:
+        return None
+    values = torch.from_numpy(triplets.values[k:] / scale).to(triplets.left.device)
+    return Guards(*(block.to(dtype) for block in (triplets.left[k:].T, values, triplets.right[k:].T)))
+
+
+def _on_completeness(completed: Completed | None, options: Options) -> str:
+    """Return what to do where completeness was asked for and not reached."""
+    if options.delta is None or (completed is not None and completed.claim.complete):
+        return ""
+    if completed is None or completed.triplets is None:
+        return " Nothing is known of missed values: no probe was made."
+    claim, values = completed.claim, completed.triplets.values
+    if claim.sigma_k <= claim.floor:
+        return ""
+    apart = [j for j in range(max(1, claim.k // 2), claim.k) if (1.0 - options.tol) * values[j - 1] > values[j]]
+    widest = max(apart, key=lambda j: values[j - 1] / max(values[j], np.finfo(np.float64).tiny), default=None)
+    gap = "" if widest is None else f", or ask for k = {widest}, where a gap follows"
+    if claim.cluster:
+        return f" σ_{claim.k} and σ_{claim.k + 1} are closer than the tolerance: no probe can part them{gap}."
+    return f" Probes of {claim.products} products do not show that these are all: give more by max_products{gap}."
 
 
 def _nothing_found(

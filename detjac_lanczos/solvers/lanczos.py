@@ -2,6 +2,7 @@
 
 import torch
 
+from detjac_lanczos.solvers.complete import complete
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.lockstep import Lockstep
@@ -18,7 +19,9 @@ def solve_lanczos(batch: CountingBatch, options: Options, road: Road, *, certify
 def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult]:
     """Run a lockstep (begun or not) to its end and return the results."""
     results = []
-    for index, search in enumerate(lockstep.run()):
+    searches = lockstep.run()
+    claims = [None] * len(searches) if lockstep.options.delta is None else complete(lockstep)
+    for index, (search, completed) in enumerate(zip(searches, claims, strict=True)):
         assert search.status is not None
         results.append(
             finish(
@@ -30,15 +33,17 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
                 lockstep.options,
                 seconds=lockstep.ended[index],
                 certify=certify,
+                completed=completed,
+                probed=search.probed,
             )
         )
     return results
 
 
 def _found(search: Search) -> Found | None:
-    triplets = search.triplets
-    if triplets is None or search.status in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
+    if search.triplets is None or search.status in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         return None
+    triplets = search.triplets.head(search.options.k)
     return Found(
         torch.from_numpy(triplets.values).to(triplets.left.device),
         triplets.left,

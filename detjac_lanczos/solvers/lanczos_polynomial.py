@@ -51,7 +51,7 @@ def largest_root(coefficients: Sequence[float], log_gamma: float) -> float:
     if unit == 0.0:
         return 0.0
     scaled = [coefficient / unit for coefficient in coefficients]
-    low = largest_ritz_value(scaled)
+    low = largest_ritz_value(scaled[:-1])
     width = 1.0
     while log_polynomial(scaled, low + width) < -log_gamma:
         width *= 2.0
@@ -85,11 +85,12 @@ def log_polynomial(coefficients: Sequence[float], at: float) -> float:
 
 
 def largest_ritz_value(coefficients: Sequence[float]) -> float:
-    """Return the largest zero of φ_m: the largest singular value of the bidiagonal matrix of γ_1, …, γ_{m-1}."""
-    off = np.asarray(coefficients[:-1])
-    if not off.size:
-        return 0.0
-    return max(0.0, float(np.linalg.eigvalsh(np.diag(off, 1) + np.diag(off, -1))[-1]))
+    """Return the largest singular value of C on the space of w_0, …, w_m: a lower bound of ‖C‖₂.
+
+    It is the largest zero of φ_{m+1}, which γ_{m+1} only scales.
+    """
+    off = np.asarray(coefficients)
+    return max(0.0, float(np.linalg.eigvalsh(np.diag(off, 1) + np.diag(off, -1))[-1])) if off.size else 0.0
 
 
 def steps_left(coefficients: Sequence[float], log_gamma: float, target: float) -> float:
@@ -101,6 +102,4 @@ def steps_left(coefficients: Sequence[float], log_gamma: float, target: float) -
     if target <= ritz:
         return math.inf
     missing = -log_gamma - log_polynomial(coefficients, target)
-    if missing <= 0.0:
-        return 0.0
-    return missing / math.acosh(target / ritz) if ritz > 0.0 else 1.0
+    return max(0.0, missing / math.acosh(target / ritz)) if ritz > 0.0 else 0.0

@@ -78,6 +78,10 @@ class Lockstep:
                 search.status = Status.NOT_DETERMINISTIC
             if search.status is not None:
                 self.ended[index] = self.batch.seconds
+        self.report()
+
+    def report(self) -> None:
+        """Tell the callback, where there is one, how things stand."""
         if self.options.callback is not None:
             self.options.callback(self._progress())
 

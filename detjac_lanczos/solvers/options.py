@@ -11,7 +11,9 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 
 METHODS = ("auto", "lanczos", "randomized", "dense")
+CERTIFICATES = ("triplets", "complete", None)
 _SEEDS = 10**18
+_SMALLEST_DELTA = 1e-12
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ Callback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Options:
-    """Checked options of :func:`~detjac_lanczos.solvers.svd`; ``width`` is the block width."""
+    """Checked options of :func:`~detjac_lanczos.solvers.svd`.
+
+    ``width`` is the block width; ``delta`` the chance that the claim of completeness may be wrong, None where it
+    is not asked for.
+    """
 
     k: int
     tol: float
@@ -52,6 +58,7 @@ class Options:
     seed: int = 0
     start: Sequence[Tensor] | None = None
     callback: Callback | None = None
+    delta: float | None = None
 
 
 def check_options(
@@ -63,6 +70,7 @@ def check_options(
     max_products: int | None,
     seed: int,
     certify: str | None,
+    delta: float,
     callback: Callback | None,
 ) -> None:
     """Raise :class:`InputError` for options that no solve of any operator can honour."""
@@ -78,8 +86,12 @@ def check_options(
         raise InputError(f"max_products = {max_products!r} cannot hold k = {k} triplets: give {2 * k} or more, or None")
     if not _is_whole(seed) or not -_SEEDS <= seed < _SEEDS:
         raise InputError(f"seed = {seed!r} starts no random numbers: give a whole number of at most 18 digits")
-    if certify not in ("triplets", None):
-        raise InputError(f"unknown certificate {certify!r}: choose 'triplets' or None")
+    if certify not in CERTIFICATES:
+        raise InputError(f"unknown certificate {certify!r}: choose 'triplets', 'complete' or None")
+    if not _is_number(delta) or not _SMALLEST_DELTA <= delta < 1:
+        raise InputError(f"delta = {delta!r} is no chance of a wrong claim: give one from 1e-12 to 1, such as 1e-6")
+    if certify == "complete" and method in ("randomized", "shared_basis"):
+        raise InputError(f"method {method!r} cannot take up what probes find: choose 'lanczos', 'dense' or 'auto'")
     if callback is not None and not callable(callback):
         raise InputError(f"callback = {callback!r} cannot be called: give a function of one argument, or None")
 

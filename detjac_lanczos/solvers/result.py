@@ -43,6 +43,8 @@ class Work:
         Rows sent through all layers.
     seconds : float
         From the start of the solve (of the whole batch) to this operator's end.
+    probe_products : int
+        Columns of these that went into probes for completeness.
     """
 
     products_forward: int
@@ -50,11 +52,26 @@ class Work:
     passes: int
     row_sweeps: float
     seconds: float
+    probe_products: int = 0
 
     @property
     def products(self) -> int:
         """Columns both ways."""
         return self.products_forward + self.products_transposed
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Further triplets that a claim of completeness rests on, converged less far than those asked for.
+
+    Attributes
+    ----------
+    U, S, V : Tensor, shape (d_out, g), (g,) descending, (d_in, g)
+    """
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +96,8 @@ class SVDResult:
         Every decision that was made by timing, as plain data; pass it back as ``choices=`` to repeat the solve.
     floor : float
         c ε σ₁ √passes: residuals below it are rounding.
+    guards : Guards or None
+        What was deflated beside the triplets where completeness is claimed.
     """
 
     U: Tensor
@@ -93,6 +112,7 @@ class SVDResult:
     why: str
     choices: dict[str, Any] = field(default_factory=dict)
     floor: float = 0.0
+    guards: Guards | None = None
 
     @property
     def relative(self) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import complete_block, dominant_rows, like, orthonormal_rows, random_rows
+from detjac_lanczos.solvers.basis import complete_block, dominant_rows, like, orthonormal_rows, random_rows, to_numpy
 from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.options import Options
@@ -23,6 +23,7 @@ from detjac_lanczos.solvers.rounding import (
 _STALLED_AFTER = 8
 _PROGRESS = 0.1
 _PROBE_PASSES = 6
+_NEW = 0.1
 
 
 class Search:
@@ -43,6 +44,12 @@ class Search:
         The latest k Ritz triplets, of ``scale`` times the operator.
     scale : float
         Power of two that products are multiplied with, so that squares neither overflow nor vanish.
+    wanted : int
+        Triplets that must converge: k, and more while further ones are looked for.
+    products : int
+        Columns both ways so far, those of probes included: what ``max_products`` bounds.
+    probed : int
+        Columns of these that went into probes for completeness.
     """
 
     def __init__(self, shape: tuple[int, int], operator_dtype: torch.dtype, device: torch.device, options: Options):
@@ -57,6 +64,9 @@ class Search:
         self.triplets: RitzTriplets | None = None
         self.scale = 1.0
         self.passes = 0
+        self.products = 0
+        self.probed = 0
+        self.wanted = options.k
         self._first_width = options.width
         self._largest = 0.0
         self._fresh = True
@@ -107,6 +117,7 @@ class Search:
         """Take the product ``(b, d_out)`` or ``(b, d_in)`` of ``block``; sets ``status`` where the search has ended."""
         assert self.block is not None
         self.passes += 1
+        self.products += self.block.shape[0]
         product = self._scaled(product)
         first_pair = self.state.steps == 0
         self.state.absorb(direction, self.block, product)
@@ -114,7 +125,7 @@ class Search:
             self._exact = True
         if first_pair and self.state.adjoint_defect() > adjoint_bound(self.eps, max(self.shape)):
             self.status = Status.NOT_ADJOINT
-        elif self.state.steps >= self.options.k:
+        elif self.state.steps >= self.wanted:
             self._judge()
 
     def prepare(self, direction: Direction) -> None:
@@ -136,6 +147,46 @@ class Search:
         elif self._idle == 2:
             self.status = Status.BREAKDOWN_EXACT if self._solved(exact=True) else Status.NOISE_FLOOR
 
+    def count_probe(self) -> None:
+        """Count a pass of one column that a probe made of this operator."""
+        self.passes += 1
+        self.products += 1
+        self.probed += 1
+
+    def take(self, direction: Direction, rows: Tensor, products: Tensor) -> None:
+        """Add rows whose products (scaled) are known, such as those of a probe, as far as they are new.
+
+        Combinations of the rows that lie in the basis to nine tenths are left out: what is left of their products
+        would be rounding.
+        """
+        forward = direction is Direction.FORWARD
+        basis, stored = (self.state.V, self.state.AV) if forward else (self.state.U, self.state.AtU)
+        rows, products = rows.to(self.dtype), products.to(self.dtype)
+        for _ in range(2):
+            inside = rows @ basis.rows.T
+            rows, products = rows - inside @ basis.rows, products - inside @ stored.rows
+        mix, strengths, _ = np.linalg.svd(to_numpy(rows), full_matrices=False)
+        new = strengths > _NEW
+        combine = like((mix[:, new] / strengths[new]).T, rows)
+        self.state.absorb(direction, combine @ rows, combine @ products)
+
+    def reopen(self) -> None:
+        """Judge again, after the rows of one more random vector were taken."""
+        self.status = None
+        self._drawn += 1
+        self._exact = False
+        self._probing = 0
+        self._best, self._since_best = math.inf, 0
+        self._judge()
+
+    def forgo(self) -> None:
+        """Be content with k triplets where the search for a further one has ended short."""
+        if self.wanted > self.options.k and self.status in (Status.BUDGET, Status.NOISE_FLOOR):
+            assert self.triplets is not None
+            self.wanted = self.options.k
+            self.triplets = self.triplets.head(self.wanted)
+            self.status = Status.CONVERGED if self._solved(exact=False) else self.status
+
     def _plain_directions(self, direction: Direction, count: int) -> tuple[Tensor, int]:
         """Return what the products have outside the basis, none at the start of a probe, and the width wanted."""
         width = self._first_width
@@ -146,7 +197,7 @@ class Search:
             candidates = self.state.outside(direction)
         block = dominant_rows(candidates, width, deflation_threshold(self.eps, self._largest))[0]
         self._fresh = not block.shape[0]
-        return block, max(width, self.options.k - count) if self._fresh else width
+        return block, max(width, self.wanted - count) if self._fresh else width
 
     def _open_directions(self, direction: Direction) -> tuple[Tensor, np.ndarray]:
         """Return orthonormal directions of the residuals of open triplets, and which triplets are open on any side."""
@@ -161,7 +212,7 @@ class Search:
         return dominant_rows(weighted, self.options.width, 1.0)[0], wanted
 
     def _judge(self) -> None:
-        self.triplets = self.state.ritz(self.options.k)
+        self.triplets = self.state.ritz(self.wanted)
         self._largest = max(self._largest, float(self.triplets.values[0]))
         full = self.state.U.count == self.shape[0] or self.state.V.count == self.shape[1]
         if self._exact and self._solved(exact=True):
@@ -204,7 +255,7 @@ class Search:
             return False
         worst = self.triplets.norms.max(axis=1)
         apart = self.triplets.values[:-1] - self.triplets.values[1:] > worst[:-1] + worst[1:]
-        sizes = np.diff(np.concatenate([[-1], np.flatnonzero(apart), [self.options.k - 1]]))
+        sizes = np.diff(np.concatenate([[-1], np.flatnonzero(apart), [self.wanted - 1]]))
         return bool(sizes.max() >= self._drawn)
 
     def _stalled(self) -> bool:
@@ -226,8 +277,8 @@ class Search:
         if limit is None:
             return sum(self.shape)
         other = self.state.U.count if direction is Direction.FORWARD else self.state.V.count
-        reserved = max(self.options.k - other, 0)
-        return max(limit - self.state.U.count - self.state.V.count - reserved, 0)
+        reserved = max(self.wanted - other, 0)
+        return max(limit - self.products - reserved, 0)
 
     def _scaled(self, product: Tensor) -> Tensor:
         if self._largest == 0.0:

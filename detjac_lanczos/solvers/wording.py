@@ -18,3 +18,8 @@ def rounded_up(value: float) -> str:
 def ratio_up(value: float) -> str:
     """Two decimals where the value is of the size of 1, never below it; two digits and an exponent elsewhere."""
     return f"{math.ceil(value * 100) / 100:.2f}" if 0.01 <= value < 100 else rounded_up(value)
+
+
+def short(value: float) -> str:
+    """Return a number as written by hand: 1e-6, 0.05."""
+    return f"{value:g}".replace("e-0", "e-")

@@ -83,7 +83,7 @@ def test_root_in_rational_arithmetic(count: int, scale: float) -> None:
         tau = largest_root([scale * c for c in coefficients], math.log(gamma)) / scale
         assert exact_polynomial(coefficients, tau * (1 - 1e-9)) < 1 / Fraction(gamma)
         assert exact_polynomial(coefficients, tau * (1 + 1e-9)) > 1 / Fraction(gamma)
-        assert tau >= largest_ritz_value(coefficients)
+        assert tau >= largest_ritz_value(coefficients[:-1])
 
 
 def test_root_never_falls_when_a_coefficient_grows() -> None:

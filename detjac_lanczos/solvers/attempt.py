@@ -1,0 +1,210 @@
+"""One attempt at the claim of completeness for one operator: its guards, its probe, and when to stop."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from detjac_lanczos.solvers.completeness import Completeness
+from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds
+from detjac_lanczos.solvers.factorisation import RitzTriplets
+from detjac_lanczos.solvers.lanczos_polynomial import steps_left
+from detjac_lanczos.solvers.probe import Deflation, Probe
+from detjac_lanczos.solvers.search import Search
+
+GUARDS = 6
+"""The most triplets beyond k that are deflated."""
+
+PRODUCTS = 24
+"""Products that a probe may take in any case."""
+
+SHARE = 0.6
+"""Products that a probe may take where that is expected to complete the claim, by those of the search."""
+
+_WELL_ENOUGH = 0.1
+_MOST_CLAIMS = 6
+_LOOSE = 2.0
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A claim about one operator, and the triplets that it rests on: the k claimed and the guards.
+
+    ``triplets`` is None where the whole matrix was seen.
+    """
+
+    claim: Completeness
+    triplets: RitzTriplets | None
+
+
+class Attempt:
+    """A probe of what a search has left, with the decision after each product.
+
+    It stops as soon as the claim is complete; when something was found; or when more products cannot pay: after
+    ``PRODUCTS`` of them (or what ``max_products`` leaves), unless the rate at which the polynomial grows promises
+    completeness within ``SHARE`` of what the search took (or within what ``max_products`` leaves).
+
+    Parameters
+    ----------
+    search : Search
+        Ended.
+    number : int
+        Claims that have failed before: each spends a part of δ.
+    copies : bool
+        Whether a further copy of s_k is worth another claim; once it is.
+
+    Attributes
+    ----------
+    found : bool
+        The probe holds a value that belongs into the search.
+    ended : bool
+    """
+
+    def __init__(self, search: Search, number: int = 0, *, copies: bool = True) -> None:
+        options = search.options
+        assert options.delta is not None
+        self.search = search
+        self.delta: float = options.delta
+        self.number = number
+        self._copies = copies
+        self._searched = search.products - search.probed
+        self.triplets = search.state.ritz(options.k + GUARDS + 1)
+        self._limits = limits(self.triplets.values[: options.k], options.tol, search.floor)
+        count, self._reach = guarded(self.triplets, options.k, self._limits, search.floor)
+        self.deflation = deflation_of(self.triplets.head(count))
+        self.probe = Probe(self.deflation, search.shape, eps=search.eps, seed=options.seed, number=number)
+        self.found = False
+        self.ended = self._affordable < 1
+
+    @property
+    def row(self) -> Tensor | None:
+        """What to send next; None where the attempt has ended."""
+        return None if self.ended else self.probe.row
+
+    def absorb(self, product: Tensor) -> None:
+        """Take the product of ``row`` and decide whether to go on."""
+        self.probe.absorb(product.to(self.deflation.left.dtype) * self.search.scale)
+        self.search.count_probe()
+        last, floor, tol = self._last, self.search.floor, self.search.options.tol
+        tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held
+        more_claims = self._next_number < _MOST_CLAIMS
+        missed = held > (1.0 + tol) * last + floor
+        copy = self._copies and last > floor and held >= (1.0 - tol) * last
+        if more_claims and (missed or copy):
+            self.found = self.ended = True
+        elif tau + floor < min(last, self._reach) or not self._promising():
+            self.ended = True
+        elif self.probe.row is None and more_claims:
+            loose = tau > _LOOSE * max(seen, floor)
+            self.ended = not loose and seen + floor >= min(last, self._reach)
+            if not self.ended:
+                self.probe.draw()
+
+    def feed(self) -> None:
+        """Give the vectors of the probe to the search, and let it go on; a copy of s_k is to converge beside it."""
+        probe, search = self.probe, self.search
+        copy = probe.held <= (1.0 + search.options.tol) * self._last + search.floor
+        if copy:
+            self._copies = False
+            search.wanted = min(search.wanted + 1, *search.shape)
+        for direction, sent in probe.sent.items():
+            search.take(direction, sent.rows, probe.returned[direction].rows)
+        search.reopen()
+
+    def next(self) -> "Attempt":
+        """Return the attempt after this one: fresh vectors, another part of δ."""
+        return Attempt(self.search, self._next_number, copies=self._copies)
+
+    def completed(self) -> Completed | None:
+        """Return what can be claimed; None where no product could be spent on it."""
+        search, deflation = self.search, self.deflation
+        if not self.probe.steps[0] and self.probe.dimension:
+            return None
+        k, scale, tau, floor = search.options.k, search.scale, self.probe.tau(self.delta), search.floor
+        rounding = floor + deflation.defect * float(deflation.values[0])
+        bare = upper_bounds(deflation.values, deflation.right_gram, deflation.left_gram, tau + floor)
+        last = self._last
+        complete = bool((bare[:k] <= self._limits).all()) and (tau + floor < last or last <= floor)
+        beyond = max([self.probe.seen, *deflation.values[k : k + 1].tolist()])
+        claim = Completeness(
+            k=k,
+            guards=deflation.count - k,
+            delta=self.delta,
+            seed=search.options.seed,
+            number=self.number,
+            steps=tuple(self.probe.steps),
+            products=search.probed,
+            tau=tau / scale,
+            upper=tuple(((bare + rounding) / scale).tolist()),
+            rounding=rounding / scale,
+            complete=complete,
+            cluster=last > floor and beyond >= (1.0 - search.options.tol) * last,
+            sigma_1=float(deflation.values[0]) / scale,
+            sigma_k=last / scale,
+            floor=floor / scale,
+        )
+        return Completed(claim, self.triplets.head(deflation.count))
+
+    @property
+    def _last(self) -> float:
+        return float(self.deflation.values[self.search.options.k - 1])
+
+    @property
+    def _next_number(self) -> int:
+        return self.number + len(self.probe.steps)
+
+    @property
+    def _affordable(self) -> float:
+        limit = self.search.options.max_products
+        return np.inf if limit is None else limit - self.search.products
+
+    def _promising(self) -> bool:
+        """Whether another product may be spent."""
+        spent = sum(self.probe.steps)
+        if self._affordable < 1:
+            return False
+        if spent < PRODUCTS:
+            return True
+        if self.probe.row is None:
+            return False
+        target = min(self._last, self._reach) - self.search.floor
+        left = steps_left(self.probe.coefficients, self.probe.log_gamma(self.delta), target)
+        most = SHARE * self._searched - spent if self.search.options.max_products is None else self._affordable
+        return left <= most and most >= 1
+
+
+def limits(values: np.ndarray, tol: float, floor: float) -> np.ndarray:
+    """Return how high each σ_j may lie for its triplet to be called that of σ_j: ``tol`` above its value."""
+    return np.maximum((1.0 + tol) * values, floor)
+
+
+def guarded(triplets: RitzTriplets, k: int, limits: np.ndarray, floor: float) -> tuple[int, float]:
+    """Return how many triplets to deflate, and the τ that would then complete the claim.
+
+    Guards are taken while their residuals are below a tenth of s_k. Each lowers what is left, and narrows what τ may
+    be: the count with the best ratio of the two is chosen, before any random vector is drawn.
+
+    Returns
+    -------
+    count : int
+        From k to k + GUARDS.
+    reach : float
+        -∞ where no τ would do.
+    """
+    values, worst = triplets.values, triplets.norms.max(axis=1)
+    best, chosen = -np.inf, (k, -np.inf)
+    for count in range(k, max(k, min(k + GUARDS, len(values) - 1)) + 1):
+        guard_is_poor = count > k and (worst[count - 1] > _WELL_ENOUGH * values[k - 1] or values[count - 1] <= floor)
+        if guard_is_poor:
+            break
+        deflation = deflation_of(triplets.head(count))
+        reach = largest_tau(deflation.values, deflation.right_gram, deflation.left_gram, limits)
+        left = max(values[count] if count < len(values) else 0.0, floor, np.finfo(np.float64).tiny)
+        if count == k or reach / left > best:
+            best, chosen = reach / left, (count, reach)
+    return chosen
+
+
+def deflation_of(triplets: RitzTriplets) -> Deflation:
+    """Return triplets of a search as those that a probe is kept away from."""
+    return Deflation.of(triplets.values, triplets.left, triplets.right, triplets.right_products, triplets.left_products)

@@ -1,0 +1,62 @@
+"""Completeness claimed for every operator of a lockstep; what probes find goes back into the searches."""
+
+from collections.abc import Iterable, Mapping
+
+from detjac_lanczos.solvers.attempt import Attempt, Completed
+from detjac_lanczos.solvers.counting import Direction
+from detjac_lanczos.solvers.lockstep import Lockstep
+from detjac_lanczos.solvers.result import Status
+
+
+def complete(lockstep: Lockstep) -> list[Completed | None]:
+    """Probe every operator whose search has ended well, until each claim is made or products run out.
+
+    A probe that finds a value above s_k (a missed one), or a further copy of s_k, gives its vectors with their products
+    to the search, which goes on; the claim is then made again with fresh vectors and what is left of δ.
+
+    Returns
+    -------
+    list of Completed or None
+        None where there was nothing to claim, or no product left to claim it with.
+    """
+    claims: list[Completed | None] = [None] * len(lockstep.searches)
+    attempts = {index: Attempt(lockstep.searches[index]) for index in _ready(lockstep, range(len(claims)))}
+    while attempts:
+        _probe(lockstep, attempts)
+        for index, attempt in attempts.items():
+            if attempt.found:
+                attempt.feed()
+                attempt.search.prepare(lockstep.direction)
+            elif attempt.search.status is not Status.NOT_FINITE:
+                claims[index] = attempt.completed()
+        again = {index: attempt for index, attempt in attempts.items() if attempt.found}
+        lockstep.run()
+        for attempt in again.values():
+            attempt.search.forgo()
+        attempts = {index: again[index].next() for index in _ready(lockstep, again)}
+    return claims
+
+
+def _ready(lockstep: Lockstep, indices: Iterable[int]) -> list[int]:
+    ended_well = (Status.CONVERGED, Status.BREAKDOWN_EXACT, Status.NOISE_FLOOR)
+    return [index for index in indices if lockstep.searches[index].status in ended_well]
+
+
+def _probe(lockstep: Lockstep, attempts: Mapping[int, Attempt]) -> None:
+    """Send the probes of all operators through passes that they share, to and fro, until each has ended."""
+    direction, batch = Direction.FORWARD, lockstep.batch
+    while any(attempt.row is not None for attempt in attempts.values()):
+        turn = [
+            (index, attempt.row)
+            for index, attempt in attempts.items()
+            if attempt.row is not None and attempt.probe.direction is direction
+        ]
+        if turn:
+            for (index, _), product in zip(turn, batch.apply(direction, turn), strict=True):
+                if index in batch.nonfinite:
+                    attempts[index].search.status, attempts[index].ended = Status.NOT_FINITE, True
+                else:
+                    attempts[index].absorb(product)
+                lockstep.ended[index] = batch.seconds
+            lockstep.report()
+        direction = direction.other

@@ -1,0 +1,76 @@
+"""The claim of COMPLETENESS: nothing larger was missed."""
+
+from dataclasses import dataclass
+
+from detjac_lanczos.solvers.wording import ratio_up, short
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """With probability 1 - ``delta`` over the probes: σ_j(A) ≤ ``upper[j - 1]`` for j = 1, …, k + guards + 1.
+
+    About the operator as computed. The values found are lower bounds, less ``rounding``: together they enclose
+    σ_1, …, σ_k. If ``complete``, all k enclosures are as narrow as the tolerance and τ lies below s_k: the triplets are
+    those of σ_1, …, σ_k, index by index.
+
+    Attributes
+    ----------
+    k, guards : int
+        Triplets asked for, and further ones that were found on the way and deflated with them.
+    delta : float
+        0 where the whole matrix was written out.
+    seed, number : int
+        The stream of the probe's random vectors: the seed of the solve, and how many claims had failed before.
+    steps : tuple of int
+        Products of each random vector of the probe that the claim rests on.
+    products : int
+        Products of all probes, those that found a missed value included.
+    tau : float
+        Bound of ‖(I - U Uᵀ) A (I - V Vᵀ)‖₂ over all k + guards triplets.
+    upper : tuple of float, length k + guards + 1
+    rounding : float
+        What rounding, and the measured loss of orthonormality and adjointness, can add; ``upper`` holds it.
+    complete : bool
+    cluster : bool
+        σ_{k+1} is no more than ``tol`` below σ_k, as a guard or a probe has shown.
+    sigma_1, sigma_k : float
+        As found; what ``line`` compares with.
+    floor : float
+        Values below it are rounding.
+    """
+
+    k: int
+    guards: int
+    delta: float
+    seed: int
+    number: int
+    steps: tuple[int, ...]
+    products: int
+    tau: float
+    upper: tuple[float, ...]
+    rounding: float
+    complete: bool
+    cluster: bool
+    sigma_1: float
+    sigma_k: float
+    floor: float
+
+    @property
+    def line(self) -> str:
+        """The claim in one line."""
+        k, next_bound = self.k, self.upper[self.k]
+        cluster = f", σ_{k} and σ_{k + 1} in one cluster" if self.cluster else ""
+        if self.complete:
+            names = "this is σ_1" if k == 1 else f"these are σ_1..σ_{k}"
+            return f"COMPLETE: {names}{cluster} ({self.price})"
+        unit, name = (self.sigma_k, k) if self.sigma_k > self.floor else (self.sigma_1, 1)
+        ratio = f"{ratio_up(next_bound / unit)} σ_{name}" if unit > 0.0 else f"{next_bound:g}"
+        return f"BOUND σ_{k + 1} ≤ {ratio}{cluster} ({self.price})"
+
+    @property
+    def price(self) -> str:
+        """What the claim cost: δ, products and guards."""
+        if self.delta == 0.0:
+            return "the whole matrix was seen"
+        guards = f", {self.guards} guard{'s' if self.guards > 1 else ''}" if self.guards else ""
+        return f"δ = {short(self.delta)}, {self.products} products{guards}"
