@@ -17,6 +17,7 @@ from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.pinned import PinnedNetwork
+from detjac_lanczos.operators.self_check import check_once
 from detjac_lanczos.operators.text_check import require_text_decoder
 
 
@@ -109,6 +110,7 @@ def detach(
     network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams)
     if family not in FAMILIES:
         require_text_decoder(network)
+    check_once(network)
     return network
 
 
