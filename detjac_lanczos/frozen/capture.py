@@ -113,7 +113,7 @@ def capture(
     logits = _run_all(twin, prompts, tape)
     if not streams.get("embeddings"):
         streams["embeddings"] = [p.embeds.to(logits) for p in prompts if p.embeds is not None]
-    found = {name: _joined(values) for name, values in streams.items()}
+    found = {name: _joined(values).to(logits.device) for name, values in streams.items()}
     if not torch.isfinite(found["output"]).all():
         raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
     residual = tuple(found.pop(f"residual.{i}") for i in range(len(blocks) + 1))
@@ -184,4 +184,4 @@ def _run(model: Any, prompt: Prompt) -> Tensor:
     else:
         inputs = {"inputs_embeds": prompt.embeds[None].to(device, parameter.dtype)}
     logits: Tensor = model(**inputs, **prompt.places(device), use_cache=False, logits_to_keep=1).logits[:, -1]
-    return logits
+    return logits.to(device)

@@ -95,14 +95,23 @@ class Layout:
     """
 
     def __init__(self, segments: Sequence[Segment], prompt_lengths: Sequence[int], device: torch.device) -> None:
-        self.segments = tuple(segments)
+        self.segments, self.prompt_lengths = tuple(segments), tuple(prompt_lengths)
         self.device = device
+        self._elsewhere: dict[torch.device, Layout] = {}
         starts = [0]
         for length in prompt_lengths:
             starts.append(starts[-1] + length)
         self._prompt_start = starts
         self.rows = sum(segment.rows for segment in self.segments)
         self.pruned_rows = sum(segment.width for segment in self.segments)
+
+    def on(self, device: torch.device | None) -> Layout:
+        """Return this layout with its index tensors on a device."""
+        if device is None or device == self.device:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = Layout(self.segments, self.prompt_lengths, device)
+        return self._elsewhere[device]
 
     @cached_property
     def positions(self) -> Tensor:

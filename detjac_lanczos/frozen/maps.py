@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -227,6 +228,16 @@ class Sum(Nested):
 Map = RowScale | ColumnScale | Center | Gate | Linear | Bias | Mix | Nested
 
 
+def device_of(chain: Sequence[Map]) -> torch.device | None:
+    """Return where the weights and factors of a chain lie, all on one device; None where it has none but numbers."""
+    for step in chain:
+        for value in vars(step).values():
+            if hasattr(value, "device") and len(value.shape) > 0:
+                device: torch.device = value.device
+                return device
+    return None
+
+
 def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:
     """Run a chain without mixing on rows: (R, d) to (R, f)."""
     for step in chain:
@@ -234,6 +245,12 @@ def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:
             raise ValueError("a mixing needs the segments of its rows; this chain acts on each row alone")
         x = step.apply(x, positions)
     return x
+
+
+def apply_from_afar(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:
+    """Run a chain without mixing on rows of another device, and return there: (R, d) to (R, f)."""
+    device = device_of(chain) or x.device
+    return apply_rowwise(chain, x.to(device), positions.to(device)).to(x.device)
 
 
 def transpose(chain: Sequence[Map]) -> tuple[Map, ...]:
@@ -256,6 +273,11 @@ class Stage:
     branches: tuple[Branch, ...]
     residual: bool = True
     block: int = field(default=-1)
+
+    @cached_property
+    def device(self) -> torch.device | None:
+        """Where its tensors lie; None where it has none."""
+        return next((device for branch in self.branches if (device := device_of(branch.chain)) is not None), None)
 
     @property
     def mixes(self) -> bool:

@@ -19,7 +19,7 @@ from detjac_lanczos.frozen.declare import Family, Stream
 from detjac_lanczos.frozen.drop import Expert, Head, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
-from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_rowwise
+from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_from_afar, device_of
 from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
@@ -217,8 +217,10 @@ class FrozenNetwork:
         model, output = self.family.causal_model_of(self.model), self.streams.output
         reading: list[Map] = []
         for word in self.family.logits:
-            capped = isinstance(word, Softcap)
-            seen = {"softcap": apply_rowwise(reading, output, torch.arange(len(output)))} if capped else {}
+            seen = {}
+            if isinstance(word, Softcap):
+                logits = apply_from_afar(reading, output, torch.arange(len(output)))
+                seen["softcap"] = logits.to(device_of(reading) or self.device)
             reading += word.maps(model, "", seen, self.freeze)
         return tuple(reading)
 
@@ -237,11 +239,12 @@ class FrozenNetwork:
                 return self.streams.output[row]
         y = self.streams.output[row]
         positions = torch.tensor([row], device=self.device)
-        return apply_rowwise(self._reading(target), y[None], positions)[0]
+        return apply_from_afar(self._reading(target), y[None], positions)[0]
 
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._branches:
-            self._branches[role, index] = branch_values(self.model, self.family, self.prompts, role, index)
+            values = branch_values(self.model, self.family, self.prompts, role, index)
+            self._branches[role, index] = values.to(self.device)
         return self._branches[role, index]
 
     def inputs(self, source: int, prompt: int) -> Tensor:

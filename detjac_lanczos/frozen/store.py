@@ -66,6 +66,9 @@ def save(network: FrozenNetwork, path: Path) -> Path:
 def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
     """Return the fields of a `FrozenNetwork` but its model; see `FrozenNetwork.load`."""
     path = _file(path)
+    devices = sorted({str(parameter.device) for parameter in loaded.model.parameters()})
+    if len(devices) > 1:
+        raise RunFileError(f"a saved network joins a model on one device, not on {', '.join(devices)}; load it on one")
     description, tensors = _read(path, str(loaded.device))
     if description["fingerprint"] != loaded.fingerprint:
         raise RunFileError(

@@ -113,16 +113,18 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     else:
         x = rows.new_zeros(layout.rows, program.d_in)
         x.index_copy_(0, layout.source, rows)
-    positions = layout.positions
     if program.last_mixing < 0:
-        x, positions = x.index_select(0, layout.kept), layout.pruned_positions
+        x = x.index_select(0, layout.kept)
     for index, (stage, chains) in enumerate(
         zip(program.stages, program.affine_chains if affine else program.chains, strict=True)
     ):
+        here = layout.on(stage.device)
+        x = x.to(here.device)
         prunes = index == program.last_mixing
-        mixing = layout.pruning if prunes else layout.square
-        out = layout.pruned_positions if prunes else positions
-        kept = x.index_select(0, layout.kept) if prunes else x
+        positions = here.positions if index <= program.last_mixing else here.pruned_positions
+        mixing = here.pruning if prunes else here.square
+        out = here.pruned_positions if prunes else positions
+        kept = x.index_select(0, here.kept) if prunes else x
         total = kept if stage.residual else None
         for chain in chains:
             if prunes and not any(isinstance(step, Mix) for step in chain):
@@ -131,8 +133,8 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
                 total = _run(chain, x, positions, out, mixing, total)
         if total is None:
             raise ValueError("a stage needs a residual or a branch")
-        x, positions = total, out
-    return x
+        x = total
+    return x.to(layout.device)
 
 
 @in_own_precision
@@ -150,27 +152,29 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     -------
     Tensor, shape (Σ source rows, d_in), in the order of ``layout.source``
     """
-    y, positions = rows, layout.pruned_positions
+    y = rows
     for index in reversed(range(len(program.stages))):
         stage, chains = program.stages[index], program.transposed_chains[index]
+        here = layout.on(stage.device)
+        y = y.to(here.device)
         prunes = index == program.last_mixing
-        if index < program.last_mixing:
-            positions = layout.positions
-        mixing = layout.pruning if prunes else layout.square
-        out = layout.positions if prunes else positions
+        positions = here.positions if index < program.last_mixing else here.pruned_positions
+        mixing = here.pruning if prunes else here.square
+        out = here.positions if prunes else positions
         total = y if stage.residual else None
         mixing_chains = [c for c in chains if any(isinstance(step, Mix) for step in c)]
         for chain in chains:
             if not prunes or chain not in mixing_chains:
                 total = _run(chain, y, positions, out, mixing, total)
         if prunes:
-            spread = None if total is None else _spread(total, layout)
+            spread = None if total is None else _spread(total, here)
             for chain in mixing_chains:
                 spread = _run(chain, y, positions, out, mixing, spread)
             total = spread
         if total is None:
             raise ValueError("a stage needs a residual or a branch")
         y = total
+    y = y.to(layout.device)
     if program.last_mixing < 0:
         y = _spread(y, layout)
     return y if len(layout.source) == layout.rows else y.index_select(0, layout.source)

@@ -40,6 +40,11 @@ class AdaptedWeight(UnfusedWeight):
         """Output and input width, (f, d)."""
         return self.base.shape
 
+    @property
+    def device(self) -> torch.device:
+        """Where its values lie."""
+        return self.base.device
+
     def product(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ``: (R, d) to (R, f)."""
         y = self.base.apply(x)

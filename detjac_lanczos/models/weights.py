@@ -22,6 +22,10 @@ class Weight(Protocol):
     def shape(self) -> tuple[int, int]:
         """Output and input width, (f, d)."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its values lie."""
+
     def apply(
         self,
         x: Tensor,
@@ -61,6 +65,11 @@ class DenseWeight:
     def shape(self) -> tuple[int, int]:
         """Output and input width, (f, d)."""
         return self.parameter.shape[0], self.parameter.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its values lie."""
+        return self.parameter.device
 
     def apply(
         self,
@@ -146,6 +155,11 @@ class PerHeadWeight(UnfusedWeight):
         """Output and input width, (heads · rows, d)."""
         heads, rows, d = self.parameter.shape
         return heads * rows, d
+
+    @property
+    def device(self) -> torch.device:
+        """Where its values lie."""
+        return self.parameter.device
 
     def product(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ``: (R, d) to (R, heads · rows)."""

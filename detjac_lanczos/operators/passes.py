@@ -75,8 +75,9 @@ class Passes:
             try:
                 logits: Tensor = self.model(inputs_embeds=inputs, **places, use_cache=False).logits
             except _Reached as reached:
-                return reached.value if target.rows is None else reached.value @ target.rows.to(x).T
-        return logits[:, 0]
+                value = reached.value.to(x.device)
+                return value if target.rows is None else value @ target.rows.to(x).T
+        return logits[:, 0].to(x.device)
 
     def end(self, target: Place) -> tuple[nn.Module, float]:
         """Return the module whose output is the target, and what multiplies it.

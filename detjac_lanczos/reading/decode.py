@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
-from detjac_lanczos.frozen.maps import Bias, apply_rowwise
+from detjac_lanczos.frozen.maps import Bias, apply_from_afar
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.prompt import decode
 from detjac_lanczos.models.linear_modules import embedding_table, weight_of
@@ -157,7 +157,7 @@ def _through_final_norm(network: DetachedNetwork, vectors: Tensor, row: int) -> 
     """Pass columns (d, k) through the linear part of the final norm as it is frozen at a row; unit columns again."""
     chain = [step for step in network.tail.branches[0].chain if not isinstance(step, Bias)]
     rows = torch.full((vectors.shape[1],), row, device=network.device)
-    out = apply_rowwise(chain, vectors.T.to(network.device, network.dtype), rows).T.to(vectors)
+    out = apply_from_afar(chain, vectors.T.to(network.device, network.dtype), rows).T.to(vectors)
     return out / out.norm(dim=0).clamp_min(torch.finfo(out.dtype).tiny)
 
 

@@ -40,8 +40,9 @@ def best_rows(
     Returns
     -------
     Found
+        Where the queries lie, wherever the table does.
     """
-    dtype = torch.promote_types(queries.dtype, torch.float32)
+    home, dtype = queries.device, torch.promote_types(queries.dtype, torch.float32)
     queries = queries.to(table.device, dtype)
     if cosine:
         queries = queries / _length(queries, 0)
@@ -53,7 +54,8 @@ def best_rows(
         return products / _length(rows, 1)[:, None] if cosine else products
 
     rows = max(top, _CHUNK_ELEMENTS // max(1, max(queries.shape)))
-    return merge_chunks(score, table.shape[0], rows, min(top, table.shape[0]), scale)
+    found = merge_chunks(score, table.shape[0], rows, min(top, table.shape[0]), scale)
+    return Found(found.values.to(home), found.ids.to(home), found.logsumexp.to(home))
 
 
 def merge_chunks(score: Callable[[int, int], Tensor], size: int, rows: int, top: int, scale: Tensor) -> Found:

@@ -42,7 +42,8 @@ class RMSNorm:
         w = weight.detach()
         if self.plus_one:
             w = 1 + w.to(torch.promote_types(w.dtype, torch.float32))
-        return [RowScale(coefficients[f"{name}{self.path}.rstd"]), ColumnScale(w)]
+        # The final norm may lie on another device than the block whose output it was observed on.
+        return [RowScale(coefficients[f"{name}{self.path}.rstd"].to(w.device)), ColumnScale(w)]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class LayerNorm:
         """Return the centering, the frozen row scale, the weight and the bias."""
         module = running_module(block.get_submodule(self.path))
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        maps: list[Map] = [Center(), RowScale(coefficients[f"{name}{self.path}.rstd"])]
+        rstd = coefficients[f"{name}{self.path}.rstd"]
+        maps: list[Map] = [Center(), RowScale(rstd if weight is None else rstd.to(weight.device))]
         if isinstance(weight, Tensor):
             maps.append(ColumnScale(weight.detach()))
         if isinstance(bias, Tensor):

@@ -1,0 +1,100 @@
+"""A model spread over two devices: rows move between blocks, weights and coefficients stay where they are."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from torch import Tensor
+
+from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.models import load_model
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp, probe
+from detjac_lanczos.reading import decode_left, decode_right
+from tests import tiny_models
+from tests.imitated_devices import FIRST, SECOND, Devices
+from tests.tiny_models.moe import MOE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IDS = tiny_models.prompt_ids(9, 4)
+MODELS = tiny_models.DENSE | MOE
+NAMES = ["Llama biased", "Gemma 2", "GPT-2", "Granite", "OPT post-norm", "Mixtral", "gpt-oss", "DeepSeek-V3"]
+
+
+def spread(model: Any, devices: Devices) -> Any:
+    """Put the head and all blocks but the first on the second device, as accelerate does; the final norm stays."""
+    blocks = model.get_decoder().get_submodule("h" if hasattr(model.get_decoder(), "h") else "layers")
+    for module in model.modules():
+        add_hook_to_module(module, AlignDevicesHook(execution_device=FIRST, place_submodules=False))
+    for part in (*blocks[1:], model.get_output_embeddings()):
+        for module in part.modules():
+            add_hook_to_module(module, AlignDevicesHook(execution_device=SECOND, place_submodules=False))
+    assert devices.place_of(next(blocks[2].parameters())) == SECOND
+    return model
+
+
+def results(network: DetachedNetwork) -> list[Tensor]:
+    rows = torch.randn(3, network.output_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = [network.streams.output, network.streams.logits, network.streams.model_output, *network.streams.residual]
+    targets = ("output", "residual", "logits", probe(rows), layer(1), attention(2), mlp(0))
+    for target in targets:
+        J = network.jacobian("joint", target=target)
+        found += [J.dense(), J.T.dense(), J.y, J.offset]
+    found.append(network.jacobian("joint", source=layer(2), target="output").dense())
+    batch = network.jacobians([(0, 2), (1, 1), (0, 5)])
+    blocks = [(i, torch.eye(batch.operators[0].shape[1], 2, dtype=torch.float64)) for i in range(3)]
+    cotangents = [(i, torch.eye(network.output_size, 2, dtype=torch.float64)) for i in range(3)]
+    return [*found, *batch.matmat(blocks), *batch.rmatmat(cotangents)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_spread_network_gives_the_same_numbers(name: str) -> None:
+    expected = results(detach(load_model(MODELS[name](torch.float64)), input_ids=IDS))
+    with Devices() as devices:
+        model = spread(MODELS[name](torch.float64), devices)
+        network = detach(load_model(model), input_ids=IDS)
+        found = results(network)
+        assert all(tensor.device == FIRST for tensor in found)
+        places = {key.split(".")[1]: value.device for key, value in network.coefficients.items() if "blocks" in key}
+        assert places == {"0": FIRST, "1": SECOND, "2": SECOND}
+        assert model.config._attn_implementation != "detjac_observed"
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_rows_move_once_each_way_and_nothing_moves_on_one_device() -> None:
+    with Devices() as devices:
+        for model, moves in ((tiny_models.llama(), 0), (spread(tiny_models.llama(), devices), 2)):
+            J = detach(load_model(model), input_ids=IDS).jacobian(3)
+            for product in (J.matmat, J.rmatmat):
+                product(torch.eye(24, dtype=torch.float64))
+                before = devices.moves
+                product(torch.eye(24, dtype=torch.float64))
+                assert devices.moves - before == moves
+
+
+def test_the_ordinary_jacobian_and_decoding_of_a_spread_model() -> None:
+    expected = detach(load_model(tiny_models.llama()), input_ids=IDS)
+    with Devices() as devices:
+        network = detach(load_model(spread(tiny_models.llama(), devices)), input_ids=IDS)
+        for target in ("output", "logits", layer(0)):
+            found, wanted = (n.jacobian("joint", target=target, frozen=False).dense() for n in (network, expected))
+            assert (found - wanted).norm() <= 1e-12 * wanted.norm()
+        U, V = torch.eye(24, dtype=torch.float64)[:, :2], torch.eye(24, dtype=torch.float64)[:, 3:5]
+        decoded = [decode_left(n, U, n.jacobian(0, target="residual").y, "residual") for n in (network, expected)]
+        assert decoded[0][0] == decoded[1][0]
+        assert decode_right(network, V, decoded[0][1]) == decode_right(expected, V, decoded[1][1])
+
+
+def test_a_saved_network_asks_for_one_device(tmp_path: Path) -> None:
+    loaded = load_model(tiny_models.llama())
+    network = detach(loaded, input_ids=IDS)
+    with Devices() as devices:
+        spread_model = load_model(spread(tiny_models.llama(), devices))
+        path = detach(spread_model, input_ids=IDS).save(tmp_path)
+        with pytest.raises(RunFileError, match="joins a model on one device, not on cpu, cpu:1"):
+            DetachedNetwork.load(path, spread_model)
+    again = DetachedNetwork.load(path, loaded)
+    assert torch.equal(again.jacobian(2).dense(), network.jacobian(2).dense())
