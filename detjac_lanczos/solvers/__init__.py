@@ -6,8 +6,10 @@ Knows nothing of language models: an operator is its products with A and its tra
 from detjac_lanczos.solvers.certificate import Certificate, Cluster
 from detjac_lanczos.solvers.check import OperatorReport, check_operator
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
-from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator
+from detjac_lanczos.solvers.missed import Missed
+from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, SummingBatch, as_operator
 from detjac_lanczos.solvers.options import Progress
+from detjac_lanczos.solvers.polish import flagged, polish
 from detjac_lanczos.solvers.result import Status, SVDResult, Work
 from detjac_lanczos.solvers.svd import svd, svd_batch
 
@@ -16,15 +18,19 @@ __all__ = [
     "Cluster",
     "LinearOperator",
     "Measurement",
+    "Missed",
     "OperatorBatch",
     "OperatorReport",
     "Progress",
     "SVDResult",
     "Status",
+    "SummingBatch",
     "Work",
     "as_operator",
     "check_operator",
+    "flagged",
     "measure_triplets",
+    "polish",
     "svd",
     "svd_batch",
 ]

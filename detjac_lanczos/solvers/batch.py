@@ -53,6 +53,36 @@ class IndependentBatch:
         return sum(self.cost(index) for index in range(len(self.operators)))
 
 
+class Subset:
+    """Some operators of a batch, as a batch: they go on sharing its sweeps."""
+
+    def __init__(self, batch: OperatorBatch, indices: Sequence[int]) -> None:
+        self.batch, self.indices = batch, list(indices)
+        self.shapes = [batch.shapes[index] for index in self.indices]
+        self.dtype, self.device = batch.dtype, batch.device
+
+    def matmat(self, blocks: Sequence[tuple[int, Tensor]], /) -> list[Tensor]:
+        """Map ``[(operator, (d_in, b_i))]`` to ``[(d_out, b_i)]``."""
+        return self.batch.matmat([(self.indices[index], block) for index, block in blocks])
+
+    def rmatmat(self, blocks: Sequence[tuple[int, Tensor]], /) -> list[Tensor]:
+        """Map ``[(operator, (d_out, b_i))]`` to ``[(d_in, b_i)]``."""
+        return self.batch.rmatmat([(self.indices[index], block) for index, block in blocks])
+
+    def rmatmat_shared(self, Y: Tensor, /) -> list[Tensor]:
+        """Map one cotangent block ``(d_out, b)`` by every transpose of the whole batch, and keep those asked for."""
+        products = self.batch.rmatmat_shared(Y)
+        return [products[index] for index in self.indices]
+
+    def cost(self, index: int, /) -> float:
+        """Row-sweeps of one column of one operator."""
+        return self.batch.cost(self.indices[index])
+
+    def shared_cost(self) -> float:
+        """Row-sweeps of one shared column, that of the whole batch."""
+        return self.batch.shared_cost()
+
+
 def as_batch(A: Any) -> OperatorBatch:
     """Return a batch: ``A`` itself, a list of operators, or a single operator as a batch of one."""
     if hasattr(A, "shapes") and hasattr(A, "rmatmat_shared"):

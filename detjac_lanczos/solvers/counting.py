@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import OperatorError
-from detjac_lanczos.solvers.operator import OperatorBatch
+from detjac_lanczos.solvers.operator import OperatorBatch, SummingBatch
 from detjac_lanczos.solvers.rounding import working_dtype
 
 
@@ -120,6 +120,35 @@ class CountingBatch:
             self.passes[index] += 1
             self.row_sweeps[index] += width * self.shared_cost / len(self)
         checked = [self._checked(index, Direction.TRANSPOSED, width, block) for index, block in enumerate(products)]
+        self.sweeps.append((width * self.shared_cost, time.perf_counter() - began))
+        return checked
+
+    def apply_sum(self, blocks: Sequence[tuple[int, Tensor]]) -> Tensor:
+        """Apply operators of one output space to blocks of one width and add up the products, in one pass.
+
+        A batch that cannot add them on the way has them added here, at the price of a pass of separate columns.
+
+        Parameters
+        ----------
+        blocks : list of (operator, rows), rows of shape (b, d_in)
+
+        Returns
+        -------
+        Tensor, shape (b, d_out)
+        """
+        if not isinstance(self.batch, SummingBatch):
+            return torch.stack(self.apply(Direction.FORWARD, blocks)).sum(dim=0)
+        began = time.perf_counter()
+        product = self.batch.matmat_sum([(index, rows.to(self.operator_dtype).T) for index, rows in blocks])
+        width = blocks[0][1].shape[0]
+        for index, _ in blocks:
+            self.forward[index] += width
+            self.passes[index] += 1
+            self.row_sweeps[index] += width * self.shared_cost / len(blocks)
+        checked = self._checked(blocks[0][0], Direction.FORWARD, width, product)
+        if blocks[0][0] in self.nonfinite:
+            for index, _ in blocks:
+                self.nonfinite.setdefault(index, f"operator {index}: a sum of products holds NaN or infinite values")
         self.sweeps.append((width * self.shared_cost, time.perf_counter() - began))
         return checked
 

@@ -82,6 +82,18 @@ class OperatorBatch(Protocol):
         ...
 
 
+@runtime_checkable
+class SummingBatch(OperatorBatch, Protocol):
+    """A batch whose products with blocks of one width can be added up within the sweep, at the price of shared columns.
+
+    Optional: for other batches the solvers make the products one by one and add them.
+    """
+
+    def matmat_sum(self, blocks: Sequence[tuple[int, Tensor]], /) -> Tensor:
+        """Map ``[(operator, (d_in, b))]`` to the sum of the products, ``(d_out, b)``, in one sweep."""
+        ...
+
+
 class MatrixOperator:
     """A torch matrix as an operator."""
 

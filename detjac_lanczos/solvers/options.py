@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 
-METHODS = ("auto", "lanczos", "randomized", "dense")
+METHODS = ("auto", "lanczos", "randomized", "dense", "shared_basis")
 CERTIFICATES = ("triplets", "complete", None)
 _SEEDS = 10**18
 _SMALLEST_DELTA = 1e-12

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.certificate import Certificate
+from detjac_lanczos.solvers.missed import Missed
 
 _SHOWN = 8
 
 
 class Status(Enum):
-    """How a solve ended; only the first two are successes."""
+    """How a solve ended; only the first two are successes, and an estimate never claimed to be one."""
 
     CONVERGED = "converged"
     BREAKDOWN_EXACT = "breakdown_exact"
@@ -22,6 +23,7 @@ class Status(Enum):
     NOT_FINITE = "not_finite"
     NOT_ADJOINT = "not_adjoint"
     NOT_DETERMINISTIC = "not_deterministic"
+    ESTIMATE = "estimate"
 
     @property
     def successful(self) -> bool:
@@ -83,7 +85,7 @@ class SVDResult:
     U, S, V : Tensor, shape (d_out, k), (k,) descending, (d_in, k)
         NaN where the operator was refused before any triplet was known.
     residuals : Tensor, shape (k, 2), float64
-        ρ_R = ‖A v - σ u‖ and ρ_L = ‖Aᵀ u - σ v‖, absolute, measured from products.
+        ρ_R = ‖A v - σ u‖ and ρ_L = ‖Aᵀ u - σ v‖, absolute, measured from products; NaN where that was not done.
     certificate : Certificate or None
         The TRIPLETS claim; None when it was not asked for or nothing was found.
     status : Status
@@ -96,6 +98,8 @@ class SVDResult:
         Every decision that was made by timing, as plain data; pass it back as ``choices=`` to repeat the solve.
     floor : float
         c ε σ₁ √passes: residuals below it are rounding.
+    missed : Missed or None
+        What a survey's shared basis lacks of this operator; None on every other road.
     guards : Guards or None
         What was deflated beside the triplets where completeness is claimed.
     """
@@ -112,6 +116,7 @@ class SVDResult:
     why: str
     choices: dict[str, Any] = field(default_factory=dict)
     floor: float = 0.0
+    missed: Missed | None = None
     guards: Guards | None = None
 
     @property

@@ -17,9 +17,15 @@ from detjac_lanczos.solvers.operator import OperatorBatch
 from detjac_lanczos.solvers.options import Callback, Options, check_fit, check_options
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.shared_basis import solve_shared_basis
 
 _DEFAULT_WIDTH = 3
-_ROADS = {"lanczos": solve_lanczos, "randomized": solve_randomized, "dense": solve_dense}
+_ROADS = {
+    "lanczos": solve_lanczos,
+    "randomized": solve_randomized,
+    "dense": solve_dense,
+    "shared_basis": solve_shared_basis,
+}
 
 
 def svd(
@@ -47,7 +53,9 @@ def svd(
         Triplets wanted.
     tol : float
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
-    method : {"auto", "lanczos", "randomized", "dense"}
+    method : {"auto", "lanczos", "randomized", "dense", "shared_basis"}
+        "shared_basis" is the survey of a long prompt: estimates for every operator of a batch from one left basis, in a
+        third of the rows of dense; it certifies nothing, see :func:`polish`.
     block : int, optional
         Width of the Lanczos blocks; by default 3. Width 1 misses values.
     max_products : int, optional

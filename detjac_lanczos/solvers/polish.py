@@ -1,0 +1,71 @@
+"""From estimates to claims: chosen operators of a survey are searched on their own, from the survey's vectors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers.batch import Subset, as_batch
+from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.svd import svd_batch
+
+
+def flagged(results: Sequence[SVDResult]) -> list[int]:
+    """Return the operators whose σ_1 a survey may have missed by more than 5 %; see :class:`Missed`."""
+    return [index for index, result in enumerate(results) if result.missed is not None and result.missed.flagged]
+
+
+def polish(
+    batch: Any,
+    results: Sequence[SVDResult],
+    which: Sequence[int] | None = None,
+    *,
+    tol: float = 1e-3,
+    **options: Any,
+) -> list[SVDResult]:
+    """Bring chosen results of a survey to full certification, by Lanczos in lockstep from the vectors found so far.
+
+    Parameters
+    ----------
+    batch : OperatorBatch, or a sequence of operators
+        What ``results`` belong to.
+    results : sequence of SVDResult
+        Of ``svd_batch(batch, method="shared_basis")``, one for each operator.
+    which : sequence of int, optional
+        Operators to polish; by default those that the survey flagged.
+    tol : float
+        Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
+    **options
+        Further options of :func:`~detjac_lanczos.solvers.svd_batch`, such as ``certify`` and ``max_products``.
+
+    Returns
+    -------
+    list of SVDResult
+        One for each operator of the batch: new ones for those chosen, the given ones for all others.
+
+    Raises
+    ------
+    InputError
+        The results do not fit the batch, or an operator is chosen that has no result to begin with.
+    """
+    operators = as_batch(batch)
+    if len(results) != len(operators.shapes):
+        raise InputError(
+            f"{len(results)} results for {len(operators.shapes)} operators: give those of a survey of this batch"
+        )
+    chosen = flagged(results) if which is None else list(which)
+    for index in chosen:
+        if not 0 <= index < len(results) or not bool(results[index].V.isfinite().all()):
+            raise InputError(f"operator {index} has no result to begin with: choose among those that were estimated")
+    polished = list(results)
+    if chosen:
+        found = svd_batch(
+            Subset(operators, chosen),
+            len(results[chosen[0]].S),
+            tol=tol,
+            method="lanczos",
+            start=[results[index].V for index in chosen],
+            **options,
+        )
+        for index, result in zip(chosen, found, strict=True):
+            polished[index] = result
+    return polished

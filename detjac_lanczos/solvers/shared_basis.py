@@ -1,0 +1,98 @@
+"""The survey road: estimates for every operator of a large batch, out of one left basis that all of them share."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers.basis import random_rows
+from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.finish import Road, finish
+from detjac_lanczos.solvers.missed import measure_missed
+from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.result import Status, SVDResult, Work
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor
+from detjac_lanczos.solvers.survey import STEERING_PROBES, Survey
+
+MEASURING_PROBES = 16
+_SHARE_OF_DENSE = 1 / 3
+
+
+def solve_shared_basis(batch: CountingBatch, options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
+    """Estimate the leading triplets of all operators from one left basis; see :class:`Survey` and :class:`Missed`.
+
+    Nothing is certified, whatever ``certify`` says: a claim about one operator takes products of its own, which
+    :func:`~detjac_lanczos.solvers.polish` makes. ρ_L is measured; ρ_R would cost a pass of each operator and is NaN.
+
+    Raises
+    ------
+    InputError
+        The operators have no common output space, or the budget holds no basis of k vectors.
+    """
+    survey = Survey(batch, options, _basis_size(batch, options))
+    survey.run()
+    probes = random_rows(MEASURING_PROBES, survey.basis, torch.Generator().manual_seed(options.seed + 1))
+    outside = survey.outside(probes) if survey.adjoint else []
+    survey.report(finished=len(batch))
+    products, results = survey.products, []
+    for index in range(len(batch)):
+        if survey.adjoint and index not in batch.nonfinite:
+            results.append(_estimate(survey, index, products[index], outside[index], road))
+        else:
+            status = Status.NOT_FINITE if survey.adjoint else Status.NOT_ADJOINT
+            results.append(finish(batch, index, None, status, road, options, seconds=batch.seconds, certify=certify))
+    return results
+
+
+def _basis_size(batch: CountingBatch, options: Options) -> int:
+    """Return how many directions the budget holds: each costs a column forward and one back, probes one back."""
+    heights = {d_out for d_out, _ in batch.shapes}
+    if len(heights) > 1:
+        raise InputError(
+            f"method 'shared_basis' needs one output space, these operators have {sorted(heights)}: solve each size "
+            "by itself"
+        )
+    (d_out,) = heights
+    probes = max(STEERING_PROBES, options.width) + MEASURING_PROBES
+    least = 2 * options.k + probes
+    budget = options.max_products
+    if budget is None:
+        budget = max(math.floor(d_out * _SHARE_OF_DENSE), 2 * (options.k + options.width) + probes)
+    if budget < least:
+        raise InputError(
+            f"max_products = {budget} holds no survey for k = {options.k}: give {least} or more, or None for a third "
+            "of dense"
+        )
+    return (budget - probes) // 2
+
+
+def _estimate(survey: Survey, index: int, known: Tensor, outside: Tensor, road: Road) -> SVDResult:
+    batch, k, scale = survey.batch, survey.options.k, survey.scales[index]
+    left, values, right = torch.linalg.svd(known, full_matrices=False)
+    left, values, right = left[:, :k].T, values[:k], right[:k]
+    rho_left = torch.linalg.vector_norm((left @ known - values[:, None] * right).double(), dim=1) / scale
+    sigma = values / scale
+    passes = batch.passes[index]
+    floor = noise_floor(epsilon(batch.operator_dtype), float(sigma[0]), passes)
+    missed = measure_missed(known, values, right, outside, scale=scale, floor=floor)
+    low, high = missed.sigma_1
+    larger = f"{high / low - 1.0:.1%} larger" if low > 0.0 else f"{high:.1e}"
+    return SVDResult(
+        U=(left @ survey.basis).T,
+        S=sigma,
+        V=right.T,
+        residuals=torch.stack([torch.full_like(rho_left, torch.nan), rho_left], dim=1),
+        certificate=None,
+        status=Status.ESTIMATE,
+        advice=(
+            f"Estimates from {survey.basis.shape[0]} shared left vectors: values are lower bounds, and σ_1 is at most "
+            f"{larger} with probability {missed.confidence:g}; polish the result for a certificate."
+        ),
+        work=Work(batch.forward[index], batch.transposed[index], passes, batch.row_sweeps[index], batch.seconds),
+        method=road.method,
+        why=road.why,
+        choices=road.choices,
+        floor=floor,
+        missed=missed,
+    )

@@ -1,0 +1,162 @@
+"""One basis of left vectors for all operators of a batch, grown by sweeps that all of them share."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.basis import complete_block, dominant_rows, project_out, random_rows, to_numpy
+from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.options import Options, Progress
+from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, epsilon, safe_scale
+
+STEERING_PROBES = 8
+
+
+class Survey:
+    """Orthonormal rows Q (m × d_out) with the products B_i = Q A_i of every operator A_i.
+
+    σ_j(B_i) ≤ σ_j(A_i), and the SVD of B_i is the best that left vectors out of Q can give. A column that all operators
+    share costs few rows (``shared_cost``), either way; the question is which m directions to spend.
+
+    They are chosen to hold the k leading left vectors of all operators at once. With s, V the leading values and right
+    vectors (rows) of B_i, what Q lacks of their images is R_i = (I - QᵀQ) A_i Vᵀ. Weighted by W_i = diag(s_j / s_1²),
+    relative and the leading ones first, these stand side by side in one matrix
+
+        R = [R_1 W_1, R_2 W_2, …].
+
+    R itself would cost columns of every operator alone. But its sketch ωᵀ R by a random ω is made of the products
+    A_iᵀ (I - QᵀQ) ω, which one shared column gives and each block that joins Q updates without a pass. With C the
+    leading right singular vectors of the sketch by a few ω, *steering probes*, R C holds its leading left directions (a
+    step of randomised subspace iteration: Halko, Martinsson, Tropp 2011, algorithm 4.4), and R C is, outside Q, one sum
+    of products Σ_i A_i (Vᵀ W_i C_i). Its columns join Q, a shared pass gives their products, and so on.
+
+    Attributes
+    ----------
+    basis : Tensor, shape (m, d_out)
+    products : list of Tensor, each (m, d_in)
+        B_i, times ``scales[i]``.
+    scales : list of float
+        Powers of two that keep squares of each operator's products in range.
+    adjoint : bool
+        False where the first sum of products contradicted the transposed ones.
+    """
+
+    def __init__(self, batch: CountingBatch, options: Options, size: int) -> None:
+        d_out = batch.shapes[0][0]
+        self.batch, self.options, self.size = batch, options, min(size, d_out)
+        self.eps = epsilon(batch.operator_dtype)
+        self.generator = torch.Generator().manual_seed(options.seed)
+        self.basis = torch.empty(0, d_out, dtype=batch.dtype, device=batch.device)
+        self.adjoint = True
+        self._blocks: list[list[Tensor]] = [[] for _ in range(len(batch))]
+        self._probes = random_rows(max(STEERING_PROBES, options.width), self.basis, self.generator)
+        images = self._pulled(self._probes)
+        self.scales = [safe_scale(image) for image in images]
+        self._images = [image * scale for image, scale in zip(images, self.scales, strict=True)]
+        self._leading = list(self._images)
+
+    @property
+    def sound(self) -> list[int]:
+        """Operators whose products are finite."""
+        return [index for index in range(len(self.batch)) if index not in self.batch.nonfinite]
+
+    @property
+    def products(self) -> list[Tensor]:
+        """B_i of every operator, scaled."""
+        return [torch.cat(blocks) for blocks in self._blocks]
+
+    def run(self) -> None:
+        """Grow the basis to its size, or to k and on until the probes see nothing of the leading triplets outside."""
+        while self.basis.shape[0] < self.size and self.sound and self.adjoint and self._grow():
+            self.report(finished=0)
+
+    def outside(self, rows: Tensor) -> list[Tensor]:
+        """Apply every transpose to what rows ``(p, d_out)`` have outside the basis: ``(p, d_in)`` each, scaled."""
+        products = self._pulled(project_out(rows, self.basis))
+        return [product * scale for product, scale in zip(products, self.scales, strict=True)]
+
+    def report(self, *, finished: int) -> None:
+        """Show the callback, if there is one, what is known so far."""
+        if self.options.callback is None:
+            return
+        nothing = np.empty(0)
+        self.options.callback(
+            Progress(
+                passes=len(self.batch.sweeps),
+                row_sweeps=sum(self.batch.row_sweeps),
+                finished=finished,
+                operators=len(self.batch),
+                values=[
+                    to_numpy(self._triplets(index)[0]) / scale if index in self.sound else nothing
+                    for index, scale in enumerate(self.scales)
+                ],
+                residuals=[nothing] * len(self.batch),
+            )
+        )
+
+    def _grow(self) -> bool:
+        """Add a block to the basis; False, and nothing added, where no operator lacks more than the tolerance."""
+        weighted, sketches, lacking = [], [], self.basis.shape[0] < self.options.k
+        for index in self.sound:
+            values, right = self._triplets(index)
+            first = values[0].clamp_min(torch.finfo(values.dtype).tiny)
+            weighted.append((values / first)[:, None] * right / first)
+            sketches.append(weighted[-1] @ self._images[index].T)
+            lengths = (right @ self._images[index].T).square().mean(dim=1).sqrt()
+            lacking |= bool((lengths > self.options.tol * values + deflation_threshold(self.eps, float(first))).any())
+        if not lacking:
+            return False
+        width = min(self.options.width, self.size - self.basis.shape[0])
+        mix = torch.linalg.svd(torch.cat(sketches), full_matrices=False).U[:, :width]
+        parts = mix.split([len(sketch) for sketch in sketches])
+        blocks = [
+            (index, self.scales[index] * (part.T @ rows))
+            for index, part, rows in zip(self.sound, parts, weighted, strict=True)
+        ]
+        largest = max(float(rows.abs().max()) for _, rows in blocks) or 1.0
+        self._absorb([(index, rows / largest) for index, rows in blocks], width)
+        return True
+
+    def _absorb(self, blocks: list[tuple[int, Tensor]], width: int) -> None:
+        """Send a sum of products forward, and what it has outside the basis back through every operator."""
+        total = self.batch.apply_sum(blocks)
+        if not bool(torch.isfinite(total).all()):
+            return
+        unit, first = safe_scale(total), not self.basis.shape[0]
+        total = total * unit
+        self.adjoint = not first or self._agrees(blocks, total, unit)
+        threshold = deflation_threshold(self.eps, float(torch.linalg.matrix_norm(total)))
+        block = dominant_rows(project_out(total, self.basis), width, threshold)[0]
+        block = complete_block(block, self.basis, width, self.generator)
+        self.basis = torch.cat([self.basis, block])
+        inside = self._probes @ block.T
+        for index, product in enumerate(self._pulled(block)):
+            if index in self.batch.nonfinite:
+                continue
+            product = product * self.scales[index]
+            self._blocks[index].append(product)
+            self._images[index] = self._images[index] - inside @ product
+            known = product if first else torch.cat([self._leading[index], product])
+            _, values, right = torch.linalg.svd(known, full_matrices=False)
+            # More than k, so that what grows into the leading ones later is not lost.
+            kept = 2 * self.options.k
+            self._leading[index] = values[:kept, None] * right[:kept]
+
+    def _triplets(self, index: int) -> tuple[Tensor, Tensor]:
+        _, values, right = torch.linalg.svd(self._leading[index], full_matrices=False)
+        return values[: self.options.k], right[: self.options.k]
+
+    def _pulled(self, rows: Tensor) -> list[Tensor]:
+        """Apply every transpose to the same rows, a block of the width at a time."""
+        passes = [self.batch.apply_shared(part) for part in rows.split(self.options.width)]
+        return [torch.cat(parts) for parts in zip(*passes, strict=True)]
+
+    def _agrees(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> bool:
+        """Whether ⟨Σ A_i x_i, ω⟩ = Σ ⟨x_i, A_iᵀ ω⟩ up to rounding, for the first sum and the steering probes."""
+        difference, size = total @ self._probes.T, 0.0
+        for index, rows in blocks:
+            rows = rows * (unit / self.scales[index])
+            difference = difference - rows @ self._images[index].T
+            size += float(torch.linalg.matrix_norm(rows) * torch.linalg.matrix_norm(self._images[index]))
+        bound = adjoint_bound(self.eps, max(max(shape) for shape in self.batch.shapes))
+        return float(torch.linalg.matrix_norm(difference)) <= bound * size

@@ -1,0 +1,262 @@
+"""A survey: one left basis for all, lower bounds, what it misses measured without bias, and no claim beyond that."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers import Status, SVDResult, flagged, polish, svd_batch
+from detjac_lanczos.solvers.missed import CONFIDENCE, measure_missed
+from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
+
+D_OUT, D_IN, COUNT = 240, 50, 24
+
+
+class SummingBatch(SharingBatch):
+    """Matrices of one height that share cotangents and add up products on the way, at the price of one column."""
+
+    def matmat_sum(self, blocks):
+        self.calls.append(("sum", [X.shape[1] for _, X in blocks]))
+        return torch.stack([self.matrices[index] @ X for index, X in blocks]).sum(dim=0)
+
+
+def neighbours(count: int = COUNT, seed: int = 0, tail: float = 0.05, turn: float = 0.3) -> list[Tensor]:
+    """Matrices whose left vectors turn slowly from one to the next, over a tail that they do not share."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.linalg.qr(torch.randn(D_OUT, 8, generator=generator, dtype=torch.float64)).Q
+    values = torch.tensor([0.6**j for j in range(8)], dtype=torch.float64)
+    found = []
+    for index in range(count):
+        left = torch.linalg.qr(left + turn * torch.randn(left.shape, generator=generator, dtype=torch.float64) / 15).Q
+        right = torch.linalg.qr(torch.randn(D_IN, 8, generator=generator, dtype=torch.float64)).Q
+        rest = matrix(tail * spectrum("root", D_IN), (D_OUT, D_IN), seed * 1000 + index)
+        found.append(2.0**index * ((left * values) @ right.T + rest))
+    return found
+
+
+def batch_of(matrices: list[Tensor]) -> SummingBatch:
+    return SummingBatch(matrices, [float(len(matrices) - index) for index in range(len(matrices))])
+
+
+def survey(matrices: list[Tensor], k: int = 4, **options) -> list[SVDResult]:
+    return svd_batch(batch_of(matrices), k, method="shared_basis", **options)
+
+
+def test_operators_with_one_small_left_space_are_found_whole() -> None:
+    """Nothing is left outside the basis: every value is exact, and growth ends before the budget does."""
+    left = torch.linalg.qr(torch.randn(D_OUT, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
+    matrices = [left @ matrix(spectrum("harmonic", 6), (6, D_IN), seed) for seed in range(COUNT)]
+    for result in survey(matrices, k=6, tol=1e-8):
+        assert result.missed is not None
+        np.testing.assert_allclose(result.S, spectrum("harmonic", 6), rtol=1e-10)
+        assert result.missed.share <= 1e-20
+        assert not result.missed.flagged
+        assert result.missed.sigma_1[1] <= float(result.S[0]) + 2 * result.floor
+        assert result.work.products < D_OUT // 3
+
+
+def test_a_survey_finds_estimates_and_says_so() -> None:
+    matrices = neighbours()
+    results = survey(matrices)
+    for A, result in zip(matrices, results, strict=True):
+        exact = torch.linalg.svdvals(A)[:4]
+        U, S, V = result.U, result.S, result.V
+        assert (result.status, result.certificate, result.converged) == (Status.ESTIMATE, None, False)
+        assert "polish" in result.advice
+        assert bool((exact * (1 + 1e-13) >= S).all())
+        assert bool(result.residuals[:, 0].isnan().all())
+        torch.testing.assert_close((A.T @ U - V * S).norm(dim=0), result.residuals[:, 1], rtol=0, atol=1e-12 * S[0])
+        assert float(result.residuals[:, 1].max()) <= 1e-12 * float(S[0])
+        torch.testing.assert_close(torch.diagonal(U.T @ A @ V), S, rtol=1e-12, atol=0)
+        for block in (U, V):
+            torch.testing.assert_close(block.T @ block, torch.eye(4, dtype=A.dtype), rtol=0, atol=1e-13)
+        assert float(S[0]) >= 0.98 * float(exact[0])
+
+
+def test_rows_are_a_third_of_dense_and_no_operator_is_swept_alone() -> None:
+    matrices = neighbours()
+    batch = batch_of(matrices)
+    results = svd_batch(batch, 4, method="shared_basis")
+    assert {way for way, _ in batch.calls} == {"shared", "sum"}
+    assert sum(result.work.row_sweeps for result in results) <= D_OUT * batch.shared_cost() / 3
+    columns = {way: sum(widths[0] for name, widths in batch.calls if name == way) for way in ("shared", "sum")}
+    for result in results:
+        assert result.work.products_forward == columns["sum"]
+        assert result.work.products_transposed == columns["shared"]
+        assert result.work.passes == len(batch.calls)
+
+
+@pytest.mark.parametrize("budget", [40, 55, 100])
+def test_a_budget_is_kept(budget: int) -> None:
+    for result in survey(neighbours(), max_products=budget):
+        assert budget - 2 * 3 < result.work.products <= budget
+
+
+def test_a_batch_that_cannot_add_gives_the_same_for_more_rows() -> None:
+    matrices = neighbours()
+    apart = SharingBatch(matrices, batch_of(matrices).rows)
+    summed, plain = survey(matrices), svd_batch(apart, 4, method="shared_basis")
+    for one, other in zip(summed, plain, strict=True):
+        torch.testing.assert_close(one.S, other.S, rtol=1e-9, atol=0)
+        assert one.work.products == other.work.products
+    forward, back = (sum(getattr(r.work, name) for r in plain) for name in ("products_forward", "products_transposed"))
+    rows = back + forward * (COUNT + 1) / 2
+    assert sum(result.work.row_sweeps for result in plain) == pytest.approx(rows)
+    assert sum(result.work.row_sweeps for result in summed) == pytest.approx(back + forward)
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    first, again, other = (survey(neighbours(), seed=seed)[3] for seed in (0, 0, 1))
+    assert torch.equal(first.U, again.U)
+    assert not torch.equal(first.U, other.U)
+
+
+def test_callback_sees_values_rise() -> None:
+    seen = []
+    results = survey(neighbours(), callback=seen.append)
+    assert [progress.finished for progress in seen[:-1]] == [0] * (len(seen) - 1)
+    assert seen[-1].finished == seen[-1].operators == COUNT
+    assert seen[-1].row_sweeps == pytest.approx(sum(result.work.row_sweeps for result in results))
+    assert all(residuals.size == 0 for progress in seen for residuals in progress.residuals)
+    for index, result in enumerate(results):
+        values = [progress.values[index][0] for progress in seen]
+        assert (np.diff(values) >= -1e-12 * values[-1]).all()
+        np.testing.assert_allclose(values[-1], result.S[0], rtol=1e-6)
+
+
+def test_frobenius_norms_are_unbiased() -> None:
+    """Whatever basis was chosen: what it holds is exact and what it misses is measured by fresh probes."""
+    matrices = neighbours(count=3, tail=0.5, turn=3.0)
+    draws = [survey(matrices, k=2, seed=seed, max_products=32) for seed in range(150)]
+    for index, A in enumerate(matrices):
+        truth = float(A.square().sum())
+        squares = np.array([draw[index].missed.frobenius ** 2 for draw in draws])
+        assert abs(squares.mean() - truth) <= 4 * squares.std() / math.sqrt(len(squares))
+        assert squares.std() > 1e-4 * truth
+
+
+@pytest.mark.parametrize("outside", ["all of v_1", "a tail", "v_1 and a tail"])
+def test_the_bound_of_sigma_1_fails_no_more_often_than_it_says(outside: str) -> None:
+    """Where nothing but v_1 is outside the basis the bound is sharp: it fails as often as it says, 5 % of the time."""
+    diagonal = {
+        "all of v_1": [1.0, 0.0, 0.0, 0.0],
+        "a tail": [0.3] * 20,
+        "v_1 and a tail": [0.9] + [0.1] * 30,
+    }[outside]
+    generator = torch.Generator().manual_seed(2)
+    missing = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    known = torch.zeros(2, len(diagonal), dtype=torch.float64)
+    known[0, :2] = torch.tensor([0.5, 0.1])
+    known[1, -1] = 0.2
+    _, values, right = torch.linalg.svd(known, full_matrices=False)
+    exact = float(torch.linalg.matrix_norm(torch.cat([known, missing]), ord=2))
+    draws, failed, rho = 1000, 0, []
+    for _ in range(draws):
+        probes = torch.randn(16, len(diagonal), generator=generator, dtype=torch.float64)
+        found = measure_missed(known, values, right, probes @ missing, scale=1.0, floor=0.0)
+        assert found.sigma_1[0] == float(values[0]) <= exact
+        failed += found.sigma_1[1] < exact
+        rho.append(found.residuals.numpy() ** 2)
+    expected = draws * (1 - CONFIDENCE)
+    spread = 3 * math.sqrt(expected * CONFIDENCE)
+    assert failed <= expected + spread
+    if outside == "all of v_1":
+        exactly = (missing @ right.T).square().sum(dim=0).numpy()
+        mean, deviation = np.mean(rho, axis=0), np.std(rho, axis=0)
+        assert (abs(mean - exactly) <= 4 * deviation / math.sqrt(draws) + 1e-12).all()
+
+
+def test_operators_that_share_nothing_are_flagged_and_others_are_not() -> None:
+    """Two operators of their own, in opposite corners of the space, among neighbours that agree."""
+    matrices = neighbours(tail=0.01)
+    foreign = [matrix(spectrum("flat", D_IN), (D_OUT, D_IN), seed) for seed in (70, 71)]
+    results = survey([*matrices, *foreign])
+    assert flagged(results) == [COUNT, COUNT + 1]
+    shares = [result.missed.share for result in results]
+    assert min(shares[COUNT:]) > 3 * max(shares[:COUNT])
+
+
+def test_polish_certifies_what_was_flagged_or_asked_for() -> None:
+    matrices = neighbours(tail=0.01)
+    matrices[5] = matrix(spectrum("flat", D_IN), (D_OUT, D_IN), 7)
+    batch = batch_of(matrices)
+    results = svd_batch(batch, 4, method="shared_basis")
+    polished = polish(batch, results, tol=1e-5)
+    assert [index for index, (a, b) in enumerate(zip(results, polished, strict=True)) if a is not b] == [5]
+    asked = polish(batch, results, [2, 9], tol=1e-5)
+    for index, result in [(5, polished[5]), (2, asked[2]), (9, asked[9])]:
+        assert result.status is Status.CONVERGED
+        assert result.certificate is not None and result.certificate.claimed == 4
+        np.testing.assert_allclose(result.S, torch.linalg.svdvals(matrices[index])[:4], rtol=1e-8)
+    cold = svd_batch([matrices[2], matrices[9]], 4, tol=1e-5, method="lanczos")
+    assert sum(asked[i].work.products for i in (2, 9)) < sum(result.work.products for result in cold)
+    assert polish(batch, results, []) == results
+    for wrong in ([COUNT], [-1]):
+        with pytest.raises(InputError, match="no result to begin with"):
+            polish(batch, results, wrong)
+    with pytest.raises(InputError, match="1 results for 24 operators"):
+        polish(batch, results[:1])
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scale_changes_nothing_but_scale(scale: float, dtype: torch.dtype) -> None:
+    matrices = neighbours()[:6]
+    plain, scaled = survey([A.to(dtype) for A in matrices]), survey([(A * scale).to(dtype) for A in matrices])
+    for one, other in zip(plain, scaled, strict=True):
+        assert other.status is Status.ESTIMATE
+        torch.testing.assert_close(other.S / scale, one.S, rtol=1e-4, atol=0)
+        assert one.missed is not None and other.missed is not None
+        assert other.missed.share == pytest.approx(one.missed.share, rel=1e-3)
+        assert other.missed.sigma_1[1] / scale == pytest.approx(one.missed.sigma_1[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_surveyed_in_float32(dtype: torch.dtype) -> None:
+    matrices = [(A / 2.0**index).to(dtype) for index, A in enumerate(neighbours())]
+    for A, result in zip(matrices, survey(matrices), strict=True):
+        assert result.S.dtype is torch.float32
+        exact = float(torch.linalg.svdvals(A.double())[0])
+        assert 0.95 * exact <= float(result.S[0]) <= exact + result.floor
+
+
+def test_small_and_degenerate_batches() -> None:
+    zero, low = torch.zeros(20, 9, dtype=torch.float64), matrix(np.array([3.0, 2.0, 1.0]), (20, 9))
+    for result, values in zip(survey([zero, low, 1e-3 * low], k=5), (np.zeros(5), [3, 2, 1, 0, 0], 0), strict=True):
+        assert result.status is Status.ESTIMATE
+        if np.any(values):
+            np.testing.assert_allclose(result.S, values, atol=1e-12)
+        assert bool(result.U.isfinite().all())
+    alone = survey([torch.eye(3, dtype=torch.float64)], k=3)[0]
+    np.testing.assert_allclose(alone.S, np.ones(3))
+
+
+def test_one_operator_that_is_not_finite_leaves_the_others_alone() -> None:
+    class Broken(Recorder):
+        def spoil(self, product):
+            return product * (float("nan") if len(self.transposed) > 5 else 1.0)
+
+    matrices = neighbours()[:6]
+    results = svd_batch([*matrices, Broken(matrices[0])], 4, method="shared_basis")
+    assert [result.status for result in results] == [Status.ESTIMATE] * 6 + [Status.NOT_FINITE]
+    assert bool(results[-1].S.isnan().all())
+    assert bool(results[0].S.isfinite().all())
+
+
+@pytest.mark.parametrize("wrong", [lambda A: 1.0001 * A.T, lambda A: -A.T, lambda A: torch.roll(A.T, 1, 0)])
+def test_a_wrong_adjoint_is_seen_in_the_first_sum(wrong) -> None:
+    matrices = [A / 2.0**index for index, A in enumerate(neighbours()[:6])]
+    operators = [Recorder(A, wrong(A)) for A in matrices]
+    for result in svd_batch(operators, 4, method="shared_basis"):
+        assert result.status is Status.NOT_ADJOINT
+        assert bool(result.S.isnan().all())
+
+
+def test_what_cannot_be_surveyed_is_one_clear_line() -> None:
+    with pytest.raises(InputError, match=r"one output space, these operators have \[20, 30\]"):
+        svd_batch([torch.ones(20, 9), torch.ones(30, 9)], 2, method="shared_basis")
+    with pytest.raises(InputError, match="holds no survey for k = 4: give 32 or more"):
+        survey(neighbours(), max_products=31)
