@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from detjac_lanczos.frozen.structure import Structure, is_activation
 Calls = Mapping[str, tuple[Tensor, Tensor]]
 """What entered and what left each module of a block, by path."""
 
-_APART = {torch.float64: 1e-9, torch.float32: 1e-4}
+_BARS = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative distance under which two values are the same but for rounding; 0.05 in half precision."""
 
 
@@ -164,12 +166,14 @@ def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
     b = bias.detach().to(wide) if isinstance(bias, Tensor) else None
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) + 1
     elsewhere = x + noise * x.double().square().mean().sqrt().to(x)
-    pairs = ((x, y), (elsewhere, module.forward(elsewhere)))
-    for centred, scale in product((False, True), (None,) if w is None else (w, 1 + w)):
-        norm = Norm(centred, _eps(module, x), scale, b)
-        if all(same(norm.frozen(rows, norm.reciprocal(rows)), value) for rows, value in pairs):
-            return norm
-    raise UnsupportedModelError(f"{path} ({type(module).__name__}) does not compute an RMS norm or a layer norm")
+    rows, values = torch.stack([x, elsewhere]), torch.stack([y, module.forward(elsewhere)])
+    forms = product((False, True), (None,) if w is None else (w, 1 + w))
+    norms = [Norm(centred, _eps(module, x), scale, b) for centred, scale in forms]
+    # The nearest of them: in half precision a large w is about 1 + w.
+    apart, norm = min(((_apart(n.frozen(rows, n.reciprocal(rows)), values), n) for n in norms), key=itemgetter(0))
+    if not apart <= _bar(y):
+        raise UnsupportedModelError(f"{path} ({type(module).__name__}) does not compute an RMS norm or a layer norm")
+    return norm
 
 
 def _eps(module: Any, x: Tensor) -> float:
@@ -227,17 +231,29 @@ def read_branches(
         return [branch, *(norm for norm in norms if same(calls[norm][0], calls[branch][1]))]
 
     def added(path: str) -> Tensor:
-        return calls[path][1].reshape(before.shape) if calls[path][1].numel() == before.numel() else after
+        value = calls[path][1]
+        return value.reshape(before.shape) if value.numel() == before.numel() else torch.full_like(before, math.nan)
 
+    best, found = math.inf, None
     for first, second in product(ends(attentions[0]), ends(mlp.consumer if owner == block else owner)):
-        if same(before + added(first) + added(second), after):
-            return first.removeprefix(f"{block}."), second.removeprefix(f"{block}.")
-    return None
+        branches = added(first), added(second)
+        error = (after - (before + branches[0] + branches[1])).double().norm()
+        # A branch may be small beside the stream, and rounding goes with the stream.
+        rounding = 8 * torch.finfo(after.dtype).eps * after.double().norm()
+        allowed = rounding + _bar(after) * sum(branch.double().norm() for branch in branches)
+        if error <= min(allowed, best):
+            best, found = float(error), (first.removeprefix(f"{block}."), second.removeprefix(f"{block}."))
+    return found
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
     """Tell whether two values are one but for rounding."""
-    if found.shape != expected.shape:
-        return False
-    apart = (found.double() - expected.double()).norm()
-    return bool(apart <= _APART.get(expected.dtype, 0.05) * expected.double().norm())
+    return found.shape == expected.shape and _apart(found, expected) <= _bar(expected)
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-300))
+
+
+def _bar(value: Tensor) -> float:
+    return _BARS.get(value.dtype, 0.05)
