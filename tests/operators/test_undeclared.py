@@ -15,7 +15,7 @@ from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import recognise
 from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, probe
-from detjac_lanczos.operators.self_check import check_once, self_check
+from detjac_lanczos.operators.self_check import check, self_check
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models
 from tests.oracle_structures import Branch, Structure, activations, fused
@@ -443,6 +443,15 @@ def test_declared_families_pass_the_same_check(make: Any, freeze: Any) -> None:
         self_check(detach(tiny_models.loaded(make(dtype, bias=True)), input_ids=[1, 2, 3, 4], freeze=freeze))
 
 
+@pytest.mark.parametrize("make", [tiny_models.llama, undeclared.helium])
+def test_an_output_of_zero_is_sound(make: Any) -> None:
+    model = make(torch.float32)
+    model.model.norm.weight.data.zero_()
+    network = detach(tiny_models.loaded(model), input_ids=[1, 2, 3, 4])
+    self_check(network)
+    assert not network.jacobian(0).dense().any()
+
+
 @pytest.mark.parametrize(
     ("part", "message"),
     [("activation", "does not give the model's output"), ("mixing", "does not give the model's output")],
@@ -461,7 +470,7 @@ def test_a_model_is_checked_once_for_each_choice(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "self_check", checked.append)
     loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
     for freeze in ("gate", "gate", "up", "gate"):
-        check_once(detach(loaded, input_ids=[1, 2, 3], freeze=freeze))  # type: ignore[arg-type]
+        check(detach(loaded, input_ids=[1, 2, 3], freeze=freeze))  # type: ignore[arg-type]
     assert [network.freeze for network in checked] == ["gate", "up"]
     known = len(module._passed)
     del loaded, checked[:]
