@@ -15,7 +15,7 @@ from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import recognise
 from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, probe
-from detjac_lanczos.operators.self_check import check, self_check
+from detjac_lanczos.operators.self_check import check_once, self_check
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models
 from tests.oracle_structures import Branch, Structure, activations, fused
@@ -470,7 +470,7 @@ def test_a_model_is_checked_once_for_each_choice(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "self_check", checked.append)
     loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
     for freeze in ("gate", "gate", "up", "gate"):
-        check(detach(loaded, input_ids=[1, 2, 3], freeze=freeze))  # type: ignore[arg-type]
+        check_once(detach(loaded, input_ids=[1, 2, 3], freeze=freeze))  # type: ignore[arg-type]
     assert [network.freeze for network in checked] == ["gate", "up"]
     known = len(module._passed)
     del loaded, checked[:]
