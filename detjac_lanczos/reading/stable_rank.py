@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.special import chdtriv, gammaincinv
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.contribution import Triplets
-
-_MOST_FREEDOM = 1e8  # beyond it λ_i ≤ largest cannot be true of numbers as computed
+from detjac_lanczos.solvers.trace_interval import check_probes, rest_interval
 
 
 @dataclass(frozen=True)
@@ -74,10 +71,7 @@ def stable_ranks(
     ----------
     Girard 1989; Hutchinson 1989. Removing the leading triplets first: Meyer, Musco, Musco, Woodruff, "Hutch++", 2021.
     """
-    if probes < 3 or not 0 < confidence < 1:
-        raise InputError(f"stable_ranks takes probes ≥ 3 and 0 < confidence < 1; got {probes} and {confidence}")
-    if any(abs(_quantile(probes, level) - probes) < 2 for level in _levels(confidence)):
-        raise InputError(f"{probes} probes prove no interval of confidence {confidence}; give more of either")
+    check_probes(probes, confidence)
     d_out = batch.shapes[0][0]
     generator = torch.Generator().manual_seed(seed)
     Omega = torch.randn(d_out, probes, generator=generator, dtype=torch.float64).to(batch.device, batch.dtype)
@@ -102,54 +96,3 @@ def _estimate(image: Tensor, Omega: Tensor, triplets: Triplets, confidence: floa
         confidence=confidence,
         probes=probes,
     )
-
-
-def rest_interval(mean: float, probes: int, largest: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of F = Σ λ_i from the mean of m independent values Σ λ_i χ²_1, all λ_i ≤ ``largest``.
-
-    The interval inverts a test: F belongs to it if mean / F lies between the (1 ± confidence)/2 quantiles of χ²_ν / ν
-    with ν = m · max(1, F / largest). Each tail of mean / F is at most that of χ²_ν / ν from 2 / ν beyond 1 on, so that
-    coverage is at least ``confidence`` where these quantiles lie so far out. Here λ_i are the squared singular values
-    beyond the k-th, and ``largest`` is σ_k²: the interval assumes that no value above σ_k was missed.
-
-    Parameters
-    ----------
-    mean : float
-        Mean of the probes' squared lengths.
-    probes : int
-        m.
-    largest : float
-        Bound on each λ_i, in the same unit.
-    confidence : float
-
-    Returns
-    -------
-    low, high : float
-
-    References
-    ----------
-    Hallman, "Extremal bounds for Gaussian trace estimation", arXiv:2411.15454, 2024: theorem 6 is the comparison of
-    the tails beyond some point, conjecture 3 puts that point at 2 / ν. Proof of the conjecture: Stepaniants 2026, in
-    the collection OpenProblemsInNLA, RA-12. It moves weights apart, the smallest fractional one first, and bounds the
-    mode of the density (unimodal: Roosta-Khorasani and Székely, Metrika 78, 2015) on the way.
-    """
-    if mean <= 0:
-        return 0.0, 0.0
-    low, high = (_total(mean, probes, largest, level) for level in _levels(confidence))
-    return low, high
-
-
-def _total(mean: float, probes: int, largest: float, level: float) -> float:
-    """Return the one F for which mean / F is the quantile of χ²_ν / ν at ``level``."""
-    single = mean * probes / _quantile(probes, level)
-    if single <= largest or probes * mean > _MOST_FREEDOM * largest:
-        return single
-    return largest / probes * float(chdtriv(level, probes * mean / largest))
-
-
-def _levels(confidence: float) -> tuple[float, float]:
-    return (1 + confidence) / 2, (1 - confidence) / 2
-
-
-def _quantile(freedom: float, level: float) -> float:
-    return 2 * float(gammaincinv(freedom / 2, level))

@@ -7,6 +7,7 @@ from detjac_lanczos.solvers.certificate import Certificate, Cluster
 from detjac_lanczos.solvers.check import OperatorReport, check_operator
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
 from detjac_lanczos.solvers.missed import Missed
+from detjac_lanczos.solvers.norms import Interval, Lengths, Norms, norms, norms_batch
 from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, SummingBatch, as_operator
 from detjac_lanczos.solvers.options import Progress
 from detjac_lanczos.solvers.polish import flagged, polish
@@ -16,9 +17,12 @@ from detjac_lanczos.solvers.svd import svd, svd_batch
 __all__ = [
     "Certificate",
     "Cluster",
+    "Interval",
+    "Lengths",
     "LinearOperator",
     "Measurement",
     "Missed",
+    "Norms",
     "OperatorBatch",
     "OperatorReport",
     "Progress",
@@ -30,6 +34,8 @@ __all__ = [
     "check_operator",
     "flagged",
     "measure_triplets",
+    "norms",
+    "norms_batch",
     "polish",
     "svd",
     "svd_batch",

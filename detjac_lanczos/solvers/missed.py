@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.special import gammaincinv
 from torch import Tensor
+
+from detjac_lanczos.solvers.trace_interval import chi_square_quantile
 
 CONFIDENCE = 0.95
 FLAG_LEVEL = 0.05
@@ -73,8 +74,7 @@ def measure_missed(
     probes = outside.shape[0]
     known, outside, right = known.double(), outside.double(), right.double()
     captured, rest = float(known.square().sum()), float(outside.square().sum()) / probes
-    quantile = 2.0 * float(gammaincinv(probes / 2.0, 1.0 - CONFIDENCE))
-    enlarged = torch.cat([known, outside / math.sqrt(quantile)])
+    enlarged = torch.cat([known, outside / math.sqrt(chi_square_quantile(probes, 1.0 - CONFIDENCE))])
     highest = math.sqrt(max(float(torch.linalg.eigvalsh(enlarged @ enlarged.T)[-1]), 0.0))
     low = float(values[0])
     return Missed(

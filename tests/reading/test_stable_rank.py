@@ -12,7 +12,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.reading import stable_ranks
-from detjac_lanczos.reading.stable_rank import rest_interval
+from detjac_lanczos.solvers.trace_interval import rest_interval
 
 SPECTRA = {
     "harmonic": 1 / torch.arange(1, 65, dtype=torch.float64),

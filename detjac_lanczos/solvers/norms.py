@@ -1,0 +1,242 @@
+"""Norms of an operator as intervals from random probes, the leading triplets removed first; exact on request."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.solvers.batch import as_batch
+from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.dense import Materialisation
+from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors, rest_interval
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Estimates of many lengths and the ends of their intervals, float64; each interval holds by itself."""
+
+    value: Tensor
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Norms of an operator A (d_out × d_in).
+
+    Attributes
+    ----------
+    frobenius : Interval
+        ‖A‖_F.
+    stable_rank : Interval
+        ‖A‖_F² / σ_1².
+    rows, columns : Lengths or None
+        ‖Aᵀ e_i‖, ``(d_out,)``, and ‖A e_j‖, ``(d_in,)``; None where they were not asked for.
+    confidence : float
+        Probability over the probes that any one interval holds; 1 where the matrix was written out.
+    probes : int
+        Random vectors used each way.
+    """
+
+    frobenius: Interval
+    stable_rank: Interval
+    rows: Lengths | None
+    columns: Lengths | None
+    confidence: float
+    probes: int
+
+
+def norms(
+    A: Any,
+    triplets: SVDResult | None = None,
+    *,
+    lengths: bool = False,
+    exact: bool = False,
+    probes: int = 16,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Norms:
+    """Estimate ‖A‖_F, the stable rank and, on request, the length of every row and column of an operator.
+
+    The part of A that the triplets hold is known; what is left is measured by independent standard normal ω:
+
+    - ‖A‖_F² = Σ s_j² + ‖A - U S Vᵀ‖_F², for s_j = u_jᵀ A v_j as Ritz values are, and ‖(A - U S Vᵀ)ᵀ ω‖² is an unbiased
+      estimate of the second term (Girard 1989; Hutchinson 1989; removing the leading part first: Meyer, Musco, Musco,
+      Woodruff, "Hutch++", 2021). Its interval assumes that no singular value above s_k + ‖residuals‖ was missed; see
+      :func:`~detjac_lanczos.solvers.trace_interval.rest_interval`. It assumes nothing where residuals are unknown.
+    - ‖Aᵀ e_i‖² = ‖(A V)ᵀ e_i‖² + ‖(A (I - V Vᵀ))ᵀ e_i‖², and (A (I - V Vᵀ) ω)_i² is χ²_1 times the second term:
+      these intervals rest on nothing but the probes. Columns the same way, with U and Aᵀ.
+
+    Parameters
+    ----------
+    A : LinearOperator, or what :func:`as_operator` takes
+    triplets : SVDResult
+        Of A, by any method. Not needed for ``exact``.
+    lengths : bool
+        Rows and columns too: another k + ``probes`` products each way.
+    exact : bool
+        Write the matrix out, by min(d_out, …) products, and compute everything from it.
+    probes : int
+        Products with Aᵀ.
+    confidence : float
+        Of each interval alone.
+    seed : int
+
+    Returns
+    -------
+    Norms
+
+    Raises
+    ------
+    InputError
+        Triplets are missing or do not fit, or so few probes prove no interval of this confidence.
+    OperatorError
+        A product is not finite, or has the wrong shape, dtype or device.
+    """
+    options: dict[str, Any] = {"probes": probes, "confidence": confidence, "seed": seed}
+    given = None if triplets is None else [triplets]
+    return norms_batch(as_batch(A), given, lengths=lengths, exact=exact, **options)[0]
+
+
+def norms_batch(
+    batch: Any,
+    triplets: Sequence[SVDResult] | None = None,
+    *,
+    lengths: bool = False,
+    exact: bool = False,
+    probes: int = 16,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Norms]:
+    """Estimate norms of every operator of a batch; operators of one output space share the probes of ‖A‖_F.
+
+    See Also
+    --------
+    norms : the options.
+    """
+    counted = CountingBatch(as_batch(batch))
+    with torch.no_grad(), torch.autocast(counted.device.type, enabled=False):
+        if exact:
+            return [_exact(matrix) for matrix in _finite(counted, Materialisation(counted).run())]
+        check_probes(probes, confidence)
+        found = _fitting(counted, triplets)
+        generator = torch.Generator().manual_seed(seed)
+        totals = _frobenius(counted, found, probes, confidence, generator)
+        rows: list[Lengths | None] = [None] * len(counted)
+        columns = list(rows)
+        if lengths:
+            rows = _lengths(counted, Direction.FORWARD, [one.V for one in found], probes, confidence, generator)
+            columns = _lengths(counted, Direction.TRANSPOSED, [one.U for one in found], probes, confidence, generator)
+    return [
+        Norms(total, _stable_rank(total, one), row, column, confidence, probes)
+        for total, one, row, column in zip(totals, found, rows, columns, strict=True)
+    ]
+
+
+def _frobenius(
+    batch: CountingBatch,
+    triplets: Sequence[SVDResult],
+    probes: int,
+    confidence: float,
+    generator: torch.Generator,
+) -> list[Interval]:
+    heights = [d_out for d_out, _ in batch.shapes]
+    drawn = torch.randn(probes, max(heights), dtype=torch.float64, generator=generator).to(batch.device, batch.dtype)
+    if len(set(heights)) == 1:
+        images = batch.apply_shared(drawn)
+    else:
+        images = batch.apply(Direction.TRANSPOSED, [(i, drawn[:, :height]) for i, height in enumerate(heights)])
+    intervals = []
+    for image, one, height in zip(_finite(batch, images), triplets, heights, strict=True):
+        U, S, V = (part.double() for part in (one.U, one.S, one.V))
+        rest = image.double() - drawn[:, :height].double() @ U * S @ V.T
+        known, mean = float(S.square().sum()), float(rest.square().sum()) / probes
+        residual = float(one.residuals.square().sum(dim=0).max()) ** 0.5
+        largest = (float(S[-1]) + residual) ** 2 if math.isfinite(residual) else math.inf
+        low, high = rest_interval(mean, probes, largest, confidence)
+        intervals.append(Interval(*(math.sqrt(known + part) for part in (mean, low, high))))
+    return intervals
+
+
+def _lengths(
+    batch: CountingBatch,
+    direction: Direction,
+    bases: Sequence[Tensor],
+    probes: int,
+    confidence: float,
+    generator: torch.Generator,
+) -> list[Lengths | None]:
+    blocks = []
+    for index, basis in enumerate(bases):
+        known = basis.T.to(batch.device, batch.dtype)
+        drawn = torch.randn(probes, known.shape[1], dtype=torch.float64, generator=generator).to(known)
+        blocks.append((index, torch.cat([known, drawn - (drawn @ known.T) @ known])))
+    low_factor, high_factor = chi_square_factors(probes, confidence)
+    found: list[Lengths | None] = []
+    for product, basis in zip(_finite(batch, batch.apply(direction, blocks)), bases, strict=True):
+        squares = product.double().square()
+        known, rest = squares[: basis.shape[1]].sum(dim=0), squares[basis.shape[1] :].mean(dim=0)
+        found.append(Lengths(*((known + factor * rest).sqrt() for factor in (1.0, low_factor, high_factor))))
+    return found
+
+
+def _stable_rank(frobenius: Interval, triplets: SVDResult) -> Interval:
+    """Return ‖A‖_F² / σ_1², with σ_1 between s_1 and what the residual, or the survey, allows."""
+    smallest = float(triplets.S[0])
+    residual = float(triplets.residuals[0].max())
+    if triplets.missed is not None:
+        largest = triplets.missed.sigma_1[1]
+    else:
+        largest = smallest + (residual if math.isfinite(residual) else math.inf)
+    if smallest == 0.0:
+        return Interval(0.0, 0.0, 0.0 if frobenius.high == 0.0 else math.inf)
+    value, low, high = (frobenius.value / smallest, frobenius.low / largest, frobenius.high / smallest)
+    return Interval(value**2, low**2, high**2)
+
+
+def _exact(matrix: Tensor) -> Norms:
+    matrix = matrix.double()
+    total, first = float(torch.linalg.matrix_norm(matrix)), float(torch.linalg.matrix_norm(matrix, ord=2))
+    rank = (total / first) ** 2 if first > 0.0 else 0.0
+    rows, columns = matrix.norm(dim=1), matrix.norm(dim=0)
+    return Norms(
+        Interval(total, total, total),
+        Interval(rank, rank, rank),
+        Lengths(rows, rows, rows),
+        Lengths(columns, columns, columns),
+        confidence=1.0,
+        probes=0,
+    )
+
+
+def _fitting(batch: CountingBatch, triplets: Sequence[SVDResult] | None) -> Sequence[SVDResult]:
+    if triplets is None:
+        raise InputError("norms need the leading triplets: pass what svd found, or exact=True to write the matrix out")
+    if len(triplets) != len(batch):
+        raise InputError(f"{len(triplets)} results for {len(batch)} operators: give one for each")
+    for index, (one, (d_out, d_in)) in enumerate(zip(triplets, batch.shapes, strict=True)):
+        if one.U.shape[0] != d_out or one.V.shape[0] != d_in or not bool(one.S.isfinite().all()):
+            raise InputError(
+                f"result {index} has no triplets of an operator of shape ({d_out}, {d_in}): solve it again"
+            )
+    return triplets
+
+
+def _finite(batch: CountingBatch, products: list[Tensor]) -> list[Tensor]:
+    for sentence in batch.nonfinite.values():
+        raise OperatorError(f"{sentence}: check the weights and the input")
+    return products

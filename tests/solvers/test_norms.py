@@ -1,0 +1,163 @@
+"""Intervals of norms hold as often as they say, on known spectra, with exact, loose and surveyed triplets."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.solvers import norms, norms_batch, svd, svd_batch
+from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
+
+NAMES = ["geometric", "root", "spike", "flat", "staircase"]
+DRAWS = 300
+
+
+def enough(covered: float, confidence: float, draws: int = DRAWS) -> bool:
+    """Whether so many of the draws are no fewer than chance explains."""
+    return covered >= draws * confidence - 3 * math.sqrt(draws * confidence * (1 - confidence))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize("tol", [1e-4, 0.3])
+def test_intervals_cover(name: str, confidence: float, tol: float) -> None:
+    """Loose triplets are Ritz triplets still: s_j = u_jᵀ A v_j, and what they lack is measured."""
+    A = matrix(spectrum(name, 40), (50, 40))
+    triplets = svd(A, 4, tol=tol, method="lanczos")
+    frobenius, rank = float(A.norm()), float((A.norm() / torch.linalg.matrix_norm(A, ord=2)) ** 2)
+    rows, columns = A.norm(dim=1), A.norm(dim=0)
+    covered = np.zeros(4)
+    squares = []
+    for seed in range(DRAWS):
+        found = norms(A, triplets, lengths=True, confidence=confidence, seed=seed)
+        assert found.rows is not None and found.columns is not None
+        squares.append(found.frobenius.value**2)
+        covered += [
+            found.frobenius.low <= frobenius <= found.frobenius.high,
+            found.stable_rank.low <= rank <= found.stable_rank.high,
+            float(((found.rows.low <= rows) & (rows <= found.rows.high)).double().mean()),
+            float(((found.columns.low <= columns) & (columns <= found.columns.high)).double().mean()),
+        ]
+    assert all(enough(count, confidence) for count in covered), covered
+    assert abs(np.mean(squares) - frobenius**2) <= 4 * np.std(squares) / math.sqrt(DRAWS)
+
+
+def test_row_intervals_are_sharp() -> None:
+    """They rest on χ² alone: they fail about as often as they say."""
+    A = matrix(spectrum("root", 40), (50, 40))
+    triplets = svd(A, 2)
+    rows, inside = A.norm(dim=1), 0.0
+    for seed in range(DRAWS):
+        found = norms(A, triplets, lengths=True, confidence=0.8, seed=seed).rows
+        assert found is not None
+        inside += float(((found.low <= rows) & (rows <= found.high)).double().mean())
+    assert inside / DRAWS == pytest.approx(0.8, abs=0.02)
+
+
+def test_known_triplets_narrow_the_intervals() -> None:
+    A = matrix(spectrum("spike", 60), (60, 60))
+    few, many = (norms(A, svd(A, k)).frobenius for k in (1, 20))
+    assert many.high - many.low < 0.6 * (few.high - few.low)
+
+
+def test_a_surveys_triplets_serve_too() -> None:
+    """Their residuals are not all known: the interval then assumes nothing about what was missed."""
+    matrices = [matrix(spectrum("root", 40), (50, 40), seed) for seed in range(4)]
+    results = svd_batch(matrices, 2, method="shared_basis")
+    covered = np.zeros(2)
+    for seed in range(DRAWS):
+        for A, found in zip(matrices, norms_batch(matrices, results, confidence=0.9, seed=seed), strict=True):
+            rank = float((A.norm() / torch.linalg.matrix_norm(A, ord=2)) ** 2)
+            covered += [
+                found.frobenius.low <= float(A.norm()) <= found.frobenius.high,
+                found.stable_rank.low <= rank <= found.stable_rank.high,
+            ]
+    assert all(enough(count / 4, 0.9) for count in covered)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+def test_exact_is_the_matrix_written_out(shape: tuple[int, int]) -> None:
+    A = matrix(spectrum("harmonic", 20), shape)
+    found = norms(A, exact=True)
+    values = spectrum("harmonic", 20)
+    assert found.frobenius.value == pytest.approx(math.sqrt((values**2).sum()), rel=1e-12)
+    assert found.stable_rank.value == pytest.approx((values**2).sum() / values[0] ** 2, rel=1e-12)
+    assert (found.confidence, found.probes) == (1.0, 0)
+    assert found.frobenius.low == found.frobenius.high == found.frobenius.value
+    assert found.rows is not None and found.columns is not None
+    torch.testing.assert_close(found.rows.value, A.norm(dim=1))
+    torch.testing.assert_close(found.columns.value, A.norm(dim=0))
+
+
+def test_what_triplets_hold_entirely_is_exact() -> None:
+    A = matrix(np.array([3.0, 2.0, 1.0]), (30, 20))
+    found = norms(A, svd(A, 3, tol=1e-10), lengths=True)
+    assert found.frobenius.low == pytest.approx(math.sqrt(14), rel=1e-9)
+    assert found.frobenius.high == pytest.approx(math.sqrt(14), rel=1e-9)
+    assert found.rows is not None
+    torch.testing.assert_close(found.rows.low, A.norm(dim=1), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.rows.high, A.norm(dim=1), rtol=1e-9, atol=0)
+
+
+def test_products_are_those_it_says() -> None:
+    A = matrix(spectrum("root", 40), (50, 40))
+    triplets = svd(A, 3)
+    operator = Recorder(A)
+    norms(operator, triplets, probes=12)
+    assert (operator.forward, operator.transposed) == ([], [12])
+    norms(operator, triplets, probes=12, lengths=True)
+    assert (operator.forward, operator.transposed) == ([15], [12, 12, 15])
+
+
+def test_operators_of_one_height_share_their_probes() -> None:
+    matrices = [matrix(spectrum(name, 40), (50, 40)) for name in NAMES]
+    batch = SharingBatch(matrices, [1.0] * 5)
+    results = svd_batch(matrices, 3, method="lanczos")
+    together = norms_batch(batch, results)
+    assert batch.calls == [("shared", [16])]
+    for A, one, result in zip(matrices, together, results, strict=True):
+        assert one.frobenius == norms(A, result).frobenius
+    tall = matrix(spectrum("root", 40), (70, 40))
+    mixed = norms_batch([matrices[0], tall], [results[0], svd(tall, 3)])
+    assert mixed[1].frobenius.low <= float(tall.norm()) <= mixed[1].frobenius.high
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scale_changes_nothing_but_scale(scale: float) -> None:
+    A = matrix(spectrum("root", 40), (50, 40))
+    for dtype in (torch.float32, torch.float64):
+        scaled, plain = ((A * s).to(dtype) for s in (scale, 1.0))
+        one, other = (norms(B, svd(B, 3, method="lanczos"), lengths=True) for B in (scaled, plain))
+        assert one.frobenius.high / scale == pytest.approx(other.frobenius.high, rel=1e-4)
+        assert one.stable_rank.low == pytest.approx(other.stable_rank.low, rel=1e-4)
+        assert one.rows is not None and other.rows is not None
+        torch.testing.assert_close(one.rows.high / scale, other.rows.high, rtol=1e-3, atol=0)
+
+
+def test_a_zero_operator_has_no_size() -> None:
+    zero = torch.zeros(20, 10)
+    for found in (norms(zero, svd(zero, 2), lengths=True), norms(zero, exact=True)):
+        assert found.frobenius.value == found.frobenius.high == found.stable_rank.value == 0.0
+        assert found.rows is not None and not found.rows.high.any()
+
+
+def test_what_cannot_be_measured_is_one_clear_line() -> None:
+    A = matrix(spectrum("root", 40), (50, 40))
+    triplets = svd(A, 3)
+    for options, message in (
+        ({"triplets": None}, "exact=True"),
+        ({"probes": 2}, "probes ≥ 3"),
+        ({"confidence": 0.2}, "16 probes prove no interval"),
+        ({"confidence": 1.0}, "confidence"),
+    ):
+        with pytest.raises(InputError, match=message):
+            norms(A, **({"triplets": triplets} | options))
+    with pytest.raises(InputError, match="result 0 has no triplets"):
+        norms(A.T, triplets)
+    with pytest.raises(InputError, match="1 results for 2"):
+        norms_batch([A, A], [triplets])
+    for broken in ({"exact": True}, {"triplets": triplets}):
+        with pytest.raises(OperatorError, match="NaN"):
+            norms(A * float("nan"), **broken)
