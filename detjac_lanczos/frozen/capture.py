@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from detjac_lanczos.errors import ModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.declare import Family, Stream
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
@@ -113,6 +113,12 @@ def capture(
     logits = _run_all(twin, prompts, tape)
     if not streams.get("embeddings"):
         streams["embeddings"] = [p.embeds.to(logits) for p in prompts if p.embeds is not None]
+    for i in range(len(blocks) + 1):
+        if len(streams.get(f"residual.{i}", ())) != len(prompts):
+            raise UnsupportedModelError(
+                f"block {min(i, len(blocks) - 1)} of {type(model).__name__} does not run once in a pass; a model that "
+                "skips or repeats its blocks, by its configuration or by hand, is not served"
+            )
     found = {name: _joined(values).to(logits.device) for name, values in streams.items()}
     if not torch.isfinite(found["output"]).all():
         raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")

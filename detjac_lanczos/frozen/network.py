@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.capture import Streams, branch_values
 from detjac_lanczos.frozen.declare import Family, Stream
@@ -172,7 +172,13 @@ class FrozenNetwork:
         return Stage((Branch(name, self._chain(words, module, prefix)),), residual=False, block=block)
 
     def _chain(self, words: Sequence[Word], module: Any, prefix: str) -> tuple[Map, ...]:
-        return tuple(chain_maps(words, module, prefix, self.coefficients, self.freeze))
+        try:
+            return tuple(chain_maps(words, module, prefix, self.coefficients, self.freeze))
+        except KeyError as missing:
+            raise UnsupportedModelError(
+                f"{missing.args[0]} was not seen in the forward pass: this model does not call its modules as "
+                f"{self.family.name} does"
+            ) from None
 
     def program(self, source: int, target: Place) -> Program:
         """Return the stages from a source to a target.
@@ -205,16 +211,16 @@ class FrozenNetwork:
             only = tuple(b for b in stages[end].branches if b.name == name)
             stages = [*stages[:end], replace(stages[end], branches=only, residual=False)]
         elif target.kind in ("logits", "probe"):
-            reading = self._reading(target)
+            reading = self._reading(target, self.streams.output)
             stages.append(Stage((Branch(target.kind, reading),), residual=False))
             width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
         return Program(tuple(stages), self.inputs(source, 0).shape[1], width, self.blocks)
 
-    def _reading(self, target: Place) -> tuple[Map, ...]:
-        """Return the maps from the output to logits or a probe."""
+    def _reading(self, target: Place, output: Tensor) -> tuple[Map, ...]:
+        """Return the maps from the output to logits or a probe, frozen at rows of outputs (n, d)."""
         if target.rows is not None:
             return (Linear(DenseWeight(target.rows.to(self.device, self.dtype))),)
-        model, output = self.family.causal_model_of(self.model), self.streams.output
+        model = self.family.causal_model_of(self.model)
         reading: list[Map] = []
         for word in self.family.logits:
             seen = {}
@@ -239,7 +245,7 @@ class FrozenNetwork:
                 return self.streams.output[row]
         y = self.streams.output[row]
         positions = torch.tensor([row], device=self.device)
-        return apply_from_afar(self._reading(target), y[None], positions)[0]
+        return apply_from_afar(self._reading(target, y[None]), y[None], torch.zeros_like(positions))[0]
 
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._branches:

@@ -5,6 +5,7 @@ not even for a moment, and two threads may capture at once.
 """
 
 import copy
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +45,7 @@ def structural_copy(model: nn.Module) -> Any:
             raise UnsupportedModelError(
                 f"{name} has no values in memory (meta device); load the model without offloading"
             )
+    _require_plain_hooks(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
         for table in _HOOK_TABLES:
@@ -57,6 +59,28 @@ def structural_copy(model: nn.Module) -> Any:
     if next(twin.parameters()).dtype is torch.float64:
         _use_plain_experts(twin)
     return twin.eval()
+
+
+def _require_plain_hooks(model: nn.Module) -> None:
+    """Refuse weights made by hooks, and tell of other forward hooks that the copy leaves out."""
+    left_out = []
+    for name, module in model.named_modules():
+        for table in ("_forward_pre_hooks", "_forward_hooks"):
+            for hook in module.__dict__[table].values():
+                maker = getattr(type(hook) if not hasattr(hook, "__module__") else hook, "__module__", "") or ""
+                if maker.startswith("torch.nn.utils"):
+                    raise UnsupportedModelError(
+                        f"{name} ({type(module).__name__}) makes its weight anew by a hook of {maker}; make it "
+                        "permanent first (remove_weight_norm, prune.remove)"
+                    )
+                if not maker.startswith(("transformers.", "accelerate.")):
+                    left_out.append(name or type(model).__name__)
+    if left_out:
+        warnings.warn(
+            f"forward hooks on {', '.join(dict.fromkeys(left_out))} have no part in the detached network: it is "
+            "that of the model without them",
+            stacklevel=2,
+        )
 
 
 def observed_copy(model: nn.Module) -> Any:

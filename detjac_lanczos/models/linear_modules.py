@@ -26,13 +26,14 @@ def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
         layer: Any = module
         return adapted_weight(layer, weight_of(layer.base_layer, name, part), part)
     parameter = getattr(module, "weight", None)
-    if type(module).__name__ not in ("Linear", "Conv1D") or not isinstance(parameter, Tensor):
-        raise UnsupportedModelError(
-            f"{name} is a {type(module).__name__}, not a dense torch.nn.Linear; load the model plain"
-        )
+    transposed = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+    plain = isinstance(parameter, Tensor) and type(parameter) in (nn.Parameter, Tensor)
+    if not (transposed or type(module) is nn.Linear) or parameter is None or not plain:
+        kind = type(module).__name__ if type(module) is not nn.Linear else f"Linear of {type(parameter).__name__}"
+        raise UnsupportedModelError(f"{name} is a {kind}, not a dense torch.nn.Linear; load the model plain")
     if parameter.is_meta:
         raise UnsupportedModelError(f"{name} has no values in memory (meta device); load the model without offloading")
-    matrix = parameter.detach() if type(module) is nn.Linear else parameter.detach().t()
+    matrix = parameter.detach().t() if transposed else parameter.detach()
     return matrix_weight(matrix if part is None else part(matrix))
 
 

@@ -81,7 +81,7 @@ class DenseWeight:
         add: Tensor | None = None,
     ) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
-        return linear(x, self.parameter, scale=scale, gate=gate, out_scale=out_scale, add=add)
+        return linear(x, self._operand, scale=scale, gate=gate, out_scale=out_scale, add=add)
 
     def apply_transposed(
         self,
@@ -93,7 +93,12 @@ class DenseWeight:
         add: Tensor | None = None,
     ) -> Tensor:
         """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
-        return linear_transposed(y, self.parameter, scale=scale, gate=gate, out_scale=out_scale, add=add)
+        return linear_transposed(y, self._operand, scale=scale, gate=gate, out_scale=out_scale, add=add)
+
+    @property
+    def _operand(self) -> Tensor:
+        """W as a GEMM reads it: rows or columns without gaps. Alternating rows are gathered, in the order they lie."""
+        return self.parameter if 1 in self.parameter.stride() else self.parameter.clone()
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as a plain matrix (f, d)."""

@@ -15,9 +15,10 @@ from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import Structure, recognise
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.pinned import PinnedNetwork
-from detjac_lanczos.operators.self_check import check_once
+from detjac_lanczos.operators.self_check import check
 from detjac_lanczos.operators.text_check import require_text_decoder
 
 
@@ -88,6 +89,12 @@ def detach(
     )
     if freeze not in ("gate", "up", "half"):
         raise InputError(f"freeze must be 'gate', 'up' or 'half', not {freeze!r}")
+    whole = without_adapters(loaded.model)
+    if not whole.can_generate():
+        raise UnsupportedModelError(
+            f"{type(whole).__name__} predicts no next token; give a causal language model with its head, such as "
+            "LlamaForCausalLM"
+        )
     family = _family_of(loaded.model)
     prompts = read_prompts(
         loaded,
@@ -110,7 +117,7 @@ def detach(
     network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams)
     if family not in FAMILIES:
         require_text_decoder(network)
-    check_once(network)
+    check(network)
     return network
 
 

@@ -1,5 +1,6 @@
 """Decoders that no family declares: exact where their structure is understood, refused by name where it is not."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +16,7 @@ from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import recognise
 from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, probe
-from detjac_lanczos.operators.self_check import check_once, self_check
+from detjac_lanczos.operators.self_check import check, self_check
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models
 from tests.oracle_structures import Branch, Structure, activations, fused
@@ -463,15 +464,16 @@ def test_a_wrong_factor_is_found(part: str, message: str) -> None:
         self_check(network.replace({name: 1.1 * network.coefficients[name]}))
 
 
-def test_a_model_is_checked_once_for_each_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_checked_in_full_once_for_each_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     from detjac_lanczos.operators import self_check as module
 
     checked: list[Any] = []
     monkeypatch.setattr(module, "self_check", checked.append)
     loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
     for freeze in ("gate", "gate", "up", "gate"):
-        check_once(detach(loaded, input_ids=[1, 2, 3], freeze=freeze))  # type: ignore[arg-type]
+        check(detach(loaded, input_ids=[1, 2, 3], freeze=freeze))  # type: ignore[arg-type]
     assert [network.freeze for network in checked] == ["gate", "up"]
     known = len(module._passed)
     del loaded, checked[:]
+    gc.collect()
     assert len(module._passed) < known

@@ -34,6 +34,8 @@ class Attend:
         """Return the mixing of every prompt."""
         prefix = f"{name}{self.path}.mixing."
         keys = sorted((key for key in coefficients if key.startswith(prefix)), key=lambda key: int(key[len(prefix) :]))
+        if not keys:
+            raise KeyError(prefix.rstrip("."))
         probabilities = tuple(coefficients[key] for key in keys)
         groups = getattr(block.get_submodule(self.path), "num_key_value_groups", 1)
         return [Mix(probabilities, kv_heads=probabilities[0].shape[0] // groups)]
