@@ -132,6 +132,8 @@ def _svd(arguments: argparse.Namespace) -> int:
             tokens=tokens,
             tol=arguments.tol,
             certify=None if arguments.certify == "none" else arguments.certify,
+            delta=arguments.delta,
+            max_products=arguments.max_products,
             method=arguments.method,
             seed=arguments.seed,
             block=arguments.block,
@@ -275,12 +277,15 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=_name, metavar="FOLDER", help="write run.json, vectors, page and figures there")
     add("--tokens", type=_tokens, metavar="0,3-5", help="input tokens (default: all)")
     add("--tol", type=_tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
-    add("--certify", choices=("triplets", "none"), default="triplets", help="the claim to make (default: %(default)s)")
+    claims = "the claim to make: complete adds that no larger value was missed (default: %(default)s)"
+    add("--certify", choices=("triplets", "complete", "none"), default="triplets", help=claims)
+    add("--delta", type=_tolerance, default=1e-6, help="chance that a claim complete is wrong (default: %(default)s)")
     add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
     add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
     add("--method", choices=("auto", "lanczos", "randomized", "dense"), default="auto", help="(default: auto)")
     add("--seed", type=_seed, default=0, help="(default: 0)")
     add("--block", type=_count, help="width of the Lanczos blocks (default: the solver's choice)")
+    add("--max-products", type=_count, help="products both ways that each token may take (default: what it needs)")
     add("--source", default="embeddings", help="embeddings or layer(l) (default: %(default)s)")
     target = "output, residual, logits, layer(l), attention(l) or mlp(l) (default: %(default)s)"
     add("--target", default="output", help=target)

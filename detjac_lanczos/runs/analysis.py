@@ -196,6 +196,8 @@ def _vectors(
     for operator, result in zip(batch.operators, results, strict=True):
         place = f"{operator.prompt}.{operator.token}"
         vectors |= {f"U.{place}": result.U, f"S.{place}": result.S, f"V.{place}": result.V, f"x.{place}": operator.x}
+        if result.guards is not None:
+            vectors |= {f"guards.{name}.{place}": getattr(result.guards, name) for name in "USV"}
     for prompt, reading in enumerate(prompts):
         vectors[f"y.{prompt}"] = reading.detached.y
         vectors[f"reconstruction.detached.{prompt}"] = reading.detached.estimate

@@ -133,6 +133,9 @@ def _token_mismatch(run: Run, token: TokenResult) -> str | None:
     sized = k > 0 and token.U.ndim == token.V.ndim == 2 and all(size == k for size in shapes)
     if not sized or not all(part.dtype in (torch.float32, torch.float64) for part in (token.U, token.S, token.V)):
         return f"lacks {k} triplets"
+    claim = (record["certificate"] or {}).get("completeness")
+    if claim is not None and not _has_guards(token, claim, k):
+        return "lacks guards, bounds or steps of the claim"
     unknown = None in record["singular_values"]
     if any(None in pair for pair in record["residuals"]) and not unknown:
         return "lacks residuals"
@@ -141,6 +144,19 @@ def _token_mismatch(run: Run, token: TokenResult) -> str | None:
     if (record["stable_rank"] is None) != (record["stable_rank_interval"] is None):
         return "lacks the stable rank or its interval"
     return None
+
+
+def _has_guards(token: TokenResult, claim: dict[str, Any], k: int) -> bool:
+    """Whether the guards of a claim of completeness, its bounds and its steps are there."""
+    guards, count = token.guards, claim["guards"]
+    there = (guards is None and count == 0) or (
+        guards is not None
+        and guards.U.shape == (token.U.shape[0], count)
+        and guards.V.shape == (token.V.shape[0], count)
+        and guards.S.shape == (count,)
+    )
+    sized = claim["k"] == k and len(claim["upper"]) == k + count + 1 and 0 <= claim["delta"] < 1
+    return there and sized and (bool(claim["steps"]) or claim["delta"] == 0)
 
 
 def _damaged(path: Path, error: Exception) -> RunFileError:

@@ -16,6 +16,7 @@ from detjac_lanczos.operators.network import Candidate
 from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate
+from detjac_lanczos.solvers.result import Guards
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,15 @@ class TokenResult:
         This token's part of the run's record.
     U, S, V : Tensor, shape (d_out, k), (k,) descending, (d_in, k)
         Signs are fixed so that u · y > 0.
+    guards : Guards or None
+        Further triplets that the claim of completeness rests on.
     """
 
     record: dict[str, Any]
     U: Tensor
     S: Tensor
     V: Tensor
+    guards: Guards | None = None
 
     @property
     def prompt(self) -> int:
@@ -101,7 +105,7 @@ class TokenResult:
 
     @property
     def certificate(self) -> Certificate | None:
-        """The TRIPLETS claim, or None where none was asked for."""
+        """What is claimed, or None where no certificate was asked for."""
         found = self.record["certificate"]
         return None if found is None else certificate_from(found)
 
@@ -136,7 +140,8 @@ class Run:
         Plain data: what ``run.json`` holds and ``detjac svd --json`` prints.
     vectors : dict of str to Tensor
         ``U.{prompt}.{index}``, ``S.…``, ``V.…``, ``x.…``, ``y.{prompt}``, ``reconstruction.detached.{prompt}`` and,
-        where they exist, ``reconstruction.ordinary.{prompt}`` and ``embeds.{prompt}`` (given in place of token ids).
+        where they exist, ``guards.U.{prompt}.{index}`` …, ``reconstruction.ordinary.{prompt}`` and
+        ``embeds.{prompt}`` (given in place of token ids).
     """
 
     record: dict[str, Any]
@@ -148,7 +153,11 @@ class Run:
         results = []
         for entry in self.record["tokens"]:
             place = f"{entry['prompt']}.{entry['index']}"
-            results.append(TokenResult(entry, *(self.vectors[f"{name}.{place}"] for name in "USV")))
+            U, S, V = (self.vectors[f"{name}.{place}"] for name in "USV")
+            guards = None
+            if f"guards.S.{place}" in self.vectors:
+                guards = Guards(*(self.vectors[f"guards.{name}.{place}"] for name in "USV"))
+            results.append(TokenResult(entry, U, S, V, guards))
         return results
 
     @property

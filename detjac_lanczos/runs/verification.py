@@ -16,6 +16,7 @@ from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.runs.choices import replay_choices
 from detjac_lanczos.runs.claims import Claim, Verification
+from detjac_lanczos.runs.completeness import completeness_claims
 from detjac_lanczos.runs.disk import load_run
 from detjac_lanczos.runs.place_names import parse_place
 from detjac_lanczos.runs.rereading import copies_claim, prompt_claims, token_claims, work_claim
@@ -34,9 +35,10 @@ def verify(
     """Load the model of a run again and measure what the run claims.
 
     The same weights (by fingerprint), token ids and recorded choices are used; each token's triplets are measured with
-    one fresh pass each way, then decoded again. Residuals may exceed the recorded ones by the rounding floor
-    c ε σ_1 √passes, values of the forward pass may differ by c ε √d of their length. What nothing can measure again
-    (work, times, choices) is recorded only, and the verification says so.
+    one fresh pass each way, then decoded again; claims of completeness are made again from the random vectors that they
+    rest on. Residuals may exceed the recorded ones by the rounding floor c ε σ_1 √passes, values of the forward pass
+    may differ by c ε √d of their length. What nothing can measure again (work, times, choices) is recorded only, and
+    the verification says so.
 
     Parameters
     ----------
@@ -82,6 +84,7 @@ def verify(
         fresh = measure_triplets(operators, *vectors, tol=record["options"]["tol"], passes=passes)
         for token, found in zip(part, fresh, strict=True):
             claims += _triplet_claims(token, found, epsilon(working_dtype(batch.dtype)))
+        claims += completeness_claims(run, operators, part, passes)
         claims += token_claims(run, network, operators, part, places)
     return Verification(claims)
 

@@ -1,6 +1,6 @@
 """One attempt at the claim of completeness for one operator: its guards, its probe, and when to stop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -120,29 +120,15 @@ class Attempt:
         search, deflation = self.search, self.deflation
         if not self.probe.steps[0] and self.probe.dimension:
             return None
-        k, scale, tau, floor = search.options.k, search.scale, self.probe.tau(self.delta), search.floor
-        rounding = floor + deflation.defect * float(deflation.values[0])
-        bare = upper_bounds(deflation.values, deflation.right_gram, deflation.left_gram, tau + floor)
-        last = self._last
-        complete = bool((bare[:k] <= self._limits).all()) and (tau + floor < last or last <= floor)
-        beyond = max([self.probe.seen, *deflation.values[k : k + 1].tolist()])
-        claim = Completeness(
-            k=k,
-            guards=deflation.count - k,
+        claim = stated(
+            self.probe,
+            k=search.options.k,
             delta=self.delta,
-            seed=search.options.seed,
-            number=self.number,
-            steps=tuple(self.probe.steps),
-            products=search.probed,
-            tau=tau / scale,
-            upper=tuple(((bare + rounding) / scale).tolist()),
-            rounding=rounding / scale,
-            complete=complete,
-            cluster=last > floor and beyond >= (1.0 - search.options.tol) * last,
-            sigma_1=float(deflation.values[0]) / scale,
-            sigma_k=last / scale,
-            floor=floor / scale,
+            tol=search.options.tol,
+            floor=search.floor,
+            scale=search.scale,
         )
+        claim = replace(claim, products=search.probed)
         return Completed(claim, self.triplets.head(deflation.count))
 
     @property
@@ -171,6 +157,34 @@ class Attempt:
         left = steps_left(self.probe.coefficients, self.probe.log_gamma(self.delta), target)
         most = SHARE * self._searched - spent if self.search.options.max_products is None else self._affordable
         return left <= most and most >= 1
+
+
+def stated(probe: Probe, *, k: int, delta: float, tol: float, floor: float, scale: float) -> Completeness:
+    """Return what a probe proves, in units of the operator: those of the probe are ``scale`` times as large."""
+    deflation, tau = probe.deflation, probe.tau(delta)
+    values = deflation.values
+    first, last = float(values[0]), float(values[k - 1])
+    rounding = floor + deflation.defect * first
+    bare = upper_bounds(values, deflation.right_gram, deflation.left_gram, tau + floor)
+    narrow = bool((bare[:k] <= limits(values[:k], tol, floor)).all())
+    beyond = max([probe.seen, *values[k : k + 1].tolist()])
+    return Completeness(
+        k=k,
+        guards=deflation.count - k,
+        delta=delta,
+        seed=probe.seed,
+        number=probe.number,
+        steps=tuple(probe.steps),
+        products=sum(probe.steps),
+        tau=tau / scale,
+        upper=tuple(((bare + rounding) / scale).tolist()),
+        rounding=rounding / scale,
+        complete=narrow and (tau + floor < last or last <= floor),
+        cluster=last > floor and beyond >= (1.0 - tol) * last,
+        sigma_1=first / scale,
+        sigma_k=last / scale,
+        floor=floor / scale,
+    )
 
 
 def limits(values: np.ndarray, tol: float, floor: float) -> np.ndarray:

@@ -58,5 +58,7 @@ def _probe(lockstep: Lockstep, attempts: Mapping[int, Attempt]) -> None:
                 else:
                     attempts[index].absorb(product)
                 lockstep.ended[index] = batch.seconds
+            unclaimed = sum(attempt.row is not None or attempt.found for attempt in attempts.values())
+            lockstep.claimed = len(lockstep.searches) - unclaimed
             lockstep.report()
         direction = direction.other

@@ -34,7 +34,8 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
             found, values = _leading(matrix, options.k)
             floor = noise_floor(epsilon(batch.operator_dtype), float(values[0]), batch.passes[index])
             status = Status.BREAKDOWN_EXACT if float(found.values[-1]) <= floor else Status.CONVERGED
-            completed = None if options.delta is None else _completed(found, values, options, floor)
+            if options.delta is not None:
+                completed = _completed(values, found.scale, floor, options)
         results.append(
             finish(
                 batch,
@@ -143,27 +144,29 @@ def _leading(matrix: Tensor, k: int) -> tuple[Found, Tensor]:
     return Found(values[:k], u, v, v @ matrix.T, u @ matrix, scale), values
 
 
-def _completed(found: Found, values: Tensor, options: Options, floor: float) -> Completed:
-    """Claim what the whole spectrum shows, with certainty: each value is exact up to rounding."""
-    k = options.k
+def _completed(values: Tensor, scale: float, floor: float, options: Options) -> Completed:
+    claim = claim_of_spectrum(values, options.k, tol=options.tol, floor=floor, scale=scale, seed=options.seed)
+    return Completed(claim, None)
+
+
+def claim_of_spectrum(values: Tensor, k: int, *, tol: float, floor: float, scale: float, seed: int) -> Completeness:
+    """Claim what all singular values (times ``scale``, descending) show, with certainty: exact up to rounding."""
+    known = [float(value) for value in values[:k]]
     beyond = float(values[k]) if k < len(values) else 0.0
-    upper = [(float(value) + floor) / found.scale for value in (*values[:k], beyond)]
-    first, last = float(values[0]), float(values[k - 1])
-    claim = Completeness(
+    return Completeness(
         k=k,
         guards=0,
         delta=0.0,
-        seed=options.seed,
+        seed=seed,
         number=0,
         steps=(),
         products=0,
-        tau=beyond / found.scale,
-        upper=tuple(upper),
-        rounding=floor / found.scale,
+        tau=beyond / scale,
+        upper=tuple((value + floor) / scale for value in [*known, beyond]),
+        rounding=floor / scale,
         complete=True,
-        cluster=last > floor and beyond >= (1.0 - options.tol) * last,
-        sigma_1=first / found.scale,
-        sigma_k=last / found.scale,
-        floor=floor / found.scale,
+        cluster=known[-1] > floor and beyond >= (1.0 - tol) * known[-1],
+        sigma_1=known[0] / scale,
+        sigma_k=known[-1] / scale,
+        floor=floor / scale,
     )
-    return Completed(claim, None)

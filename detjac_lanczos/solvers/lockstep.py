@@ -23,6 +23,8 @@ class Lockstep:
     searches : list of Search
     ended : list of float
         When each search ended, in seconds from the start of the solve.
+    claimed : int
+        Operators whose claim of completeness has been made or given up, where it is asked for.
     """
 
     def __init__(self, batch: CountingBatch, options: Options) -> None:
@@ -33,6 +35,7 @@ class Lockstep:
         for search, start in zip(self.searches, starts, strict=True):
             self.direction = search.begin(start)
         self.ended = [0.0] * len(batch)
+        self.claimed = 0
         self._begun = False
 
     @property
@@ -113,7 +116,7 @@ class Lockstep:
         return Progress(
             passes=len(self.batch.sweeps),
             row_sweeps=sum(self.batch.row_sweeps),
-            finished=len(self.searches) - len(self.active),
+            finished=len(self.searches) - len(self.active) if self.options.delta is None else self.claimed,
             operators=len(self.searches),
             values=[
                 np.empty(0) if triplets is None else triplets.values / search.scale

@@ -101,6 +101,7 @@ class Probe:
     def __init__(self, deflation: Deflation, shape: tuple[int, int], *, eps: float, seed: int, number: int) -> None:
         self.deflation = deflation
         self.shape = shape
+        self.seed = seed
         self.number = number
         self.dimension = min(shape) - deflation.count
         self.start = Direction.FORWARD if shape[1] <= shape[0] else Direction.TRANSPOSED

@@ -22,4 +22,7 @@ def ratio_up(value: float) -> str:
 
 def short(value: float) -> str:
     """Return a number as written by hand: 1e-6, 0.05."""
-    return f"{value:g}".replace("e-0", "e-")
+    if value >= 1e-3:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.6e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

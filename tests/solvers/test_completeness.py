@@ -238,6 +238,16 @@ def test_probes_share_passes() -> None:
         torch.testing.assert_close(result.S, other.S, rtol=0, atol=1e-14)
 
 
+def test_the_callback_sees_probes() -> None:
+    """No operator counts as finished before its claim is made."""
+    seen = []
+    svd_batch(MATRICES, 5, method="lanczos", certify="complete", callback=seen.append)
+    finished = [progress.finished for progress in seen]
+    assert finished == sorted(finished)
+    assert finished.count(3) == 1
+    assert [progress.passes for progress in seen] == list(range(1, len(seen) + 1))
+
+
 def test_the_same_seed_gives_the_same_claim() -> None:
     first, again, other = (
         claim_of(svd(MATRICES[1], 5, method="lanczos", certify="complete", seed=s)) for s in (4, 4, 5)

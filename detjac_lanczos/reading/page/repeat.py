@@ -11,6 +11,7 @@ _DEFAULTS: dict[str, Any] = {
     "k": 8,
     "tol": 1e-3,
     "certify": "triplets",
+    "delta": 1e-6,
     "method": "auto",
     "seed": 0,
     "block": None,
@@ -21,7 +22,7 @@ _DEFAULTS: dict[str, Any] = {
     "chat": False,
     "add_special_tokens": True,
 }
-_FLAGS = ("tol", "certify", "method", "seed")
+_FLAGS = ("tol", "certify", "delta", "max_products", "method", "seed")
 
 
 def python_call(record: Record) -> str:
@@ -67,7 +68,7 @@ def command_line(record: Record) -> str | None:
     if record["freeze"] != "gate":
         words += ["--freeze", record["freeze"]]
     for name in changed:
-        words += [f"--{name}", options[name]]
+        words += [f"--{name.replace('_', '-')}", options[name]]
     return shlex.join(str(word) for word in words)
 
 

@@ -1,0 +1,75 @@
+"""The claims of completeness of a run, made again from the random vectors that they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from detjac_lanczos.operators import JacobianBatch
+from detjac_lanczos.runs.claims import Claim
+from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.solvers.attempt import limits
+from detjac_lanczos.solvers.completeness import Completeness
+from detjac_lanczos.solvers.reprobe import measure_completeness
+from detjac_lanczos.solvers.rounding import epsilon
+
+
+def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult], passes: int) -> Iterator[Claim]:
+    """Send the recorded vectors of every probe through the operators of ``tokens`` again and compare the bounds.
+
+    A coefficient of a probe may differ by the rounding floor c ε σ_1 √passes, hence τ and each bound by twice as much
+    (they never fall when a coefficient grows, and the norm of a matrix with two coefficients in a row bounds both).
+    """
+    told = [index for index, token in enumerate(tokens) if _claim(token) is not None]
+    if not told:
+        return
+    part = [tokens[index] for index in told]
+    claims = [claim for token in part if (claim := _claim(token)) is not None]
+    U, S, V = ([_with_guards(token, name) for token in part] for name in "USV")
+    options = run.record["options"]
+    operators = JacobianBatch([batch.operators[index] for index in told])
+    again = measure_completeness(operators, U, S, V, claims, tol=options["tol"], passes=passes)
+    for token, claim, fresh in zip(part, claims, again, strict=True):
+        slack = 2 * fresh.floor
+        yield Claim(f"bound of what the triplets of {token.name} leave", claim.tau, fresh.tau, claim.tau + slack)
+        over = max(now - was for was, now in zip(claim.upper, fresh.upper, strict=True))
+        yield Claim(f"excess over the bounds of the singular values of {token.name}", 0.0, over, slack)
+        wrong = _contradictions(claim, fresh, token, options)
+        yield Claim(f"contradictions in the claim of completeness of {token.name}", 0.0, float(wrong), 0.0)
+
+
+def _claim(token: TokenResult) -> Completeness | None:
+    return None if token.certificate is None else token.certificate.completeness
+
+
+def _with_guards(token: TokenResult, name: str) -> torch.Tensor:
+    own: torch.Tensor = getattr(token, name)
+    return own if token.guards is None else torch.cat([own, getattr(token.guards, name)], dim=-1)
+
+
+def _contradictions(claim: Completeness, fresh: Completeness, token: TokenResult, options: Mapping[str, Any]) -> int:
+    """Count what does not follow from the bounds, the values and the options, as they are written."""
+    k, tol, digits = claim.k, options["tol"], 4 * epsilon(token.S.dtype)
+    values = _with_guards(token, "S").double()
+    first, last = float(values[0]), float(values[k - 1])
+    rounding = min(claim.rounding, fresh.rounding + 2 * fresh.floor)
+    narrow = all(
+        bound - rounding <= (1 + digits) * limit
+        for bound, limit in zip(claim.upper, limits(values[:k].numpy(), tol, claim.floor).tolist(), strict=False)
+    )
+    below = claim.tau + claim.floor < (1 + digits) * last or last <= fresh.floor
+    parted = claim.guards > 0 and last > claim.floor and float(values[k]) >= (1 + digits) * (1 - tol) * last
+    return sum(
+        (
+            claim.complete and claim.delta > 0 and not (narrow and below),
+            parted and not claim.cluster,
+            abs(claim.sigma_1 - first) > digits * first,
+            abs(claim.sigma_k - last) > digits * first,
+            claim.seed != options["seed"],
+            claim.delta not in (0, options["delta"]),
+            claim.products < sum(claim.steps),
+            claim.products != token.record["work"]["probe_products"],
+        )
+    )

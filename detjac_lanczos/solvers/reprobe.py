@@ -1,0 +1,115 @@
+"""Make claims of completeness again: the same random vectors, sent through fresh products."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.attempt import stated
+from detjac_lanczos.solvers.basis import to_numpy
+from detjac_lanczos.solvers.batch import as_batch
+from detjac_lanczos.solvers.completeness import Completeness
+from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.dense import Materialisation, claim_of_spectrum
+from detjac_lanczos.solvers.probe import Deflation, Probe
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor, safe_scale
+
+
+def measure_completeness(
+    A: Any,
+    U: Sequence[Tensor],
+    S: Sequence[Tensor],
+    V: Sequence[Tensor],
+    claims: Sequence[Completeness],
+    *,
+    tol: float = 1e-3,
+    passes: int = 2,
+) -> list[Completeness]:
+    """Return what the same probes prove now: one pass each way for the triplets, then the steps of each probe.
+
+    Parameters
+    ----------
+    A : operator, or batch of operators
+    U, S, V : sequence of Tensor, one for each operator
+        Shapes (d_out, p), (p,) and (d_in, p): the k triplets claimed, then the guards.
+    claims : sequence of Completeness
+        Their seeds, numbers and steps say which random vectors to draw and how far to follow each. Claims with δ = 0
+        rest on the whole matrix, which is written out again.
+    tol : float
+    passes : int
+        Passes of the solve, for the noise floor.
+
+    Returns
+    -------
+    list of Completeness
+    """
+    batch = CountingBatch(as_batch(A))
+    with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+        if any(claim.delta == 0.0 for claim in claims):
+            return _from_matrices(batch, claims, tol, passes)
+        return _from_probes(batch, U, S, V, claims, tol, passes)
+
+
+def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Completeness]:
+    fresh = []
+    for matrix, claim in zip(Materialisation(batch).run(), claims, strict=True):
+        scale = safe_scale(matrix)
+        values = torch.linalg.svdvals(matrix * scale)
+        floor = noise_floor(epsilon(batch.operator_dtype), float(values[0]), passes)
+        fresh.append(claim_of_spectrum(values, claim.k, tol=tol, floor=floor, scale=scale, seed=claim.seed))
+    return fresh
+
+
+def _from_probes(
+    batch: CountingBatch,
+    U: Sequence[Tensor],
+    S: Sequence[Tensor],
+    V: Sequence[Tensor],
+    claims: Sequence[Completeness],
+    tol: float,
+    passes: int,
+) -> list[Completeness]:
+    lefts, rights = ([block.to(batch.device, batch.dtype).T for block in blocks] for blocks in (U, V))
+    pushed = batch.apply(Direction.FORWARD, list(enumerate(rights)))
+    pulled = batch.apply(Direction.TRANSPOSED, list(enumerate(lefts)))
+    eps = epsilon(batch.operator_dtype)
+    probes, scales = [], []
+    for index, claim in enumerate(claims):
+        scale = safe_scale(S[index])
+        values = to_numpy(S[index] * scale)
+        products = pushed[index] * scale, pulled[index] * scale
+        deflation = Deflation.of(values, lefts[index], rights[index], *products)
+        probes.append(Probe(deflation, batch.shapes[index], eps=eps, seed=claim.seed, number=claim.number))
+        scales.append(scale)
+    _follow(batch, probes, scales, claims)
+    fresh = []
+    for probe, scale, claim in zip(probes, scales, claims, strict=True):
+        floor = noise_floor(eps, float(probe.deflation.values[0]), passes)
+        fresh.append(stated(probe, k=claim.k, delta=claim.delta, tol=tol, floor=floor, scale=scale))
+    return fresh
+
+
+def _follow(
+    batch: CountingBatch, probes: Sequence[Probe], scales: Sequence[float], claims: Sequence[Completeness]
+) -> None:
+    """Take the recorded steps, all operators in passes that they share."""
+    direction = Direction.FORWARD
+    while True:
+        going = [index for index, probe in enumerate(probes) if _goes_on(probe, claims[index])]
+        if not going:
+            return
+        turn = [(i, probe.row) for i in going if (probe := probes[i]).direction is direction and probe.row is not None]
+        for (index, _), product in zip(turn, batch.apply(direction, turn) if turn else [], strict=True):
+            probes[index].absorb(product.to(torch.float64) * scales[index])
+        direction = direction.other
+
+
+def _goes_on(probe: Probe, claim: Completeness) -> bool:
+    """Whether steps are left; begins the next vector where those of the latest have been taken."""
+    if probe.row is not None and len(probe.coefficients) < claim.steps[len(probe.steps) - 1]:
+        return True
+    if len(probe.steps) < len(claim.steps):
+        probe.draw()
+        return probe.row is not None
+    return False
