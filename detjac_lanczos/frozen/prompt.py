@@ -79,6 +79,8 @@ def read_prompts(
             raise InputError("the list of prompts is empty; give at least one prompt")
         prompts = [_from_text(loaded, text, chat, add_special_tokens) for text in texts]
     else:
+        if chat:
+            raise InputError("chat goes with a prompt of text; give input_ids or inputs_embeds without it")
         rows = _rows_of_ids(input_ids) if inputs_embeds is None else _rows_of_embeds(loaded, inputs_embeds)
         config = loaded.model.config.get_text_config()
         prompts = [
@@ -107,14 +109,26 @@ def _from_text(loaded: LoadedModel, text: Any, chat: bool, add_special_tokens: b
     if tokenizer is None:
         raise InputError("this model has no tokenizer; give one to load_model, or give input_ids")
     if chat:
-        if not tokenizer.chat_template:
-            raise InputError("this tokenizer has no chat template; leave chat off")
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
+        ids = _through_chat_template(tokenizer, text)
     else:
         ids = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
     return _from_ids(loaded, ids, text)
+
+
+def _through_chat_template(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of one user turn, up to where the model answers; the template brings its own special tokens."""
+    from jinja2 import TemplateError
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("this tokenizer has no chat template; leave chat off")
+    turn = [{"role": "user", "content": text}]
+    try:
+        filled = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)
+    except (TemplateError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"the chat template takes no single user turn ({reason}); leave chat off") from error
+    ids: list[int] = filled["input_ids"]
+    return ids
 
 
 def _from_ids(

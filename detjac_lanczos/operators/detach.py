@@ -49,8 +49,9 @@ def detach(
         Which factor of a gated MLP act(Wx) ∘ (Zx) is frozen: the activation (the paper's equations), the linear
         factor, or the mean of both maps. Each reproduces y exactly.
     chat : bool
-        Put the prompt through the tokenizer's chat template.
+        Put the prompt through the tokenizer's chat template, as one turn of the user that the model is to answer.
     add_special_tokens : bool
+        Whether the tokenizer adds its own, such as one for the beginning; a chat template always brings its own.
     input_ids : integers of shape (positions,) or (prompts, positions), or one list per prompt, optional
         In place of a prompt.
     inputs_embeds : Tensor, shape (positions, d) or (prompts, positions, d), or one tensor per prompt, optional

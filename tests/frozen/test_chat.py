@@ -1,0 +1,84 @@
+"""A chat prompt is one user turn in the tokenizer's template, begun once, up to where the model answers."""
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.operators import detach
+from tests import tiny_models
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<user>", "<assistant>", "<system>"]
+WORDS = [*SPECIAL, "the", "bridge", "is", "out"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}> {{ m.content }} {{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tokenizer(template: Any) -> Any:
+    """Return a tokenizer that begins every text with <s>, as many do."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=SPECIAL[3:],
+        chat_template=template,
+    )
+
+
+def loaded(template: Any = TEMPLATE) -> LoadedModel:
+    return load_model(tiny_models.llama(), tokenizer(template))
+
+
+def test_a_chat_prompt_is_one_turn_that_waits_for_its_answer() -> None:
+    network = detach(loaded(), ["the bridge is out", "out"], chat=True)
+    tokens = [[WORDS[i] for i in prompt.ids] for prompt in network.prompts]
+    assert tokens == [
+        ["<s>", "<user>", "the", "bridge", "is", "out", "</s>", "<assistant>"],
+        ["<s>", "<user>", "out", "</s>", "<assistant>"],
+    ]
+    assert [prompt.text for prompt in network.prompts] == ["the bridge is out", "out"]
+    same = detach(loaded(), "out", chat=True, add_special_tokens=False)
+    assert same.prompts[0].ids == network.prompts[1].ids
+
+
+def test_a_plain_prompt_is_begun_by_the_tokenizer() -> None:
+    assert detach(loaded(), "the bridge").prompts[0].ids == (1, 6, 7)
+    assert detach(loaded(), "the bridge", add_special_tokens=False).prompts[0].ids == (6, 7)
+
+
+def test_the_default_of_several_templates_is_taken() -> None:
+    network = detach(loaded({"default": TEMPLATE, "tool_use": "the"}), "out", chat=True)
+    assert network.prompts[0].ids == (1, 3, 9, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "no chat template; leave chat off"),
+        ("{{ raise_exception('a system turn comes first') }}", r"\(a system turn comes first\); leave chat off"),
+        ("{% for %}", "takes no single user turn"),
+        ({"tool_use": TEMPLATE}, "takes no single user turn"),
+    ],
+)
+def test_templates_that_cannot_be_used_are_one_line(template: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        detach(loaded(template), "out", chat=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_chat_goes_with_text() -> None:
+    with pytest.raises(InputError, match="chat goes with a prompt of text"):
+        detach(loaded(), input_ids=[6, 7], chat=True)
+    with pytest.raises(InputError, match="no tokenizer"):
+        detach(load_model(tiny_models.llama()), "out", chat=True)
