@@ -10,7 +10,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.families import FAMILIES, family_of
+from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import Structure, recognise
 from detjac_lanczos.frozen.words import Freeze
@@ -19,7 +19,6 @@ from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.pinned import PinnedNetwork
 from detjac_lanczos.operators.self_check import check
-from detjac_lanczos.operators.text_check import require_text_decoder
 
 
 def detach(
@@ -116,8 +115,6 @@ def detach(
         return PinnedNetwork.attach(loaded, family, prompts, freeze)
     coefficients, streams = capture(loaded.model, family, prompts, freeze)
     network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams)
-    if family not in FAMILIES:
-        require_text_decoder(network)
     check(network)
     return network
 
