@@ -41,6 +41,16 @@ def expert(layer: int, expert: int) -> Expert:
     return Expert(layer, expert)
 
 
+def name_of(item: Head | Expert | Place) -> str:
+    """Return the short name of what is switched off: "head.3.1", "expert.2.7", "mlp.5"."""
+    match item:
+        case Head(layer, index):
+            return f"head.{layer}.{index}"
+        case Expert(layer, index):
+            return f"expert.{layer}.{index}"
+    return f"{item.kind}.{item.index}"
+
+
 def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
     """Put copies of the coefficients in place that are zero where a head, an expert or a branch was.
 

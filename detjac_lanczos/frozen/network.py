@@ -16,7 +16,7 @@ from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.capture import Streams, branch_values
 from detjac_lanczos.frozen.declare import Family, Stream
-from detjac_lanczos.frozen.drop import Expert, Head, switch_off
+from detjac_lanczos.frozen.drop import Expert, Head, name_of, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_from_afar, device_of
@@ -47,7 +47,7 @@ class FrozenNetwork:
     streams : Streams
         Values of the nonlinear forward pass.
     dropped : frozenset of str
-        Branches switched off by `replace`, "attention.3": their biases are left out too.
+        What `replace` switched off: "head.3.1", "expert.2.7", "attention.3"; a branch leaves with its biases.
     """
 
     loaded: LoadedModel
@@ -67,9 +67,10 @@ class FrozenNetwork:
     def __repr__(self) -> str:
         """One line: model, family, prompts and what is frozen."""
         dtype = str(self.dtype).removeprefix("torch.")
+        without = f", without {', '.join(sorted(self.dropped))}" if self.dropped else ""
         return (
             f"{type(self).__name__}({self.loaded.name!r}, family={self.family.name!r}, tokens={self.lengths}, "
-            f"freeze={self.freeze!r}, {dtype})"
+            f"freeze={self.freeze!r}, {dtype}{without})"
         )
 
     @classmethod
@@ -269,7 +270,10 @@ class FrozenNetwork:
         return forward(program, rows, layout, affine=True)[0]
 
     def replace(
-        self, coefficients: Mapping[str, Tensor] | None = None, *, drop: Iterable[Head | Expert | Place] = ()
+        self,
+        coefficients: Mapping[str, Tensor] | None = None,
+        *,
+        drop: Head | Expert | Place | Iterable[Head | Expert | Place] = (),
     ) -> Self:
         """Return a new network with some coefficients changed; this one stays as it is.
 
@@ -295,10 +299,9 @@ class FrozenNetwork:
                 raise InputError(f"cannot replace {name}: folding moved it into a gate or mixing; replace that instead")
             changed[name] = value.to(changed[name])
         dropped = set(self.dropped)
-        for item in drop:
+        for item in (drop,) if isinstance(drop, Head | Expert | Place) else drop:
             switch_off(changed, item, self.blocks)
-            if isinstance(item, Place):
-                dropped.add(f"{item.kind}.{item.index}")
+            dropped.add(name_of(item))
         return type(self)(
             self.loaded, self.family, self.prompts, self.freeze, changed, self.streams, frozenset(dropped)
         )

@@ -17,6 +17,21 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.adapters import is_adapted, require_readable_adapters, without_adapters
 
 _NAMED_AT_MOST = 4
+_KINDS = {
+    "Mamba": "a state-space layer",
+    "DeltaNet": "linear attention",
+    "Rwkv": "a recurrence",
+    "Recurrent": "a recurrence",
+    "AltUp": "stacked residual streams",
+    "Laurel": "a low-rank branch of its own",
+    "Gemma4": "per-layer embeddings",
+    "Experts": "routed experts",
+    "Moe": "routed experts",
+    "MoE": "routed experts",
+    "Router": "routed experts",
+    "Conv1d": "a convolution",
+}
+"""What classes are, by a part of their name."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +84,17 @@ def recognise(model: nn.Module) -> Structure:
     if search.unknown:
         # One of a kind is enough.
         kinds = list({type(module).__name__: (place, module) for place, module in reversed(search.unknown)}.items())
-        named = [f"{place} ({kind})" for kind, (place, _) in reversed(kinds)]
+        named = [f"{_in_words(kind)}{place} ({kind})" for kind, (place, _) in reversed(kinds)]
         more = "" if len(named) <= _NAMED_AT_MOST else f" and {len(named) - _NAMED_AT_MOST} more"
         raise UnsupportedModelError(f"not understood: {', '.join(named[:_NAMED_AT_MOST])}{more}")
     if not search.attentions:
         raise UnsupportedModelError(f"{path} holds no attention that goes through transformers' attention interface")
     return Structure(decoder, blocks, tuple(search.norms), tuple(search.attentions), tuple(search.mlps))
+
+
+def _in_words(kind: str) -> str:
+    """Return what a class is in words, where its name says so."""
+    return next((f"{words} at " for part, words in _KINDS.items() if part in kind), "")
 
 
 @dataclass

@@ -104,6 +104,7 @@ class Jacobian(MatrixFree):
             "position": self.position,
             "token": "joint" if self.token is None else self.token,
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({"switched_off": sorted(network.dropped)} if network.dropped else {}),
         }
 
     def _sum(self) -> Tensor:

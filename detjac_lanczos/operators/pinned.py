@@ -177,7 +177,10 @@ class PinnedNetwork(DetachedNetwork):
         raise UnsupportedModelError(f"{self.family.name} runs through its own modules and has no program of maps")
 
     def replace(
-        self, coefficients: Mapping[str, Tensor] | None = None, *, drop: Iterable[Head | Expert | Place] = ()
+        self,
+        coefficients: Mapping[str, Tensor] | None = None,
+        *,
+        drop: Head | Expert | Place | Iterable[Head | Expert | Place] = (),
     ) -> Self:
         """Refuse: nothing can be switched off in a recognised decoder."""
         raise UnsupportedModelError(f"nothing can be replaced or dropped in {self.family.name}: no family declares it")

@@ -69,6 +69,8 @@ def test_what_is_not_understood_is_one_line(folder: Path) -> None:
     loaded = load_model(folder)
     convolution = torch.nn.Conv1d(64, 64, 1)
     loaded.model.model.layers[2].mlp = convolution
-    with pytest.raises(UnsupportedModelError, match=r"not understood: model\.layers\.2\.mlp \(Conv1d\)") as caught:
+    with pytest.raises(
+        UnsupportedModelError, match=r"not understood: a convolution at model\.layers\.2\.mlp \(Conv1d\)"
+    ) as caught:
         analyze(load_model(loaded.model, loaded.tokenizer), PROMPT, k=2)
     assert "\n" not in str(caught.value)

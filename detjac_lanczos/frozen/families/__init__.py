@@ -66,5 +66,5 @@ def family_of(model: nn.Module) -> Family:
             return family
     if inside := family_inside(whole, FAMILIES):
         return inside
-    known = "; ".join(f"{family.name} ({', '.join(family.classes)})" for family in FAMILIES)
+    known = ", ".join(family.name for family in FAMILIES)
     raise UnsupportedModelError(f"the family of {type(whole).__name__} is not supported; supported: {known}")
