@@ -18,6 +18,7 @@ from bench import memory
 from bench.floor_ratio import ratios
 from bench.measure import in_turns, middle
 from bench.roads import Job, autograd, glued, ours, residual, value_error
+from bench.wide_models import WIDE
 from bench.widen import widen
 from detjac_lanczos.cli import Parser
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for, print a table, write the figures."""
     parser = Parser(prog="detjac bench", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--parts", default="roads,glued,auto,floor,memory,gemma,seeds", help="comma-separated (default: all)"
+        "--parts", default="roads,glued,auto,floor,families,memory,gemma,seeds", help="comma-separated (default: all)"
     )
     parser.add_argument("--widen", default="1,2", help="widenings of SmolLM2 (default: 1,2; 4 needs 20 GB)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of the fast roads (default: 5)")
@@ -154,13 +155,22 @@ def _auto_at(loaded: Any, tokens: int) -> dict[str, Any]:
     return {"tokens": tokens, "chosen": chosen, **times, "ratio": times["auto"] / min(times["lanczos"], times["dense"])}
 
 
+_SWEEP = (
+    "sweep of {rows:3.0f} rows: forward {forward:.1f} ms = {forward_ratio:.2f}× its GEMMs, "
+    "transposed {transposed:.1f} ms = {transposed_ratio:.2f}×"
+)
+
+
 def _floor(loaded: Any, ids: list[int]) -> tuple[list[dict[str, float]], list[str]]:
     rows = ratios(loaded.model, ids, widths=(2, 4, 8))
-    line = (
-        "sweep of {rows:3.0f} rows: forward {forward:.1f} ms = {forward_ratio:.2f}× its GEMMs, "
-        "transposed {transposed:.1f} ms = {transposed_ratio:.2f}×"
-    )
-    return rows, [line.format(**row) for row in rows]
+    return rows, [_SWEEP.format(**row) for row in rows]
+
+
+def _families(loaded: Any, ids: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Run sweeps of wide random models, one of each kind of family, over a prompt as long."""
+    prompt = list(range(len(ids)))
+    rows = [{"family": name, **row} for name, make in WIDE.items() for row in ratios(make(), prompt, widths=(4, 8))]
+    return rows, [("{family:11s} " + _SWEEP).format(**row) for row in rows]
 
 
 def _memory(loaded: Any, ids: list[int]) -> tuple[dict[str, float], list[str]]:
@@ -221,7 +231,15 @@ def _seeds(loaded: Any, ids: list[int]) -> tuple[list[dict[str, Any]], list[str]
     return rows, [line.format(**row) for row in rows]
 
 
-_PARTS = {"glued": _glued, "auto": _auto, "floor": _floor, "memory": _memory, "gemma": _gemma, "seeds": _seeds}
+_PARTS = {
+    "glued": _glued,
+    "auto": _auto,
+    "floor": _floor,
+    "families": _families,
+    "memory": _memory,
+    "gemma": _gemma,
+    "seeds": _seeds,
+}
 
 
 def _machine() -> dict[str, Any]:

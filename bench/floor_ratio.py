@@ -1,34 +1,40 @@
 """A sweep against its floor, both directions."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import detjac_lanczos as dl
-from bench.floor import gemms
+from bench.floor import Floor
 from bench.measure import in_turns, middle
+from detjac_lanczos.frozen.layout import Layout
+from detjac_lanczos.frozen.places import target_place
 
 
 def ratios(model: Any, ids: list[int], widths: tuple[int, ...], repeats: int = 31) -> list[dict[str, float]]:
     """Return, per width of the blocks of all tokens in lockstep, milliseconds of the sweep and of its floor."""
-    batch = dl.detach((model, None), input_ids=ids).jacobians()
-    d, n = model.config.hidden_size, len(ids)
+    network = dl.detach((model, None), input_ids=ids)
+    batch = network.jacobians()
+    program = network.program(-1, target_place("output", network.blocks))
     table = []
     for width in widths:
-        rows = width * n * (n + 1) // 2
-        blocks = [(i, torch.randn(d, width)) for i in range(n)]
+        segments = [replace(operator.segment, width=width) for operator in batch.operators]
+        layout = Layout(segments, network.lengths, network.device)
+        inputs = [(i, torch.randn(program.d_in, width)) for i in range(len(batch))]
+        cotangents = [(i, torch.randn(program.d_out, width)) for i in range(len(batch))]
         roads = {
-            "forward": lambda blocks=blocks: batch.matmat(blocks),
-            "forward floor": lambda rows=rows: gemms(model, rows, n, transposed=False),
-            "transposed": lambda blocks=blocks: batch.rmatmat(blocks),
-            "transposed floor": lambda rows=rows: gemms(model, rows, n, transposed=True),
+            "forward": lambda inputs=inputs: batch.matmat(inputs),
+            "forward floor": Floor(program, layout, transposed=False),
+            "transposed": lambda cotangents=cotangents: batch.rmatmat(cotangents),
+            "transposed floor": Floor(program, layout, transposed=True),
         }
         in_turns(roads, dict.fromkeys(roads, 2))
         seconds = in_turns(roads, dict.fromkeys(roads, repeats))
         times = {name: 1e3 * middle(s) for name, s in seconds.items()}
         table.append(
             {
-                "rows": rows,
+                "rows": layout.rows,
                 **times,
                 "forward_ratio": _paired(seconds["forward"], seconds["forward floor"]),
                 "transposed_ratio": _paired(seconds["transposed"], seconds["transposed floor"]),

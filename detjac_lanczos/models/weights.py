@@ -172,9 +172,10 @@ class PerHeadWeight(UnfusedWeight):
 
     def product_transposed(self, y: Tensor) -> Tensor:
         """Return ``y W``: (R, heads · rows) to (R, d)."""
-        total = y.new_zeros(len(y), self.shape[1])
-        for part, head in zip(y.chunk(len(self.parameter), dim=1), self.parameter, strict=True):
-            total.addmm_(part, head)
+        parts = y.chunk(len(self.parameter), dim=1)
+        total = linear_transposed(parts[0], self.parameter[0])
+        for part, head in zip(parts[1:], self.parameter[1:], strict=True):
+            torch.addmm(total, part, head, out=total)
         return total
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:

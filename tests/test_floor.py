@@ -1,0 +1,36 @@
+"""The floor that sweeps are timed against multiplies exactly as much as they do."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import detjac_lanczos as dl
+from bench.floor import Floor
+from detjac_lanczos.frozen.layout import Layout
+from detjac_lanczos.frozen.places import target_place
+from tests.tiny_models import DENSE, LENGTH, prompt_ids
+from tests.tiny_models.moe import MOE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MODELS = DENSE | MOE
+WIDTH = 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_floor_of_a_sweep_is_its_products(name: str, transposed: bool) -> None:
+    network = dl.detach((MODELS[name](torch.float64), None), input_ids=prompt_ids(LENGTH))
+    batch = network.jacobians()
+    program = network.program(-1, target_place("output", network.blocks))
+    layout = Layout([replace(j.segment, width=WIDTH) for j in batch.operators], network.lengths, network.device)
+    floor = Floor(program, layout, transposed=transposed)
+    product, size = (batch.rmatmat, program.d_out) if transposed else (batch.matmat, program.d_in)
+    blocks = [(i, torch.ones(size, WIDTH, dtype=torch.float64)) for i in range(len(batch))]
+    with FlopCounterMode(display=False) as sweep:
+        product(blocks)
+    with FlopCounterMode(display=False) as alone:
+        floor()
+    assert sweep.get_total_flops() == alone.get_total_flops() > 0
