@@ -54,10 +54,11 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     if not clear:
         per_pass, per_row = _rates_of_lanczos(lockstep) if fewer else _rates_of_dense(dense)
         svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
+        measured = batch.settle({"seconds_per_pass": per_pass, "seconds_per_row": per_row, "svd_seconds": svds})
+        per_pass, per_row, svds = measured.values()
         lanczos_seconds = forecast.lanczos_passes * per_pass + forecast.lanczos_rows * per_row
         dense_seconds = forecast.dense_passes * per_pass + forecast.dense_rows * per_row + svds
         fewer = lanczos_seconds <= dense_seconds
-        measured = {"seconds_per_pass": per_pass, "seconds_per_row": per_row, "svd_seconds": svds}
         why += (
             f"; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row and the SVDs {svds:.2f} s: "
             f"{lanczos_seconds:.2f} s expected against {dense_seconds:.2f} s"

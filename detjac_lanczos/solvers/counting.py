@@ -1,15 +1,17 @@
 """Every product of a solve goes through here: it is counted, and its answer is checked."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import OperatorError
+from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.solvers.journal import Journal
 from detjac_lanczos.solvers.operator import OperatorBatch, SummingBatch
-from detjac_lanczos.solvers.rounding import working_dtype
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, working_dtype
 
 
 class Direction(Enum):
@@ -24,12 +26,27 @@ class Direction(Enum):
         return Direction.TRANSPOSED if self is Direction.FORWARD else Direction.FORWARD
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass returned; ``seconds`` is None where it was made now and not read from a journal."""
+
+    products: list[Tensor]
+    began: float
+    seconds: float | None
+
+
 class CountingBatch:
     """A batch seen by the solvers: blocks are rows, products come back in working precision, all is counted.
 
     One call is one pass. Blocks go out in the operator's dtype: the rounding that they suffer is the operator's own.
     Products of the wrong shape, dtype or device raise; non-finite ones are noted in ``nonfinite``, so that one
     operator's overflow does not end the others' solve.
+
+    Parameters
+    ----------
+    batch : OperatorBatch
+    journal : Journal, optional
+        Where passes are written down, and those of an earlier run of the same solve are read.
 
     Attributes
     ----------
@@ -45,8 +62,9 @@ class CountingBatch:
         A sentence for each operator that returned NaN or infinity.
     """
 
-    def __init__(self, batch: OperatorBatch) -> None:
+    def __init__(self, batch: OperatorBatch, journal: Journal | None = None) -> None:
         self.batch = batch
+        self.journal = journal
         self.shapes = [(int(rows), int(columns)) for rows, columns in batch.shapes]
         self.operator_dtype = batch.dtype
         self.dtype = working_dtype(batch.dtype)
@@ -88,10 +106,11 @@ class CountingBatch:
         OperatorError
             A product has the wrong shape, dtype or device.
         """
-        began = time.perf_counter()
-        columns = [(index, rows.to(self.operator_dtype).T) for index, rows in blocks]
         forward = direction is Direction.FORWARD
-        products = self.batch.matmat(columns) if forward else self.batch.rmatmat(columns)
+        apply, where = (self.batch.matmat if forward else self.batch.rmatmat), [index for index, _ in blocks]
+        way, sent = f"{direction.value} {where}", [rows.to(self.operator_dtype).T for _, rows in blocks]
+        made = self._begin(way, sent, lambda: apply(list(zip(where, sent, strict=True))))
+        products = made.products
         if len(products) != len(blocks):
             raise OperatorError(f"a {direction.value} pass of {len(blocks)} blocks returned {len(products)} of them")
         swept = 0.0
@@ -105,14 +124,14 @@ class CountingBatch:
             self._checked(index, direction, rows.shape[0], product)
             for (index, rows), product in zip(blocks, products, strict=True)
         ]
-        self.sweeps.append((swept, time.perf_counter() - began))
+        self._end(way, sent, made, swept)
         return checked
 
     def apply_shared(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to the same rows ``(b, d_out)`` in one pass; returns one ``(b, d_in)`` for each."""
-        began = time.perf_counter()
-        products = self.batch.rmatmat_shared(rows.to(self.operator_dtype).T)
-        width = rows.shape[0]
+        block, width = rows.to(self.operator_dtype).T, rows.shape[0]
+        made = self._begin("shared", [block], lambda: self.batch.rmatmat_shared(block))
+        products = made.products
         if len(products) != len(self):
             raise OperatorError(f"a shared pass over {len(self)} operators returned {len(products)} blocks")
         for index in range(len(self)):
@@ -120,7 +139,7 @@ class CountingBatch:
             self.passes[index] += 1
             self.row_sweeps[index] += width * self.shared_cost / len(self)
         checked = [self._checked(index, Direction.TRANSPOSED, width, block) for index, block in enumerate(products)]
-        self.sweeps.append((width * self.shared_cost, time.perf_counter() - began))
+        self._end("shared", [block], made, width * self.shared_cost)
         return checked
 
     def apply_sum(self, blocks: Sequence[tuple[int, Tensor]]) -> Tensor:
@@ -138,19 +157,56 @@ class CountingBatch:
         """
         if not isinstance(self.batch, SummingBatch):
             return torch.stack(self.apply(Direction.FORWARD, blocks)).sum(dim=0)
-        began = time.perf_counter()
-        product = self.batch.matmat_sum([(index, rows.to(self.operator_dtype).T) for index, rows in blocks])
+        add, where = self.batch.matmat_sum, [index for index, _ in blocks]
+        way, sent = f"sum {where}", [rows.to(self.operator_dtype).T for _, rows in blocks]
+        made = self._begin(way, sent, lambda: [add(list(zip(where, sent, strict=True)))])
         width = blocks[0][1].shape[0]
         for index, _ in blocks:
             self.forward[index] += width
             self.passes[index] += 1
             self.row_sweeps[index] += width * self.shared_cost / len(blocks)
-        checked = self._checked(blocks[0][0], Direction.FORWARD, width, product)
+        checked = self._checked(blocks[0][0], Direction.FORWARD, width, made.products[0])
         if blocks[0][0] in self.nonfinite:
             for index, _ in blocks:
                 self.nonfinite.setdefault(index, f"operator {index}: a sum of products holds NaN or infinite values")
-        self.sweeps.append((width * self.shared_cost, time.perf_counter() - began))
+        self._end(way, sent, made, width * self.shared_cost)
         return checked
+
+    def settle(self, timed: dict[str, float]) -> dict[str, float]:
+        """Return what decisions are made of: ``timed``, or what was timed when a journaled solve first came here."""
+        if self.journal is None:
+            return timed
+        if self.journal.decision is None:
+            self.journal.decide(timed)
+        return self.journal.decision or timed
+
+    def _begin(self, way: str, sent: list[Tensor], make: Callable[[], list[Tensor]]) -> _Pass:
+        began = time.perf_counter()
+        known = None if self.journal is None else self.journal.read(way, sent, self.device)
+        if known is not None:
+            if not self.sweeps:
+                self._recognise(way, sent[0], known[0][0])
+            return _Pass(known[0], began, known[1])
+        return _Pass(make(), began, None)
+
+    def _end(self, way: str, sent: list[Tensor], made: _Pass, rows: float) -> None:
+        seconds = made.seconds
+        if seconds is None:
+            seconds = time.perf_counter() - made.began
+            if self.journal is not None:
+                self.journal.write(way, sent, made.products, seconds)
+        self.sweeps.append((rows, seconds))
+
+    def _recognise(self, way: str, block: Tensor, stored: Tensor) -> None:
+        """Send one column of the first pass again, uncounted: a journal is of use to the operators that wrote it."""
+        apply = self.batch.matmat if way.startswith(Direction.FORWARD.value) else self.batch.rmatmat
+        index = 0 if way == "shared" else int(way.split("[")[1].split(",")[0].rstrip("]"))
+        again = apply([(index, block[:, :1])])[0].double()
+        bound = adjoint_bound(epsilon(self.operator_dtype), max(self.shapes[index])) * float(again.norm())
+        if not float((again - stored[:, :1].double()).norm()) <= bound:
+            raise InputError(
+                "the checkpoint is of another operator: its first product does not come out again; give a new folder"
+            )
 
     def _checked(self, index: int, direction: Direction, width: int, product: Tensor) -> Tensor:
         d_out, d_in = self.shapes[index]
@@ -166,4 +222,4 @@ class CountingBatch:
             raise OperatorError(f"{where}: the product is on {product.device} and the operator on {self.device}")
         if index not in self.nonfinite and not bool(torch.isfinite(product).all()):
             self.nonfinite[index] = f"{where}: the product holds NaN or infinite values"
-        return product.T.to(self.dtype)
+        return product.T.to(self.dtype).contiguous()

@@ -19,7 +19,7 @@ class Survey:
     share costs few rows (``shared_cost``), either way; the question is which m directions to spend.
 
     They are chosen to hold the k leading left vectors of all operators at once. With s, V the leading values and right
-    vectors (rows) of B_i, what Q lacks of their images is R_i = (I - QᵀQ) A_i Vᵀ. Weighted by W_i = diag(s_j / s_1²),
+    vectors (rows) of B_i, what Q lacks of their images is R_i = (I - QᵀQ) A_i Vᵀ. Weighted by W_i = diag(s_j² / s_1³),
     relative and the leading ones first, these stand side by side in one matrix
 
         R = [R_1 W_1, R_2 W_2, …].
@@ -100,7 +100,7 @@ class Survey:
         for index in self.sound:
             values, right = self._triplets(index)
             first = values[0].clamp_min(torch.finfo(values.dtype).tiny)
-            weighted.append((values / first)[:, None] * right / first)
+            weighted.append(((values / first) ** 2)[:, None] * right / first)
             sketches.append(weighted[-1] @ self._images[index].T)
             lengths = (right @ self._images[index].T).square().mean(dim=1).sqrt()
             lacking |= bool((lengths > self.options.tol * values + deflation_threshold(self.eps, float(first))).any())

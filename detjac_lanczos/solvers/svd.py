@@ -1,5 +1,6 @@
 """The two front doors: ``svd`` of one operator and ``svd_batch`` of many."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import solve_dense
 from detjac_lanczos.solvers.finish import Road
+from detjac_lanczos.solvers.journal import open_journal
 from detjac_lanczos.solvers.lanczos import solve_lanczos
-from detjac_lanczos.solvers.operator import OperatorBatch
 from detjac_lanczos.solvers.options import Callback, Options, check_fit, check_options
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
@@ -41,6 +42,7 @@ def svd(
     certify: str | None = "triplets",
     delta: float = 1e-6,
     choices: dict[str, Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> SVDResult:
     """Find the k leading singular triplets of a linear operator, with measured residuals.
@@ -72,6 +74,9 @@ def svd(
         Probability over the probes, for each operator, that the claim "complete" makes is wrong.
     choices : dict, optional
         ``SVDResult.choices`` of an earlier solve, to repeat its decisions instead of timing again.
+    checkpoint : path, optional
+        A folder in which every pass is written down as it is made. The same call with the same folder goes on where an
+        earlier one was cut off, and gives the same result bit for bit. It may be deleted once there is a result.
     callback : callable, optional
         Called with a :class:`Progress` after every pass.
 
@@ -98,6 +103,7 @@ def svd(
         certify=certify,
         delta=delta,
         choices=choices,
+        checkpoint=checkpoint,
         callback=callback,
     )[0]
 
@@ -115,6 +121,7 @@ def svd_batch(
     certify: str | None = "triplets",
     delta: float = 1e-6,
     choices: dict[str, Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> list[SVDResult]:
     """Find the k leading singular triplets of every operator of a batch, in lockstep.
@@ -160,13 +167,13 @@ def svd_batch(
         delta=float(delta) if certify == "complete" else None,
     )
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
-        return _solve(operators, options, method, decided, certified=certify is not None)
+        journal = open_journal(checkpoint, operators, options, method=method, certify=certify, choices=decided)
+        return _solve(CountingBatch(operators, journal), options, method, decided, certified=certify is not None)
 
 
 def _solve(
-    operators: OperatorBatch, options: Options, method: str, decided: dict[str, Any], *, certified: bool
+    counted: CountingBatch, options: Options, method: str, decided: dict[str, Any], *, certified: bool
 ) -> list[SVDResult]:
-    counted = CountingBatch(operators)
     if method == "auto":
         return solve_auto(counted, options, certify=certified)
     why = "as chosen before" if "method" in decided else "asked for"

@@ -1,0 +1,194 @@
+"""A solve on disk: every pass and decision is written down as it is made, and read back instead of made again.
+
+All else in a solve follows from its options, its seed and what the operators returned. So a solve that was cut off
+anywhere goes on from its journal bit for bit: it runs again from the start, takes the passes that are written down from
+there, and asks the operators only for those that are not.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from detjac_lanczos.errors import InputError, RunFileError
+from detjac_lanczos.solvers.operator import OperatorBatch
+from detjac_lanczos.solvers.options import Options
+
+FORMAT = 1
+KIND = "detjac solve"
+_HEADER = "solve.json"
+_DECISION = "decision.json"
+
+
+class Journal:
+    """A folder that holds a solve in the making: ``solve.json``, one safetensors file a pass, and ``decision.json``.
+
+    Files are written under another name and renamed, so each is whole or absent. A pass is read back only for the very
+    blocks that it was made of; where a block differs (another processor or library rounds differently), the pass and
+    all that follow it are made again.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it does not exist.
+    header : dict
+        The options of the solve, as plain data.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written, or holds something else, or the journal of a solve with other options.
+    RunFileError
+        The journal was written by a newer version.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], header: dict[str, Any]) -> None:
+        self.folder = Path(folder).expanduser().resolve()
+        self._next = 0
+        self._replaying = True
+        self._open(json.loads(json.dumps({"kind": KIND, "format": FORMAT, **header})))
+
+    def read(self, way: str, blocks: Sequence[Tensor], device: torch.device) -> tuple[list[Tensor], float] | None:
+        """Return the products of the next pass and the seconds that it took; None where it has to be made.
+
+        Parameters
+        ----------
+        way : str
+            The kind of pass, and which operators it serves.
+        blocks : sequence of Tensor
+            What is sent.
+        device : torch.device
+            Where products are expected.
+        """
+        if not self._replaying:
+            return None
+        try:
+            with safe_open(self._pass(self._next), "pt", device=str(device)) as file:
+                metadata = file.metadata()
+                if metadata["of"] == digest(way, *blocks):
+                    self._next += 1
+                    count = int(metadata["products"])
+                    return [file.get_tensor(str(index)) for index in range(count)], float(metadata["seconds"])
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            # Missing or damaged: this pass is made again, like one that was never written down.
+            pass
+        self._end_replay()
+        return None
+
+    def write(self, way: str, blocks: Sequence[Tensor], products: Sequence[Tensor], seconds: float) -> None:
+        """Write a pass down."""
+        whole = torch.contiguous_format
+        tensors = {str(index): product.clone(memory_format=whole) for index, product in enumerate(products)}
+        metadata = {"of": digest(way, *blocks), "products": str(len(products)), "seconds": repr(seconds)}
+        self._whole(self._pass(self._next), lambda path: save_file(tensors, path, metadata=metadata))
+        self._next += 1
+
+    @property
+    def decision(self) -> dict[str, Any] | None:
+        """What was decided by timing, None before it was."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / _DECISION).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def decide(self, decision: dict[str, Any]) -> None:
+        """Write down what was decided by timing."""
+        self._whole(self.folder / _DECISION, lambda path: path.write_text(json.dumps(decision), "utf-8"))
+
+    def _open(self, header: dict[str, Any]) -> None:
+        place = self.folder / _HEADER
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not place.exists():
+                if any(entry.name[0] != "." for entry in self.folder.iterdir()):
+                    raise InputError(f"{self.folder} holds no solve but other files: give a new or empty folder")
+                self._whole(place, lambda path: path.write_text(json.dumps(header, indent=1), "utf-8"))
+            text = place.read_text("utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder} ({error.strerror}): give another folder") from error
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise RunFileError(f"{place} is damaged ({error}): give a new folder") from error
+        if not isinstance(found, dict) or found.get("kind") != KIND:
+            raise InputError(f"{place} is no solve of ours: give a new or empty folder")
+        if int(found.get("format", 0)) > FORMAT:
+            raise RunFileError(f"{place} has format {found['format']}, newer than {FORMAT}: update detjac-lanczos")
+        for name, value in header.items():
+            if found.get(name) != value:
+                raise InputError(
+                    f"{self.folder} holds a solve with {name} = {found.get(name)!r} instead of {value!r}: repeat its "
+                    "options, or give a new folder"
+                )
+
+    def _end_replay(self) -> None:
+        """Forget the passes that come after those read back: they belong to another course of the solve."""
+        self._replaying = False
+        stale = [path for path in self.folder.glob("pass-*.safetensors") if path >= self._pass(self._next)]
+        for path in stale:
+            path.unlink()
+
+    def _pass(self, number: int) -> Path:
+        return self.folder / f"pass-{number:06d}.safetensors"
+
+    def _whole(self, path: Path, write: Any) -> None:
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            write(beside)
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"cannot write {path} ({error}): make room, or give another folder") from error
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def open_journal(
+    folder: str | os.PathLike[str] | None, operators: OperatorBatch, options: Options, **more: Any
+) -> Journal | None:
+    """Return the journal of a solve with these options, begun or not; None where no folder is given.
+
+    Raises
+    ------
+    InputError, RunFileError
+        As :class:`Journal`.
+    """
+    if folder is None:
+        return None
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(f"checkpoint = {folder!r} names no folder: give a path, or None")
+    plain = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "callback"}
+    header = (
+        plain
+        | more
+        | {
+            "start": None if options.start is None else digest("start", *options.start),
+            "dtype": str(operators.dtype),
+            "operators": len(operators.shapes),
+            "shapes": digest(str([tuple(shape) for shape in operators.shapes])),
+        }
+    )
+    return Journal(folder, header)
+
+
+def digest(*parts: str | Tensor) -> str:
+    """Return a fingerprint of words and of tensors, bit for bit."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.update(f"{tuple(part.shape)} {part.dtype}".encode())
+            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            found.update(part.encode())
+    return found.hexdigest()

@@ -1,0 +1,210 @@
+"""A solve that is cut off anywhere goes on from its journal and ends bit for bit as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detjac_lanczos.errors import InputError, RunFileError
+from detjac_lanczos.solvers import SVDResult, auto, svd, svd_batch
+from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
+
+MATRICES = [
+    matrix(spectrum(name, 40), (90, 40), seed).float() for seed, name in enumerate(["root", "spike", "multiple"])
+]
+SOLVES = {
+    "lanczos": {"method": "lanczos", "block": 2},
+    "complete": {"method": "lanczos", "certify": "complete", "delta": 1e-3},
+    "randomized": {"method": "randomized", "tol": 0.3},
+    "dense": {"method": "dense"},
+    "auto": {},
+    "survey": {"method": "shared_basis"},
+    "scaled": {"method": "lanczos", "scale": 1e-30},
+}
+
+
+class Cut(Exception):
+    """The end of a process, as far as a solve can tell."""
+
+
+class Cutting(SharingBatch):
+    """A batch that shares and adds, and that is cut off at its n-th call."""
+
+    def __init__(self, matrices: list[torch.Tensor], at: int = -1) -> None:
+        super().__init__(matrices, [1.0] * len(matrices))
+        self.at = at
+
+    def count(self) -> None:
+        if len(self.calls) == self.at:
+            raise Cut
+
+    def matmat(self, blocks):
+        self.count()
+        return super().matmat(blocks)
+
+    def rmatmat(self, blocks):
+        self.count()
+        return super().rmatmat(blocks)
+
+    def rmatmat_shared(self, Y):
+        self.count()
+        return super().rmatmat_shared(Y)
+
+    def matmat_sum(self, blocks):
+        self.count()
+        self.calls.append(("sum", [X.shape[1] for _, X in blocks]))
+        return torch.stack([self.matrices[index] @ X for index, X in blocks]).sum(dim=0)
+
+
+def solve(batch: Cutting, name: str, folder: Path | None) -> list[SVDResult]:
+    options = dict(SOLVES[name])
+    scale = options.pop("scale", 1.0)
+    batch.matrices = [A * scale for A in MATRICES]
+    return svd_batch(batch, 4, checkpoint=folder, **options)
+
+
+def assert_same(one: list[SVDResult], other: list[SVDResult]) -> None:
+    for a, b in zip(one, other, strict=True):
+        for name in ("U", "S", "V", "residuals"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)
+        assert (a.status, a.certificate, a.advice, a.choices) == (b.status, b.certificate, b.advice, b.choices)
+        assert (a.work.products, a.work.passes, a.work.row_sweeps) == (
+            b.work.products,
+            b.work.passes,
+            b.work.row_sweeps,
+        )
+
+
+@pytest.mark.parametrize("name", SOLVES)
+def test_cut_off_at_any_pass(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pass is made once, whatever is lost is one pass, and the end is the same in every bit."""
+    monkeypatch.setattr(auto, "_TINY", 0)
+    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.0)
+    whole = Cutting(MATRICES)
+    expected = solve(whole, name, tmp_path / "whole")
+    if name != "auto":
+        assert_same(expected, solve(Cutting(MATRICES), name, None))
+    for at in range(len(whole.calls)):
+        folder = tmp_path / str(at)
+        if name == "auto":
+            # A journal that ends here: what was decided by timing goes with the passes.
+            folder.mkdir()
+            for path in sorted((tmp_path / "whole").iterdir()):
+                if not path.name.startswith("pass") or int(path.stem.split("-")[1]) < at:
+                    (folder / path.name).write_bytes(path.read_bytes())
+        else:
+            with pytest.raises(Cut):
+                solve(Cutting(MATRICES, at), name, folder)
+        again = Cutting(MATRICES)
+        assert_same(expected, solve(again, name, folder))
+        assert len(again.calls) == len(whole.calls) - at + (at > 0)
+
+
+def test_a_finished_solve_asks_for_one_column(tmp_path: Path) -> None:
+    first = solve(Cutting(MATRICES), "lanczos", tmp_path)
+    again = Cutting(MATRICES)
+    assert_same(first, solve(again, "lanczos", tmp_path))
+    assert again.calls == [("transposed", [1])]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "half-written"])
+def test_a_damaged_pass_and_all_after_it_are_made_again(damage: str, tmp_path: Path) -> None:
+    whole = Cutting(MATRICES)
+    expected = solve(whole, "lanczos", tmp_path)
+    path = tmp_path / "pass-000005.safetensors"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"truncated": content[:-7], "emptied": b"", "half-written": content[: len(content) // 2]}[damage]
+        )
+    again = Cutting(MATRICES)
+    assert_same(expected, solve(again, "lanczos", tmp_path))
+    assert len(again.calls) == len(whole.calls) - 5 + 1
+    assert_same(expected, solve(Cutting(MATRICES), "lanczos", tmp_path))
+
+
+def test_a_pass_of_other_blocks_is_not_taken(tmp_path: Path) -> None:
+    """As on another processor, which rounds differently: the stored product belongs to another block."""
+    solve(Cutting(MATRICES), "lanczos", tmp_path)
+    passes = sorted(tmp_path.glob("pass-*"))
+    passes[3].write_bytes(passes[1].read_bytes())
+    again = Cutting(MATRICES)
+    results = solve(again, "lanczos", tmp_path)
+    assert_same(results, solve(Cutting(MATRICES), "lanczos", None))
+    assert len(again.calls) == len(passes) - 3 + 1
+
+
+def test_a_journal_of_another_operator_or_solve_is_refused(tmp_path: Path) -> None:
+    A = MATRICES[0]
+    svd(A, 4, method="lanczos", checkpoint=tmp_path)
+    with pytest.raises(InputError, match="another operator"):
+        svd(1.001 * A, 4, method="lanczos", checkpoint=tmp_path)
+    for options in ({"k": 3}, {"tol": 1e-4}, {"seed": 1}, {"block": 2}, {"method": "dense"}, {"certify": "complete"}):
+        with pytest.raises(InputError, match="repeat its options"):
+            svd(A, **({"k": 4, "method": "lanczos", "checkpoint": tmp_path} | options))
+    for other in (A.double(), A.T, [A, A]):
+        with pytest.raises(InputError, match="repeat its options"):
+            svd_batch(other if isinstance(other, list) else [other], 4, method="lanczos", checkpoint=tmp_path)
+    with pytest.raises(InputError, match="repeat its options"):
+        svd(A, 4, method="lanczos", checkpoint=tmp_path, start=torch.ones(40, 1))
+
+
+def test_folders_that_hold_no_journal_are_left_alone(tmp_path: Path) -> None:
+    A = MATRICES[0]
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="other files"):
+        svd(A, 4, checkpoint=tmp_path)
+    (tmp_path / "thesis.tex").unlink()
+    (tmp_path / "solve.json").write_text("{")
+    with pytest.raises(RunFileError, match="damaged"):
+        svd(A, 4, checkpoint=tmp_path)
+    (tmp_path / "solve.json").write_text(json.dumps({"kind": "detjac solve", "format": 99}))
+    with pytest.raises(RunFileError, match="format 99, newer than"):
+        svd(A, 4, checkpoint=tmp_path)
+    (tmp_path / "solve.json").write_text(json.dumps(["x"]))
+    with pytest.raises(InputError, match="no solve of ours"):
+        svd(A, 4, checkpoint=tmp_path)
+    with pytest.raises(InputError, match="names no folder"):
+        svd(A, 4, checkpoint=3)  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="another folder"):
+        svd(A, 4, checkpoint=tmp_path / "file")
+
+
+def test_a_killed_process_goes_on(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a pass, in a process of its own; the rest is made here."""
+    program = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path.cwd())!r})
+import torch
+torch.set_num_threads(1)
+from tests.solvers.test_journal import MATRICES, SOLVES, Cutting, solve
+from pathlib import Path
+
+class Killed(Cutting):
+    def count(self):
+        if len(self.calls) == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+solve(Killed(MATRICES), "lanczos", Path({str(tmp_path)!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("pass-*"))) == 6
+    again = Cutting(MATRICES)
+    assert_same(solve(again, "lanczos", tmp_path), solve(Cutting(MATRICES), "lanczos", None))
+
+
+def test_counts_do_not_see_the_column_that_is_sent_again(tmp_path: Path) -> None:
+    operator = Recorder(MATRICES[0])
+    first = svd(operator, 4, method="lanczos", checkpoint=tmp_path)
+    again = svd(operator, 4, method="lanczos", checkpoint=tmp_path)
+    assert again.work.products == first.work.products
+    assert sum(operator.forward) + sum(operator.transposed) == first.work.products + 1
