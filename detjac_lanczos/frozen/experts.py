@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from detjac_lanczos.frozen.maps import Map, Nested, apply_rowwise
 
@@ -30,6 +31,7 @@ class Experts(Nested):
     routed: tuple[Tensor, ...]
     width_in: int
     width_out: int
+    _visits: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, init=False, repr=False)
 
     def rebuilt(self, chains: Sequence[tuple[Map, ...]]) -> Experts:
         """Return other chains on the same routes."""
@@ -47,9 +49,21 @@ class Experts(Nested):
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, d) to (R, f)."""
         out = x.new_zeros(len(x), self.width_out)
-        for chain, routed in zip(self.chains, self.routed, strict=True):
-            place = torch.searchsorted(routed, positions).clamp_(max=len(routed) - 1)
-            rows = (routed[place] == positions).nonzero()[:, 0]
-            if len(rows):
-                out.index_add_(0, rows, apply_rowwise(chain, x[rows], place[rows]))
+        for chain, rows, place in self._visitors(positions):
+            out.index_add_(0, rows, apply_rowwise(chain, x.index_select(0, rows), place))
         return out
+
+    def _visitors(self, positions: Tensor) -> list[tuple[tuple[Map, ...], Tensor, Tensor]]:
+        """Return the chain of each expert that rows at these positions meet, the rows, and their place in its own.
+
+        A solver sweeps the same positions again and again, in the same tensor: they are sorted once for each.
+        """
+        if positions not in self._visits:
+            visitors = []
+            for chain, routed in zip(self.chains, self.routed, strict=True):
+                place = torch.searchsorted(routed, positions).clamp_(max=len(routed) - 1)
+                rows = (routed[place] == positions).nonzero()[:, 0]
+                if len(rows):
+                    visitors.append((chain, rows, place[rows]))
+            self._visits[positions] = visitors
+        return self._visits[positions]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -221,8 +221,7 @@ class Sum(Nested):
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, d) to (R, f)."""
-        parts = [apply_rowwise(chain, x, positions) for chain in self.chains]
-        return torch.stack(parts).sum(0)
+        return reduce(torch.add, (apply_rowwise(chain, x, positions) for chain in self.chains))
 
 
 Map = RowScale | ColumnScale | Center | Gate | Linear | Bias | Mix | Nested
