@@ -24,6 +24,7 @@ SHARE = 0.6
 _WELL_ENOUGH = 0.1
 _MOST_CLAIMS = 6
 _LOOSE = 2.0
+_MORE_PASSES = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,16 @@ class Attempt:
         self.number = number
         self._copies = copies
         self._searched = search.products - search.probed
-        self.triplets = search.state.ritz(options.k + GUARDS + 1)
-        self._limits = limits(self.triplets.values[: options.k], options.tol, search.floor)
-        count, self._reach = guarded(self.triplets, options.k, self._limits, search.floor)
+        self.k = search.k
+        self.triplets = search.state.ritz(self.k + GUARDS + 1)
+        values = self.triplets.values
+        if search.threshold is None:
+            self._edge, goals = float(values[self.k - 1]), limits(values[: self.k], options.tol, search.floor)
+        else:
+            defect = deflation_of(self.triplets.head(self.k + 1)).defect * float(values[0])
+            self._edge = search.threshold
+            goals = np.r_[np.full(self.k, np.inf), search.threshold - _MORE_PASSES * search.floor - defect]
+        count, self._reach = guarded(self.triplets, goals, self._edge, search.floor)
         self.deflation = deflation_of(self.triplets.head(count))
         self.probe = Probe(self.deflation, search.shape, eps=search.eps, seed=options.seed, number=number)
         self.found = False
@@ -85,28 +93,29 @@ class Attempt:
         """Take the product of ``row`` and decide whether to go on."""
         self.probe.absorb(product.to(self.deflation.left.dtype) * self.search.scale)
         self.search.count_probe()
-        last, floor, tol = self._last, self.search.floor, self.search.options.tol
+        edge, floor, tol = self._edge, self.search.floor, self.search.options.tol
+        counted = self.search.threshold is None
         tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held
         more_claims = self._next_number < _MOST_CLAIMS
-        missed = held > (1.0 + tol) * last + floor
-        copy = self._copies and last > floor and held >= (1.0 - tol) * last
+        missed = held > (1.0 + tol if counted else 1.0) * edge + floor
+        copy = self._copies and counted and edge > floor and held >= (1.0 - tol) * edge
         if more_claims and (missed or copy):
             self.found = self.ended = True
-        elif tau + floor < min(last, self._reach) or not self._promising():
+        elif tau + floor < min(edge, self._reach) or not self._promising():
             self.ended = True
         elif self.probe.row is None and more_claims:
             loose = tau > _LOOSE * max(seen, floor)
-            self.ended = not loose and seen + floor >= min(last, self._reach)
+            self.ended = not loose and seen + floor >= min(edge, self._reach)
             if not self.ended:
                 self.probe.draw()
 
     def feed(self) -> None:
         """Give the vectors of the probe to the search, and let it go on; a copy of s_k is to converge beside it."""
         probe, search = self.probe, self.search
-        copy = probe.held <= (1.0 + search.options.tol) * self._last + search.floor
+        copy = search.threshold is None and probe.held <= (1.0 + search.options.tol) * self._edge + search.floor
         if copy:
             self._copies = False
-            search.wanted = min(search.wanted + 1, *search.shape)
+            search.want_further()
         for direction, sent in probe.sent.items():
             search.take(direction, sent.rows, probe.returned[direction].rows)
         search.reopen()
@@ -122,18 +131,15 @@ class Attempt:
             return None
         claim = stated(
             self.probe,
-            k=search.options.k,
+            k=self.k,
             delta=self.delta,
             tol=search.options.tol,
             floor=search.floor,
             scale=search.scale,
+            threshold=search.options.threshold,
         )
         claim = replace(claim, products=search.probed)
         return Completed(claim, self.triplets.head(deflation.count))
-
-    @property
-    def _last(self) -> float:
-        return float(self.deflation.values[self.search.options.k - 1])
 
     @property
     def _next_number(self) -> int:
@@ -153,21 +159,42 @@ class Attempt:
             return True
         if self.probe.row is None:
             return False
-        target = min(self._last, self._reach) - self.search.floor
+        target = min(self._edge, self._reach) - self.search.floor
         left = steps_left(self.probe.coefficients, self.probe.log_gamma(self.delta), target)
         most = SHARE * self._searched - spent if self.search.options.max_products is None else self._affordable
         return left <= most and most >= 1
 
 
-def stated(probe: Probe, *, k: int, delta: float, tol: float, floor: float, scale: float) -> Completeness:
-    """Return what a probe proves, in units of the operator: those of the probe are ``scale`` times as large."""
+def stated(
+    probe: Probe, *, k: int, delta: float, tol: float, floor: float, scale: float, threshold: float | None = None
+) -> Completeness:
+    """Return what a probe proves, in units of the operator: those of the probe are ``scale`` times as large.
+
+    Parameters
+    ----------
+    probe : Probe
+    k : int
+        Triplets claimed; those that it deflates beyond are guards.
+    delta, tol : float
+    floor : float
+        What rounding can do to τ, in units of the probe.
+    scale : float
+    threshold : float, optional
+        The k triplets are those of all values above it, which is then what makes the claim complete.
+    """
     deflation, tau = probe.deflation, probe.tau(delta)
     values = deflation.values
-    first, last = float(values[0]), float(values[k - 1])
+    first, last = float(values[0]), float(values[k - 1]) if k else 0.0
     rounding = floor + deflation.defect * first
     bare = upper_bounds(values, deflation.right_gram, deflation.left_gram, tau + floor)
-    narrow = bool((bare[:k] <= limits(values[:k], tol, floor)).all())
     beyond = max([probe.seen, *values[k : k + 1].tolist()])
+    if threshold is None:
+        edge = last
+        narrow = bool((bare[:k] <= limits(values[:k], tol, floor)).all())
+        complete = narrow and (tau + floor < last or last <= floor)
+    else:
+        edge = threshold * scale
+        complete = float(bare[k]) + rounding <= edge
     return Completeness(
         k=k,
         guards=deflation.count - k,
@@ -179,8 +206,9 @@ def stated(probe: Probe, *, k: int, delta: float, tol: float, floor: float, scal
         tau=tau / scale,
         upper=tuple(((bare + rounding) / scale).tolist()),
         rounding=rounding / scale,
-        complete=narrow and (tau + floor < last or last <= floor),
-        cluster=last > floor and beyond >= (1.0 - tol) * last,
+        complete=complete,
+        cluster=edge > floor and beyond >= (1.0 - tol) * edge,
+        threshold=threshold,
         sigma_1=first / scale,
         sigma_k=last / scale,
         floor=floor / scale,
@@ -192,29 +220,38 @@ def limits(values: np.ndarray, tol: float, floor: float) -> np.ndarray:
     return np.maximum((1.0 + tol) * values, floor)
 
 
-def guarded(triplets: RitzTriplets, k: int, limits: np.ndarray, floor: float) -> tuple[int, float]:
+def guarded(triplets: RitzTriplets, goals: np.ndarray, edge: float, floor: float) -> tuple[int, float]:
     """Return how many triplets to deflate, and the τ that would then complete the claim.
 
     Guards are taken while their residuals are below a tenth of s_k. Each lowers what is left, and narrows what τ may
     be: the count with the best ratio of the two is chosen, before any random vector is drawn.
 
+    Parameters
+    ----------
+    triplets : RitzTriplets
+    goals : ndarray
+        How high each σ_j may lie in a complete claim; infinite where that does not matter.
+    edge : float
+        s_k, or the threshold.
+    floor : float
+
     Returns
     -------
     count : int
-        From k to k + GUARDS.
+        At least as many as goals, where there are so many; at most ``GUARDS`` more.
     reach : float
         -∞ where no τ would do.
     """
     values, worst = triplets.values, triplets.norms.max(axis=1)
-    best, chosen = -np.inf, (k, -np.inf)
-    for count in range(k, max(k, min(k + GUARDS, len(values) - 1)) + 1):
-        guard_is_poor = count > k and (worst[count - 1] > _WELL_ENOUGH * values[k - 1] or values[count - 1] <= floor)
-        if guard_is_poor:
+    least = min(len(goals), len(values))
+    best, chosen = -np.inf, (least, -np.inf)
+    for count in range(least, max(least, min(least + GUARDS, len(values) - 1)) + 1):
+        if count > least and (worst[count - 1] > _WELL_ENOUGH * edge or values[count - 1] <= floor):
             break
         deflation = deflation_of(triplets.head(count))
-        reach = largest_tau(deflation.values, deflation.right_gram, deflation.left_gram, limits)
+        reach = largest_tau(deflation.values, deflation.right_gram, deflation.left_gram, goals[:count])
         left = max(values[count] if count < len(values) else 0.0, floor, np.finfo(np.float64).tiny)
-        if count == k or reach / left > best:
+        if count == least or reach / left > best:
             best, chosen = reach / left, (count, reach)
     return chosen
 

@@ -49,7 +49,7 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     lockstep, dense = Lockstep(batch, options), Materialisation(batch)
     forecast = make_forecast(batch, options, dense.passes)
     fewer = forecast.ratio < 1.0 or options.max_products is not None
-    clear = options.max_products is not None or _is_tiny(batch) or not 1.0 / _CLEAR < forecast.ratio < _CLEAR
+    clear = options.max_products is not None or is_tiny(batch) or not 1.0 / _CLEAR < forecast.ratio < _CLEAR
     why, measured = forecast.sentence, {}
     if not clear:
         per_pass, per_row = _rates_of_lanczos(lockstep) if fewer else _rates_of_dense(dense)
@@ -138,5 +138,6 @@ def _measured_decomposition(size: int, dtype: torch.dtype, device: torch.device)
     return min(times)
 
 
-def _is_tiny(batch: CountingBatch) -> bool:
+def is_tiny(batch: CountingBatch) -> bool:
+    """Whether all matrices are so small that writing them out costs nothing worth measuring."""
     return max(max(shape) for shape in batch.shapes) <= _TINY

@@ -110,7 +110,7 @@ def certify_triplets(
     # In units in which squares neither overflow nor vanish: a residual of zero must mean zero.
     unit = safe_scale(sigma)
     sigma, AV, AtU, floor = sigma * unit, AV * unit, AtU * unit, floor * unit
-    top = float(sigma.max())
+    top = float(sigma.max()) if len(sigma) else 0.0
     right, left = AV - U * sigma, AtU - V * sigma
     residuals = torch.stack([right.norm(dim=0), left.norm(dim=0)], dim=1)
     worst = residuals.amax(dim=1)

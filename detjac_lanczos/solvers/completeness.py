@@ -34,9 +34,12 @@ class Completeness:
     cluster : bool
         σ_{k+1} is no more than ``tol`` below σ_k, as a guard or a probe has shown.
     sigma_1, sigma_k : float
-        As found; what ``line`` compares with.
+        As found; what ``line`` compares with. σ_k is 0 where k is.
     floor : float
         Values below it are rounding.
+    threshold : float or None
+        Where all values above it were asked for: ``complete`` then says that σ_{k+1} does not lie above it, and
+        ``cluster`` that it may lie no more than ``tol`` below.
     """
 
     k: int
@@ -54,11 +57,14 @@ class Completeness:
     sigma_1: float
     sigma_k: float
     floor: float
+    threshold: float | None = None
 
     @property
     def line(self) -> str:
         """The claim in one line."""
         k, next_bound = self.k, self.upper[self.k]
+        if self.threshold is not None:
+            return self._line_of_threshold
         cluster = f", σ_{k} and σ_{k + 1} in one cluster" if self.cluster else ""
         if self.complete:
             names = "this is σ_1" if k == 1 else f"these are σ_1..σ_{k}"
@@ -66,6 +72,13 @@ class Completeness:
         unit, name = (self.sigma_k, k) if self.sigma_k > self.floor else (self.sigma_1, 1)
         ratio = f"{ratio_up(next_bound / unit)} σ_{name}" if unit > 0.0 else f"{next_bound:g}"
         return f"BOUND σ_{k + 1} ≤ {ratio}{cluster} ({self.price})"
+
+    @property
+    def _line_of_threshold(self) -> str:
+        k, threshold = self.k, short(self.threshold or 0.0)
+        if self.complete:
+            return f"COMPLETE: {f'all {k} σ' if k else 'no σ'} above {threshold} ({self.price})"
+        return f"BOUND σ_{k + 1} ≤ {ratio_up(self.upper[k] / (self.threshold or 1.0))} × {threshold} ({self.price})"
 
     @property
     def price(self) -> str:

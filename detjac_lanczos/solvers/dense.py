@@ -6,6 +6,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.attempt import Completed
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.energy import count_for
 from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
@@ -31,11 +32,12 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
         elif index in batch.nonfinite:
             status = Status.NOT_FINITE
         else:
-            found, values = _leading(matrix, options.k)
+            found, values = _leading(matrix, options)
             floor = noise_floor(epsilon(batch.operator_dtype), float(values[0]), batch.passes[index])
-            status = Status.BREAKDOWN_EXACT if float(found.values[-1]) <= floor else Status.CONVERGED
+            low = len(found.values) > 0 and float(found.values[-1]) <= floor
+            status = Status.BREAKDOWN_EXACT if low else Status.CONVERGED
             if options.delta is not None:
-                completed = _completed(values, found.scale, floor, options)
+                completed = _completed(found, values, floor, options)
         results.append(
             finish(
                 batch,
@@ -47,6 +49,7 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
                 seconds=batch.seconds,
                 certify=certify,
                 completed=completed,
+                energy=None if options.energy is None or found is None else _share(found, values),
             )
         )
     return results
@@ -135,24 +138,48 @@ def chunk_width(cost: float, d_out: int) -> int:
     return -(-d_out // -(-d_out // at_most))
 
 
-def _leading(matrix: Tensor, k: int) -> tuple[Found, Tensor]:
-    """Return k triplets, and all singular values in the same units."""
+def _leading(matrix: Tensor, options: Options) -> tuple[Found, Tensor]:
+    """Return the triplets asked for, and all singular values in the same units."""
     scale = safe_scale(matrix)
     matrix = matrix * scale
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    k = options.k
+    if options.threshold is not None:
+        k = int((values > options.threshold * scale).sum())
+    elif options.energy is not None:
+        known = values.double().cpu().numpy()
+        k = min(count_for(options.energy, known, float((known**2).sum())), len(known))
     u, v = left[:, :k].T, right[:k]
-    return Found(values[:k], u, v, v @ matrix.T, u @ matrix, scale), values
+    return Found(values[:k], u, v, v @ matrix.T, u @ matrix, scale, float(values[0])), values
 
 
-def _completed(values: Tensor, scale: float, floor: float, options: Options) -> Completed:
-    claim = claim_of_spectrum(values, options.k, tol=options.tol, floor=floor, scale=scale, seed=options.seed)
+def _share(found: Found, values: Tensor) -> tuple[float, float]:
+    """Return the share of ‖A‖_F² that the triplets hold, as an interval of no width."""
+    total = float(values.double().square().sum())
+    share = float(found.values.double().square().sum()) / total if total > 0.0 else 1.0
+    return share, share
+
+
+def _completed(found: Found, values: Tensor, floor: float, options: Options) -> Completed:
+    claim = claim_of_spectrum(
+        values,
+        len(found.values),
+        tol=options.tol,
+        floor=floor,
+        scale=found.scale,
+        seed=options.seed,
+        threshold=options.threshold,
+    )
     return Completed(claim, None)
 
 
-def claim_of_spectrum(values: Tensor, k: int, *, tol: float, floor: float, scale: float, seed: int) -> Completeness:
+def claim_of_spectrum(
+    values: Tensor, k: int, *, tol: float, floor: float, scale: float, seed: int, threshold: float | None = None
+) -> Completeness:
     """Claim what all singular values (times ``scale``, descending) show, with certainty: exact up to rounding."""
     known = [float(value) for value in values[:k]]
     beyond = float(values[k]) if k < len(values) else 0.0
+    edge = known[-1] if threshold is None else threshold * scale
     return Completeness(
         k=k,
         guards=0,
@@ -165,8 +192,9 @@ def claim_of_spectrum(values: Tensor, k: int, *, tol: float, floor: float, scale
         upper=tuple((value + floor) / scale for value in [*known, beyond]),
         rounding=floor / scale,
         complete=True,
-        cluster=known[-1] > floor and beyond >= (1.0 - tol) * known[-1],
-        sigma_1=known[0] / scale,
-        sigma_k=known[-1] / scale,
+        cluster=edge > floor and beyond >= (1.0 - tol) * edge,
+        sigma_1=float(values[0]) / scale,
+        sigma_k=known[-1] / scale if known else 0.0,
         floor=floor / scale,
+        threshold=threshold,
     )

@@ -62,13 +62,15 @@ def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits:
     values, right, left
         As in :func:`upper_bounds`.
     limits : sequence of float
-        Of the leading values, each above its value.
+        Of the leading values, each above its value; infinite where any bound will do.
     """
     p = len(values)
     factor = np.zeros((2 * p, 2 * p))
     factor[:p, :p], factor[p:, p:] = _factor(left), _factor(right)
     best = np.inf
     for index, limit in enumerate(limits):
+        if limit == np.inf:
+            continue
         with np.errstate(divide="ignore", invalid="ignore"):
             own, other = limit / (limit**2 - values**2), values / (limit**2 - values**2)
         if not np.isfinite(own).all():

@@ -93,6 +93,10 @@ class Factorisation:
         else:
             self._projected[start : basis.count, : opposite.count] = entries
 
+    def values(self) -> np.ndarray:
+        """Return all Ritz values, descending: lower bounds of the singular values of the same index."""
+        return np.asarray(np.linalg.svd(self.projected, compute_uv=False))
+
     def ritz(self, count: int) -> RitzTriplets:
         """Return the leading ``count`` Ritz triplets (fewer where the bases are smaller)."""
         left, values, right = np.linalg.svd(self.projected, full_matrices=False)

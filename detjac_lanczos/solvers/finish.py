@@ -25,6 +25,9 @@ class Found:
     left, right : Tensor, shape (k, d_out) and (k, d_in)
     right_products, left_products : Tensor, shape (k, d_out) and (k, d_in)
         A v and Aᵀ u.
+    scale : float
+    first : float
+        The largest value known, also where none is asked for.
     """
 
     values: Tensor
@@ -32,7 +35,8 @@ class Found:
     right: Tensor
     right_products: Tensor
     left_products: Tensor
-    scale: float = 1.0
+    scale: float
+    first: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def finish(
     certify: bool,
     completed: Completed | None = None,
     probed: int = 0,
+    energy: tuple[float, float] | None = None,
 ) -> SVDResult:
     """Measure what was found for operator ``index``, state what it proves and say how it ended.
 
@@ -71,7 +76,7 @@ def finish(
     ]
     left, right, right_products, left_products = doubles
     sigma = (found.values.to(torch.float64) / found.scale).to(batch.dtype)
-    floor = noise_floor(epsilon(batch.operator_dtype), float(sigma[0]), work.passes)
+    floor = noise_floor(epsilon(batch.operator_dtype), found.first / found.scale, work.passes)
     residuals, certificate = certify_triplets(
         left,
         sigma,
@@ -82,7 +87,7 @@ def finish(
         floor=floor,
         exact=status is Status.BREAKDOWN_EXACT,
     )
-    if status.successful and certificate.claimed < options.k:
+    if status.successful and certificate.claimed < len(sigma):
         status = Status.NOISE_FLOOR
     return SVDResult(
         U=left.to(batch.dtype),
@@ -93,13 +98,16 @@ def finish(
         if certify
         else None,
         status=status,
-        advice=_advice(status, batch, index, options, certificate.claimed) + _on_completeness(completed, options),
+        advice=_advice(status, batch, index, options, certificate.claimed, len(sigma))
+        + _on_energy(energy)
+        + _on_completeness(completed, options),
         work=work,
         method=road.method,
         why=road.why,
         choices=road.choices,
         floor=floor,
         guards=None if completed is None else _guards(completed, found.scale, batch.dtype),
+        energy=energy,
     )
 
 
@@ -112,6 +120,11 @@ def _guards(completed: Completed, scale: float, dtype: torch.dtype) -> Guards | 
     return Guards(*(block.to(dtype) for block in (triplets.left[k:].T, values, triplets.right[k:].T)))
 
 
+def _on_energy(energy: tuple[float, float] | None) -> str:
+    """Return how much the triplets hold, where that is what was asked for."""
+    return "" if energy is None else f" They hold {energy[0]:.1%} to {energy[1]:.1%} of |A|_F²."
+
+
 def _on_completeness(completed: Completed | None, options: Options) -> str:
     """Return what to do where completeness was asked for and not reached."""
     if options.delta is None or (completed is not None and completed.claim.complete):
@@ -119,6 +132,8 @@ def _on_completeness(completed: Completed | None, options: Options) -> str:
     if completed is None or completed.triplets is None:
         return " Nothing is known of missed values: no probe was made."
     claim, values = completed.claim, completed.triplets.values
+    if claim.threshold is not None:
+        return f" {claim.line}: move the threshold into a gap of the spectrum, or give more products by max_products."
     if claim.sigma_k <= claim.floor:
         return ""
     apart = [j for j in range(max(1, claim.k // 2), claim.k) if (1.0 - options.tol) * values[j - 1] > values[j]]
@@ -148,7 +163,7 @@ def _nothing_found(
         residuals=blank(options.k, 2, dtype=torch.float64),
         certificate=None,
         status=status,
-        advice=_advice(status, batch, index, options, 0),
+        advice=_advice(status, batch, index, options, 0, options.k),
         work=work,
         method=road.method,
         why=road.why,
@@ -156,16 +171,17 @@ def _nothing_found(
     )
 
 
-def _advice(status: Status, batch: CountingBatch, index: int, options: Options, claimed: int) -> str:
+def _advice(status: Status, batch: CountingBatch, index: int, options: Options, claimed: int, k: int) -> str:
+    above = "" if options.threshold is None else f" above {options.threshold:g}"
     sentences = {
-        Status.CONVERGED: f"All {options.k} triplets meet the tolerance {options.tol:g}.",
+        Status.CONVERGED: f"All {k} triplets{above} meet the tolerance {options.tol:g}.",
         Status.BREAKDOWN_EXACT: "The whole spectrum was found: every other singular value is zero, up to rounding.",
         Status.NOISE_FLOOR: (
-            f"{claimed} of {options.k} triplets meet the tolerance {options.tol:g}; the others are down to the "
+            f"{claimed} of {k} triplets meet the tolerance {options.tol:g}; the others are down to the "
             "rounding of the operator: raise tol, or compute the operator in a higher precision."
         ),
         Status.BUDGET: (
-            f"{claimed} of {options.k} triplets met the tolerance {options.tol:g} when the products ran out: raise "
+            f"{claimed} of {k} triplets met the tolerance {options.tol:g} when the products ran out: raise "
             "max_products, raise tol, or ask for fewer triplets."
         ),
         Status.NOT_FINITE: f"{batch.nonfinite.get(index, 'A product is not finite')}: check the weights and the input.",

@@ -35,6 +35,7 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
                 certify=certify,
                 completed=completed,
                 probed=search.probed,
+                energy=search.energy,
             )
         )
     return results
@@ -43,7 +44,7 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
 def _found(search: Search) -> Found | None:
     if search.triplets is None or search.status in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         return None
-    triplets = search.triplets.head(search.options.k)
+    triplets = search.triplets.head(search.k)
     return Found(
         torch.from_numpy(triplets.values).to(triplets.left.device),
         triplets.left,
@@ -51,4 +52,5 @@ def _found(search: Search) -> Found | None:
         triplets.right_products,
         triplets.left_products,
         search.scale,
+        float(search.triplets.values[0]),
     )

@@ -37,6 +37,8 @@ class Lockstep:
         self.ended = [0.0] * len(batch)
         self.claimed = 0
         self._begun = False
+        if options.energy is not None:
+            self._send_sketches()
 
     @property
     def active(self) -> list[int]:
@@ -88,14 +90,25 @@ class Lockstep:
         if self.options.callback is not None:
             self.options.callback(self._progress())
 
+    def _send_sketches(self) -> None:
+        """Send the random cotangents that measure ‖A‖_F, of all operators in one pass."""
+        rows = [(index, search.sketch.rows) for index, search in enumerate(self.searches) if search.sketch is not None]
+        shared = self._sharing_pays
+        products = self.batch.apply_shared(rows[0][1]) if shared else self.batch.apply(Direction.TRANSPOSED, rows)
+        for index, (search, product) in enumerate(zip(self.searches, products, strict=True)):
+            if index in self.batch.nonfinite:
+                search.status = Status.NOT_FINITE
+            else:
+                search.absorb_sketch(product)
+
     def _shares_the_first_pass(self) -> bool:
         """Random cotangents come from the seed alone, so operators with one output space start with the same ones."""
-        return (
-            not self._begun
-            and self.direction is Direction.TRANSPOSED
-            and len({d_out for d_out, _ in self.batch.shapes}) == 1
-            and self.batch.shared_cost < sum(self.batch.costs)
-        )
+        return not self._begun and self.direction is Direction.TRANSPOSED and self._sharing_pays
+
+    @property
+    def _sharing_pays(self) -> bool:
+        one_space = len({d_out for d_out, _ in self.batch.shapes}) == 1
+        return one_space and self.batch.shared_cost < sum(self.batch.costs)
 
     def _repeats(self, index: int) -> bool:
         """Whether the same products come out again: it tells a wrong transpose from an operator that changes."""

@@ -1,5 +1,6 @@
 """The options that every road to singular triplets shares, checked once."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from detjac_lanczos.errors import InputError
 
 METHODS = ("auto", "lanczos", "randomized", "dense", "shared_basis")
 CERTIFICATES = ("triplets", "complete", None)
+DEFAULT_K = 8
+ENERGY_PROBES = 16
 _SEEDS = 10**18
 _SMALLEST_DELTA = 1e-12
 
@@ -48,7 +51,7 @@ class Options:
     """Checked options of :func:`~detjac_lanczos.solvers.svd`.
 
     ``width`` is the block width; ``delta`` the chance that the claim of completeness may be wrong, None where it
-    is not asked for.
+    is not asked for. With ``threshold`` or ``energy``, ``k`` is only where the search begins.
     """
 
     k: int
@@ -59,11 +62,20 @@ class Options:
     start: Sequence[Tensor] | None = None
     callback: Callback | None = None
     delta: float | None = None
+    threshold: float | None = None
+    energy: float | None = None
+
+    @property
+    def counted(self) -> bool:
+        """Whether the number of triplets is given, and not found on the way."""
+        return self.threshold is None and self.energy is None
 
 
 def check_options(
     *,
-    k: int,
+    k: int | None,
+    threshold: float | None = None,
+    energy: float | None = None,
     tol: float,
     method: str,
     block: int | None,
@@ -74,16 +86,19 @@ def check_options(
     callback: Callback | None,
 ) -> None:
     """Raise :class:`InputError` for options that no solve of any operator can honour."""
-    if not _is_whole(k) or k < 1:
-        raise InputError(f"k = {k!r} is no number of triplets: give a whole number of 1 or more")
+    _check_goal(k, threshold, energy, method)
     if not _is_number(tol) or not 0 < tol < 1:
         raise InputError(f"tol = {tol!r} is no tolerance: give a number between 0 and 1, such as 1e-3")
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     if block is not None and (not _is_whole(block) or block < 1):
         raise InputError(f"block = {block!r} is no width: give 1 or more, or None to let the solver choose")
-    if max_products is not None and (not _is_whole(max_products) or max_products < 2 * k):
-        raise InputError(f"max_products = {max_products!r} cannot hold k = {k} triplets: give {2 * k} or more, or None")
+    held = k or (DEFAULT_K if threshold is None and energy is None else 1)
+    least = 2 * held + (ENERGY_PROBES if energy is not None else 0)
+    if max_products is not None and (not _is_whole(max_products) or max_products < least):
+        raise InputError(
+            f"max_products = {max_products!r} cannot hold k = {held} triplets: give {least} or more, or None"
+        )
     if not _is_whole(seed) or not -_SEEDS <= seed < _SEEDS:
         raise InputError(f"seed = {seed!r} starts no random numbers: give a whole number of at most 18 digits")
     if certify not in CERTIFICATES:
@@ -96,8 +111,27 @@ def check_options(
         raise InputError(f"callback = {callback!r} cannot be called: give a function of one argument, or None")
 
 
+def _check_goal(k: int | None, threshold: float | None, energy: float | None, method: str) -> None:
+    given = [name for name, value in (("k", k), ("threshold", threshold), ("energy", energy)) if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are given: each says how many triplets to find, give one of them")
+    if k is not None and (not _is_whole(k) or k < 1):
+        raise InputError(f"k = {k!r} is no number of triplets: give a whole number of 1 or more")
+    if threshold is not None and (not _is_number(threshold) or not 0 < threshold < math.inf):
+        raise InputError(f"threshold = {threshold!r} is no bound of singular values: give a finite number above 0")
+    if energy is not None and (not _is_number(energy) or not 0 < energy < 1):
+        raise InputError(f"energy = {energy!r} is no share of |A|_F²: give a number between 0 and 1, such as 0.9")
+    if method in ("randomized", "shared_basis") and given and "k" not in given:
+        raise InputError(f"method {method!r} finds a given number of triplets: give k, or choose 'lanczos' or 'dense'")
+
+
 def check_fit(
-    shapes: Sequence[tuple[int, int]], *, k: int, method: str, max_products: int | None, start: Sequence[Any] | None
+    shapes: Sequence[tuple[int, int]],
+    *,
+    k: int | None,
+    method: str,
+    max_products: int | None,
+    start: Sequence[Any] | None,
 ) -> list[Tensor] | None:
     """Raise :class:`InputError` for options that operators of these shapes cannot honour; return ``start`` as tensors.
 
@@ -106,7 +140,7 @@ def check_fit(
     start : sequence of Tensor or ndarray, each (d_in, w), optional
     """
     smallest = min(min(shape) for shape in shapes)
-    if k > smallest:
+    if k is not None and k > smallest:
         raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
     needed = max(shape[0] for shape in shapes) + 1
     if method == "dense" and max_products is not None and max_products < needed:

@@ -63,6 +63,7 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
             triplets.right_products,
             triplets.left_products,
             scale,
+            float(triplets.values[0]),
         )
     return finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify)
 

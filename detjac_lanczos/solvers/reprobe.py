@@ -57,7 +57,11 @@ def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: fl
         scale = safe_scale(matrix)
         values = torch.linalg.svdvals(matrix * scale)
         floor = noise_floor(epsilon(batch.operator_dtype), float(values[0]), passes)
-        fresh.append(claim_of_spectrum(values, claim.k, tol=tol, floor=floor, scale=scale, seed=claim.seed))
+        fresh.append(
+            claim_of_spectrum(
+                values, claim.k, tol=tol, floor=floor, scale=scale, seed=claim.seed, threshold=claim.threshold
+            )
+        )
     return fresh
 
 
@@ -86,7 +90,9 @@ def _from_probes(
     fresh = []
     for probe, scale, claim in zip(probes, scales, claims, strict=True):
         floor = noise_floor(eps, float(probe.deflation.values[0]), passes)
-        fresh.append(stated(probe, k=claim.k, delta=claim.delta, tol=tol, floor=floor, scale=scale))
+        fresh.append(
+            stated(probe, k=claim.k, delta=claim.delta, tol=tol, floor=floor, scale=scale, threshold=claim.threshold)
+        )
     return fresh
 
 

@@ -102,6 +102,9 @@ class SVDResult:
         What a survey's shared basis lacks of this operator; None on every other road.
     guards : Guards or None
         What was deflated beside the triplets where completeness is claimed.
+    energy : (float, float) or None
+        Interval of the share of ‖A‖_F² that the triplets hold, where a share was asked for: 95 %, or exact where the
+        matrix was written out.
     """
 
     U: Tensor
@@ -118,6 +121,7 @@ class SVDResult:
     floor: float = 0.0
     missed: Missed | None = None
     guards: Guards | None = None
+    energy: tuple[float, float] | None = None
 
     @property
     def relative(self) -> Tensor:

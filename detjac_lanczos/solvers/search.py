@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows, like, orthonormal_rows, random_rows, to_numpy
 from detjac_lanczos.solvers.counting import Direction
+from detjac_lanczos.solvers.energy import EnergySketch, count_for
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
@@ -24,6 +25,7 @@ _STALLED_AFTER = 8
 _PROGRESS = 0.1
 _PROBE_PASSES = 6
 _NEW = 0.1
+_WELL_UNDER = 0.02
 
 
 class Search:
@@ -45,7 +47,9 @@ class Search:
     scale : float
         Power of two that products are multiplied with, so that squares neither overflow nor vanish.
     wanted : int
-        Triplets that must converge: k, and more while further ones are looked for.
+        Triplets that must converge: as many as are asked for, or as what is known by now says, and ``further`` ones.
+    energy : (float, float) or None
+        Interval of the share of ‖A‖_F² that the triplets hold, where it is asked for.
     products : int
         Columns both ways so far, those of probes included: what ``max_products`` bounds.
     probed : int
@@ -67,6 +71,9 @@ class Search:
         self.products = 0
         self.probed = 0
         self.wanted = options.k
+        self.further = 0
+        self.sketch = None if options.energy is None else EnergySketch(self.state.U.rows, options.seed)
+        self.energy: tuple[float, float] | None = None
         self._first_width = options.width
         self._largest = 0.0
         self._fresh = True
@@ -77,6 +84,14 @@ class Search:
         self._probe_found_more = False
         self._best = math.inf
         self._since_best = 0
+
+    @property
+    def k(self) -> int:
+        """Triplets to return: all wanted but the further ones, and but those that lie under the threshold."""
+        assert self.triplets is not None
+        if self.threshold is not None:
+            return int((self.triplets.values > self.threshold).sum())
+        return len(self.triplets.values) - self.further
 
     @property
     def floor(self) -> float:
@@ -113,6 +128,14 @@ class Search:
         self._drawn = self.block.shape[0]
         return Direction.FORWARD
 
+    def absorb_sketch(self, products: Tensor) -> None:
+        """Take the products of the random cotangents that ``sketch`` holds, before the first block is sent."""
+        assert self.sketch is not None
+        self.passes += 1
+        self.products += products.shape[0]
+        self.scale = safe_scale(products)
+        self.sketch.absorb(products * self.scale)
+
     def absorb(self, direction: Direction, product: Tensor) -> None:
         """Take the product ``(b, d_out)`` or ``(b, d_in)`` of ``block``; sets ``status`` where the search has ended."""
         assert self.block is not None
@@ -125,8 +148,8 @@ class Search:
             self._exact = True
         if first_pair and self.state.adjoint_defect() > adjoint_bound(self.eps, max(self.shape)):
             self.status = Status.NOT_ADJOINT
-        elif self.state.steps >= self.wanted:
-            self._judge()
+        else:
+            self._look()
 
     def prepare(self, direction: Direction) -> None:
         """Choose the rows to send in ``direction`` next; none where this side has no part in an open residual."""
@@ -144,6 +167,8 @@ class Search:
         self._idle = 0 if width else self._idle + 1
         if self._affordable(direction) == 0:
             self.status = Status.BUDGET
+            if self.triplets is None and self.state.steps:
+                self.triplets = self.state.ritz(self.state.steps)
         elif self._idle == 2:
             self.status = Status.BREAKDOWN_EXACT if self._solved(exact=True) else Status.NOISE_FLOOR
 
@@ -177,15 +202,58 @@ class Search:
         self._exact = False
         self._probing = 0
         self._best, self._since_best = math.inf, 0
-        self._judge()
+        self._look()
+
+    def want_further(self) -> None:
+        """Look for one more triplet than is asked for."""
+        if self.wanted < min(self.shape):
+            self.further = 1
+            self.wanted += 1
 
     def forgo(self) -> None:
-        """Be content with k triplets where the search for a further one has ended short."""
-        if self.wanted > self.options.k and self.status in (Status.BUDGET, Status.NOISE_FLOOR):
-            assert self.triplets is not None
-            self.wanted = self.options.k
-            self.triplets = self.triplets.head(self.wanted)
+        """Do without the further triplet where the search for it has ended short."""
+        if self.further and self.triplets is not None and self.status in (Status.BUDGET, Status.NOISE_FLOOR):
+            self.triplets = self.triplets.head(self.k)
+            self.wanted, self.further = len(self.triplets.values), 0
             self.status = Status.CONVERGED if self._solved(exact=False) else self.status
+
+    def _look(self) -> None:
+        """Set how many triplets are wanted by what is known, and judge them once the bases can hold them."""
+        if not self.options.counted:
+            self.wanted = min(self._aim() + self.further, *self.shape)
+        if self.state.steps >= self.wanted:
+            self._judge()
+        else:
+            self.triplets = None
+
+    def _aim(self) -> int:
+        """Return how many triplets the threshold, the first below it included, or the energy asks for."""
+        values = self.state.values()
+        if self.threshold is not None:
+            return int((values > self.threshold).sum()) + 1
+        assert self.options.energy is not None and self.sketch is not None
+        first = float(values[0]) if len(values) else self._largest
+        low, high = self.sketch.total(self.state, first)
+        count = count_for(self.options.energy, values, high)
+        held = float((values[:count] ** 2).sum())
+        self.energy = (held / high, min(held / low, 1.0)) if low > 0.0 else (1.0, 1.0)
+        return count
+
+    @property
+    def _tolerated(self) -> np.ndarray:
+        """Residuals that end the search: ``tol`` σ_j; a value under the threshold is only to stay well under it."""
+        assert self.triplets is not None
+        values = self.triplets.values
+        tolerated = self.options.tol * values
+        if self.threshold is None:
+            return np.asarray(tolerated)
+        kept_under = _WELL_UNDER * np.minimum(values, self.threshold - values)
+        return np.where(values <= self.threshold, np.maximum(tolerated, kept_under), tolerated)
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold in the units of the search, where there is one."""
+        return None if self.options.threshold is None else self.options.threshold * self.scale
 
     def _plain_directions(self, direction: Direction, count: int) -> tuple[Tensor, int]:
         """Return what the products have outside the basis, none at the start of a probe, and the width wanted."""
@@ -204,7 +272,7 @@ class Search:
         assert self.triplets is not None
         values = self.triplets.values
         least = np.where(values > self.floor, deflation_threshold(self.eps, self._largest), self.floor)
-        allowed = np.maximum(np.maximum(self.options.tol * values, least), np.finfo(np.float64).tiny)
+        allowed = np.maximum(np.maximum(self._tolerated, least), np.finfo(np.float64).tiny)
         wanted = self.triplets.norms.max(axis=1) > allowed
         forward = direction is Direction.FORWARD
         residuals = self.triplets.left_residuals if forward else self.triplets.right_residuals
@@ -236,7 +304,7 @@ class Search:
         if self.triplets is None:
             return False
         worst = self.triplets.norms.max(axis=1)
-        met = worst <= self.options.tol * self.triplets.values
+        met = worst <= self._tolerated
         if exact:
             met |= (self.triplets.values <= self.floor) & (worst <= self.floor)
         return bool(met.all())
@@ -261,7 +329,7 @@ class Search:
     def _stalled(self) -> bool:
         """Whether every open residual is under the noise floor and none has moved for some passes."""
         assert self.triplets is not None
-        allowed = np.maximum(self.options.tol * self.triplets.values, self.floor)
+        allowed = np.maximum(self._tolerated, self.floor)
         if (self.triplets.norms.max(axis=1) > allowed).any():
             return False
         level = float(np.log(np.maximum(self.relative, self.options.tol)).sum())
@@ -281,7 +349,7 @@ class Search:
         return max(limit - self.products - reserved, 0)
 
     def _scaled(self, product: Tensor) -> Tensor:
-        if self._largest == 0.0:
+        if self._largest == 0.0 and self.sketch is None:
             self.scale = safe_scale(product)
         if self.scale != 1.0:
             product = product * self.scale

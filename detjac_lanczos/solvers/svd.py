@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.auto import solve_auto
+from detjac_lanczos.solvers.auto import is_tiny, solve_auto
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import solve_dense
 from detjac_lanczos.solvers.finish import Road
 from detjac_lanczos.solvers.journal import open_journal
 from detjac_lanczos.solvers.lanczos import solve_lanczos
-from detjac_lanczos.solvers.options import Callback, Options, check_fit, check_options
+from detjac_lanczos.solvers.options import DEFAULT_K, Callback, Options, check_fit, check_options
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.shared_basis import solve_shared_basis
@@ -31,8 +31,10 @@ _ROADS = {
 
 def svd(
     A: Any,
-    k: int = 8,
+    k: int | None = None,
     *,
+    threshold: float | None = None,
+    energy: float | None = None,
     tol: float = 1e-3,
     method: str = "auto",
     block: int | None = None,
@@ -51,8 +53,15 @@ def svd(
     ----------
     A : LinearOperator, Tensor, scipy LinearOperator or matrix
         Real, of shape (d_out, d_in).
-    k : int
-        Triplets wanted.
+    k : int, optional
+        Triplets wanted; 8 by default.
+    threshold : float, optional
+        In place of k: all triplets with singular values above it. The search grows until the first value below it is
+        known to a fiftieth of its distance, or to ``tol``.
+    energy : float, optional
+        In place of k: as many triplets as hold this share of ‖A‖_F². ‖A‖_F² is known from the products of the search
+        and from 16 random cotangents for what they leave, as an interval of 95 % whose upper end is taken (exact where
+        the matrix is written out); see ``SVDResult.energy``.
     tol : float
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
     method : {"auto", "lanczos", "randomized", "dense", "shared_basis"}
@@ -94,6 +103,8 @@ def svd(
     return svd_batch(
         as_batch(A),
         k,
+        threshold=threshold,
+        energy=energy,
         tol=tol,
         method=method,
         block=block,
@@ -110,8 +121,10 @@ def svd(
 
 def svd_batch(
     batch: Any,
-    k: int = 8,
+    k: int | None = None,
     *,
+    threshold: float | None = None,
+    energy: float | None = None,
     tol: float = 1e-3,
     method: str = "auto",
     block: int | None = None,
@@ -142,6 +155,8 @@ def svd_batch(
     """
     check_options(
         k=k,
+        threshold=threshold,
+        energy=energy,
         tol=tol,
         method=method,
         block=block,
@@ -157,7 +172,7 @@ def svd_batch(
     if method == "auto":
         method = decided.get("method", "auto")
     options = Options(
-        k=int(k),
+        k=min(DEFAULT_K, *map(min, operators.shapes)) if k is None else int(k),
         tol=float(tol),
         width=int(block or decided.get("block", _DEFAULT_WIDTH)),
         max_products=None if max_products is None else int(max_products),
@@ -165,6 +180,8 @@ def svd_batch(
         start=blocks,
         callback=callback,
         delta=float(delta) if certify == "complete" else None,
+        threshold=None if threshold is None else float(threshold),
+        energy=None if energy is None else float(energy),
     )
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
         journal = open_journal(checkpoint, operators, options, method=method, certify=certify, choices=decided)
@@ -174,8 +191,11 @@ def svd_batch(
 def _solve(
     counted: CountingBatch, options: Options, method: str, decided: dict[str, Any], *, certified: bool
 ) -> list[SVDResult]:
-    if method == "auto":
-        return solve_auto(counted, options, certify=certified)
     why = "as chosen before" if "method" in decided else "asked for"
+    if method == "auto" and options.counted:
+        return solve_auto(counted, options, certify=certified)
+    if method == "auto":
+        method = "dense" if is_tiny(counted) and options.max_products is None else "lanczos"
+        why = "tiny matrices are written out" if method == "dense" else "the number of triplets is not known beforehand"
     made: dict[str, Any] = {"method": method, "block": options.width} if method == "lanczos" else {"method": method}
     return _ROADS[method](counted, options, Road(method, why, decided | made), certify=certified)

@@ -1,0 +1,215 @@
+"""All values above a threshold, or a share of the energy, in place of a number of triplets."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers import Status, svd, svd_batch
+from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
+from tests.solvers.test_completeness import blind
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = ["geometric", "harmonic", "root", "spike", "staircase", "cluster"]
+
+
+def between(values: np.ndarray, count: int) -> float:
+    """Return a threshold under ``count`` values, in the next gap that there is."""
+    count += int(np.argmax(values[count - 1 : -1] - values[count:] > 0.01 * values[count - 1])) if count else 0
+    return float(values[0] * 1.1) if not count else float((values[count - 1] + values[count]) / 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", ["lanczos", "dense", "auto"])
+@pytest.mark.parametrize("count", [0, 1, 3, 13])
+def test_all_values_above_a_threshold(name: str, method: str, count: int) -> None:
+    values = spectrum(name, 80)
+    threshold = between(values, count)
+    expected = int((values > threshold).sum())
+    for seed in range(2):
+        result = svd(matrix(values, (80, 100), seed), threshold=threshold, method=method, tol=1e-4, seed=seed)
+        assert result.status is Status.CONVERGED, result.advice
+        assert result.S.shape == (expected,)
+        assert result.U.shape == (80, expected)
+        assert result.V.shape == (100, expected)
+        np.testing.assert_allclose(result.S, values[:expected], rtol=1e-4)
+        assert result.certificate.claimed == result.certificate.k == expected
+        assert f"All {expected} triplets above" in result.advice
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_threshold_is_in_the_units_of_the_operator(scale: float) -> None:
+    values = spectrum("harmonic", 60)
+    result = svd(matrix(values, (60, 60)) * scale, threshold=0.3 * scale, method="lanczos", certify="complete")
+    assert len(result.S) == 3
+    assert result.certificate.completeness.complete
+
+
+def test_the_value_below_needs_no_convergence() -> None:
+    """It is enough to know that it lies below: two triplets above a wide gap cost less than three."""
+    values = np.r_[3.0, 2.0, np.linspace(0.5, 0.4, 98)]
+    A = matrix(values, (100, 100))
+    found = svd(A, threshold=1.5, method="lanczos")
+    assert len(found.S) == 2
+    assert svd(A, 3, method="lanczos").work.products > found.work.products
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_everything_is_above_a_small_threshold(dtype: torch.dtype) -> None:
+    values = np.r_[np.linspace(3.0, 1.0, 5), np.zeros(35)]
+    result = svd(matrix(values, (40, 50)).to(dtype), threshold=1e-3, method="lanczos")
+    assert result.converged
+    np.testing.assert_allclose(result.S, values[:5], rtol=1e-5)
+    whole = svd(matrix(spectrum("root", 20), (20, 30)), threshold=1e-3, method="lanczos")
+    assert len(whole.S) == 20
+
+
+def test_a_threshold_claimed_complete() -> None:
+    values = np.r_[3.0, 2.0, 1.5, np.linspace(1.0, 0.1, 97)]
+    A = matrix(values, (100, 120))
+    result = svd(A, threshold=1.3, method="lanczos", certify="complete")
+    claim = result.certificate.completeness
+    assert claim.complete
+    assert claim.line.startswith("COMPLETE: all 3 σ above 1.3 (δ = 1e-6, ")
+    assert claim.upper[3] <= 1.3
+    none = svd(A, threshold=4.0, method="lanczos", certify="complete").certificate
+    assert none.completeness.line.startswith("COMPLETE: no σ above 4 (δ = 1e-6, ")
+    assert none.line.startswith("TRIPLETS 0/0, ")
+    dense = svd(A, threshold=1.3, method="dense", certify="complete").certificate.completeness
+    assert dense.line == "COMPLETE: all 3 σ above 1.3 (the whole matrix was seen)"
+
+
+def test_a_value_at_the_threshold_cannot_be_parted() -> None:
+    values = np.r_[3.0, 2.0, 1.5, 1.0, np.linspace(0.9, 0.1, 96)]
+    result = svd(matrix(values, (100, 100)), threshold=1.0 + 1e-9, method="lanczos", certify="complete")
+    claim = result.certificate.completeness
+    assert not claim.complete
+    assert claim.cluster
+    assert claim.upper[3] >= 1.0
+    assert "BOUND σ_4 ≤ " in claim.line
+    assert "move the threshold" in result.advice
+
+
+def test_a_hidden_value_above_the_threshold_is_found(monkeypatch) -> None:
+    A = matrix(spectrum("root", 90), (120, 90))
+    left, exact, right = torch.linalg.svd(A, full_matrices=False)
+    blind(monkeypatch, [left[:, 2], right[2]])
+    threshold = float(exact[4] + exact[5]) / 2
+    assert len(svd(A, threshold=threshold, method="lanczos").S) == 4
+    for seed in range(3):
+        result = svd(A, threshold=threshold, method="lanczos", certify="complete", seed=seed)
+        np.testing.assert_allclose(result.S, exact[:5], rtol=1e-3)
+        assert result.certificate.completeness.complete
+
+
+def test_claims_about_thresholds_fail_no_more_often_than_delta() -> None:
+    failures, trials = 0, 0
+    for name in NAMES:
+        values = spectrum(name, 70)
+        for seed in range(10):
+            threshold = between(values, 1 + seed)
+            A = matrix(values, (70, 90), seed)
+            result = svd(A, threshold=threshold, method="lanczos", certify="complete", delta=0.05, seed=seed)
+            claim = result.certificate.completeness
+            failures += bool((values[: len(claim.upper)] > np.array(claim.upper)[: len(values)] + 1e-12).any())
+            failures += claim.complete and len(result.S) != int((values > threshold).sum())
+            trials += 1
+    assert failures <= binom.ppf(1 - 1e-5, trials, 0.05)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "flat"])
+@pytest.mark.parametrize("energy", [0.3, 0.9, 0.99])
+def test_a_share_of_the_energy(name: str, energy: float) -> None:
+    """The share is reached, the interval holds it, and few triplets more than needed are found."""
+    values = spectrum(name, 60)
+    shares = np.cumsum(values**2) / (values**2).sum()
+    needed = int(np.searchsorted(shares, energy)) + 1
+    for seed in range(2):
+        A = matrix(values, (60, 80), seed)
+        result = svd(A, energy=energy, method="lanczos", seed=seed)
+        k = len(result.S)
+        assert result.converged, result.advice
+        low, high = result.energy
+        assert low <= shares[k - 1] * (1 + 1e-6)
+        assert high >= shares[k - 1] * (1 - 1e-4)
+        assert energy <= shares[k - 1] * (1 + 1e-4)
+        assert needed <= k <= max(1.5 * needed, needed + 4)
+        exact = svd(A, energy=energy, method="dense")
+        assert len(exact.S) == needed
+        assert exact.energy == pytest.approx((shares[needed - 1],) * 2)
+
+
+def test_intervals_of_energy_hold_as_often_as_they_say() -> None:
+    values = spectrum("root", 100)
+    shares = np.cumsum(values**2) / (values**2).sum()
+    outside, trials = 0, 150
+    for seed in range(trials):
+        result = svd(matrix(values, (100, 100), seed), energy=0.3, tol=1e-2, method="lanczos", seed=seed)
+        low, high = result.energy
+        outside += not low <= shares[len(result.S) - 1] * (1 + 1e-4) or not high >= shares[len(result.S) - 1] * (
+            1 - 1e-4
+        )
+    assert outside <= binom.ppf(1 - 1e-5, trials, 0.05)
+
+
+def test_goals_in_a_batch() -> None:
+    """Each operator has as many triplets as it needs, company changes nothing, and the sketch is one shared pass."""
+    matrices = [matrix(spectrum(name, 60), (60, 60), seed) for seed, name in enumerate(["geometric", "spike", "root"])]
+    batch = SharingBatch(matrices, [3.0, 2.0, 1.0])
+    together = svd_batch(batch, energy=0.8, method="lanczos", certify="complete")
+    assert batch.calls[0] == ("shared", [16])
+    assert len({len(result.S) for result in together}) > 1
+    for A, result in zip(matrices, together, strict=True):
+        alone = svd(A, energy=0.8, method="lanczos", certify="complete")
+        torch.testing.assert_close(result.S, alone.S, rtol=1e-9, atol=0)
+        assert result.work.products == alone.work.products
+        assert result.certificate.completeness.line == alone.certificate.completeness.line
+
+
+@pytest.mark.parametrize("goal", [{"threshold": 0.12}, {"energy": 0.9}])
+@pytest.mark.parametrize("budget", [20, 35, 60])
+def test_the_budget_is_kept(goal: dict, budget: int) -> None:
+    operator = Recorder(matrix(spectrum("root", 120), (120, 120)))
+    result = svd(operator, **goal, method="lanczos", max_products=budget)
+    assert result.status is Status.BUDGET
+    assert sum(operator.forward) + sum(operator.transposed) == result.work.products <= budget
+    assert bool(result.S.isfinite().all())
+    assert "max_products" in result.advice
+
+
+def test_zero_operators() -> None:
+    for method in ("lanczos", "dense"):
+        none = svd(torch.zeros(30, 20), threshold=0.1, method=method, certify="complete")
+        assert none.converged
+        assert none.S.shape == (0,)
+        assert none.certificate.completeness.complete
+        assert svd(torch.zeros(30, 20), energy=0.9, method=method).converged
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 3, "threshold": 0.1}, "k and threshold are given"),
+        ({"threshold": 0.1, "energy": 0.9}, "threshold and energy are given"),
+        ({"k": 2, "threshold": 0.1, "energy": 0.9}, "give one of them"),
+        ({"threshold": 0.0}, "finite number above 0"),
+        ({"threshold": float("inf")}, "finite number above 0"),
+        ({"threshold": "high"}, "finite number above 0"),
+        ({"energy": 1.0}, "between 0 and 1"),
+        ({"energy": -0.1}, "between 0 and 1"),
+        ({"threshold": 0.1, "method": "randomized"}, "choose 'lanczos' or 'dense'"),
+        ({"energy": 0.1, "method": "shared_basis"}, "choose 'lanczos' or 'dense'"),
+        ({"energy": 0.1, "max_products": 17}, "give 18 or more"),
+    ],
+)
+def test_options_that_cannot_be_honoured(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refused:
+        svd(torch.eye(20), **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_eight_by_default() -> None:
+    assert len(svd(matrix(spectrum("root", 40), (40, 40))).S) == 8
+    assert len(svd(matrix(spectrum("root", 5), (5, 9))).S) == 5
