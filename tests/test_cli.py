@@ -218,7 +218,7 @@ def test_unsupported_family_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     BertLMHeadModel(BertConfig(vocab_size=12, is_decoder=True, **sizes)).save_pretrained(place)
     line = _refused(capsys, "svd", PROMPT, "--model", place)
     assert "BertLMHeadModel" in line
-    assert "LlamaForCausalLM" in line
+    assert "Llama 2 / 3" in line
 
 
 def test_corrupted_weights_are_one_line(harmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
