@@ -129,6 +129,8 @@ def _svd(arguments: argparse.Namespace) -> int:
             model,
             arguments.prompt,
             arguments.k,
+            threshold=arguments.threshold,
+            energy=arguments.energy,
             tokens=tokens,
             tol=arguments.tol,
             certify=None if arguments.certify == "none" else arguments.certify,
@@ -273,7 +275,9 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
         default="smollm2",
         help="embedded name, hub id, folder or .gguf file (default: %(default)s)",
     )
-    add("-k", "--k", type=_count, default=8, help="singular triplets of each token (default: %(default)s)")
+    add("-k", "--k", type=_count, help="singular triplets of each token (default: 8)")
+    add("--threshold", type=_positive, help="in place of -k: all triplets with larger singular values")
+    add("--energy", type=_tolerance, help="in place of -k: triplets for this share of the squared Frobenius norm")
     add("--out", type=_name, metavar="FOLDER", help="write run.json, vectors, page and figures there")
     add("--tokens", type=_tokens, metavar="0,3-5", help="input tokens (default: all)")
     add("--tol", type=_tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
@@ -341,6 +345,16 @@ def _tolerance(text: str) -> float:
         value = math.nan
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 1e-3")
+    return value
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number above 0")
     return value
 
 

@@ -166,7 +166,7 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
         ]
         rows = range(len(tokens))
         axes.barh(rows, shares, height=0.72, color=_PALE, label="J x")
-        axes.barh(rows, kept, height=0.72, color=_BLUE, label=f"its part in the top {record['options']['k']} triplets")
+        axes.barh(rows, kept, height=0.72, color=_BLUE, label="its part in these triplets")
         every = max(1, math.ceil(len(tokens) / _LABELLED_BARS))
         axes.set_yticks(
             rows[::every], labels=[f"{_short(token)}  {token['index']}" for token in tokens[::every]], parse_math=False

@@ -18,6 +18,22 @@ def singular_values(token: Record) -> list[float]:
     return [] if None in values else values
 
 
+def asked_for(record: Record) -> str:
+    """Return how many triplets of each token were asked for, in words: a number, or what it follows from."""
+    options = record["options"]
+    if options.get("threshold") is not None:
+        return f"all triplets above {options['threshold']:g}"
+    if options.get("energy") is not None:
+        return f"triplets with {percent(options['energy'])} of |J|²"
+    return f"{options['k']} triplets each"
+
+
+def needs_advice(token: Record) -> bool:
+    """Whether a token stopped short of its triplets, or of a claim of completeness."""
+    claim = (token["certificate"] or {}).get("completeness")
+    return token["status"] not in SUCCESSFUL or (claim is not None and not claim["complete"])
+
+
 def relative_residual(token: Record) -> float | None:
     """Return the largest residual of a token's triplets, relative to σ_j, or to σ_1 where σ_j is under the floor."""
     values, floor = singular_values(token), token.get("floor") or 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from detjac_lanczos.reading.record_values import (
-    SUCCESSFUL,
     Record,
+    needs_advice,
     percent,
     prompt_text,
     reconstruction_of,
@@ -73,7 +73,7 @@ def _token_lines(token: Record, shown: int, width: int) -> list[str]:
         " " * _INDENT + fit(left, half) + right,
         " " * _INDENT + f"{certificate} · {token['status']}",
     ]
-    if token["status"] not in SUCCESSFUL:
+    if needs_advice(token):
         lines.append(" " * _INDENT + token["advice"])
     return [line.rstrip() for line in lines]
 

@@ -20,14 +20,16 @@ from detjac_lanczos.runs.record import PromptReading, make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.solvers import SVDResult, svd_batch
-from detjac_lanczos.solvers.options import Callback, check_options
+from detjac_lanczos.solvers.options import DEFAULT_K, Callback, check_options
 
 
 def analyze(
     model: LoadedModel | tuple[Any, Any] | str,
     prompt: str | Sequence[str] | None = None,
-    k: int = 8,
+    k: int | None = None,
     *,
+    threshold: float | None = None,
+    energy: float | None = None,
     tokens: slice | int | Iterable[Token] | None = None,
     tol: float = 1e-3,
     certify: str | None = "triplets",
@@ -56,8 +58,10 @@ def analyze(
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes
     prompt : str or list of str
         Several prompts share every sweep; their tokens are addressed as (prompt, token).
-    k : int
-        Triplets of each token.
+    k : int, optional
+        Triplets of each token; 8 by default.
+    threshold, energy : float, optional
+        In place of k: all triplets above a value, or enough for a share of ‖J‖_F²; see `svd`.
     tokens : slice, index, or list of indices or (prompt, token), optional
         All tokens by default.
     tol : float
@@ -99,6 +103,8 @@ def analyze(
     clock = _Clock()
     wanted, position = read_tokens_wanted(tokens), read_position(position)
     search: dict[str, Any] = {
+        "threshold": threshold,
+        "energy": energy,
         "tol": tol,
         "method": method,
         "block": block,
@@ -109,7 +115,9 @@ def analyze(
         "callback": callback,
     }
     check_options(k=k, **search)
-    k, seed = int(k), int(seed)
+    if k is None and threshold is None and energy is None:
+        k = DEFAULT_K
+    k, seed = None if k is None else int(k), int(seed)
     loaded = _load(model)
     clock.lap("load")
     network = detach(
@@ -134,6 +142,8 @@ def analyze(
     clock.lap("read")
     options = {
         "k": k,
+        "threshold": None if threshold is None else float(threshold),
+        "energy": None if energy is None else float(energy),
         "tol": float(tol),
         "method": method,
         "seed": seed,

@@ -53,23 +53,30 @@ def _contradictions(claim: Completeness, fresh: Completeness, token: TokenResult
     """Count what does not follow from the bounds, the values and the options, as they are written."""
     k, tol, digits = claim.k, options["tol"], 4 * epsilon(token.S.dtype)
     values = _with_guards(token, "S").double()
-    first, last = float(values[0]), float(values[k - 1])
-    rounding = min(claim.rounding, fresh.rounding + 2 * fresh.floor)
-    narrow = all(
-        bound - rounding <= (1 + digits) * limit
-        for bound, limit in zip(claim.upper, limits(values[:k].numpy(), tol, claim.floor).tolist(), strict=False)
-    )
-    below = claim.tau + claim.floor < (1 + digits) * last or last <= fresh.floor
-    parted = claim.guards > 0 and last > claim.floor and float(values[k]) >= (1 + digits) * (1 - tol) * last
+    first, last = float(values[0]) if len(values) else fresh.sigma_1, float(values[k - 1]) if k else 0.0
+    edge = last if claim.threshold is None else claim.threshold
+    parted = claim.guards > 0 and edge > claim.floor and float(values[k]) >= (1 + digits) * (1 - tol) * edge
     return sum(
         (
-            claim.complete and claim.delta > 0 and not (narrow and below),
+            claim.complete and claim.delta > 0 and not _follows(claim, fresh, values, tol, digits),
             parted and not claim.cluster,
             abs(claim.sigma_1 - first) > digits * first,
             abs(claim.sigma_k - last) > digits * first,
+            claim.threshold != options.get("threshold"),
             claim.seed != options["seed"],
             claim.delta not in (0, options["delta"]),
             claim.products < sum(claim.steps),
             claim.products != token.record["work"]["probe_products"],
         )
     )
+
+
+def _follows(claim: Completeness, fresh: Completeness, values: torch.Tensor, tol: float, digits: float) -> bool:
+    """Whether a claim is complete by its own bounds."""
+    k, rounding = claim.k, min(claim.rounding, fresh.rounding + 2 * fresh.floor)
+    if claim.threshold is not None:
+        return claim.upper[k] <= (1 + digits) * claim.threshold
+    goals = limits(values[:k].numpy(), tol, claim.floor).tolist()
+    narrow = all(bound - rounding <= (1 + digits) * goal for bound, goal in zip(claim.upper, goals, strict=False))
+    last = float(values[k - 1])
+    return narrow and (claim.tau + claim.floor < (1 + digits) * last or last <= fresh.floor)

@@ -42,7 +42,7 @@ def read_tokens(
     """
     signed = list(results)
     readings = [TokenReading([], [], None, None) for _ in results]
-    found = [index for index, result in enumerate(results) if bool(torch.isfinite(result.S).all())]
+    found = [index for index, result in enumerate(results) if len(result.S) and bool(torch.isfinite(result.S).all())]
     if not found:
         return signed, readings
     left, signs = _decode_left(network, batch, results, found, target, top)

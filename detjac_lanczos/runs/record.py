@@ -161,6 +161,7 @@ def _token(result: SVDResult, reading: TokenReading) -> dict[str, Any]:
         "singular_values": result.S,
         "residuals": result.residuals,
         "floor": result.floor,
+        "energy": result.energy,
         "status": result.status,
         "advice": result.advice,
         "certificate": None if result.certificate is None else certificate_record(result.certificate),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from detjac_lanczos.operators import Reconstruction
 from detjac_lanczos.operators.network import Candidate
+from detjac_lanczos.reading.record_values import asked_for
 from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate
@@ -208,8 +210,8 @@ class Run:
         return all(token.status in ("converged", "breakdown_exact") for token in self.tokens)
 
     def spectrum(self) -> Tensor:
-        """Return the singular values of every token: (tokens, k)."""
-        return torch.stack([token.S for token in self.tokens])
+        """Return the singular values of every token: (tokens, k), NaN where a token has fewer than another."""
+        return pad_sequence([token.S for token in self.tokens], batch_first=True, padding_value=math.nan)
 
     def with_times(self, **seconds: float) -> Run:
         """Return this run with times that were spent outside of it, such as ``load``, added to its total."""
@@ -257,4 +259,5 @@ class Run:
     def __repr__(self) -> str:
         """One line that says what was run."""
         r = self.record
-        return f"Run(model={r['model']!r}, prompts={r['prompts']!r}, k={r['options']['k']}, tokens={len(r['tokens'])})"
+        asked = f"k={r['options']['k']}" if r["options"]["k"] is not None else asked_for(r)
+        return f"Run(model={r['model']!r}, prompts={r['prompts']!r}, {asked}, tokens={len(r['tokens'])})"

@@ -66,6 +66,7 @@ _COMPLETENESS = {
     "sigma_1": float,
     "sigma_k": float,
     "floor": float,
+    "threshold": Maybe(float),
 }
 _CERTIFICATE = {
     "k": int,
@@ -89,6 +90,7 @@ _TOKEN = {
     "token": str,
     "singular_values": [Maybe(float)],
     "residuals": [Pair(Maybe(float))],
+    "energy": Later(Pair(float)),
     "status": str,
     "advice": str,
     "certificate": Maybe(_CERTIFICATE),
@@ -112,7 +114,9 @@ RECORD: dict[str, Shape] = {
     "dtype": str,
     "definition": {"family": str, "input": str, "target_definition": str, "position": int},
     "options": {
-        "k": int,
+        "k": Maybe(int),
+        "threshold": Later(float),
+        "energy": Later(float),
         "tol": float,
         "method": str,
         "seed": int,

@@ -18,6 +18,7 @@ from detjac_lanczos.runs.choices import replay_choices
 from detjac_lanczos.runs.claims import Claim, Verification
 from detjac_lanczos.runs.completeness import completeness_claims
 from detjac_lanczos.runs.disk import load_run
+from detjac_lanczos.runs.energy import energy_claims
 from detjac_lanczos.runs.place_names import parse_place
 from detjac_lanczos.runs.rereading import copies_claim, prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run, TokenResult
@@ -76,16 +77,20 @@ def verify(
     claims += finite
     measured = [index for index, claim in enumerate(finite) if claim.measured == 0]
     part = [run.tokens[index] for index in measured]
+    # No search takes more passes than there are columns to find: a larger count would only excuse residuals.
+    passes = min(int(record["work"]["passes"]), sum(batch.shapes[0]))
+    if part:
+        operators = JacobianBatch([batch.operators[index] for index in measured])
+        claims += completeness_claims(run, operators, part, passes)
+    measured = [index for index in measured if len(run.tokens[index].S)]
+    part = [run.tokens[index] for index in measured]
     if part:
         operators = JacobianBatch([batch.operators[index] for index in measured])
         vectors = ([getattr(token, name) for token in part] for name in "USV")
-        # No search takes more passes than there are columns to find: a larger count would only excuse residuals.
-        passes = min(int(record["work"]["passes"]), sum(batch.shapes[0]))
         fresh = measure_triplets(operators, *vectors, tol=record["options"]["tol"], passes=passes)
         for token, found in zip(part, fresh, strict=True):
             claims += _triplet_claims(token, found, epsilon(working_dtype(batch.dtype)))
-        claims += completeness_claims(run, operators, part, passes)
-        claims += token_claims(run, network, operators, part, places)
+        claims += [*energy_claims(run, operators, part), *token_claims(run, network, operators, part, places)]
     return Verification(claims)
 
 

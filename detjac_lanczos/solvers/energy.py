@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.basis import random_rows
-from detjac_lanczos.solvers.factorisation import Factorisation
 from detjac_lanczos.solvers.options import ENERGY_PROBES
 from detjac_lanczos.solvers.trace_interval import rest_interval
 
@@ -32,23 +31,27 @@ class EnergySketch:
         self._products: Tensor | None = None
 
     def absorb(self, products: Tensor) -> None:
-        """Take Aᵀ ω ``(ENERGY_PROBES, d_in)``, in the units of the search."""
+        """Take Aᵀ ω ``(ENERGY_PROBES, d_in)``."""
         self._products = products
 
-    def total(self, state: Factorisation, largest: float) -> tuple[float, float]:
-        """Return the interval of ‖A‖_F², in the units of the search squared.
+    def total(
+        self, left: Tensor, left_products: Tensor, largest: float, confidence: float = CONFIDENCE
+    ) -> tuple[float, float]:
+        """Return the interval of ‖A‖_F², in the units of the products squared.
 
         Parameters
         ----------
-        state : Factorisation
+        left, left_products : Tensor, shape (m, d_out) and (m, d_in)
+            Orthonormal u and their Aᵀ u.
         largest : float
             A bound of σ_1.
+        confidence : float
         """
         assert self._products is not None
-        known = float(state.AtU.rows.double().square().sum())
-        rest = self._products - (self.rows @ state.U.rows.T) @ state.AtU.rows
+        known = float(left_products.double().square().sum())
+        rest = self._products - (self.rows @ left.T) @ left_products
         mean = float(rest.double().square().sum()) / ENERGY_PROBES
-        low, high = rest_interval(mean, ENERGY_PROBES, largest**2, CONFIDENCE)
+        low, high = rest_interval(mean, ENERGY_PROBES, largest**2, confidence)
         return known + low, known + high
 
 

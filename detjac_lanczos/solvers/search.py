@@ -233,7 +233,7 @@ class Search:
             return int((values > self.threshold).sum()) + 1
         assert self.options.energy is not None and self.sketch is not None
         first = float(values[0]) if len(values) else self._largest
-        low, high = self.sketch.total(self.state, first)
+        low, high = self.sketch.total(self.state.U.rows, self.state.AtU.rows, first)
         count = count_for(self.options.energy, values, high)
         held = float((values[:count] ** 2).sum())
         self.energy = (held / high, min(held / low, 1.0)) if low > 0.0 else (1.0, 1.0)

@@ -9,6 +9,8 @@ from detjac_lanczos.reading.record_values import Record
 
 _DEFAULTS: dict[str, Any] = {
     "k": 8,
+    "threshold": None,
+    "energy": None,
     "tol": 1e-3,
     "certify": "triplets",
     "delta": 1e-6,
@@ -22,7 +24,7 @@ _DEFAULTS: dict[str, Any] = {
     "chat": False,
     "add_special_tokens": True,
 }
-_FLAGS = ("tol", "certify", "delta", "max_products", "method", "seed")
+_FLAGS = ("threshold", "energy", "tol", "certify", "delta", "max_products", "method", "seed")
 
 
 def python_call(record: Record) -> str:
@@ -33,7 +35,8 @@ def python_call(record: Record) -> str:
     said = [f"dl.load_model({record['model']!r}, dtype={record['dtype']!r})"]
     if texts:
         said.append(repr(prompts[0] if len(prompts) == 1 else list(prompts)))
-    said.append(f"k={options['k']}")
+    if options["k"] is not None:
+        said.append(f"k={options['k']}")
     if all(record["token_ids"]):
         if not texts:
             said.append(f"input_ids={record['token_ids']}")
@@ -61,7 +64,8 @@ def command_line(record: Record) -> str | None:
     prompt = record["prompts"][0]
     if len(record["prompts"]) > 1 or prompt is None or not prompt.isprintable() or unsaid:
         return None
-    words = ["detjac", "svd", prompt, "--model", record["model"], "-k", options["k"]]
+    words = ["detjac", "svd", prompt, "--model", record["model"]]
+    words += [] if options["k"] is None else ["-k", options["k"]]
     words += ["--dtype", record["dtype"]]
     if options["tokens"] is not None:
         words += ["--tokens", ",".join(str(token) for _, token in options["tokens"])]

@@ -13,6 +13,7 @@ from detjac_lanczos.reading.page.token_card import anchor, token_card
 from detjac_lanczos.reading.record_values import (
     SUCCESSFUL,
     Record,
+    asked_for,
     percent,
     prompt_text,
     reconstruction_of,
@@ -48,7 +49,7 @@ def heading(record: Record) -> str:
         ("Reconstruction error", f"{scientific(errors['relative_error'])} <small>std(ŷ − y) / std(y)</small>"),
         (
             "Tokens certified" if record["options"]["certify"] else "Tokens converged",
-            f"{found} of {len(record['tokens'])} <small>{record['options']['k']} triplets each, "
+            f"{found} of {len(record['tokens'])} <small>{text(asked_for(record))}, "
             f"tolerance {record['options']['tol']:g}</small>",
         ),
         ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),

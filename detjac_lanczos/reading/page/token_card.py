@@ -5,8 +5,8 @@ from __future__ import annotations
 from detjac_lanczos.reading.page import charts
 from detjac_lanczos.reading.page.markup import badge, facts, figure, pills, text, token_text
 from detjac_lanczos.reading.record_values import (
-    SUCCESSFUL,
     Record,
+    needs_advice,
     percent,
     relative_residual,
     scientific,
@@ -26,7 +26,7 @@ def anchor(token: Record) -> str:
 def token_card(token: Record, span: tuple[float, float]) -> str:
     """Return a token's card. ``span``: the log10 range of singular values that all cards share."""
     claim = token["certificate"]["line"] if token["certificate"] else "no certificate was asked for"
-    advice = "" if token["status"] in SUCCESSFUL else f'<p class="advice">{text(token["advice"])}</p>'
+    advice = f'<p class="advice">{text(token["advice"])}</p>' if needs_advice(token) else ""
     values = singular_values(token)
     chart = ""
     if values:

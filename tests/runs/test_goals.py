@@ -1,0 +1,90 @@
+"""Runs in which tokens have as many triplets as a threshold or a share of the energy asks for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from detjac_lanczos import detach
+from detjac_lanczos.cli import main
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.reading.page.repeat import command_line, python_call
+from detjac_lanczos.runs import Run, analyze, load_run, verify
+from tests.tiny_llama import PROMPT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def spectra(model: LoadedModel) -> list[torch.Tensor]:
+    network = detach(model, PROMPT)
+    return [
+        torch.linalg.svdvals(network.jacobian(token).dense().double()) for token in range(len(network.prompts[0].ids))
+    ]
+
+
+@pytest.fixture(scope="module")
+def above(tiny: LoadedModel) -> Run:
+    """Return all triplets above a value between the first of two tokens: some tokens have none."""
+    firsts = sorted(float(values[0]) for values in spectra(tiny))
+    return analyze(tiny, PROMPT, threshold=(firsts[1] + firsts[2]) / 2, method="lanczos", certify="complete")
+
+
+def test_tokens_have_what_lies_above(above: Run, tiny: LoadedModel) -> None:
+    threshold = above.record["options"]["threshold"]
+    counts = [int((values > threshold).sum()) for values in spectra(tiny)]
+    assert [len(token.S) for token in above.tokens] == counts
+    assert min(counts) == 0 < max(counts)
+    assert above.converged
+    assert above.spectrum().shape == (len(counts), max(counts))
+    assert int(above.spectrum().isfinite().sum()) == sum(counts)
+    assert above.record["options"]["k"] is None
+    assert all(token.certificate.completeness.complete for token in above.tokens)
+
+
+@pytest.mark.parametrize(
+    "options", ["above", {"threshold": 3.6, "method": "dense"}, {"energy": 0.7}, {"energy": 0.7, "method": "dense"}]
+)
+def test_runs_are_stored_shown_and_verified(options: dict | str, above: Run, tiny: LoadedModel, tmp_path: Path) -> None:
+    run = above if options == "above" else analyze(tiny, PROMPT, **options, certify="complete")
+    folder = run.save(tmp_path / "out")
+    again = load_run(folder)
+    assert str(again) == str(run)
+    assert again.page() == run.page()
+    found = verify(folder, tiny)
+    assert found.ok, str(found)
+    if "energy" in options:
+        shares = [token.record["energy"] for token in run.tokens]
+        for (low, high), token, values in zip(shares, run.tokens, spectra(tiny), strict=True):
+            share = float((values[: len(token.S)] ** 2).sum() / (values**2).sum())
+            assert 0.7 <= low <= share * (1 + 1e-4)
+            assert share <= high * (1 + 1e-4)
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record["tokens"][0]["energy"] = [0.9999, 0.99999]
+        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        assert any("share of the energy of token 0" in claim.what for claim in verify(folder, tiny).failed)
+
+
+def test_a_run_says_how_to_repeat_it(above: Run) -> None:
+    assert f"threshold={above.record['options']['threshold']!r}" in python_call(above.record)
+    assert "k=" not in python_call(above.record)
+    assert "--certify complete" in command_line(above.record)
+    assert "all triplets above" in repr(above)
+
+
+def test_the_command_line_takes_goals(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--tokens", "0", "--json", "-q", "--certify", "complete", "--delta", "1e-3", "--max-products", "200"]
+    assert main(["svd", PROMPT, "--model", str(tiny_folder), "--energy", "0.5", *options]) == 0
+    record = json.loads(capsys.readouterr().out)
+    asked = {"k": None, "energy": 0.5, "threshold": None, "certify": "complete", "delta": 1e-3, "max_products": 200}
+    assert asked.items() <= record["options"].items()
+    assert "δ = 0.001" in record["tokens"][0]["certificate"]["line"]
+    assert main(["svd", PROMPT, "--model", str(tiny_folder), "-k", "2", "--threshold", "1"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_goals_exclude_each_other(tiny: LoadedModel) -> None:
+    with pytest.raises(InputError, match="k and energy are given"):
+        analyze(tiny, PROMPT, 3, energy=0.5)
+    assert analyze(tiny, PROMPT, tokens=0, method="lanczos").record["options"]["k"] == 8
