@@ -15,6 +15,7 @@ from torch import Tensor
 
 import detjac_lanczos as dl
 from bench import memory
+from bench.completeness import completeness
 from bench.floor_ratio import ratios
 from bench.measure import in_turns, middle
 from bench.roads import Job, autograd, glued, ours, residual, value_error
@@ -30,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for, print a table, write the figures."""
     parser = Parser(prog="detjac bench", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--parts", default="roads,glued,auto,floor,families,memory,gemma,seeds", help="comma-separated (default: all)"
+        "--parts",
+        default="roads,glued,auto,floor,families,memory,gemma,seeds,completeness",
+        help="comma-separated (default: all)",
     )
     parser.add_argument("--widen", default="1,2", help="widenings of SmolLM2 (default: 1,2; 4 needs 20 GB)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of the fast roads (default: 5)")
@@ -203,6 +206,25 @@ def _gemma(loaded: Any, ids: list[int]) -> tuple[dict[str, Any], list[str]]:
     return row, [line.format(**row)]
 
 
+def _completeness(loaded: Any, ids: list[int]) -> tuple[dict[str, Any], list[str]]:
+    """Measure the second claim of the certificate on every token of both embedded models."""
+    rows: dict[str, Any] = {"smollm2": completeness(loaded.model, ids)}
+    try:
+        gemma = dl.load_model("gemma3-270m")
+        rows["gemma3-270m"] = completeness(gemma.model, gemma.tokenizer(PROMPT)["input_ids"])
+    except dl.DetjacError as error:
+        rows["left out"] = str(error)
+    lines = []
+    for name in (name for name in rows if name != "left out"):
+        for row in rows[name]:
+            bound = ", ".join(f"{value:.2f} after {count}" for count, value in row["bound"].items())
+            lines.append(
+                f"{name} {row['token']}: τ / σ_9 {bound}; {row['probe products']} products = {row['share']:.2f} of the "
+                f"search's {row['search products']}, {'COMPLETE' if row['complete'] else 'BOUND'}"
+            )
+    return rows, lines
+
+
 def _seeds(loaded: Any, ids: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
     """Compare singular values and residuals over many seeds with a dense float64 SVD of the same Jacobians."""
     rows = []
@@ -239,6 +261,7 @@ _PARTS = {
     "memory": _memory,
     "gemma": _gemma,
     "seeds": _seeds,
+    "completeness": _completeness,
 }
 
 

@@ -56,7 +56,7 @@ tokens at once in float32, where one token's share can be so small that reverse 
 
 A class around one of these decoders, such as one that also sees images, is served on text where what it computes there
 is its decoder and its head: Gemma 3, Mistral 3, Llama 4, LLaVA and more (`tests/tiny_models/wrappers.py`). A decoder of
-no declared family takes the road of autograd, if its structure is understood.
+no declared family runs through its own modules, if its structure is understood ([undeclared.md](undeclared.md)).
 
 | family | classes of transformers | its own | frozen | offset | J, float64 | J, float32 |
 |---|---|---|---|---|---|---|
