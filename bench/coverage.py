@@ -1,0 +1,231 @@
+"""How often claims are wrong: every spectrum, k, tolerance and width over many seeds, counted.
+
+``python -m bench.coverage`` (or ``make coverage``) takes hours, writes ``bench/results/coverage.json`` and
+``docs/coverage.md`` after every seed, and goes on from there when it is started again.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.coverage_page import page
+from bench.spectral_operator import SpectralOperator
+from detjac_lanczos.solvers import Status, SVDResult, svd
+from tests.solvers.spectra import spectrum
+
+RECORD = Path("bench/results/coverage.json")
+PAGE = Path("docs/coverage.md")
+
+PLAIN = ("geometric", "harmonic", "root", "spike", "flat", "cluster", "multiple", "staircase", "graded", "gap")
+SPECTRA = (*PLAIN, "rank 3", "rank k", "zero", "duplicates", "hidden")
+KS = (1, 8, 20)
+TOLERANCES = (1e-3, 1e-6)
+WIDTHS = (1, 2, 4, 8)
+DELTA = 0.05
+"""Of claims of completeness, here alone: so large that failures can be counted."""
+
+SEEDS = 300
+_SMALLEST, _LARGEST = 64, 600
+_SCALES = (1.0, 1e-30, 1e30)
+_MULTIPLICITY = 10
+"""Of the duplicates: above every width."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the count: what is solved and how, over all seeds."""
+
+    spectrum: str
+    k: int
+    tol: float
+    width: int
+    complete: bool
+
+    @property
+    def name(self) -> str:
+        """The key of the case in the record."""
+        claim = "complete" if self.complete else "triplets"
+        return f"{self.spectrum} | k {self.k} | tol {self.tol:g} | width {self.width} | {claim}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An operator as the solver gets it and in float64, its exact singular values, and vectors to start from."""
+
+    operator: Any
+    exact_operator: Any
+    exact: np.ndarray
+    start: Tensor | None = None
+
+
+def cases(spectra: tuple[str, ...] = SPECTRA) -> Iterator[Case]:
+    """Yield every case of these spectra."""
+    for name in spectra:
+        for k in KS:
+            for tol in TOLERANCES:
+                for width in WIDTHS:
+                    for complete in (False, True):
+                        yield Case(name, k, tol, width, complete)
+
+
+def make_problem(case: Case, seed: int, largest: int = _LARGEST) -> Problem:
+    """Draw the size, shape, scale and precision of a synthetic case by its seed, and build the operator."""
+    generator = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
+    size = round(_SMALLEST * (largest / _SMALLEST) ** generator.random())
+    shape = [(size, size), (2 * size, size), (size, 2 * size)][generator.integers(3)]
+    scale = _SCALES[generator.integers(3)]
+    dtype = torch.float64 if case.tol < 1e-4 or generator.integers(2) else torch.float32
+    operator = SpectralOperator(scale * values_of(case, size), shape, int(generator.integers(2**31)), dtype)
+    start = None
+    if case.spectrum == "hidden":
+        # The leading right vectors but one: the search is content at once, with the wrong set.
+        known = [j for j in range(case.k + 1) if j != case.k // 2]
+        start = operator.right_vectors(known)
+    return Problem(operator, operator.double(), np.abs(operator.double()._diagonal[:, 0].numpy()), start)
+
+
+def values_of(case: Case, size: int) -> np.ndarray:
+    """Return the singular values of a synthetic case, descending."""
+    if case.spectrum in PLAIN:
+        return spectrum(case.spectrum, size, case.k if case.k > 4 else 8)
+    values = spectrum("root", size)
+    rank = {"rank 3": 3, "rank k": case.k, "zero": 0}.get(case.spectrum)
+    if rank is not None:
+        values = np.where(np.arange(size) < rank, values, 0.0)
+    if case.spectrum == "duplicates":
+        first = case.k // 2
+        values[first : first + _MULTIPLICITY] = values[first]
+    return values
+
+
+def solve(case: Case, problem: Problem, seed: int) -> SVDResult:
+    """Solve a problem as the case says."""
+    return svd(
+        problem.operator,
+        case.k,
+        tol=case.tol,
+        method="lanczos",
+        block=case.width,
+        start=problem.start,
+        seed=seed,
+        certify="complete" if case.complete else "triplets",
+        delta=DELTA,
+    )
+
+
+def judge(case: Case, problem: Problem, result: SVDResult) -> Counter[str]:
+    """Hold every claim of a result against the exact singular values; return what to count."""
+    certificate, exact, tol = result.certificate, problem.exact, case.tol
+    count = Counter({"solves": 1, f"status {result.status.value}": 1})
+    values = result.S.double().numpy()
+    floor = result.floor
+    possible = len(exact) >= case.k and tol * exact[case.k - 1] > floor
+    right = result.converged or (not possible and result.status is Status.NOISE_FLOOR)
+    count["wrong status"] = int(not right)
+    if certificate is None:
+        return count
+    claimed = np.flatnonzero(result.relative.amax(dim=1).numpy() <= tol)
+    residuals, allowed = _true_residuals(problem, result)[claimed], tol * values[claimed] + floor
+    wrong = not _distinct_within(values[claimed], exact, certificate.radius + floor)
+    wrong |= bool((residuals > allowed).any() or (values > exact[: len(values)] + floor).any())
+    count["claims"] = 1
+    count["false TRIPLETS"] = int(wrong)
+    leading = (exact[: case.k] <= (1 + tol) * values + floor).all()
+    count["missed values"] = int(result.converged and not leading)
+    claim = certificate.completeness
+    if claim is not None:
+        upper = np.array(claim.upper)
+        exact = np.concatenate([exact, np.zeros(max(0, len(upper) - len(exact)))])
+        count["BOUND"] = 1
+        count["false BOUND"] = int((exact[: len(upper)] > upper).any())
+        if claim.complete:
+            count["COMPLETE"] = 1
+            count["false COMPLETE"] = int(not leading)
+    return count
+
+
+def _true_residuals(problem: Problem, result: SVDResult) -> np.ndarray:
+    """Return max(‖A v - s u‖, ‖Aᵀ u - s v‖) of each triplet, by float64 products of an operator of size 1."""
+    unit = float(problem.exact[0]) or 1.0
+    U, S, V = (block.double() for block in (result.U, result.S / unit, result.V))
+    right = problem.exact_operator.matmat(V / unit) - U * S
+    left = problem.exact_operator.rmatmat(U / unit) - V * S
+    return np.asarray(torch.maximum(right.norm(dim=0), left.norm(dim=0)).numpy() * unit)
+
+
+def _distinct_within(values: np.ndarray, exact: np.ndarray, radius: float) -> bool:
+    """Whether every value has an exact one of its own within the radius; both descend: the first free one is best."""
+    place = 0
+    for value in values:
+        while place < len(exact) and exact[place] > value + radius:
+            place += 1
+        if place == len(exact) or exact[place] < value - radius:
+            return False
+        place += 1
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Count on, seed by seed; return 1 if a claim failed more often than it may."""
+    parser = argparse.ArgumentParser(prog="python -m bench.coverage", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many (default: never)")
+    parser.add_argument("--out", type=Path, default=RECORD)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    from bench.real_jacobians import real_problems
+
+    record = _read(arguments.out)
+    real = real_problems()
+    real_cases = list(cases(tuple(real)))
+    until = time.monotonic() + 60 * arguments.minutes
+    for seed in range(record["seeds done"], arguments.seeds):
+        counts: dict[str, Counter[str]] = {}
+        for case in [*cases(), *real_cases]:
+            if time.monotonic() > until:
+                print(f"stopped at seed {seed}; start it again to go on")
+                return 0
+            problem = real[case.spectrum](case, seed) if case.spectrum in real else make_problem(case, seed)
+            counts[case.name] = judge(case, problem, solve(case, problem, seed))
+        for name, count in counts.items():
+            total = Counter(record["cases"].get(name, {}))
+            total.update(count)
+            record["cases"][name] = dict(total)
+        record |= {"seeds done": seed + 1, "seeds wanted": arguments.seeds, "delta": DELTA, "torch": torch.__version__}
+        _write(arguments.out, json.dumps(record, indent=1) + "\n")
+        text, sound = page(record)
+        _write(arguments.page, text)
+        print(f"seed {seed + 1} of {arguments.seeds}: {'sound' if sound else 'A CLAIM FAILED'}", flush=True)
+    print(f"written: {arguments.out}, {arguments.page}")
+    return 0 if page(record)[1] else 1
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"seeds done": 0, "cases": {}}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

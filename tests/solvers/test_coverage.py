@@ -1,0 +1,77 @@
+"""A sample of the count that `make coverage` makes in full, and proof that it counts what is false."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+from bench.coverage import DELTA, KS, SPECTRA, TOLERANCES, WIDTHS, Case, judge, make_problem, solve
+from bench.coverage_page import page
+from bench.spectral_operator import SpectralOperator
+from detjac_lanczos.solvers import check_operator, svd
+
+SIZE = 96
+
+
+def test_claims_are_true_as_often_as_they_say() -> None:
+    """Each spectrum, k and tolerance once with and once without a claim of completeness, widths in turn."""
+    total: Counter[str] = Counter()
+    for index, (name, k, tol, complete) in enumerate(product(SPECTRA, KS, TOLERANCES, (False, True))):
+        case = Case(name, k, tol, WIDTHS[(index + index // 12) % len(WIDTHS)], complete)
+        problem = make_problem(case, seed=index, largest=SIZE)
+        count = judge(case, problem, solve(case, problem, seed=index))
+        assert count["claims"] == 1
+        assert not count["wrong status"], case
+        assert not count["false TRIPLETS"], case
+        total.update(count)
+    for claim in ("BOUND", "COMPLETE"):
+        assert total[claim] >= 60
+        assert total[f"false {claim}"] <= binom.ppf(1 - 1e-6, total[claim], DELTA), total
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (30, 30)])
+def test_spectral_operators_are_what_they_say(shape: tuple[int, int]) -> None:
+    values = 1 / np.arange(1.0, 31.0)
+    operator = SpectralOperator(values, shape, seed=3, dtype=torch.float64)
+    assert check_operator(operator).ok
+    A = operator.matmat(torch.eye(shape[1], dtype=torch.float64))
+    np.testing.assert_allclose(torch.linalg.svdvals(A), values, rtol=1e-12)
+    V = operator.right_vectors([2, 5])
+    np.testing.assert_allclose((A @ V).norm(dim=0), values[[2, 5]], rtol=1e-12)
+
+
+def test_what_is_false_is_counted() -> None:
+    case = Case("root", 8, 1e-3, 4, complete=True)
+    problem = make_problem(case, seed=0, largest=SIZE)
+    result = solve(case, problem, seed=0)
+    assert judge(case, problem, result)["COMPLETE"] == 1
+    first = float(problem.exact[0])
+    shifted = replace(problem, exact=problem.exact + 0.1 * first * (np.arange(len(problem.exact)) == 3))
+    count = judge(case, shifted, result)
+    assert count["false TRIPLETS"] == count["false BOUND"] == count["false COMPLETE"] == count["missed values"] == 1
+    twice = result.S.clone()
+    twice[1] = twice[0]
+    assert judge(case, problem, replace(result, S=twice))["false TRIPLETS"] == 1
+    assert judge(case, problem, replace(result, U=result.U.roll(1, dims=1)))["false TRIPLETS"] == 1
+    lower = replace(problem, exact=problem.exact * 0.99)
+    assert judge(case, lower, result)["false TRIPLETS"] == 1
+    short = svd(problem.operator, 8, tol=1e-3, method="lanczos", max_products=20)
+    assert judge(case, problem, short)["wrong status"] == 1
+
+
+def test_the_page_says_what_was_counted() -> None:
+    name = Case("root", 8, 1e-3, 4, complete=True).name
+    count = {"solves": 100, "BOUND": 100, "false BOUND": 3, "COMPLETE": 90, "missed values": 2}
+    record = {"seeds done": 2, "seeds wanted": 300, "delta": 0.05, "torch": "2", "cases": {name: count}}
+    text, sound = page(record)
+    assert sound
+    assert "2 of 300 seeds (**partial**)" in text
+    assert "| root | 100 | 0 | 0, 0, 0, 0 | 0, 0, 2, 0 | 3 of 100 | 0 of 90 |" in text
+    for worse in ({"false BOUND": 30}, {"false TRIPLETS": 1}, {"wrong status": 1}):
+        text, sound = page(record | {"cases": {name: count | worse}})
+        assert not sound
+        assert "**A claim failed" in text
