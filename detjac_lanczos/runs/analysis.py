@@ -115,6 +115,11 @@ def analyze(
         "callback": callback,
     }
     check_options(k=k, **search)
+    if method == "shared_basis":
+        raise InputError(
+            "method 'shared_basis' gives estimates, and a run holds claims: choose another, or survey the tokens by "
+            "svd_batch(detach(model, prompt).jacobians(), method='shared_basis')"
+        )
     if k is None and threshold is None and energy is None:
         k = DEFAULT_K
     k, seed = None if k is None else int(k), int(seed)

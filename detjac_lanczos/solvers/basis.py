@@ -9,10 +9,18 @@ _MOSTLY_OUTSIDE = 0.5
 
 
 class RowStore:
-    """Row vectors appended block by block, kept in one tensor that doubles when full."""
+    """Row vectors appended block by block, kept in one tensor that doubles when full, up to ``most`` rows.
 
-    def __init__(self, width: int, dtype: torch.dtype, device: torch.device, capacity: int = 32) -> None:
-        self._storage = torch.empty(capacity, width, dtype=dtype, device=device)
+    More than ``most`` are taken where they come, and cost no more room than they need.
+    """
+
+    def __init__(
+        self, width: int, dtype: torch.dtype, device: torch.device, capacity: int = 32, most: int | None = None
+    ) -> None:
+        self._most = most
+        self._storage = torch.empty(
+            capacity if most is None else min(capacity, most), width, dtype=dtype, device=device
+        )
         self.count = 0
 
     @property
@@ -24,11 +32,19 @@ class RowStore:
         """Append the rows of ``block``, ``(b, width)``."""
         needed = self.count + block.shape[0]
         if needed > self._storage.shape[0]:
-            grown = self._storage.new_empty(max(needed, 2 * self._storage.shape[0]), self._storage.shape[1])
+            doubled = 2 * self._storage.shape[0]
+            size = max(needed, doubled if self._most is None else min(doubled, self._most))
+            grown = self._storage.new_empty(size, self._storage.shape[1])
             grown[: self.count] = self.rows
             self._storage = grown
         self._storage[self.count : needed] = block
         self.count = needed
+
+    def mix(self, combine: Tensor) -> None:
+        """Put combinations ``combine @ rows``, no more of them than there are rows, in the place of the rows."""
+        mixed = combine @ self.rows
+        self.count = mixed.shape[0]
+        self._storage[: self.count] = mixed
 
 
 def to_numpy(matrix: Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator
+from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator, require_real
 
 
 class IndependentBatch:
@@ -86,6 +86,7 @@ class Subset:
 def as_batch(A: Any) -> OperatorBatch:
     """Return a batch: ``A`` itself, a list of operators, or a single operator as a batch of one."""
     if hasattr(A, "shapes") and hasattr(A, "rmatmat_shared"):
+        require_real(A.dtype)
         return cast(OperatorBatch, A)
     if isinstance(A, list | tuple):
         return IndependentBatch([as_operator(item) for item in A])

@@ -50,13 +50,15 @@ class Factorisation:
     Source: Golub, Kahan 1965; full reorthogonalisation twice, Parlett, The Symmetric Eigenvalue Problem, 6.9.
     """
 
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, most: int | None = None
+    ) -> None:
         d_out, d_in = shape
         self.shape = shape
-        self.V = RowStore(d_in, dtype, device)
-        self.AV = RowStore(d_out, dtype, device)
-        self.U = RowStore(d_out, dtype, device)
-        self.AtU = RowStore(d_in, dtype, device)
+        self.V = RowStore(d_in, dtype, device, most=most)
+        self.AV = RowStore(d_out, dtype, device, most=most)
+        self.U = RowStore(d_out, dtype, device, most=most)
+        self.AtU = RowStore(d_in, dtype, device, most=most)
         self._projected = np.zeros((32, 32))
 
     @property
@@ -131,6 +133,34 @@ class Factorisation:
         rows = products.rows if latest is None else products.rows[-latest:]
         return project_out(rows, basis.rows)
 
+    def restart(self, keep: int, ahead: int) -> None:
+        """Thick restart: keep the leading Ritz vectors of both sides and the block that is ahead of the other side.
+
+        Bases and stored products are combined alike, so that residuals stay measured. What the larger basis holds
+        beyond the smaller one has products outside of it: the residual block, of which the longest directions are kept.
+        Residuals of the kept triplets, and with them the directions to go on in, are in the products as before.
+
+        Parameters
+        ----------
+        keep : int
+            Ritz vectors of each side.
+        ahead : int
+            The most directions of the residual block.
+
+        Source: Baglama, Reichel 2005 (augmented implicitly restarted Lanczos bidiagonalisation), in blocks.
+        """
+        left, values, right = np.linalg.svd(self.projected, full_matrices=True)
+        keep = min(keep, len(values))
+        mix_left, mix_right = left[:, :keep].T, right[:keep]
+        if self.V.count > self.U.count:
+            mix_right = np.vstack([mix_right, _longest(right[len(values) :], self.AV.rows, ahead)])
+        elif self.U.count > self.V.count:
+            mix_left = np.vstack([mix_left, _longest(left[:, len(values) :].T, self.AtU.rows, ahead)])
+        projected = mix_left @ self.projected @ mix_right.T
+        for store, combine in ((self.U, mix_left), (self.AtU, mix_left), (self.V, mix_right), (self.AV, mix_right)):
+            store.mix(like(combine, store.rows))
+        self._projected[: projected.shape[0], : projected.shape[1]] = projected
+
     def _reserve(self) -> None:
         needed = max(self.U.count, self.V.count)
         size = self._projected.shape[0]
@@ -138,3 +168,10 @@ class Factorisation:
             grown = np.zeros((max(needed, 2 * size),) * 2)
             grown[:size, :size] = self._projected
             self._projected = grown
+
+
+def _longest(combinations: np.ndarray, products: Tensor, count: int) -> np.ndarray:
+    """Turn orthonormal combinations so that those with the longest products come first, and return ``count``."""
+    mixed = to_numpy(like(combinations, products) @ products)
+    turn = np.linalg.svd(mixed, full_matrices=False)[0]
+    return np.asarray(turn.T[:count] @ combinations)

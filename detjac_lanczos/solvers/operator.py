@@ -100,7 +100,7 @@ class MatrixOperator:
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2:
             raise InputError(f"a matrix has two axes, this tensor has {matrix.ndim}: pass one of shape (d_out, d_in)")
-        _require_real(matrix.dtype)
+        require_real(matrix.dtype)
         self.matrix = matrix.detach()
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.dtype = matrix.dtype
@@ -166,7 +166,7 @@ def as_operator(A: Any) -> LinearOperator:
         missing = [name for name in ("shape", "device", "matmat", "rmatmat") if not hasattr(A, name)]
         if missing:
             raise InputError(f"{type(A).__name__} is no linear operator: give it {', '.join(missing)}")
-        _require_real(A.dtype)
+        require_real(A.dtype)
         if len(A.shape) != 2:
             raise InputError(f"an operator's shape is (d_out, d_in), this one has {tuple(A.shape)}")
         return cast(LinearOperator, A)
@@ -181,7 +181,8 @@ def as_operator(A: Any) -> LinearOperator:
         ) from error
 
 
-def _require_real(dtype: torch.dtype) -> None:
+def require_real(dtype: torch.dtype) -> None:
+    """Raise :class:`InputError` for a dtype that no operator here can have."""
     if dtype.is_complex:
         raise InputError("complex operators are not supported: split it into real and imaginary parts")
     if not dtype.is_floating_point:

@@ -48,7 +48,7 @@ Callback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Options:
-    """Checked options of :func:`~detjac_lanczos.solvers.svd`.
+    """Checked options of :func:`~detjac_lanczos.solvers.svd`; ``capacity`` is the most vectors of a Lanczos basis.
 
     ``width`` is the block width; ``delta`` the chance that the claim of completeness may be wrong, None where it
     is not asked for. With ``threshold`` or ``energy``, ``k`` is only where the search begins.
@@ -64,6 +64,7 @@ class Options:
     delta: float | None = None
     threshold: float | None = None
     energy: float | None = None
+    capacity: int | None = None
 
     @property
     def counted(self) -> bool:

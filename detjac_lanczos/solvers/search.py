@@ -24,6 +24,12 @@ from detjac_lanczos.solvers.rounding import (
 _STALLED_AFTER = 8
 _PROGRESS = 0.1
 _PROBE_PASSES = 6
+RESERVED_BLOCKS = _PROBE_PASSES // 2 + 1
+"""Blocks of a side that may follow one another without a restart: those of a probe, and the one before it."""
+
+SPARE_VECTORS = 7
+"""Ritz vectors beyond those wanted that a restart keeps: the guards that a claim of completeness may take, and one."""
+
 _NEW = 0.1
 _WELL_UNDER = 0.02
 
@@ -61,7 +67,7 @@ class Search:
         self.shape = shape
         self.eps = epsilon(operator_dtype)
         self.dtype = working_dtype(operator_dtype)
-        self.state = Factorisation(shape, self.dtype, device)
+        self.state = Factorisation(shape, self.dtype, device, most=options.capacity)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.block: Tensor | None = None
         self.status: Status | None = None
@@ -153,6 +159,8 @@ class Search:
 
     def prepare(self, direction: Direction) -> None:
         """Choose the rows to send in ``direction`` next; none where this side has no part in an open residual."""
+        if self.options.capacity is not None:
+            self._make_room(self.options.capacity)
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
         room = basis.shape[1] - basis.shape[0]
         if self.triplets is None or self._probing:
@@ -171,6 +179,14 @@ class Search:
                 self.triplets = self.state.ritz(self.state.steps)
         elif self._idle == 2:
             self.status = Status.BREAKDOWN_EXACT if self._solved(exact=True) else Status.NOISE_FLOOR
+
+    def _make_room(self, capacity: int) -> None:
+        """Restart where the next blocks, those of a probe included, would not fit; never within a probe."""
+        reserve = RESERVED_BLOCKS * self.options.width
+        fullest = max(self.state.U.count, self.state.V.count)
+        if self.triplets is not None and not self._probing and fullest + reserve > capacity:
+            keep = max(self.wanted + SPARE_VECTORS, (capacity - reserve) // 2)
+            self.state.restart(keep, 2 * self.options.width)
 
     def count_probe(self) -> None:
         """Count a pass of one column that a probe made of this operator."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.auto import is_tiny, solve_auto
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
@@ -15,6 +16,7 @@ from detjac_lanczos.solvers.dense import solve_dense
 from detjac_lanczos.solvers.finish import Road
 from detjac_lanczos.solvers.journal import open_journal
 from detjac_lanczos.solvers.lanczos import solve_lanczos
+from detjac_lanczos.solvers.memory import basis_capacity
 from detjac_lanczos.solvers.options import DEFAULT_K, Callback, Options, check_fit, check_options
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
@@ -44,6 +46,7 @@ def svd(
     certify: str | None = "triplets",
     delta: float = 1e-6,
     choices: dict[str, Any] | None = None,
+    memory: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> SVDResult:
@@ -83,6 +86,9 @@ def svd(
         Probability over the probes, for each operator, that the claim "complete" makes is wrong.
     choices : dict, optional
         ``SVDResult.choices`` of an earlier solve, to repeat its decisions instead of timing again.
+    memory : int, optional
+        Bytes for the Lanczos bases of the whole batch and their products. Where they would not fit, the search restarts
+        from its best vectors, which takes more passes. Other methods hold more than bases and refuse it.
     checkpoint : path, optional
         A folder in which every pass is written down as it is made. The same call with the same folder goes on where an
         earlier one was cut off, and gives the same result bit for bit. It may be deleted once there is a result.
@@ -114,6 +120,7 @@ def svd(
         certify=certify,
         delta=delta,
         choices=choices,
+        memory=memory,
         checkpoint=checkpoint,
         callback=callback,
     )[0]
@@ -134,6 +141,7 @@ def svd_batch(
     certify: str | None = "triplets",
     delta: float = 1e-6,
     choices: dict[str, Any] | None = None,
+    memory: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> list[SVDResult]:
@@ -170,11 +178,16 @@ def svd_batch(
     blocks = check_fit(operators.shapes, k=k, method=method, max_products=max_products, start=start)
     decided = choices or {}
     if method == "auto":
-        method = decided.get("method", "auto")
+        method = decided.get("method", "auto" if memory is None else "lanczos")
+    if memory is not None and (method != "lanczos" or threshold is not None or energy is not None):
+        raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")
+    wanted = min(DEFAULT_K, *map(min, operators.shapes)) if k is None else int(k)
+    width = int(block or decided.get("block", _DEFAULT_WIDTH))
+    begun = 0 if blocks is None else max(given.shape[1] for given in blocks)
     options = Options(
-        k=min(DEFAULT_K, *map(min, operators.shapes)) if k is None else int(k),
+        k=wanted,
         tol=float(tol),
-        width=int(block or decided.get("block", _DEFAULT_WIDTH)),
+        width=width,
         max_products=None if max_products is None else int(max_products),
         seed=int(seed),
         start=blocks,
@@ -182,6 +195,7 @@ def svd_batch(
         delta=float(delta) if certify == "complete" else None,
         threshold=None if threshold is None else float(threshold),
         energy=None if energy is None else float(energy),
+        capacity=basis_capacity(memory, operators.shapes, operators.dtype, k=wanted, width=width, start=begun),
     )
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
         journal = open_journal(checkpoint, operators, options, method=method, certify=certify, choices=decided)

@@ -201,7 +201,16 @@ def test_integers_of_any_kind_choose_tokens(tiny: LoadedModel, tokens: Any) -> N
 
 
 @pytest.mark.parametrize(
-    "options", [{"k": 0}, {"tol": 3}, {"tokens": "x"}, {"position": "last"}, {"method": "magic"}, {"certify": "no"}]
+    "options",
+    [
+        {"k": 0},
+        {"tol": 3},
+        {"tokens": "x"},
+        {"position": "last"},
+        {"method": "magic"},
+        {"method": "shared_basis"},
+        {"certify": "no"},
+    ],
 )
 def test_bad_requests_are_refused_before_a_model_is_loaded(options: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
