@@ -1,0 +1,199 @@
+"""4-bit weights used in place: any rows decoded, and GEMM in both directions from the same packed bytes.
+
+The layout is that of bitsandbytes (NF4 and FP4, with and without double quantisation). Value i of the matrix, in flat
+row-major order, is ``table[code_i] · absmax[i // block]``, one float32 product: that is the decoded weight, whichever
+dtype computes with it. A block of scales may straddle rows.
+
+Everything here is plain torch: the specification of the device kernels of the same signatures.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from detjac_kernels import roads
+from detjac_kernels.gemm import epilogue
+from detjac_kernels.scratch import scratch
+
+CHUNK = 1 << 20
+"""Weights decoded at a time: 4 MiB in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """Scales that are quantised themselves: scale j is ``table[absmax_j] · absmax[j // block] + offset``.
+
+    ``table``: float32 (256,); ``absmax``: float32 (ceil(blocks / block),).
+    """
+
+    table: Tensor
+    absmax: Tensor
+    block: int
+    offset: float
+
+
+@dataclass(frozen=True, eq=False)
+class Packed4:
+    """A matrix (f, d) of 4-bit codes with a scale for each block, in flat row-major order.
+
+    ``codes``: uint8 (ceil(f·d / 2),), two codes a byte, value 2i in the high nibble; ``absmax``: float32 (blocks,), or
+    uint8 with ``nested``; ``table``: float32 (16,).
+
+    Raises
+    ------
+    ValueError
+        If the tensors do not have the sizes that the shape asks for, or are not contiguous.
+    """
+
+    codes: Tensor
+    absmax: Tensor
+    table: Tensor
+    block: int
+    shape: tuple[int, int]
+    nested: Nested | None = None
+
+    def __post_init__(self) -> None:
+        f, d = self.shape
+        blocks = -(-f * d // self.block)
+        sizes = [self.codes.shape == (-(-f * d // 2),), self.absmax.shape == (blocks,), self.table.shape == (16,)]
+        types = [self.codes.dtype is torch.uint8, self.table.dtype is torch.float32]
+        types.append(self.absmax.dtype is (torch.float32 if self.nested is None else torch.uint8))
+        if self.nested is not None:
+            sizes.append(self.nested.table.shape == (256,))
+            sizes.append(self.nested.absmax.shape == (-(-blocks // self.nested.block),))
+        if self.block % 2 or not all((*sizes, *types)):
+            raise ValueError(f"codes, scales and tables are not those of a 4-bit matrix of shape {self.shape}")
+        if not (self.codes.is_contiguous() and self.absmax.is_contiguous()):
+            raise ValueError("codes and scales of a 4-bit matrix must be contiguous")
+
+    @cached_property
+    def pairs(self) -> Tensor:
+        """Both values of every byte, the 8 bytes of two float32 read as one integer: int64 (256,)."""
+        byte = torch.arange(256, device=self.table.device)
+        return torch.stack([self.table[byte >> 4], self.table[byte & 15]], dim=1).view(torch.int64).view(-1)
+
+    def scales(self, start: int, stop: int) -> Tensor:
+        """Return the scales of blocks ``start`` to ``stop``: float32 (stop − start,)."""
+        kept = self.absmax[start:stop]
+        if self.nested is None:
+            return kept
+        outer = torch.arange(start, stop, device=kept.device) // self.nested.block
+        return self.nested.table[kept.int()] * self.nested.absmax[outer] + self.nested.offset
+
+
+def decode_rows(packed: Packed4, start: int, stop: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """Return rows ``start`` to ``stop`` of the decoded matrix: (stop − start, d).
+
+    Parameters
+    ----------
+    packed : Packed4
+    start, stop : int
+    dtype : torch.dtype
+        Each weight is computed in float32, then rounded to this.
+    out : Tensor, shape (stop − start, d), optional
+        Where to write them.
+    """
+    rows = _decoded(packed, start, stop)
+    if out is None:
+        return rows.to(dtype, copy=True)
+    return out.copy_(rows)
+
+
+def packed_linear(
+    x: Tensor,
+    packed: Packed4,
+    *,
+    scale: Tensor | None = None,
+    gate: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``.
+
+    Parameters
+    ----------
+    x : Tensor, shape (R, d)
+    packed : Packed4, shape (f, d)
+    scale : Tensor, shape (d,), optional
+    gate : Tensor, shape (R, f), optional
+    out_scale : Tensor, shape (f,), optional
+    add : Tensor, shape (R, f), optional
+
+    Returns
+    -------
+    Tensor, shape (R, f)
+    """
+    return _fused(x, packed, False, scale, gate, out_scale, add)
+
+
+def packed_linear_transposed(
+    y: Tensor,
+    packed: Packed4,
+    *,
+    scale: Tensor | None = None,
+    gate: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: shapes as in `packed_linear` with d and f exchanged."""
+    return _fused(y, packed, True, scale, gate, out_scale, add)
+
+
+def _fused(
+    x: Tensor,
+    packed: Packed4,
+    transposed: bool,
+    scale: Tensor | None,
+    gate: Tensor | None,
+    out_scale: Tensor | None,
+    add: Tensor | None,
+) -> Tensor:
+    """Both directions: the one place that chooses who computes them, by where the codes lie."""
+    x = x if scale is None else (x * scale).to(x.dtype)
+    product = _product_transposed if transposed else _product
+    return epilogue(product(x, packed), gate, out_scale, add)
+
+
+def _product(x: Tensor, packed: Packed4) -> Tensor:
+    out = x.new_empty(x.shape[0], packed.shape[0])
+    for start, stop in _chunks(packed, x.shape[0]):
+        out[:, start:stop] = roads.product(x, _rows(packed, start, stop, x.dtype))
+    return out
+
+
+def _product_transposed(y: Tensor, packed: Packed4) -> Tensor:
+    out = y.new_zeros(y.shape[0], packed.shape[1])
+    for start, stop in _chunks(packed, y.shape[0]):
+        out += roads.product(y[:, start:stop], _rows(packed, start, stop, y.dtype).t())
+    return out
+
+
+def _chunks(packed: Packed4, rows: int) -> list[tuple[int, int]]:
+    """Cut a matrix into equal parts of about `CHUNK` values, at least one row each; none where there is no work."""
+    f, d = packed.shape
+    parts = min(f, -(-f * d // CHUNK)) if rows else 0
+    return [(f * i // parts, f * (i + 1) // parts) for i in range(parts)]
+
+
+def _rows(packed: Packed4, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Decode rows in scratch memory, (stop − start, d); the next call overwrites them."""
+    rows = _decoded(packed, start, stop)
+    if dtype is torch.float32:
+        return rows
+    return scratch("converted", rows.numel(), dtype, rows.device).view(rows.shape).copy_(rows)
+
+
+def _decoded(packed: Packed4, start: int, stop: int) -> Tensor:
+    """Decode rows in scratch memory, float32 (stop − start, d), with the whole blocks around them."""
+    (f, d), block = packed.shape, packed.block
+    first, last = start * d // block, -(-stop * d // block)
+    begin, end = first * block, min(last * block, f * d + f * d % 2)
+    device = packed.codes.device
+    flat = scratch("decoded", (last - first) * block, torch.float32, device)
+    index = scratch("codes", (end - begin) // 2, torch.int32, device)
+    index.copy_(packed.codes[begin // 2 : end // 2])
+    torch.index_select(packed.pairs, 0, index, out=flat[: end - begin].view(torch.int64))
+    flat.view(-1, block).mul_(packed.scales(first, last)[:, None])
+    return flat[start * d - begin : stop * d - begin].view(stop - start, d)

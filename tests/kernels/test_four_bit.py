@@ -1,0 +1,124 @@
+"""4-bit weights: the decoder against one written value by value, and products against the decoded matrix."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from detjac_kernels import four_bit
+from detjac_kernels.four_bit import Nested, Packed4, decode_rows, packed_linear, packed_linear_transposed
+
+EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
+
+
+def packed_of(f: int, d: int, block: int, nested: bool, seed: int = 0) -> Packed4:
+    """Return a random matrix: no encoder is needed to say what bytes mean."""
+    g = torch.Generator().manual_seed(seed)
+    blocks = -(-f * d // block)
+    codes = torch.randint(0, 256, (-(-f * d // 2),), dtype=torch.uint8, generator=g)
+    table = torch.randn(16, generator=g)
+    if not nested:
+        return Packed4(codes, torch.rand(blocks, generator=g) + 0.5, table, block, (f, d))
+    inner = Nested(torch.randn(256, generator=g), torch.rand(-(-blocks // 8), generator=g), 8, 0.75)
+    return Packed4(codes, torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=g), table, block, (f, d), inner)
+
+
+def by_hand(packed: Packed4) -> Tensor:
+    """Return the matrix in float64, one value at a time; scales are rounded to float32 where the layout says so."""
+    f, d = packed.shape
+    values = []
+    for i in range(f * d):
+        byte = int(packed.codes[i // 2])
+        j = i // packed.block
+        scale = packed.absmax[j]
+        if packed.nested is not None:
+            inner = packed.nested
+            scale = inner.table[int(scale)] * inner.absmax[j // inner.block] + inner.offset
+        values.append(float(packed.table[byte // 16 if i % 2 == 0 else byte % 16] * scale))
+    return torch.tensor(values, dtype=torch.float64).view(f, d)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    f=st.integers(1, 9), d=st.integers(1, 19), block=st.sampled_from([2, 8, 64]), nested=st.booleans(), data=st.data()
+)
+def test_any_rows_decode_as_written_value_by_value(
+    f: int, d: int, block: int, nested: bool, data: st.DataObject
+) -> None:
+    packed = packed_of(f, d, block, nested)
+    start = data.draw(st.integers(0, f))
+    stop = data.draw(st.integers(start, f))
+    exact = by_hand(packed)[start:stop]
+    assert torch.equal(decode_rows(packed, start, stop, torch.float64), exact)
+    out = torch.full((stop - start, d), math.nan, dtype=torch.bfloat16)
+    assert decode_rows(packed, start, stop, torch.bfloat16, out) is out
+    assert torch.equal(out, exact.float().bfloat16())
+
+
+@pytest.mark.parametrize("dtype", EPS, ids=str)
+@pytest.mark.parametrize("chunk", [1, 40, 1 << 20])
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(0, 5),
+    f=st.integers(1, 17),
+    d=st.integers(1, 17),
+    nested=st.booleans(),
+    extras=st.sets(st.sampled_from(["scale", "gate", "out_scale", "add"])),
+    backwards=st.booleans(),
+)
+def test_products_are_those_of_the_decoded_matrix(
+    dtype: torch.dtype, chunk: int, rows: int, f: int, d: int, nested: bool, extras: set[str], backwards: bool
+) -> None:
+    packed = packed_of(f, d, 8, nested, seed=f)
+    w = by_hand(packed).float().to(dtype).double()
+    w = w if backwards else w.T
+    width_in, width_out = w.shape
+    g = torch.Generator().manual_seed(d)
+    shapes = {"scale": (width_in,), "gate": (rows, width_out), "out_scale": (width_out,), "add": (rows, width_out)}
+    wide = torch.promote_types(dtype, torch.float32)
+    kept = {n: torch.randn(shapes[n], generator=g).to(dtype if n == "add" else wide) for n in sorted(extras)}
+    x = torch.randn(rows, width_in, generator=g).to(dtype)
+    before = [x.clone(), *(value.clone() for value in kept.values())]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(four_bit, "CHUNK", chunk)
+        found = (packed_linear_transposed if backwards else packed_linear)(x, packed, **kept)
+    assert all(torch.equal(a, b) for a, b in zip(before, [x, *kept.values()], strict=True))
+    exact = {n: value.double() for n, value in kept.items()}
+    scale, gate = exact.get("scale", torch.ones(1)), exact.get("gate", torch.ones(1))
+    out_scale, add = exact.get("out_scale", torch.ones(1)), exact.get("add", torch.zeros(1))
+    expected = ((x.double() * scale) @ w) * gate * out_scale + add
+    size = ((x.double() * scale).abs() @ w.abs()) * gate.abs() * out_scale.abs() + add.abs()
+    assert found.dtype is dtype
+    # At most four roundings, a dot product of the input width, and (transposed) one more sum for each chunk.
+    assert torch.all((found.double() - expected).abs() <= (4 + 2 * width_in) * EPS[dtype] * size)
+
+
+def test_all_layers_share_one_scratch_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = set()
+    decoded = four_bit._decoded
+
+    def watch(packed: Packed4, start: int, stop: int) -> Tensor:
+        rows = decoded(packed, start, stop)
+        places.add(rows.untyped_storage().data_ptr())
+        return rows
+
+    monkeypatch.setattr(four_bit, "CHUNK", 1024)
+    packed_linear(torch.randn(3, 64), packed_of(64, 64, 64, False))
+    monkeypatch.setattr(four_bit, "_decoded", watch)
+    for f, d in ((64, 64), (128, 32), (40, 64)):
+        weight = packed_of(f, d, 64, True)
+        packed_linear(torch.randn(3, d), weight)
+        packed_linear_transposed(torch.randn(3, f), weight)
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("change", ["codes", "absmax", "table"])
+def test_tensors_that_do_not_belong_to_the_shape_are_refused(change: str) -> None:
+    packed = packed_of(6, 64, 64, False)
+    parts = {name: getattr(packed, name) for name in ("codes", "absmax", "table")}
+    parts[change] = parts[change][:-1]
+    with pytest.raises(ValueError, match=r"shape \(6, 64\)"):
+        Packed4(**parts, block=64, shape=(6, 64))
