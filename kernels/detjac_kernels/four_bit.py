@@ -13,12 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from detjac_kernels import roads
+from detjac_kernels.decoded import product, product_transposed
 from detjac_kernels.gemm import epilogue
-from detjac_kernels.scratch import scratch
-
-CHUNK = 1 << 20
-"""Weights decoded at a time: 4 MiB in float32."""
+from detjac_kernels.scratch import converted, scratch
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +93,7 @@ def decode_rows(packed: Packed4, start: int, stop: int, dtype: torch.dtype, out:
         Where to write them.
     """
     rows = _decoded(packed, start, stop)
-    if out is None:
-        return rows.to(dtype, copy=True)
-    return out.copy_(rows)
+    return rows.to(dtype, copy=True) if out is None else out.copy_(rows)
 
 
 def packed_linear(
@@ -152,37 +147,14 @@ def _fused(
 ) -> Tensor:
     """Both directions: the one place that chooses who computes them, by where the codes lie."""
     x = x if scale is None else (x * scale).to(x.dtype)
-    product = _product_transposed if transposed else _product
-    return epilogue(product(x, packed), gate, out_scale, add)
-
-
-def _product(x: Tensor, packed: Packed4) -> Tensor:
-    out = x.new_empty(x.shape[0], packed.shape[0])
-    for start, stop in _chunks(packed, x.shape[0]):
-        out[:, start:stop] = roads.product(x, _rows(packed, start, stop, x.dtype))
-    return out
-
-
-def _product_transposed(y: Tensor, packed: Packed4) -> Tensor:
-    out = y.new_zeros(y.shape[0], packed.shape[1])
-    for start, stop in _chunks(packed, y.shape[0]):
-        out += roads.product(y[:, start:stop], _rows(packed, start, stop, y.dtype).t())
-    return out
-
-
-def _chunks(packed: Packed4, rows: int) -> list[tuple[int, int]]:
-    """Cut a matrix into equal parts of about `CHUNK` values, at least one row each; none where there is no work."""
     f, d = packed.shape
-    parts = min(f, -(-f * d // CHUNK)) if rows else 0
-    return [(f * i // parts, f * (i + 1) // parts) for i in range(parts)]
 
+    def decode(rows: range, dtype: torch.dtype) -> Tensor:
+        return converted(_decoded(packed, rows.start, rows.stop), dtype)
 
-def _rows(packed: Packed4, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-    """Decode rows in scratch memory, (stop − start, d); the next call overwrites them."""
-    rows = _decoded(packed, start, stop)
-    if dtype is torch.float32:
-        return rows
-    return scratch("converted", rows.numel(), dtype, rows.device).view(rows.shape).copy_(rows)
+    whole = [range(f)]
+    out = product_transposed(x, decode, whole, d) if transposed else product(x, decode, whole)
+    return epilogue(out, gate, out_scale, add)
 
 
 def _decoded(packed: Packed4, start: int, stop: int) -> Tensor:

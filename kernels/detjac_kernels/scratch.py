@@ -15,3 +15,10 @@ def scratch(purpose: str, size: int, dtype: torch.dtype, device: torch.device) -
     if buffer is None or buffer.numel() < size:
         buffer = buffers[purpose, dtype, device] = torch.empty(size, dtype=dtype, device=device)
     return buffer[:size]
+
+
+def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values in a dtype: themselves, or in scratch memory that the next conversion to it overwrites."""
+    if values.dtype is dtype:
+        return values
+    return scratch("converted", values.numel(), dtype, values.device).view(values.shape).copy_(values)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detjac_kernels import four_bit
+from detjac_kernels import decoded, four_bit
 from detjac_kernels.four_bit import Nested, Packed4, decode_rows, packed_linear, packed_linear_transposed
 
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
@@ -83,7 +83,7 @@ def test_products_are_those_of_the_decoded_matrix(
     x = torch.randn(rows, width_in, generator=g).to(dtype)
     before = [x.clone(), *(value.clone() for value in kept.values())]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(four_bit, "CHUNK", chunk)
+        patch.setattr(decoded, "CHUNK", chunk)
         found = (packed_linear_transposed if backwards else packed_linear)(x, packed, **kept)
     assert all(torch.equal(a, b) for a, b in zip(before, [x, *kept.values()], strict=True))
     exact = {n: value.double() for n, value in kept.items()}
@@ -98,14 +98,14 @@ def test_products_are_those_of_the_decoded_matrix(
 
 def test_all_layers_share_one_scratch_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     places = set()
-    decoded = four_bit._decoded
+    decode = four_bit._decoded
 
     def watch(packed: Packed4, start: int, stop: int) -> Tensor:
-        rows = decoded(packed, start, stop)
+        rows = decode(packed, start, stop)
         places.add(rows.untyped_storage().data_ptr())
         return rows
 
-    monkeypatch.setattr(four_bit, "CHUNK", 1024)
+    monkeypatch.setattr(decoded, "CHUNK", 1024)
     packed_linear(torch.randn(3, 64), packed_of(64, 64, 64, False))
     monkeypatch.setattr(four_bit, "_decoded", watch)
     for f, d in ((64, 64), (128, 32), (40, 64)):

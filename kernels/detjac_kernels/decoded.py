@@ -1,0 +1,42 @@
+"""GEMM in both directions with a matrix that is decoded some rows at a time, never whole."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from detjac_kernels import roads
+
+CHUNK = 1 << 20
+"""Weights decoded at a time: 4 MiB in float32."""
+
+Decode = Callable[[range, torch.dtype], Tensor]
+"""Rows of a matrix in a dtype, (len(rows), d); the next call may overwrite them."""
+
+
+def product(x: Tensor, decode: Decode, runs: Sequence[range]) -> Tensor:
+    """Return ``x Wᵀ``, a tensor of its own: (R, d) to (R, f). The rows of W are those in ``runs``, in order."""
+    out = x.new_empty(x.shape[0], sum(map(len, runs)))
+    for columns, rows in _pieces(runs, *x.shape):
+        out[:, columns] = roads.product(x, decode(rows, x.dtype))
+    return out
+
+
+def product_transposed(y: Tensor, decode: Decode, runs: Sequence[range], width: int) -> Tensor:
+    """Return ``y W``, a tensor of its own: (R, f) to (R, d), with ``width`` d."""
+    out = y.new_zeros(y.shape[0], width)
+    for columns, rows in _pieces(runs, y.shape[0], width):
+        out += roads.product(y[:, columns], decode(rows, y.dtype).t())
+    return out
+
+
+def _pieces(runs: Sequence[range], count: int, width: int) -> Iterator[tuple[slice, range]]:
+    """Cut runs into parts of about `CHUNK` values, at least one row each; none where there are no rows to multiply."""
+    start = 0
+    for run in runs if count else ():
+        parts = min(len(run), -(-len(run) * width // CHUNK))
+        ends = [len(run) * i // parts for i in range(parts + 1)]
+        for a, b in pairwise(ends):
+            yield slice(start + a, start + b), run[a:b]
+        start += len(run)
