@@ -1,0 +1,1 @@
+"""What the compiler makes of the device kernels, with no device there."""
