@@ -144,6 +144,7 @@ def _svd(arguments: argparse.Namespace) -> int:
             target=target,
             position=arguments.position,
             chat=arguments.chat,
+            memory=arguments.memory,
             callback=progress,
         ).with_times(load=loaded)
         if arguments.out is not None:
@@ -295,6 +296,7 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", default="output", help=target)
     add("--position", type=int, default=-1, help="row of the output (default: the last)")
     add("--chat", action="store_true", help="put the prompt through the model's chat template")
+    add("--memory", type=_name, metavar="2GiB", help="budget for coefficients and streams (default: none)")
     _device(parser)
     _shared(parser)
 

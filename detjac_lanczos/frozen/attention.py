@@ -1,12 +1,14 @@
-"""The attention function of the structural copy: eager arithmetic, with the weights shown to an observer.
+"""The attention function of the structural copy: eager arithmetic, shown to an observer.
 
-transformers looks attention and mask functions up by name in two registries. One entry in each, added once, is all that
-is ever written there; the name is only ever set on the configuration of a structural copy.
+Queries are taken a tile at a time, so that the weights of a long prompt need not exist as a whole. transformers looks
+attention and mask functions up by name in two registries. One entry in each, added once, is all that is ever written
+there; the name is only ever set on the configuration of a structural copy.
 """
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,36 @@ NAME = "detjac_observed"
 _OBSERVER = "_detjac_observer"
 _PIN = "_detjac_pin"
 _lock = threading.Lock()
+
+_TILE_CELLS = 1 << 22
+"""Weights (batch × heads × queries × keys) that exist at once, unless 32 queries have more of them."""
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one call attends with.
+
+    ``query``: (heads, n, head_dim); ``key``: (kv_heads, n, head_dim); ``mask``: additive, broadcast to (heads, n, n).
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+
+
+class AttentionObserver(Protocol):
+    """Who watches an attention module of the copy."""
+
+    def begin(self, attended: Attended) -> None:
+        """Hear of a call, before any of its tiles."""
+
+    def see(self, queries: range, keys: range, scores: Tensor, weights: Tensor) -> None:
+        """See one tile: scores, (heads, queries, keys, and one more where there is a sink), and weights.
+
+        Keys that the tile leaves out have no weight.
+        """
 
 
 def register() -> None:
@@ -28,8 +60,8 @@ def register() -> None:
             AttentionMaskInterface.register(NAME, eager_mask)
 
 
-def observe_attention(module: nn.Module, observer: Callable[[Tensor], None]) -> None:
-    """Have an attention module of the copy show its weights, (batch, heads, n, n), to ``observer``."""
+def observe_attention(module: nn.Module, observer: AttentionObserver) -> None:
+    """Have an attention module of the copy show what it does on a batch of one to ``observer``."""
     module.__dict__[_OBSERVER] = observer
 
 
@@ -52,13 +84,13 @@ def observed_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, None]:
     """Softmax attention in transformers' eager order of rounding.
 
     Parameters
     ----------
     module : torch.nn.Module
-        The attention module; its observer, if any, receives the weights.
+        The attention module, with its observer or its pin, if any.
     query : Tensor, shape (batch, heads, n, head_dim)
     key, value : Tensor, shape (batch, kv_heads, n, head_dim)
     attention_mask : Tensor, shape (batch, 1, n, n), additive
@@ -69,31 +101,92 @@ def observed_attention(
     Returns
     -------
     output : Tensor, shape (batch, n, heads, head_dim)
-    weights : Tensor, shape (batch, heads, n, n)
+    weights : None
     """
+    attended = Attended(
+        query[0], key[0], attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap
+    )
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
-    def compute() -> Tensor:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return _weights(query, key, attention_mask, scale, softcap, s_aux)
+    def scores(queries: range, keys: range) -> Tensor:
+        return _scores(query, key, attended, s_aux, queries, keys)
+
+    def weights(scores: Tensor, keys: range) -> Tensor:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : len(keys)]
 
     pin, observer = module.__dict__.get(_PIN), module.__dict__.get(_OBSERVER)
-    weights = compute() if pin is None else pin(compute)
+    if pin is not None:
+        queries, keys = range(query.shape[2]), range(key.shape[2])
+        output = torch.matmul(pin(lambda: weights(scores(queries, keys), keys)), value)
+        return output.transpose(1, 2).contiguous(), None
     if observer is not None:
-        observer(weights)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+        observer.begin(attended)
+    parts = []
+    for queries, keys in _tiles(query, key, attention_mask):
+        seen = scores(queries, keys)
+        shares = weights(seen, keys)
+        if observer is not None:
+            observer.see(queries, keys, seen[0], shares[0])
+        parts.append(torch.matmul(shares, value[:, :, keys.start : keys.stop]))
+    output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return output.transpose(1, 2).contiguous(), None
 
 
-def _weights(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
+def _scores(
+    query: Tensor, key: Tensor, attended: Attended, sinks: Tensor | None, queries: range, keys: range
 ) -> Tensor:
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask
+    rows, columns = slice(queries.start, queries.stop), slice(keys.start, keys.stop)
+    scores = torch.matmul(query[:, :, rows], key[:, :, columns].transpose(2, 3)) * attended.scaling
+    if attended.softcap is not None:
+        scores = torch.tanh(scores / attended.softcap) * attended.softcap
+    if attended.mask is not None:
+        scores = scores + attended.mask[..., rows, columns]
     if sinks is not None:
         extra = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, extra], dim=-1)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[2]]
+    return scores
+
+
+def _tiles(query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[tuple[range, range]]:
+    """Yield all queries, a tile at a time, and the keys that some of them see."""
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    height = max(32, _TILE_CELLS // (batch * heads * keys))
+    if height >= queries:
+        yield range(queries), range(keys)
+        return
+    for begin in range(0, queries, height):
+        rows = range(begin, min(begin + height, queries))
+        seen = range(keys)
+        if mask is not None:
+            visible = mask[..., rows.start : rows.stop, :keys] > hidden(mask)
+            columns = visible.flatten(0, -2).any(0).nonzero()[:, 0]
+            seen = range(int(columns[0]), int(columns[-1]) + 1)
+        yield rows, seen
+
+
+def hidden(mask: Tensor) -> float:
+    """Return a number below which an entry of an additive mask hides its key for good."""
+    return torch.finfo(mask.dtype).min / 2
+
+
+def first_visible(mask: Tensor | None, n: int) -> Tensor | None:
+    """Return the first key that each of n queries sees, (n,), where query i sees all from there to its own.
+
+    None where the mask says anything else: other gaps, a bias, a difference between heads.
+    """
+    if mask is None or mask.shape[:2] != (1, 1) or mask.shape[2] != n:
+        return torch.zeros(1, dtype=torch.int64) if mask is None and n == 1 else None
+    first = torch.empty(n, dtype=torch.int64, device=mask.device)
+    at = torch.arange(n, device=mask.device)
+    for rows in at.split(max(32, _TILE_CELLS // n)):
+        part = mask[0, 0, rows, :n]
+        visible = part == 0
+        start = rows + 1 - visible.sum(1)
+        if not (visible == ((at >= start[:, None]) & (at <= rows[:, None]))).all():
+            return None
+        if not (visible | (part < hidden(mask))).all():
+            return None
+        first[rows] = start
+    return first

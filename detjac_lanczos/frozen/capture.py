@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
-from detjac_lanczos.frozen.declare import Family, Stream
+from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
-from detjac_lanczos.frozen.words import Freeze, Scale, Word
+from detjac_lanczos.frozen.tape import Tape
+from detjac_lanczos.frozen.words import Freeze, Scale
 
 
 @dataclass(frozen=True)
@@ -36,41 +38,9 @@ class Streams:
     model_output: Tensor
 
 
-class Tape:
-    """What the words of a family record: one tensor for each name and prompt."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = {}
-        self.start = 0
-        self._seen: set[str] = set()
-
-    def __call__(self, name: str, value: Tensor) -> None:
-        """Keep a value of the prompt that is running, in float32 at least; the first of its name."""
-        if name not in self._seen:
-            self._seen.add(name)
-            if value.is_floating_point():
-                value = value.to(torch.promote_types(value.dtype, torch.float32))
-            self.values.setdefault(name, []).append(value)
-
-    def next_prompt(self, length: int) -> None:
-        """Go on to the next prompt, after one of a length."""
-        self.start += length
-        self._seen.clear()
-
-    def coefficients(self) -> dict[str, Tensor]:
-        """Return everything recorded: mixing matrices one per prompt, the rest over all positions."""
-        named: dict[str, Tensor] = {}
-        for name, values in self.values.items():
-            if name.endswith(".mixing"):
-                named.update({f"{name}.{i}": value for i, value in enumerate(values)})
-            else:
-                named[name] = _joined(values)
-        return named
-
-
 @in_own_precision
 def capture(
-    model: nn.Module, family: Family, prompts: Sequence[Prompt], freeze: Freeze
+    model: nn.Module, family: Family, prompts: Sequence[Prompt], freeze: Freeze, plan: Plan | None = None
 ) -> tuple[dict[str, Tensor], Streams]:
     """Run every prompt once, unpadded, and record the frozen factors.
 
@@ -80,12 +50,15 @@ def capture(
     family : Family
     prompts : sequence of Prompt
     freeze : {"gate", "up", "half"}
+    plan : Plan, optional
+        Where coefficients lie, and which are recorded as what they can be made from again; by default all are kept.
 
     Returns
     -------
     coefficients : dict of str to Tensor
         "blocks.3.input_layernorm.rstd": (N,), "blocks.3.mlp.gate_proj.activation": (N, f) and so on over all N
-        positions; "blocks.3.self_attn.mixing.0": (heads, n, n), one per prompt. float32 at least.
+        positions; "blocks.3.self_attn.mixing.0": (heads, n, n), one per prompt. float32 at least. Where they are to be
+        made again, the tensors of `RebuiltRows` and `RebuiltMixing` under those names.
     streams : Streams
     """
     twin = structural_copy(model)
@@ -97,10 +70,10 @@ def capture(
     plain.remove()
     use_observed_attention(twin)
 
-    tape = Tape()
+    tape = Tape(plan, [prompt.length for prompt in prompts])
     for words, module, name in (
         (family.entry, decoder, "entry."),
-        *((_words(family), block, f"blocks.{index}.") for index, block in enumerate(blocks)),
+        *((family.block_words, block, f"blocks.{index}.") for index, block in enumerate(blocks)),
         (family.tail, decoder, "final."),
     ):
         for word in words:
@@ -119,7 +92,7 @@ def capture(
                 f"block {min(i, len(blocks) - 1)} of {type(model).__name__} does not run once in a pass; a model that "
                 "skips or repeats its blocks, by its configuration or by hand, is not served"
             )
-    found = {name: _joined(values).to(logits.device) for name, values in streams.items()}
+    found = {name: _joined(streams.pop(name)).to(logits.device) for name in list(streams)}
     if not torch.isfinite(found["output"]).all():
         raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
     residual = tuple(found.pop(f"residual.{i}") for i in range(len(blocks) + 1))
@@ -137,16 +110,9 @@ def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], r
     block = family.blocks_of(twin)[index]
     branch = next(branch for branch in family.branches if branch.role == role)
     _on_output(block.get_submodule(branch.output), values, role)
-    _run_all(twin, prompts, Tape())
+    _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
     found = _joined(values[role])
     return found if branch.scale is None else found * Scale(branch.scale).factor(block)
-
-
-def _words(family: Family) -> list[Word]:
-    words: list[Word] = []
-    for stage in family.block:
-        words += stage.words if isinstance(stage, Stream) else [word for branch in stage for word in branch.words]
-    return words
 
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
@@ -156,7 +122,7 @@ def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
     with LiftToFloat64() if double else nullcontext():
         for prompt in prompts:
             logits.append(_run(twin, prompt))
-            tape.next_prompt(prompt.length)
+            tape.next_prompt()
     return torch.cat(logits)
 
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from detjac_lanczos.frozen.words import Project, Scale, Word
+from detjac_lanczos.frozen.sizes import NetworkShape
+from detjac_lanczos.frozen.words import Freeze, Project, Scale, Word
+from detjac_lanczos.frozen.words.choices import shape_of
 from detjac_lanczos.models.adapters import without_adapters
+from detjac_lanczos.models.linear_modules import linear_shape
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,30 @@ class Family:
     def blocks_of(self, model: nn.Module) -> Any:
         """Return the list of blocks."""
         return self.decoder_of(model).get_submodule(self.blocks)
+
+    @property
+    def block_words(self) -> list[Word]:
+        """All words of a block, in order."""
+        words: list[Word] = []
+        for stage in self.block:
+            words += stage.words if isinstance(stage, Stream) else [word for branch in stage for word in branch.words]
+        return words
+
+    def shape(self, model: nn.Module, freeze: Freeze) -> NetworkShape:
+        """Return what the networks of a model hold; its weights are not read, and may lie on the meta device."""
+        whole: Any = without_adapters(model)
+        decoder = self.decoder_of(model)
+        parameter = next(p for p in whole.parameters() if p.is_floating_point())
+        vocabulary, output = linear_shape(whole.get_output_embeddings())
+        return NetworkShape(
+            blocks=tuple(shape_of(self.block_words, block, freeze) for block in self.blocks_of(model)),
+            ends=shape_of(self.entry, decoder, freeze) + shape_of(self.tail, decoder, freeze),
+            hidden_size=whole.config.get_text_config().hidden_size,
+            embedding_size=whole.get_input_embeddings().embedding_dim,
+            output_size=output,
+            vocabulary=vocabulary,
+            itemsize=parameter.dtype.itemsize,
+        )
 
     @property
     def branches(self) -> Iterator[Residual]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.places import Place
 
-_NEVER_ZERO = (".rstd", ".positions")
+_NEVER_ZERO = (".rstd", ".positions", ".input")
+_SWITCH = re.compile(r"\.mixing\.\d+(\.query_scale)?$")
+"""Attention weights, or what each row of those that are made again is multiplied by: heads lie along the first axis."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
     match item:
         case Head(layer, index):
             _check(item, layer, blocks, index)
-            for name, value in _of_block(coefficients, layer, ".mixing.").items():
+            for name, value in _mixing(coefficients, layer).items():
                 if index >= len(value):
                     raise InputError(f"block {layer} has heads 0..{len(value) - 1}, not {index}")
                 coefficients[name] = value.index_fill(0, torch.tensor([index], device=value.device), 0)
@@ -74,7 +77,7 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
             _zero(coefficients, found)
         case Place(kind="attention", index=int(layer)):
             _check(item, layer, blocks)
-            _zero(coefficients, _of_block(coefficients, layer, ".mixing."))
+            _zero(coefficients, _mixing(coefficients, layer))
         case Place(kind="mlp", index=int(layer)):
             _check(item, layer, blocks)
             found = _of_block(coefficients, layer, "")
@@ -86,6 +89,11 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
 def _of_block(coefficients: Mapping[str, Tensor], layer: int, part: str) -> dict[str, Tensor]:
     """Return the coefficients of a block whose names hold ``part``."""
     return {n: value for n, value in coefficients.items() if n.startswith(f"blocks.{layer}.") and part in n}
+
+
+def _mixing(coefficients: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+    found = _of_block(coefficients, layer, ".mixing.")
+    return {name: value for name, value in found.items() if _SWITCH.search(name)}
 
 
 def _zero(coefficients: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map, Mix, Nested, RowScale
+from detjac_lanczos.frozen.rebuilt import RebuiltMixing
 
 
 def fold(chain: Sequence[Map], prompt_lengths: Sequence[int], *, scale_factors: bool) -> tuple[Map, ...]:
@@ -23,9 +24,9 @@ def fold(chain: Sequence[Map], prompt_lengths: Sequence[int], *, scale_factors: 
     prompt_lengths : sequence of int
         Positions of each prompt: a row scale runs over all prompts one after another.
     scale_factors : bool
-        True for factors as captured: gates and mixing matrices are scaled **in place** (a second copy of them would be
-        the largest tensors of a long prompt). False for factors that hold their row scales already: only the chain is
-        rewritten.
+        True for factors as captured: gates and mixing matrices, or the scales of those that are made again, are
+        multiplied **in place** (a second copy of them would be the largest tensors of a long prompt). False for factors
+        that hold their row scales already: only the chain is rewritten.
     """
     steps: list[Map] = list(chain)
     index = 0
@@ -81,7 +82,10 @@ def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Seque
         case Mix():
             if scale_factors:
                 for probabilities, part in zip(step.probabilities, r.split(list(prompt_lengths)), strict=True):
-                    probabilities.mul_(part if scale_comes_first else part[:, None])
+                    if isinstance(probabilities, RebuiltMixing):
+                        (probabilities.scale_keys if scale_comes_first else probabilities.scale_queries)(part)
+                    else:
+                        probabilities.mul_(part if scale_comes_first else part[:, None])
             return step
         case _:
             raise TypeError(f"{type(step).__name__} cannot absorb a row scale")

@@ -8,7 +8,7 @@ lets rows of different positions meet.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Self
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from detjac_kernels import mix, mix_transposed
+from detjac_lanczos.frozen.mapped import is_mapped
+from detjac_lanczos.frozen.rebuilt import RebuiltMixing, RebuiltRows
 from detjac_lanczos.models.weights import Weight
 
 if TYPE_CHECKING:
-    from detjac_lanczos.frozen.layout import Mixing
+    from detjac_lanczos.frozen.layout import Mixing, Tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,7 @@ class Center:
 class Gate:
     """``x_t → x_t ∘ g_t``: the frozen factor of a product. ``g``: (N, f), one row per position."""
 
-    g: Tensor
+    g: Tensor | RebuiltRows
 
     def transpose(self) -> Gate:
         """Return itself: a diagonal map."""
@@ -142,7 +144,7 @@ class Mix:
     them.
     """
 
-    probabilities: tuple[Tensor, ...]
+    probabilities: tuple[Tensor | RebuiltMixing, ...]
     kv_heads: int
     transposed: bool = False
 
@@ -162,25 +164,29 @@ class Mix:
         width = x.shape[1] // heads_in
         parts = []
         for tile in mixing.tiles:
-            probabilities = self._tile(tile.prompt, tile.queries, tile.keys)
             source = tile.query_slots(self.heads) if self.transposed else tile.key_slots(self.kv_heads)
             target = tile.key_slots(self.kv_heads) if self.transposed else tile.query_slots(self.heads)
             rows = tile.query_range if self.transposed else tile.key_range
             positions = len(tile.queries) if self.transposed else len(tile.keys)
-            slots = x.new_zeros((heads_in * positions * tile.columns, width), dtype=probabilities.dtype)
+            dtype = self.probabilities[tile.prompt].dtype
+            slots = x.new_zeros((heads_in * positions * tile.columns, width), dtype=dtype)
             slots.index_copy_(0, source, x[rows].reshape(-1, width).to(slots.dtype))
             slots = slots.view(self.kv_heads, heads_in // self.kv_heads * positions, tile.columns * width)
-            mixed = mix_transposed(probabilities, slots) if self.transposed else mix(probabilities, slots)
+            mixed = self._product(tile, slots)
             parts.append(mixed.view(-1, width).index_select(0, target).to(x.dtype))
         if len(parts) == 1:
             return parts[0].view(rows_out, heads_out * width)
         return torch.cat(parts).view(rows_out, heads_out * width)
 
-    def _tile(self, prompt: int, queries: range, keys: range) -> Tensor:
-        """(kv_heads, group · queries, keys), a view where the tile covers the whole prompt."""
-        p = self.probabilities[prompt]
-        p = p[:, queries.start : queries.stop, keys.start : keys.stop]
-        return p.reshape(self.kv_heads, -1, len(keys))
+    def _product(self, tile: Tile, x: Tensor) -> Tensor:
+        """(kv_heads, keys, columns) to (kv_heads, group · queries, columns), or back."""
+        p = self.probabilities[tile.prompt]
+        if isinstance(p, RebuiltMixing):
+            return p.product(tile.queries, tile.keys, x, self.transposed)
+        # a view where the tile covers the whole prompt
+        p = p[:, tile.queries.start : tile.queries.stop, tile.keys.start : tile.keys.stop]
+        p = p.reshape(self.kv_heads, -1, len(tile.keys))
+        return mix_transposed(p, x) if self.transposed else mix(p, x)
 
 
 class Nested(ABC):
@@ -237,6 +243,18 @@ def device_of(chain: Sequence[Map]) -> torch.device | None:
     return None
 
 
+def frozen_tensors(chain: Sequence[Map]) -> Iterator[Tensor]:
+    """Yield the attention weights and gates of a chain that are stored."""
+    for step in chain:
+        if isinstance(step, Mix):
+            yield from (p for p in step.probabilities if isinstance(p, Tensor))
+        elif isinstance(step, Gate) and isinstance(step.g, Tensor):
+            yield step.g
+        elif isinstance(step, Nested):
+            for part in step.chains:
+                yield from frozen_tensors(part)
+
+
 def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:
     """Run a chain without mixing on rows: (R, d) to (R, f)."""
     for step in chain:
@@ -277,6 +295,11 @@ class Stage:
     def device(self) -> torch.device | None:
         """Where its tensors lie; None where it has none."""
         return next((device for branch in self.branches if (device := device_of(branch.chain)) is not None), None)
+
+    @cached_property
+    def mapped(self) -> tuple[Tensor, ...]:
+        """Frozen factors that lie in files."""
+        return tuple(t for branch in self.branches for t in frozen_tensors(branch.chain) if is_mapped(t))
 
     @property
     def mixes(self) -> bool:

@@ -19,10 +19,12 @@ from detjac_lanczos.frozen.declare import Family, Stream
 from detjac_lanczos.frozen.drop import Expert, Head, name_of, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
+from detjac_lanczos.frozen.mapped import let_go
 from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_from_afar, device_of
 from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.schedule import Plan, make_plan
 from detjac_lanczos.frozen.sweep import Program, forward, linear_part
 from detjac_lanczos.frozen.words import Freeze, Softcap, Word
 from detjac_lanczos.frozen.words.choices import chain_maps
@@ -48,6 +50,8 @@ class FrozenNetwork:
         Values of the nonlinear forward pass.
     dropped : frozenset of str
         What `replace` switched off: "head.3.1", "expert.2.7", "attention.3"; a branch leaves with its biases.
+    planned : Plan, optional
+        Where the coefficients were put under a budget of memory; see `plan`.
     """
 
     loaded: LoadedModel
@@ -57,6 +61,7 @@ class FrozenNetwork:
     coefficients: Mapping[str, Tensor]
     streams: Streams
     dropped: frozenset[str] = frozenset()
+    planned: Plan | None = None
     _programs: dict[tuple[int, str], tuple[Place, Program]] = field(default_factory=dict, init=False, repr=False)
     _branches: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -82,13 +87,20 @@ class FrozenNetwork:
         freeze: Freeze,
         coefficients: Mapping[str, Tensor],
         streams: Streams,
+        planned: Plan | None = None,
     ) -> Self:
         """Fold freshly captured coefficients (in place) and return their network."""
-        network = cls(loaded, family, prompts, freeze, coefficients, streams)
+        network = cls(loaded, family, prompts, freeze, coefficients, streams, planned=planned)
         for stage in network._unfolded_stages:
             for branch in stage.branches:
                 fold(branch.chain, network.lengths, scale_factors=True)
+            let_go(stage.mapped)
         return network
+
+    @property
+    def plan(self) -> Plan:
+        """What is kept in memory, what lies elsewhere, and what is made again in every sweep."""
+        return self.planned or make_plan(self.family.shape(self.model, self.freeze), self.lengths, None)
 
     @property
     def model(self) -> Any:
@@ -303,7 +315,7 @@ class FrozenNetwork:
             switch_off(changed, item, self.blocks)
             dropped.add(name_of(item))
         return type(self)(
-            self.loaded, self.family, self.prompts, self.freeze, changed, self.streams, frozenset(dropped)
+            self.loaded, self.family, self.prompts, self.freeze, changed, self.streams, frozenset(dropped), self.planned
         )
 
     def save(self, path: str | Path) -> Path:

@@ -20,14 +20,17 @@ from torch import Tensor, uint8
 
 from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.frozen.capture import Streams
+from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.models import LoadedModel
 
 if TYPE_CHECKING:
     from detjac_lanczos.frozen.network import FrozenNetwork
 
-FORMAT = 3
+FORMAT = 4
+_OLDEST = 3
 KIND = "detjac network"
 FILE_NAME = "network.safetensors"
 
@@ -41,6 +44,7 @@ def save(network: FrozenNetwork, path: Path) -> Path:
         "family": network.family.name,
         "freeze": network.freeze,
         "dropped": sorted(network.dropped),
+        "plan": None if network.planned is None else network.planned.record,
         "prompts": [
             {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in network.prompts
         ],
@@ -98,7 +102,14 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
             model_output=tensors["model_output"],
         ),
         "dropped": frozenset(description["dropped"]),
+        "planned": _plan(description, loaded, family),
     }
+
+
+def _plan(description: Mapping[str, Any], loaded: LoadedModel, family: Family) -> Plan | None:
+    record = description.get("plan")
+    lengths = tuple(len(prompt["tokens"]) for prompt in description["prompts"])
+    return record and Plan.from_record(record, family.shape(loaded.model, description["freeze"]), lengths)
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -109,8 +120,10 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise RunFileError(f"{path} is not a saved network; give a file that network.save wrote")
             if int(header["format"]) > FORMAT:
                 raise RunFileError(f"{path} has format {header['format']}, newer than {FORMAT}; update detjac-lanczos")
-            if int(header["format"]) < FORMAT:
-                raise RunFileError(f"{path} has format {header['format']}, older than {FORMAT}; save the network again")
+            if int(header["format"]) < _OLDEST:
+                raise RunFileError(
+                    f"{path} has format {header['format']}, older than {_OLDEST}; save the network again"
+                )
             description = json.loads(header["network"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
+from detjac_lanczos.frozen.mapped import expect, let_go
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, Stage, transpose
 from detjac_lanczos.frozen.precision import in_own_precision
 
@@ -120,6 +121,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     ):
         here = layout.on(stage.device)
         x = x.to(here.device)
+        _turn_pages(program.stages, index, 1)
         prunes = index == program.last_mixing
         positions = here.positions if index <= program.last_mixing else here.pruned_positions
         mixing = here.pruning if prunes else here.square
@@ -157,6 +159,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
         stage, chains = program.stages[index], program.transposed_chains[index]
         here = layout.on(stage.device)
         y = y.to(here.device)
+        _turn_pages(program.stages, index, -1)
         prunes = index == program.last_mixing
         positions = here.positions if index < program.last_mixing else here.pruned_positions
         mixing = here.pruning if prunes else here.square
@@ -178,6 +181,14 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     if program.last_mixing < 0:
         y = _spread(y, layout)
     return y if len(layout.source) == layout.rows else y.index_select(0, layout.source)
+
+
+def _turn_pages(stages: Sequence[Stage], index: int, step: int) -> None:
+    """Read ahead what the next stage has in files, and let go of what the last one had; the ends of a sweep stay."""
+    if 0 <= index - step < len(stages):
+        let_go(stages[index - step].mapped)
+    if 0 <= index + step < len(stages):
+        expect(stages[index + step].mapped)
 
 
 def _spread(y: Tensor, layout: Layout) -> Tensor:

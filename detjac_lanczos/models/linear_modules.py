@@ -52,6 +52,16 @@ def _whole_bias(module: nn.Module) -> Tensor | None:
     return bias.detach() if isinstance(bias, Tensor) else None
 
 
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """Return output and input width, (f, d), of a linear module, packed or not; its weight is not read."""
+    running: Any = running_module(module)
+    if is_adapted(running):
+        return linear_shape(running.base_layer)
+    if type(running).__name__ == "Conv1D":
+        return running.nf, running.nx
+    return running.out_features, running.in_features
+
+
 def embedding_table(module: nn.Module) -> Tensor:
     """Return the rows (vocabulary, d) that an embedding looks up: its weight in place, or its sum with LoRA adapters.
 

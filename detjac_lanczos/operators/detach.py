@@ -12,6 +12,7 @@ from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.prompt import read_prompts
+from detjac_lanczos.frozen.schedule import Rates, make_plan, read_memory
 from detjac_lanczos.frozen.structure import Structure, recognise
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
@@ -32,6 +33,7 @@ def detach(
     inputs_embeds: Tensor | Sequence[Tensor] | None = None,
     attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    memory: int | str | None = None,
 ) -> DetachedNetwork:
     """Run a model once on a prompt and freeze its norms, gates and attention weights at the values they take there.
 
@@ -61,6 +63,11 @@ def detach(
     position_ids : integers of shape (positions,), or the shape of input_ids, optional
         Where tokens stand, padding included. By default 0, 1, 2, ... over the padded row (OPT: over its real tokens),
         as in transformers. They place tokens and part nothing: give packed sequences as prompts of their own.
+    memory : int or str, optional
+        Budget for the frozen factors and the streams of the forward pass that stay in memory, in bytes or as "2GiB"; by
+        default everything stays. What does not fit is offloaded (on a CPU: to files in the temporary folder) or made
+        again in every sweep, whichever is expected to take less time; see ``network.plan``. The model's weights and the
+        rows of a sweep are not counted.
 
     Returns
     -------
@@ -69,7 +76,8 @@ def detach(
     Raises
     ------
     InputError
-        If the prompt is empty, too long or of the wrong kind, or its mask or positions do not fit.
+        If the prompt is empty, too long or of the wrong kind, its mask or positions do not fit, or the budget of memory
+        is smaller than the smallest plan.
     UnsupportedModelError
         If no family declares the model and its structure is not understood either, or its weights are not plain dense
         matrices.
@@ -89,6 +97,7 @@ def detach(
     )
     if freeze not in ("gate", "up", "half"):
         raise InputError(f"freeze must be 'gate', 'up' or 'half', not {freeze!r}")
+    budget = read_memory(memory)
     whole = without_adapters(loaded.model)
     if not whole.can_generate():
         raise UnsupportedModelError(
@@ -112,9 +121,15 @@ def detach(
             raise InputError(
                 f"where padding puts the tokens of {loaded.name} is not known: no family declares it; give position_ids"
             )
+        if budget is not None:
+            raise InputError(f"memory is planned for declared families only, and {loaded.name} is none; leave it off")
         return PinnedNetwork.attach(loaded, family, prompts, freeze)
-    coefficients, streams = capture(loaded.model, family, prompts, freeze)
-    network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams)
+    plan = None
+    if budget is not None:
+        lengths = [prompt.length for prompt in prompts]
+        plan = make_plan(family.shape(loaded.model, freeze), lengths, budget, Rates.of(loaded.device))
+    coefficients, streams = capture(loaded.model, family, prompts, freeze, plan)
+    network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams, plan)
     check(network)
     return network
 

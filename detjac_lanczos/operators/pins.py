@@ -13,7 +13,7 @@ from detjac_lanczos.frozen.activations import ratio
 from detjac_lanczos.frozen.attention import pin_attention
 from detjac_lanczos.frozen.structure import Structure
 from detjac_lanczos.frozen.words import Freeze
-from detjac_lanczos.frozen.words.product import GATED
+from detjac_lanczos.frozen.words.product import GATED, factors
 from detjac_lanczos.operators.trace import MLP, Norm, Trace, entering, same
 
 Factors = Mapping[str, Tensor]
@@ -50,9 +50,9 @@ class Pins:
         """Return all factors: "model.layers.3.input_layernorm.rstd.0" is that of prompt 0."""
         named: dict[str, Tensor] = {}
         for (prompt, path), values in self._values.items():
-            for call, factors in enumerate(values):
+            for call, found in enumerate(values):
                 again = f".call{call}" if call else ""
-                named |= {f"{path}.{name}{again}.{prompt}": value for name, value in factors.items()}
+                named |= {f"{path}.{name}{again}.{prompt}": value for name, value in found.items()}
         return named
 
 
@@ -111,7 +111,7 @@ def _pin_mlp(model: Any, path: str, mlp: MLP, freeze: Freeze, pins: Pins) -> Non
 
 
 def _factors(activation: nn.Module, z: Tensor, u: Tensor | None, freeze: Freeze) -> Factors:
-    found = {"ratio": ratio(activation, z)} if u is None else GATED.factors(activation, z, u, freeze)
+    found = {"ratio": ratio(activation, z)} if u is None else factors(GATED, activation, z, u, freeze)
     return {name: value.to(torch.promote_types(value.dtype, torch.float32)) for name, value in found.items()}
 
 

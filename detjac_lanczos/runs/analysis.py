@@ -48,6 +48,7 @@ def analyze(
     inputs_embeds: Tensor | Sequence[Tensor] | None = None,
     attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    memory: int | str | None = None,
     choices: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
 ) -> Run:
@@ -82,6 +83,8 @@ def analyze(
         Where the Jacobians begin and end; see `DetachedNetwork.jacobian`.
     chat, add_special_tokens, input_ids, inputs_embeds, attention_mask, position_ids
         As in `detach`.
+    memory : int or str, optional
+        Budget for frozen factors and streams, such as "2GiB"; see `detach`.
     choices : mapping, optional
         ``run.record["choices"]`` of an earlier run: what was decided there by timing is repeated, not timed again.
     callback : callable, optional
@@ -135,6 +138,7 @@ def analyze(
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
         position_ids=position_ids,
+        memory=memory,
     )
     batch = network.jacobians(wanted, source=source, target=target, position=position)
     _require_distinct(batch)
@@ -162,6 +166,7 @@ def analyze(
         "position": position,
         "chat": chat,
         "add_special_tokens": add_special_tokens,
+        "memory": None if network.planned is None else network.planned.memory,
     }
     record = make_record(
         network,

@@ -98,6 +98,7 @@ def make_record(
         "tokens": entries,
         "work": {"method": results[0].method, "why": results[0].why}
         | total_work([asdict(result.work) for result in results], batch),
+        "plan": None if network.planned is None else network.planned.record,
         "choices": dict(choices),
         "times": dict(times),
     }

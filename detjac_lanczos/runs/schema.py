@@ -129,6 +129,7 @@ RECORD: dict[str, Shape] = {
         "position": int,
         "chat": bool,
         "add_special_tokens": bool,
+        "memory": Later(int),
     },
     "predictions": [[{"token": str, "id": int, "probability": float}]],
     "reconstructions": [
@@ -148,6 +149,7 @@ RECORD: dict[str, Shape] = {
         "products": {"forward": int, "transposed": int},
         "columns": int,
     },
+    "plan": Later({"mixing": Values(str), "gates": Values(str), "bytes": Values(int)}),
     "choices": {"solver": dict, "gemm": Values(str)},
     "times": (Values(float), {"total": float}),
 }

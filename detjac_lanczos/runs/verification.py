@@ -63,7 +63,7 @@ def verify(
     run = run if isinstance(run, Run) else load_run(run)
     record = run.record
     loaded = _load(record, model, device)
-    network = detach(loaded, **_inputs(run), freeze=record["freeze"])
+    network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"].get("memory"))
     replay_choices(record["choices"])
     places: dict[str, Any] = {
         "source": parse_place(record["options"]["source"]),

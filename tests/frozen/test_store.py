@@ -11,6 +11,7 @@ from torch import Tensor
 from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp
 from tests import tiny_models
+from tests.every_block import every_block
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,6 +48,18 @@ def test_a_network_read_back_sweeps_bit_for_bit_the_same(
     for found, expected in zip(products(again), products(network), strict=True):
         assert torch.equal(found, expected)
     assert again.reconstruction.relative_error == network.reconstruction.relative_error
+
+
+@pytest.mark.parametrize("ways", [("rebuild", "rebuild"), ("offload", "offload"), ("rebuild", "keep")])
+def test_so_does_one_that_keeps_less(ways: Any, tmp_path: Path) -> None:
+    loaded = tiny_models.loaded(tiny_models.gemma(torch.float32, bias=True))
+    with every_block(*ways):
+        network = detach(loaded, input_ids=tiny_models.prompt_ids(9, 4), freeze="half", memory="1GB")
+    again = DetachedNetwork.load(network.save(tmp_path), loaded)
+    assert again.plan == network.plan
+    assert (again.plan.mixing[0], again.plan.gates[0]) == ways
+    for found, expected in zip(products(again), products(network), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_dropped_branches_stay_dropped(tmp_path: Path) -> None:
@@ -93,8 +106,8 @@ def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> 
     with pytest.raises(RunFileError, match="checksum"):
         DetachedNetwork.load(path, loaded)
     path.write_bytes(whole)
-    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "4", "network": "{}"})
-    with pytest.raises(RunFileError, match=r"has format 4, newer than 3; update"):
+    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "5", "network": "{}"})
+    with pytest.raises(RunFileError, match=r"has format 5, newer than 4; update"):
         DetachedNetwork.load(path, loaded)
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(RunFileError, match="not a saved network"):

@@ -11,7 +11,7 @@ from detjac_lanczos.frozen.words.mlp import ActivatedMLP, GatedMLP
 from detjac_lanczos.frozen.words.norms import LayerNorm, RMSNorm
 from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_head, values_of_latent
 from detjac_lanczos.frozen.words.projections import Constant, Project, Scale, Softcap
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, Word
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Kind, Record, Way, Word
 
 __all__ = [
     "ActivatedMLP",
@@ -22,6 +22,7 @@ __all__ = [
     "Freeze",
     "GatedMLP",
     "IfPresent",
+    "Kind",
     "LayerNorm",
     "Plus",
     "Project",
@@ -30,6 +31,7 @@ __all__ = [
     "RoutedExperts",
     "Scale",
     "Softcap",
+    "Way",
     "Word",
     "latent",
     "stacked_values",

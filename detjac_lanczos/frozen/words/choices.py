@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from detjac_lanczos.frozen.maps import Map, Sum
+from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, Word
 
 
@@ -23,6 +24,10 @@ class Either:
         """Observe what the block has."""
         for word in self._words(block):
             word.observe(block, name, record, freeze)
+
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """Return what the words that the block has freeze."""
+        return shape_of(self._words(block), block, freeze)
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the maps of what the block has."""
@@ -49,6 +54,10 @@ class Plus:
             for word in words:
                 word.observe(block, name, record, freeze)
 
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """Return what all chains freeze."""
+        return shape_of([word for words in self.chains for word in words], block, freeze)
+
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the sum of the chains."""
         return [Sum(tuple(tuple(chain_maps(words, block, name, coefficients, freeze)) for words in self.chains))]
@@ -59,6 +68,11 @@ def chain_maps(
 ) -> list[Map]:
     """Return the maps of several words, one after another."""
     return [step for word in words for step in word.maps(block, name, coefficients, freeze)]
+
+
+def shape_of(words: Sequence[Word], module: nn.Module, freeze: Freeze) -> BlockShape:
+    """Return what several words freeze in a module; branches that read the same norm record it once."""
+    return sum((word.shape(module, freeze) for i, word in enumerate(words) if word not in words[:i]), NOTHING)
 
 
 def has_module(block: nn.Module, path: str) -> bool:

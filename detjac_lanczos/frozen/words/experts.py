@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from detjac_lanczos.frozen.experts import Experts
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, RowScale
-from detjac_lanczos.frozen.words.product import GATED, Product, product_maps
+from detjac_lanczos.frozen.sizes import BlockShape
+from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
 from detjac_lanczos.models.weights import DenseWeight
 
@@ -55,7 +56,7 @@ class RoutedExperts:
                 record(f"{prefix}.positions", token + record.start)
                 record(f"{prefix}.weight", weight)
                 owner = getattr(experts, "act_fn", experts)
-                for key, value in self.product.factors(owner, z, u, freeze).items():
+                for key, value in factors(self.product, owner, z, u, freeze).items():
                     record(f"{prefix}.{key}", value)
 
         def routed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -69,6 +70,16 @@ class RoutedExperts:
             experts.register_forward_pre_hook(routed, with_kwargs=True)
         else:
             block.get_submodule(self.router).register_forward_hook(scored)
+
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """For each position and each of its experts: frozen factors, the weight, and the position itself."""
+        experts: Any = block.get_submodule(self.path)
+        chosen: int = experts.config.num_experts_per_tok if self.router is None else self._router(block).top_k
+        width = self._oriented(experts.gate_up_proj[0]).shape[0] // 2
+        return BlockShape(numbers=chosen * (1 + width * len(self.product.names(freeze))), integers=chosen)
+
+    def _router(self, block: nn.Module) -> Any:
+        return block.get_submodule(self.router or "")
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the routed sum of the experts in use."""

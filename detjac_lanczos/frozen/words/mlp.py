@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.activations import ratio
-from detjac_lanczos.frozen.maps import Gate, Map
-from detjac_lanczos.frozen.words.product import GATED, Product, product_maps
+from detjac_lanczos.frozen.maps import Gate, Linear, Map, apply_rowwise
+from detjac_lanczos.frozen.rebuilt import RebuiltRows
+from detjac_lanczos.frozen.sizes import BlockShape, GateShape
+from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.projections import linear_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.models.linear_modules import linear_shape
 
 
 @dataclass(frozen=True)
@@ -33,33 +39,55 @@ class GatedMLP:
         return cls(path, path, activation)
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
-        """Record the frozen factors of the product: (positions, f) each."""
+        """Record the frozen factors of the product, (positions, f) each, or the rows (positions, d) they come from."""
         activation = block.get_submodule(self.activation)
+        prefix = f"{name}{self.gate}"
+        rebuild = record.way("gates", prefix) == "rebuild"
         seen: dict[str, Tensor] = {}
 
         def see(_: nn.Module, args: tuple[Any, ...], out: Tensor, role: str) -> None:
-            out = out.flatten(0, -2)
-            if self.gate == self.up:
-                seen["gate"], seen["up"] = out.chunk(2, dim=-1)
+            seen[role] = (args[0] if rebuild else out).flatten(0, -2)
+            if len(seen) < 2 and self.gate != self.up:
+                return
+            if rebuild:
+                if self.gate != self.up and not torch.equal(seen["gate"], seen["up"]):
+                    raise UnsupportedModelError(f"{prefix} and {name}{self.up} read different rows; give more memory")
+                _record_inputs(record, prefix, self.product.names(freeze), seen["gate"])
             else:
-                seen[role] = out
-            if len(seen) == 2:
-                factors = self.product.factors(activation, seen.pop("gate"), seen.pop("up"), freeze)
-                for key, value in factors.items():
-                    record(f"{name}{self.gate}.{key}", value)
+                z, u = seen["gate"].chunk(2, dim=-1) if self.gate == self.up else (seen["gate"], seen["up"])
+                for key, value in factors(self.product, activation, z, u, freeze).items():
+                    record(f"{prefix}.{key}", value, "gates")
+            seen.clear()
 
         for role, path in {"gate": self.gate, "up": self.up}.items():
             if role == "gate" or path != self.gate:
                 block.get_submodule(path).register_forward_hook(partial(see, role=role))
 
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """Return the width of the factors and of what they are made of."""
+        f, d = linear_shape(block.get_submodule(self.gate))
+        names = self.product.names(freeze)
+        projections = sum(1 if name == "activation" else 2 for name in names)
+        return BlockShape(gates=(GateShape(d, f // 2 if self.gate == self.up else f, len(names), projections),))
+
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the linear factor and the frozen one."""
-        fused = self.gate == self.up
+        prefix = f"{name}{self.gate}"
 
-        def half(path: str, index: int) -> list[Map]:
-            return linear_maps(block, path, name, (lambda rows: rows.chunk(2)[index]) if fused else None)
+        @cache
+        def half(index: int) -> tuple[Map, ...]:
+            part = (lambda rows: rows.chunk(2)[index]) if self.gate == self.up else None
+            return tuple(linear_maps(block, (self.gate, self.up)[index], name, part))
 
-        return product_maps(lambda: half(self.gate, 0), lambda: half(self.up, 1), f"{name}{self.gate}", coefficients)
+        def make(x: Tensor, key: str) -> Tensor:
+            activation = block.get_submodule(self.activation)
+            return self.product.factor(key, activation, _rows(half(0), x), lambda: _rows(half(1), x), freeze)
+
+        frozen: dict[str, Tensor | RebuiltRows] = dict(coefficients)
+        if f"{prefix}.input" in coefficients:
+            for key in self.product.names(freeze):
+                frozen[f"{prefix}.{key}"] = _rebuilt(coefficients, prefix, key, partial(make, key=key), half(0))
+        return product_maps(lambda: half(0), lambda: half(1), prefix, frozen)
 
 
 @dataclass(frozen=True)
@@ -70,14 +98,50 @@ class ActivatedMLP:
     activation: str
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
-        """Record act(z)/z: (positions, f)."""
+        """Record act(z)/z, (positions, f), or the rows (positions, d) it comes from."""
         activation = block.get_submodule(self.activation)
+        prefix = f"{name}{self.path}"
+        rebuild = record.way("gates", prefix) == "rebuild"
 
         def hook(_: nn.Module, args: tuple[Any, ...], z: Tensor) -> None:
-            record(f"{name}{self.path}.ratio", ratio(activation, z).flatten(0, -2))
+            if rebuild:
+                _record_inputs(record, prefix, ("ratio",), args[0].flatten(0, -2))
+            else:
+                record(f"{prefix}.ratio", ratio(activation, z).flatten(0, -2), "gates")
 
         block.get_submodule(self.path).register_forward_hook(hook)
 
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """Return the width of the ratio and of what it is made of."""
+        f, d = linear_shape(block.get_submodule(self.path))
+        return BlockShape(gates=(GateShape(d, f, 1, 1),))
+
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the linear module and the frozen ratio."""
-        return [*linear_maps(block, self.path, name), Gate(coefficients[f"{name}{self.path}.ratio"])]
+        prefix = f"{name}{self.path}"
+        linear = tuple(linear_maps(block, self.path, name))
+        if f"{prefix}.input" not in coefficients:
+            return [*linear, Gate(coefficients[f"{prefix}.ratio"])]
+
+        def make(x: Tensor) -> Tensor:
+            return ratio(block.get_submodule(self.activation), _rows(linear, x))
+
+        return [*linear, Gate(_rebuilt(coefficients, prefix, "ratio", make, linear))]
+
+
+def _record_inputs(record: Record, prefix: str, keys: Sequence[str], rows: Tensor) -> None:
+    """Record what enters a projection, and for each factor made of it a scale that folding may change."""
+    record(f"{prefix}.input", rows, as_is=True)
+    for key in keys:
+        record(f"{prefix}.{key}.scale", rows.new_ones(len(rows)))
+
+
+def _rebuilt(
+    coefficients: Coefficients, prefix: str, key: str, make: Callable[[Tensor], Tensor], linear: Sequence[Map]
+) -> RebuiltRows:
+    width = next(step.weight.shape[0] for step in linear if isinstance(step, Linear))
+    return RebuiltRows(coefficients[f"{prefix}.input"], coefficients[f"{prefix}.{key}.scale"], make, width)
+
+
+def _rows(linear: Sequence[Map], x: Tensor) -> Tensor:
+    return apply_rowwise(linear, x, torch.arange(len(x), device=x.device))

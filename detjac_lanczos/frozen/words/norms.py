@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detjac_kernels import rms_reciprocal
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
+from detjac_lanczos.frozen.sizes import BlockShape
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
 from detjac_lanczos.models.adapters import running_module
 
@@ -33,6 +34,10 @@ class RMSNorm:
             record(f"{name}{self.path}.rstd", rms_reciprocal(args[0], eps).flatten())
 
         module.register_forward_pre_hook(hook)
+
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """One number for each position."""
+        return BlockShape(numbers=1)
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the frozen row scale and the weight."""
@@ -64,6 +69,10 @@ class LayerNorm:
             record(f"{name}{self.path}.rstd", rms_reciprocal(x - x.mean(-1, keepdim=True), eps).flatten())
 
         module.register_forward_pre_hook(hook)
+
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """One number for each position."""
+        return BlockShape(numbers=1)
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the centering, the frozen row scale, the weight and the bias."""

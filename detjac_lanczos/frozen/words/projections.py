@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map
+from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
 from detjac_lanczos.frozen.words.parts import PartOf
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
 from detjac_lanczos.models.linear_modules import bias_of, weight_of
@@ -25,6 +26,10 @@ class Project:
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Nothing is frozen in a linear module."""
+
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """Nothing is frozen here."""
+        return NOTHING
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the weight, in place, and its bias where it has one."""
@@ -53,6 +58,10 @@ class Scale:
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Nothing is frozen in a constant."""
 
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """Nothing is frozen here."""
+        return NOTHING
+
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the number as a column scale."""
         return [ColumnScale(torch.tensor(self.factor(block), dtype=torch.float64))]
@@ -77,6 +86,11 @@ class Constant:
 
         block.get_submodule(self.path).register_forward_hook(hook)
 
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """One row of the module's output for each position."""
+        table: Any = block.get_submodule(self.path)
+        return BlockShape(numbers=table.embedding_dim)
+
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the recorded rows as a bias."""
         return [Bias(coefficients[f"{name}{self.path}.constant"])]
@@ -90,6 +104,10 @@ class Softcap:
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Nothing is recorded on the way: the factor is as wide as the vocabulary and made when asked for."""
+
+    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
+        """Nothing is frozen on the way."""
+        return NOTHING
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the frozen ratio at the values ``coefficients["softcap"]``: (positions, f)."""

@@ -23,8 +23,9 @@ _DEFAULTS: dict[str, Any] = {
     "position": -1,
     "chat": False,
     "add_special_tokens": True,
+    "memory": None,
 }
-_FLAGS = ("threshold", "energy", "tol", "certify", "delta", "max_products", "method", "seed")
+_FLAGS = ("threshold", "energy", "tol", "certify", "delta", "max_products", "method", "seed", "memory")
 
 
 def python_call(record: Record) -> str:

@@ -1,0 +1,122 @@
+"""What a network's frozen factors measure, from the shapes of its modules alone: meta tensors will do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detjac_lanczos.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class GateShape:
+    """Frozen factors of one product, all of ``width`` f, made of rows of width ``inputs``.
+
+    ``factors``: how many there are; ``projections``: products of ``inputs`` × f that making them again takes.
+    """
+
+    inputs: int
+    width: int
+    factors: int
+    projections: int
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Frozen factors of one block: attention weights, gates, and for each position ``numbers`` and ``integers``."""
+
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    gates: tuple[GateShape, ...] = ()
+    numbers: int = 0
+    integers: int = 0
+
+    def __add__(self, other: BlockShape) -> BlockShape:
+        """Return the factors of both."""
+        return BlockShape(
+            self.heads or other.heads,
+            self.kv_heads or other.kv_heads,
+            self.head_dim or other.head_dim,
+            self.gates + other.gates,
+            self.numbers + other.numbers,
+            self.integers + other.integers,
+        )
+
+
+NOTHING = BlockShape()
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """A network before any prompt.
+
+    Attributes
+    ----------
+    blocks : tuple of BlockShape
+    ends : BlockShape
+        Of the entry and the tail.
+    hidden_size, embedding_size, output_size, vocabulary : int
+        Widths of the streams that are kept.
+    itemsize : int
+        Bytes of a number in the model's precision; frozen factors take at least four.
+    """
+
+    blocks: tuple[BlockShape, ...]
+    ends: BlockShape
+    hidden_size: int
+    embedding_size: int
+    output_size: int
+    vocabulary: int
+    itemsize: int
+
+    @property
+    def wide(self) -> int:
+        """Bytes of a number of a frozen factor."""
+        return max(self.itemsize, 4)
+
+    def streams(self, lengths: Sequence[int]) -> int:
+        """Bytes of the streams of the forward pass: embeddings, residual streams, outputs, logits."""
+        widths = (len(self.blocks) + 1) * self.hidden_size + self.embedding_size + 2 * self.output_size
+        return self.itemsize * (sum(lengths) * widths + len(lengths) * self.vocabulary)
+
+    def mixing(self, block: BlockShape, lengths: Sequence[int], *, rebuilt: bool) -> int:
+        """Bytes of the attention weights of a block, or of what they are made from again."""
+        if not rebuilt:
+            return self.wide * block.heads * sum(n * n for n in lengths)
+        vectors = self.itemsize * (block.heads + block.kv_heads) * block.head_dim
+        return sum(lengths) * (vectors + self.wide * (2 * block.heads + 1) + 8)
+
+    def gates(self, block: BlockShape, lengths: Sequence[int], *, rebuilt: bool) -> int:
+        """Bytes of the gates of a block, or of what they are made from again."""
+        if rebuilt:
+            row = sum(self.itemsize * gate.inputs + self.wide * gate.factors for gate in block.gates)
+        else:
+            row = sum(self.wide * gate.factors * gate.width for gate in block.gates)
+        return sum(lengths) * row
+
+    def rest(self, lengths: Sequence[int]) -> int:
+        """Bytes of everything else that is frozen: factors of norms, of routed experts, constants."""
+        numbers = self.ends.numbers + sum(block.numbers for block in self.blocks)
+        integers = self.ends.integers + sum(block.integers for block in self.blocks)
+        return sum(lengths) * (self.wide * numbers + 8 * integers)
+
+
+def attention_shape(module: Any) -> BlockShape:
+    """Return heads and the width of queries of an attention module.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it does not say.
+    """
+    config = getattr(module, "config", None)
+    heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
+    widths = (getattr(module, name, None) for name in ("qk_head_dim", "head_dim", "head_size"))
+    head_dim = next((width for width in widths if width), None)
+    if heads is None or head_dim is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not say how many heads it has and how wide they are; leave memory off"
+        )
+    return BlockShape(heads, heads // getattr(module, "num_key_value_groups", 1), head_dim)

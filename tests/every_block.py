@@ -1,0 +1,25 @@
+"""Plans that no budget has to force."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from detjac_lanczos.frozen.schedule import Plan, make_plan
+from detjac_lanczos.frozen.words import Way
+
+_MAKER = "detjac_lanczos.operators.detach.make_plan"
+
+
+@contextmanager
+def every_block(mixing: Way, gates: Way | None = None) -> Iterator[None]:
+    """Within, `detach` under any budget treats the coefficients of every block in one way."""
+
+    def plan(*arguments: Any) -> Plan:
+        made = make_plan(*arguments)
+        count = len(made.mixing)
+        return replace(made, mixing=(mixing,) * count, gates=(gates or mixing,) * count)
+
+    with patch(_MAKER, plan):
+        yield
