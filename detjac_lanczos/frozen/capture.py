@@ -19,6 +19,7 @@ from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, Scale
+from detjac_lanczos.models.offloaded import execution_device
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,18 @@ def _on_output(module: nn.Module, streams: dict[str, list[Tensor]], name: str) -
 
 def _run(model: Any, prompt: Prompt) -> Tensor:
     """Run one prompt alone; return the logits of its last position, (1, vocabulary)."""
-    parameter = next(model.parameters())
-    device = parameter.device
+    device = execution_device(model)
     inputs: dict[str, Tensor]
     if prompt.embeds is None:
         inputs = {"input_ids": torch.tensor([prompt.ids], device=device)}
     else:
-        inputs = {"inputs_embeds": prompt.embeds[None].to(device, parameter.dtype)}
-    logits: Tensor = model(**inputs, **prompt.places(device), use_cache=False, logits_to_keep=1).logits[:, -1]
+        inputs = {"inputs_embeds": prompt.embeds[None].to(device, next(model.parameters()).dtype)}
+    try:
+        logits: Tensor = model(**inputs, **prompt.places(device), use_cache=False, logits_to_keep=1).logits[:, -1]
+    except NotImplementedError as error:
+        if "meta tensor" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run with its weights offloaded by accelerate; keep them in memory"
+        ) from error
     return logits.to(device)

@@ -19,6 +19,8 @@ from torch import Tensor
 from detjac_kernels import mix, mix_transposed
 from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.frozen.rebuilt import RebuiltMixing, RebuiltRows
+from detjac_lanczos.models.offloaded import OffloadedModule
+from detjac_lanczos.models.streaming import source_of
 from detjac_lanczos.models.weights import Weight
 
 if TYPE_CHECKING:
@@ -253,6 +255,16 @@ def frozen_tensors(chain: Sequence[Map]) -> Iterator[Tensor]:
         elif isinstance(step, Nested):
             for part in step.chains:
                 yield from frozen_tensors(part)
+
+
+def sources_of(chain: Sequence[Map]) -> Iterator[OffloadedModule]:
+    """Yield the offloaded modules that the weights of a chain are read from."""
+    for step in chain:
+        if isinstance(step, Nested):
+            for part in step.chains:
+                yield from sources_of(part)
+        elif isinstance(step, Linear) and (source := source_of(step.weight)) is not None:
+            yield source
 
 
 def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:

@@ -120,9 +120,8 @@ class FrozenNetwork:
 
     @property
     def device(self) -> torch.device:
-        """Device of the sweeps."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        """Device of the rows between sweeps."""
+        return self.loaded.device
 
     @property
     def blocks(self) -> int:

@@ -25,6 +25,7 @@ from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models.offloaded import execution_devices
 
 if TYPE_CHECKING:
     from detjac_lanczos.frozen.network import FrozenNetwork
@@ -70,7 +71,7 @@ def save(network: FrozenNetwork, path: Path) -> Path:
 def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
     """Return the fields of a `FrozenNetwork` but its model; see `FrozenNetwork.load`."""
     path = _file(path)
-    devices = sorted({str(parameter.device) for parameter in loaded.model.parameters()})
+    devices = sorted(map(str, execution_devices(loaded.model)))
     if len(devices) > 1:
         raise RunFileError(f"a saved network joins a model on one device, not on {', '.join(devices)}; load it on one")
     description, tensors = _read(path, str(loaded.device))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen import attention
 from detjac_lanczos.models.adapters import require_readable_adapters
+from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -31,27 +32,24 @@ _HOOK_TABLES = (
 def structural_copy(model: nn.Module) -> Any:
     """Return a copy whose tensors are the model's own, without the caller's hooks, in eval mode.
 
+    accelerate's hooks stay, and share their weight maps: an offloaded model's values are read as it runs.
     Rotary frequency buffers are copied for real: some rope kinds rewrite them during a forward pass.
 
     Raises
     ------
     UnsupportedModelError
-        If something in the model cannot be copied, has no values in memory, or is an adapter that cannot be read; the
+        If something in the model cannot be copied, has no values, or is an adapter that cannot be read; the
         message names it.
     """
     require_readable_adapters(model)
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            raise UnsupportedModelError(
-                f"{name} has no values in memory (meta device); load the model without offloading"
-            )
+    require_values(model)
     _require_plain_hooks(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
         for table in _HOOK_TABLES:
             memo[id(module.__dict__[table])] = OrderedDict()
-        for tensor in _tensors(module):
-            memo[id(tensor)] = tensor
+        for shared in (*_tensors(module), *kept_by_hooks(module)):
+            memo[id(shared)] = shared
     try:
         twin: Any = copy.deepcopy(model, memo)
     except Exception as error:

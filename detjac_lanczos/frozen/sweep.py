@@ -6,17 +6,20 @@ that mixing keeps only the output position of each segment, and the rest runs on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 from torch import Tensor
 
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
 from detjac_lanczos.frozen.mapped import expect, let_go
-from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, Stage, transpose
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, Stage, sources_of, transpose
 from detjac_lanczos.frozen.precision import in_own_precision
+from detjac_lanczos.models.offloaded import OffloadedModule
+from detjac_lanczos.models.streaming import in_turn
 
 _ROWS_AT_ONCE = 1024
 """Rows that go through a chain without mixing together: enough to run its GEMMs at full speed."""
@@ -59,6 +62,18 @@ class Program:
     def affine_chains(self) -> tuple[tuple[tuple[Map, ...], ...], ...]:
         """Forward chains with their biases, by stage and branch."""
         return tuple(tuple(tuple(b.chain) for b in stage.branches) for stage in self.stages)
+
+    @cached_property
+    def turns(self) -> tuple[tuple[range, tuple[OffloadedModule, ...]], ...]:
+        """Stages of one block after another, each with the offloaded modules that its weights are read from."""
+        turns = []
+        start = 0
+        for _, members in groupby(self.stages, key=lambda stage: stage.block):
+            stages = tuple(members)
+            sources = {id(s): s for stage in stages for branch in stage.branches for s in sources_of(branch.chain)}
+            turns.append((range(start, start + len(stages)), tuple(sources.values())))
+            start += len(stages)
+        return tuple(turns)
 
     @property
     def affine(self) -> bool:
@@ -116,9 +131,9 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
         x.index_copy_(0, layout.source, rows)
     if program.last_mixing < 0:
         x = x.index_select(0, layout.kept)
-    for index, (stage, chains) in enumerate(
-        zip(program.stages, program.affine_chains if affine else program.chains, strict=True)
-    ):
+    all_chains = program.affine_chains if affine else program.chains
+    for index in _stages_in_turn(program):
+        stage, chains = program.stages[index], all_chains[index]
         here = layout.on(stage.device)
         x = x.to(here.device)
         _turn_pages(program.stages, index, 1)
@@ -155,7 +170,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     Tensor, shape (Σ source rows, d_in), in the order of ``layout.source``
     """
     y = rows
-    for index in reversed(range(len(program.stages))):
+    for index in _stages_in_turn(program, backwards=True):
         stage, chains = program.stages[index], program.transposed_chains[index]
         here = layout.on(stage.device)
         y = y.to(here.device)
@@ -189,6 +204,14 @@ def _turn_pages(stages: Sequence[Stage], index: int, step: int) -> None:
         let_go(stages[index - step].mapped)
     if 0 <= index + step < len(stages):
         expect(stages[index + step].mapped)
+
+
+def _stages_in_turn(program: Program, *, backwards: bool = False) -> Iterator[int]:
+    """Yield the stages in order; while one runs, the weights of its block are here and those of the next are read."""
+    turns = program.turns[::-1] if backwards else program.turns
+    for turn in in_turn([sources for _, sources in turns]):
+        stages = turns[turn][0]
+        yield from reversed(stages) if backwards else stages
 
 
 def _spread(y: Tensor, layout: Layout) -> Tensor:

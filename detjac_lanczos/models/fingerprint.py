@@ -1,41 +1,51 @@
 """Which weights these are, and whether they are finite: one pass over memory each."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models.adapters import adapter_state
+from detjac_lanczos.models.offloaded import stored_value
 
 WORDS_PER_BLOCK = 1024
 
 
-def fingerprint_of(model: nn.Module) -> str:
+def fingerprint_of(model: nn.Module, finite_as: str | None = None) -> str:
     """Return a SHA-256 that names the weights of `model`, whichever road they were loaded by.
 
     Hashed, in the order of the names: each tensor's name, shape and dtype, and of its bytes, read as 64-bit integers,
     the sum (mod 2⁶⁴) and the first word of every block of 1024, then the bytes left over. Every bit counts (no single
     change goes unseen) at the speed of reading memory: about 30 ms for the 135 M values of SmolLM2. It tells weights
-    apart; it is no defence against someone who forges them. Tied tensors count once; of tensors without storage here
-    (offloaded by accelerate) only name, shape and dtype are hashed; of adapters also which are active
+    apart; it is no defence against someone who forges them. Tied tensors count once; tensors that accelerate offloads
+    are read one by one, so that a model has one fingerprint wherever its weights are; of adapters also which are active
     and how they are scaled.
 
     Parameters
     ----------
     model
         Any torch module.
+    finite_as
+        The model's name, to refuse NaN and infinite weights on the way.
 
     Returns
     -------
     str
         64 hexadecimal digits.
+
+    Raises
+    ------
+    ModelError
+        As in `require_finite`, if ``finite_as`` is given.
     """
     digest = hashlib.sha256()
     for name, tensor in _distinct_tensors(model):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         if not tensor.is_meta and tensor.numel():
+            if finite_as is not None:
+                _require_finite(tensor, name, finite_as)
             digest.update(_checksums(tensor))
     for line in adapter_state(model):
         digest.update(line.encode())
@@ -51,14 +61,19 @@ def require_finite(model: nn.Module, name: str) -> None:
         Naming the first such tensor.
     """
     for key, tensor in _distinct_tensors(model):
-        if tensor.is_meta or not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
-            continue
-        # A finite sum proves finite entries and costs one read; a sum may also overflow, so only then look closer.
-        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise ModelError(
-                f"{name}: weight {key!r} holds {bad} NaN or infinite values of {tensor.numel()}; get a sound copy of it"
-            )
+        if not tensor.is_meta:
+            _require_finite(tensor, key, name)
+
+
+def _require_finite(tensor: Tensor, key: str, name: str) -> None:
+    if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+        return
+    # A finite sum proves finite entries and costs one read; a sum may also overflow, so only then look closer.
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ModelError(
+            f"{name}: weight {key!r} holds {bad} NaN or infinite values of {tensor.numel()}; get a sound copy of it"
+        )
 
 
 def _distinct_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -68,12 +83,29 @@ def _distinct_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(value, Tensor):
             continue
         tensor = value.detach()
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        if tensor.numel() and not tensor.is_meta:
-            if place in seen:
+        if tensor.is_meta:
+            stored = stored_value(model, name)
+            if stored is not None and any(_same(stored, stored_value(model, first)) for first in _tied(model, name)):
                 continue
-            seen.add(place)
+            tensor = tensor if stored is None else stored
+        else:
+            place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+            if tensor.numel():
+                if place in seen:
+                    continue
+                seen.add(place)
         yield name, tensor
+
+
+def _tied(model: nn.Module, name: str) -> list[str]:
+    """Return the names before this one that transformers ties to it: offloaded, they lie in two places."""
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    source = ties.get(name, name)
+    return sorted(other for other in {source, *(k for k, v in ties.items() if v == source)} if other < name)
+
+
+def _same(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _checksums(tensor: Tensor) -> bytes:

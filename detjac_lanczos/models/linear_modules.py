@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.adapters import active_adapters, is_adapted, running_module
 from detjac_lanczos.models.lora import adapted_bias, adapted_weight
+from detjac_lanczos.models.offloaded import tensor_of
+from detjac_lanczos.models.streaming import weight_from
 from detjac_lanczos.models.weights import Part, Weight, matrix_weight
 
 
@@ -18,21 +20,22 @@ def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
     Raises
     ------
     UnsupportedModelError
-        If the module, or what adapters hold inside, is neither a dense ``torch.nn.Linear`` nor transformers' ``Conv1D``
-        with values in memory.
+        If the module, or what adapters hold inside, is no dense ``torch.nn.Linear`` and no ``Conv1D`` of transformers.
     """
     module = running_module(module)
     if is_adapted(module):
         layer: Any = module
         return adapted_weight(layer, weight_of(layer.base_layer, name, part), part)
+    return weight_from(module, lambda here: _plain_weight(here, name, part))
+
+
+def _plain_weight(module: nn.Module, name: str, part: Part | None) -> Weight:
     parameter = getattr(module, "weight", None)
     transposed = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
     plain = isinstance(parameter, Tensor) and type(parameter) in (nn.Parameter, Tensor)
     if not (transposed or type(module) is nn.Linear) or parameter is None or not plain:
         kind = type(module).__name__ if type(module) is not nn.Linear else f"Linear of {type(parameter).__name__}"
         raise UnsupportedModelError(f"{name} is a {kind}, not a dense torch.nn.Linear; load the model plain")
-    if parameter.is_meta:
-        raise UnsupportedModelError(f"{name} has no values in memory (meta device); load the model without offloading")
     matrix = parameter.detach().t() if transposed else parameter.detach()
     return matrix_weight(matrix if part is None else part(matrix))
 
@@ -48,8 +51,7 @@ def _whole_bias(module: nn.Module) -> Tensor | None:
     if is_adapted(module):
         layer: Any = module
         return adapted_bias(layer, _whole_bias(layer.base_layer))
-    bias = getattr(module, "bias", None)
-    return bias.detach() if isinstance(bias, Tensor) else None
+    return tensor_of(module, "bias")
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
@@ -65,6 +67,8 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 def embedding_table(module: nn.Module) -> Tensor:
     """Return the rows (vocabulary, d) that an embedding looks up: its weight in place, or its sum with LoRA adapters.
 
+    An offloaded table is read anew at each call.
+
     Raises
     ------
     UnsupportedModelError
@@ -72,7 +76,10 @@ def embedding_table(module: nn.Module) -> Tensor:
     """
     running: Any = running_module(module)
     if not is_adapted(running):
-        return running.weight.detach()
+        table = tensor_of(running, "weight")
+        if table is None:
+            raise UnsupportedModelError(f"the embedding is a {type(running).__name__} without a table to decode with")
+        return table
     table = embedding_table(running.base_layer)
     for adapter in active_adapters(running):
         if adapter in running.lora_variant:

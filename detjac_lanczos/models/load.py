@@ -14,10 +14,11 @@ from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, unpacked_folder
 from detjac_lanczos.models.catalogue import EMBEDDED
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
-from detjac_lanczos.models.fingerprint import fingerprint_of, require_finite
+from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.gguf_file import sha256_of
 from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.loaded import LoadedModel
+from detjac_lanczos.models.offloaded import execution_device
 from detjac_lanczos.models.pretrained import load_pretrained, without_progress_bars
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -51,7 +52,9 @@ def load_model(
     trust_remote_code
         Let a hub model run the Python code it brings.
     **from_pretrained
-        Handed on to ``AutoModelForCausalLM.from_pretrained`` for hub ids and folders.
+        Handed on to ``AutoModelForCausalLM.from_pretrained``. With ``device_map``, ``max_memory`` and
+        ``offload_folder`` a model is spread over devices, or what is too large for them stays in host memory or on disk
+        and is read as it is used.
 
     Returns
     -------
@@ -78,6 +81,8 @@ def load_model(
     if tokenizer is not None:
         raise InputError("a tokenizer goes with a live model only; a name or path brings its own")
 
+    if device is not None and "device_map" in from_pretrained:
+        raise InputError("device and device_map both say where the weights go; give one of them")
     name = os.fspath(name_or_model)
     path = Path(name).expanduser()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | from_pretrained
@@ -86,9 +91,9 @@ def load_model(
         folder = unpacked_folder(
             embedded.file_name, embedded.sha256, embedded.conversion_seconds, lambda: embedded.whole_file()
         )
-        return _from_cache(folder, name, wanted, place)
+        return _from_cache(folder, name, wanted, place, **from_pretrained)
     if path.is_file():
-        return _from_cache(_unpacked_file(path), name, wanted, place)
+        return _from_cache(_unpacked_file(path), name, wanted, place, **from_pretrained)
     if path.is_dir():
         if not (path / options.get("subfolder", "") / "config.json").is_file():
             if (path / "adapter_config.json").is_file():
@@ -112,19 +117,16 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
         raise InputError(f"a live model must be a transformers PreTrainedModel, not {type(model).__name__}")
     _require_as_it_is(model, dtype, device)
     name = inner.config.name_or_path or type(inner).__name__
-    require_finite(model, name)
-    return LoadedModel(model, tokenizer, name, fingerprint_of(model))
+    return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name))
 
 
 def _require_as_it_is(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:
     """Refuse to convert a live model in place: it belongs to the caller."""
     if dtype is not None and model.dtype != dtype:
         raise InputError(f"this model is live in {model.dtype}, not {dtype}; convert it first with model.to({dtype})")
-    same = device is None or (
-        model.device.type == device.type and (device.index is None or model.device.index == device.index)
-    )
-    if not same:
-        raise InputError(f"this model is live on {model.device}, not {device}; move it first with model.to('{device}')")
+    here = execution_device(model)
+    if device is not None and (here.type != device.type or device.index not in (None, here.index)):
+        raise InputError(f"this model is live on {here}, not {device}; move it first with model.to('{device}')")
 
 
 def _unpacked_file(path: Path) -> Path:
@@ -134,11 +136,16 @@ def _unpacked_file(path: Path) -> Path:
     return unpacked_folder(path.name, sha256_of(path), seconds, lambda: nullcontext(path.resolve()))
 
 
-def _from_cache(folder: Path, name: str, dtype: torch.dtype | None, device: torch.device | None) -> LoadedModel:
+def _from_cache(
+    folder: Path, name: str, dtype: torch.dtype | None, device: torch.device | None, **from_pretrained: Any
+) -> LoadedModel:
+    if "device_map" in from_pretrained and dtype not in (None, torch.float32):
+        raise InputError(f"{name} is unpacked in float32 and spread or offloaded as it is; leave dtype='auto'")
     fingerprint = check_small_files(folder)
     try:
         with without_progress_bars():
-            model, tokenizer = load_pretrained(str(folder), name, torch.float32, trust_remote_code=False)
+            options = {"trust_remote_code": False} | from_pretrained
+            model, tokenizer = load_pretrained(str(folder), name, torch.float32, **options)
     except ModelError:
         raise damaged(folder, WEIGHTS) from None
     if fingerprint_of(model) != fingerprint:
@@ -150,8 +157,8 @@ def _from_cache(folder: Path, name: str, dtype: torch.dtype | None, device: torc
 
 
 def _finish(model: Any, tokenizer: Any, name: str, device: torch.device | None) -> LoadedModel:
-    require_finite(model, name)
-    return LoadedModel(model if device is None else model.to(device), tokenizer, name, fingerprint_of(model))
+    fingerprint = fingerprint_of(model, finite_as=name)
+    return LoadedModel(model if device is None else model.to(device), tokenizer, name, fingerprint)
 
 
 def _looks_like_a_path(name: Any) -> bool:

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from detjac_lanczos.models.offloaded import execution_device
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -34,8 +36,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights (of the first ones, if they are spread)."""
-        return self.model.device
+        """Where the weights run (the first ones, if they are spread), whether they lie there or are offloaded."""
+        return execution_device(self.model)
 
     @property
     def context_length(self) -> int | None:

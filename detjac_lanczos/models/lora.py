@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.adapters import active_adapters
+from detjac_lanczos.models.offloaded import tensor_of
 from detjac_lanczos.models.weights import DenseWeight, Part, UnfusedWeight, Weight
 
 
@@ -87,26 +89,31 @@ def adapted_weight(layer: Any, base: Weight, part: Part | None = None) -> Weight
         return base
     terms = []
     for adapter in adapters:
-        b = layer.lora_B[adapter].weight.detach()
+        b = _matrix(layer.lora_B[adapter])
         b = b if part is None else part(b)
-        terms.append(
-            LowRank(layer.lora_A[adapter].weight.detach(), b.reshape(-1, b.shape[-1]), float(layer.scaling[adapter]))
-        )
+        terms.append(LowRank(_matrix(layer.lora_A[adapter]), b.reshape(-1, b.shape[-1]), float(layer.scaling[adapter])))
     weight = AdaptedWeight(base, tuple(terms))
     magnitudes = layer.lora_magnitude_vector
     if adapters[0] not in magnitudes:
         return weight
     # DoRA: row j of W + s B A is given the length m_j (Liu et al. 2024, equation 5).
-    magnitude = magnitudes[adapters[0]].weight.detach()
+    magnitude = _matrix(magnitudes[adapters[0]])
     magnitude = magnitude if part is None else part(magnitude).flatten()
     return AdaptedWeight(base, tuple(terms), magnitude / weight.dense().norm(dim=1))
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    matrix = tensor_of(module, "weight")
+    if matrix is None:
+        raise UnsupportedModelError(f"a LoRA layer holds a {type(module).__name__} without a weight; merge its adapter")
+    return matrix
 
 
 def adapted_bias(layer: Any, base: Tensor | None) -> Tensor | None:
     """Return the bias of a LoRA layer: that of what lies inside, and the scaled biases of B."""
     for adapter in active_adapters(layer):
-        bias = layer.lora_B[adapter].bias
+        bias = tensor_of(layer.lora_B[adapter], "bias")
         if bias is not None:
-            added = layer.scaling[adapter] * bias.detach()
+            added = layer.scaling[adapter] * bias
             base = added if base is None else base + added
     return base

@@ -15,7 +15,9 @@ from detjac_lanczos.frozen.maps import Bias, Linear, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
-from detjac_lanczos.models.weights import DenseWeight
+from detjac_lanczos.models.offloaded import tensor_of, with_values
+from detjac_lanczos.models.streaming import weight_from
+from detjac_lanczos.models.weights import DenseWeight, Weight
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,16 @@ class RoutedExperts:
         experts: Any = block.get_submodule(self.path)
 
         def keep(x: Tensor, routes: Iterator[tuple[int, Tensor, Tensor]]) -> None:
-            for e, token, weight in routes:
-                rows = x[token] if self.router is None else x[token] * weight[:, None]
-                z, u = (rows @ w.t() if b is None else rows @ w.t() + b for w, b in self._halves(experts, e))
-                prefix = f"{name}{self.path}.{e}"
-                record(f"{prefix}.positions", token + record.start)
-                record(f"{prefix}.weight", weight)
-                owner = getattr(experts, "act_fn", experts)
-                for key, value in factors(self.product, owner, z, u, freeze).items():
-                    record(f"{prefix}.{key}", value)
+            owner = getattr(experts, "act_fn", experts)
+            with with_values(experts) as here:
+                for e, token, weight in routes:
+                    rows = x[token] if self.router is None else x[token] * weight[:, None]
+                    z, u = (self._affine_half(e, half, here, rows) for half in (0, 1))
+                    prefix = f"{name}{self.path}.{e}"
+                    record(f"{prefix}.positions", token + record.start)
+                    record(f"{prefix}.weight", weight)
+                    for key, value in factors(self.product, owner, z, u, freeze).items():
+                        record(f"{prefix}.{key}", value)
 
         def routed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x, indices, weights = (*args, *kwargs.values())[:3]
@@ -89,14 +92,16 @@ class RoutedExperts:
         used = sorted(
             int(k[len(prefix) : -len(suffix)]) for k in coefficients if k.startswith(prefix) and k.endswith(suffix)
         )
+        half_biases, down_biases = tensor_of(experts, "gate_up_proj_bias"), tensor_of(experts, "down_proj_bias")
+
+        def half(e: int, index: int) -> list[Map]:
+            bias = None if half_biases is None else half_biases[e][self._cut(len(half_biases[e]), index)]
+            return _affine(weight_from(experts, partial(self._half, e, index)), bias)
+
         for e in used:
-            (gate, gate_bias), (up, up_bias) = self._halves(experts, e)
-            down = self._oriented(experts.down_proj[e])
             weight: list[Map] = [RowScale(coefficients[f"{prefix}{e}.weight"])]
-            product = product_maps(
-                partial(_affine, gate, gate_bias), partial(_affine, up, up_bias), f"{prefix}{e}", coefficients
-            )
-            out = _affine(down, _row(experts, "down_proj_bias", e))
+            product = product_maps(partial(half, e, 0), partial(half, e, 1), f"{prefix}{e}", coefficients)
+            out = _affine(weight_from(experts, partial(self._down, e)), None if down_biases is None else down_biases[e])
             chains.append((*product, *out, *weight) if self.router is None else (*weight, *product, *out))
             routed.append(coefficients[f"{prefix}{e}{suffix}"])
         width = self._oriented(experts.down_proj[0]).shape[0]
@@ -105,22 +110,26 @@ class RoutedExperts:
     def _oriented(self, matrix: Tensor) -> Tensor:
         return matrix.detach().t() if self.stored_transposed else matrix.detach()
 
-    def _halves(self, experts: Any, e: int) -> list[tuple[Tensor, Tensor | None]]:
-        """Rows and biases of gate and up, as views."""
-        matrix, bias = self._oriented(experts.gate_up_proj[e]), _row(experts, "gate_up_proj_bias", e)
-        half = matrix.shape[0] // 2
-        cuts = (slice(0, None, 2), slice(1, None, 2)) if self.interleaved else (slice(0, half), slice(half, None))
-        return [(matrix[cut], None if bias is None else bias[cut]) for cut in cuts]
+    def _half(self, e: int, index: int, experts: Any) -> DenseWeight:
+        """Gate (0) or up (1) of an expert, a view: (f, d)."""
+        matrix = self._oriented(experts.gate_up_proj[e])
+        return DenseWeight(matrix[self._cut(len(matrix), index)])
+
+    def _down(self, e: int, experts: Any) -> DenseWeight:
+        return DenseWeight(self._oriented(experts.down_proj[e]))
+
+    def _affine_half(self, e: int, index: int, experts: Any, rows: Tensor) -> Tensor:
+        """Return gate (0) or up (1) of rows (m, d), with its bias: (m, f)."""
+        out, bias = rows @ self._half(e, index, experts).dense().t(), getattr(experts, "gate_up_proj_bias", None)
+        return out if bias is None else out + bias[e][self._cut(len(bias[e]), index)]
+
+    def _cut(self, size: int, index: int) -> slice:
+        """Which of ``size`` rows are gate (0) or up (1)."""
+        return slice(index, None, 2) if self.interleaved else slice(index * (size // 2), (index + 1) * (size // 2))
 
 
-def _affine(matrix: Tensor, bias: Tensor | None) -> list[Map]:
-    maps: list[Map] = [Linear(DenseWeight(matrix))]
-    return maps if bias is None else [*maps, Bias(bias)]
-
-
-def _row(experts: Any, attribute: str, e: int) -> Tensor | None:
-    bias = getattr(experts, attribute, None)
-    return bias[e].detach() if isinstance(bias, Tensor) else None
+def _affine(weight: Weight, bias: Tensor | None) -> list[Map]:
+    return [Linear(weight)] if bias is None else [Linear(weight), Bias(bias)]
 
 
 def _by_expert(indices: Tensor, weights: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detjac_kernels import rms_reciprocal
 from detjac_lanczos.errors import UnsupportedModelError
@@ -14,6 +14,7 @@ from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
 from detjac_lanczos.models.adapters import running_module
+from detjac_lanczos.models.offloaded import tensor_of
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ class RMSNorm:
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the frozen row scale and the weight."""
-        weight = running_module(block.get_submodule(self.path)).weight
-        if not isinstance(weight, Tensor):
+        w = tensor_of(running_module(block.get_submodule(self.path)), "weight")
+        if w is None:
             raise UnsupportedModelError(f"{name}{self.path} has no weight; this is not the norm its family declares")
-        w = weight.detach()
         if self.plus_one:
             w = 1 + w.to(torch.promote_types(w.dtype, torch.float32))
         # The final norm may lie on another device than the block whose output it was observed on.
@@ -77,13 +77,13 @@ class LayerNorm:
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the centering, the frozen row scale, the weight and the bias."""
         module = running_module(block.get_submodule(self.path))
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        weight, bias = tensor_of(module, "weight"), tensor_of(module, "bias")
         rstd = coefficients[f"{name}{self.path}.rstd"]
         maps: list[Map] = [Center(), RowScale(rstd if weight is None else rstd.to(weight.device))]
-        if isinstance(weight, Tensor):
-            maps.append(ColumnScale(weight.detach()))
-        if isinstance(bias, Tensor):
-            maps.append(Bias(bias.detach()))
+        if weight is not None:
+            maps.append(ColumnScale(weight))
+        if bias is not None:
+            maps.append(Bias(bias))
         return maps
 
 

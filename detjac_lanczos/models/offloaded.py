@@ -1,0 +1,214 @@
+"""Modules whose tensors accelerate keeps elsewhere until they run: on disk, or in host memory beside a device.
+
+Such a module's parameters are on the meta device, and its hook has a map from their names to their values. Values are
+read from that map for the moment of use, or held while a sweep is at their block; nothing is written to the module.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import UnsupportedModelError
+
+_PAGE = 4096
+
+
+class OffloadedModule:
+    """One module and the map that holds its own tensors.
+
+    Attributes
+    ----------
+    module : torch.nn.Module
+        As the caller has it, its tensors on the meta device.
+    device : torch.device
+        Where it runs.
+    """
+
+    def __init__(self, module: nn.Module, hook: Any) -> None:
+        self.module, self.device = module, torch.device(hook.execution_device)
+        self._map: Mapping[str, Tensor] = hook.weights_map
+        self._here: nn.Module | None = None
+        self._holders = 0
+        self._lock = threading.Lock()
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor of the module, of the type that the module has it in, to where it runs."""
+        return self._value(name).to(self.device)
+
+    def read(self) -> dict[str, Tensor] | None:
+        """Read all tensors into host memory, ready to be moved on: what a thread can do ahead; None if they are here.
+
+        On the CPU this faults mapped pages in; for other devices values are put into pinned memory.
+        """
+        if self._here is not None:
+            return None
+        values = {name: self._value(name) for name in self._names}
+        if self.device.type == "cpu":
+            for value in values.values():
+                if value.is_contiguous():
+                    value.view(-1).view(torch.uint8)[::_PAGE].sum()
+            return values
+        return {name: value if value.is_pinned() else value.pin_memory() for name, value in values.items()}
+
+    @contextmanager
+    def held(self, values: dict[str, Tensor] | None = None) -> Iterator[nn.Module]:
+        """Give the module with its tensors where it runs; whoever asks meanwhile gets the same.
+
+        Parameters
+        ----------
+        values : dict of str to Tensor, optional
+            What `read` gave; read now by default.
+        """
+        with self._lock:
+            if self._here is None:
+                self._here = self._placed(values or self.read() or {})
+            self._holders += 1
+            here = self._here
+        del values
+        try:
+            yield here
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._here = None
+
+    @property
+    def _names(self) -> list[str]:
+        names = [name for name, value in _own_tensors(self.module).items() if value.is_meta]
+        return [*names, "SCB"] if type(self.module).__name__ == "Linear8bitLt" else names
+
+    def _value(self, name: str) -> Tensor:
+        value, own = self._map[name], _own_tensors(self.module).get(name)
+        return value.to(own.dtype) if own is not None and own.is_floating_point() else value
+
+    def _placed(self, values: Mapping[str, Tensor]) -> nn.Module:
+        from accelerate.utils import set_module_tensor_to_device
+
+        here: Any = copy.copy(self.module)
+        here._parameters, here._buffers = dict(self.module._parameters), dict(self.module._buffers)
+        here.__dict__.pop("_hf_hook", None)
+        with torch.no_grad():
+            for name, value in values.items():
+                if name in here._parameters or name in here._buffers:
+                    set_module_tensor_to_device(
+                        here,
+                        name,
+                        self.device,
+                        value=value,
+                        fp16_statistics=values.get("SCB") if name == "weight" else None,
+                        non_blocking=True,
+                        clear_cache=False,
+                    )
+        return here
+
+
+_known: WeakValueDictionary[int, OffloadedModule] = WeakValueDictionary()
+"""By the id of a module: whoever uses one at a time shares its values. The entry keeps its module, so ids are its."""
+
+
+def offloaded(module: nn.Module) -> OffloadedModule | None:
+    """Return what is known of a module whose own tensors accelerate offloads; None for any other."""
+    for hook in _hooks(module):
+        if getattr(hook, "offload", False) and hook.weights_map is not None:
+            known = _known.get(id(module))
+            if known is None:
+                known = _known[id(module)] = OffloadedModule(module, hook)
+            return known
+    return None
+
+
+@contextmanager
+def with_values(module: nn.Module) -> Iterator[nn.Module]:
+    """Give a module with its own tensors where it runs, as long as they are needed."""
+    source = offloaded(module)
+    if source is None:
+        yield module
+    else:
+        with source.held() as here:
+            yield here
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """Return a tensor of a module, in place or read from where accelerate keeps it; None where it has none."""
+    value = getattr(module, name, None)
+    if not isinstance(value, Tensor):
+        return None
+    source = offloaded(module) if value.is_meta else None
+    return value.detach() if source is None else source.tensor(name).detach()
+
+
+def stored_value(model: nn.Module, name: str) -> Tensor | None:
+    """Read a tensor that is on the meta device by its full name, for a look at it; None if it is kept nowhere."""
+    path, _, own = name.rpartition(".")
+    try:
+        source = offloaded(model.get_submodule(path))
+    except AttributeError:
+        return None
+    return None if source is None or own not in source._names else source._value(own)
+
+
+def execution_device(model: nn.Module) -> torch.device:
+    """Return where a model's first module with parameters runs: what a prompt is given to."""
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                source = offloaded(module) if parameter.is_meta else None
+                return parameter.device if source is None else source.device
+    return torch.device("cpu")
+
+
+def execution_devices(model: nn.Module) -> set[torch.device]:
+    """Return all devices that a model's modules run on."""
+    found = set()
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                source = offloaded(module) if parameter.is_meta else None
+                found.add(parameter.device if source is None else source.device)
+    return found
+
+
+def require_values(model: nn.Module) -> None:
+    """Refuse a model with parameters that are neither in memory nor kept by accelerate.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the first.
+    """
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta and offloaded(module) is None:
+                raise UnsupportedModelError(
+                    f"{path}.{name} has no values (meta device), in memory or where accelerate offloads them to; load "
+                    "the model with its weights"
+                )
+
+
+def kept_by_hooks(module: nn.Module) -> Iterator[object]:
+    """Yield what a copy of a module must share with it: weight maps, and the tied tensors that hooks put on devices."""
+    for hook in _hooks(module):
+        if getattr(hook, "weights_map", None) is not None:
+            yield hook.weights_map
+        for placed in (getattr(hook, "tied_params_map", None) or {}).values():
+            yield from placed.values()
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    hook: Any = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        yield from getattr(hook, "hooks", (hook,))
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    both = {**module._parameters, **module._buffers}
+    return {name: value for name, value in both.items() if value is not None}

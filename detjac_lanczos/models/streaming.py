@@ -1,0 +1,116 @@
+"""Weights that are not where they are used: read for one product, or held while a sweep is at their block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.models.lora import AdaptedWeight
+from detjac_lanczos.models.offloaded import OffloadedModule, offloaded
+from detjac_lanczos.models.weights import Weight
+
+
+class StreamedWeight:
+    """A weight of an offloaded module: that of the module with its values, of whatever kind it is.
+
+    Parameters
+    ----------
+    source : OffloadedModule
+    weight : function of a module
+        Its weight; also asked of the module without values, for the shape.
+    """
+
+    def __init__(self, source: OffloadedModule, weight: Callable[[nn.Module], Weight]) -> None:
+        self.source, self._weight = source, weight
+        self._shape = weight(source.module).shape
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input width, (f, d)."""
+        return self._shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where its values are used."""
+        return self.source.device
+
+    def apply(
+        self,
+        x: Tensor,
+        *,
+        scale: Tensor | None = None,
+        gate: Tensor | None = None,
+        out_scale: Tensor | None = None,
+        add: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
+        with self.source.held() as module:
+            return self._weight(module).apply(x, scale=scale, gate=gate, out_scale=out_scale, add=add)
+
+    def apply_transposed(
+        self,
+        y: Tensor,
+        *,
+        scale: Tensor | None = None,
+        gate: Tensor | None = None,
+        out_scale: Tensor | None = None,
+        add: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
+        with self.source.held() as module:
+            return self._weight(module).apply_transposed(y, scale=scale, gate=gate, out_scale=out_scale, add=add)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return W as a plain matrix (f, d)."""
+        with self.source.held() as module:
+            return self._weight(module).dense(dtype)
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the values, shape and dtype."""
+        with self.source.held() as module:
+            return self._weight(module).fingerprint()
+
+
+def weight_from(module: nn.Module, weight: Callable[[nn.Module], Weight]) -> Weight:
+    """Return the weight of a module, a function of it: in place, or streamed if the module is offloaded."""
+    source = offloaded(module)
+    return weight(module) if source is None else StreamedWeight(source, weight)
+
+
+def source_of(weight: Weight) -> OffloadedModule | None:
+    """Return the offloaded module that a weight, or the one below its adapters, is read from; None if it is here."""
+    if isinstance(weight, AdaptedWeight):
+        return source_of(weight.base)
+    return weight.source if isinstance(weight, StreamedWeight) else None
+
+
+def in_turn(groups: Sequence[Sequence[OffloadedModule]]) -> Iterator[int]:
+    """Yield 0, 1, ...: at each turn the modules of that group are held, and a thread reads those of the next.
+
+    Each module is read once, and the values of two groups at most are in memory.
+    """
+    if not any(groups):
+        yield from range(len(groups))
+        return
+    with ThreadPoolExecutor(1, "detjac-weights") as reader:
+        coming = reader.submit(_read, groups[0])
+        for index, group in enumerate(groups):
+            with ExitStack() as held:
+                _hold(held, group, coming.result())
+                if index + 1 < len(groups):
+                    coming = reader.submit(_read, groups[index + 1])
+                yield index
+
+
+def _read(group: Sequence[OffloadedModule]) -> list[dict[str, Tensor] | None]:
+    with torch.no_grad():
+        return [module.read() for module in group]
+
+
+def _hold(held: ExitStack, group: Sequence[OffloadedModule], values: list[dict[str, Tensor] | None]) -> None:
+    for module, read in zip(group, values, strict=True):
+        held.enter_context(module.held(read))
