@@ -110,7 +110,7 @@ def _longest_loop(code: str) -> int:
     loops = []
     for at, instruction in enumerate(instructions):
         target = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction)
-        if target and (start := labels.get(target[1], at + 1)) <= at:
+        if target and (start := labels.get(target[1], at)) < at:
             body = instructions[start : at + 1]
             loops.append((any("MMA" in other for other in body), len(body)))
     return max(loops, default=(False, 0))[1]

@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
-from typing import Any
 
-import triton.language as tl
-
-from bench.kernels.resources import Resources, compiled
+from bench.kernels import sources
+from bench.kernels.resources import Resources
 from detjac_kernels.device.configurations import Tiles, shipped
-from detjac_kernels.device.decode import FP_FUSION, decode_rectangle_kernel
-from detjac_kernels.device.packed_gemm import add_parts_kernel, packed_gemm_kernel
+from detjac_kernels.device.mixing import SHIPPED as MIXING_TILES
 
 ARCHITECTURES = (80, 90)
 
@@ -43,7 +41,7 @@ class Case:
 
 def cases() -> list[Case]:
     """Return everything shipped."""
-    return [*_packed_gemms(), *_around_packed_gemms()]
+    return [*_packed_gemms(), *_around_packed_gemms(), *_mixings(), *_captures()]
 
 
 def compile_case(index: int) -> Resources:
@@ -70,7 +68,7 @@ def _packed_gemms() -> Iterator[Case]:
             "4-bit GEMM",
             architecture,
             f"{'y W' if transposed else 'x Wᵀ'}, {chosen.rows}×{chosen.out}×{chosen.reduce}, {number}, {table}",
-            partial(packed_gemm, architecture, transposed, width, chosen, pairs),
+            partial(sources.packed_gemm, architecture, transposed, width, chosen, pairs),
             chosen.rows,
             chosen.out * chosen.reduce if width == 2 else 0,
             table,
@@ -80,79 +78,31 @@ def _packed_gemms() -> Iterator[Case]:
 
 def _around_packed_gemms() -> Iterator[Case]:
     for architecture in ARCHITECTURES:
-        yield Case("sum of parts", architecture, "16×128, 4 parts", partial(parts, architecture))
-        yield Case("decoded rectangle", architecture, "32×64", partial(rectangle, architecture))
+        yield Case("sum of parts", architecture, "16×128, 4 parts", partial(sources.parts, architecture))
+        yield Case("decoded rectangle", architecture, "32×64", partial(sources.rectangle, architecture))
 
 
-def packed_gemm(architecture: int, transposed: bool, width: int, chosen: Tiles, pairs: bool) -> Resources:
-    """Compile the 4-bit GEMM with nested scales, every prologue and every epilogue."""
-    number = {4: "fp32", 2: "bf16"}[width]
-    types = dict.fromkeys(("x", "gate", "add", "out"), f"*{number}")
-    types |= {"codes": "*u8", "absmax": "*u8", "table": "*i32" if pairs else "*fp32", "offset": "fp32"}
-    floats = ("nested_table", "nested_absmax", "scale", "row_scale", "out_scale", "partial")
-    types |= dict.fromkeys(floats, "*fp32") | {"gate_index": "*i64"}
-    strides = ("stride_x", "stride_gate", "stride_add", "stride_out")
-    types |= dict.fromkeys(("R", "f", "d", *strides), "i32")
-    flags = ("NESTED", "ROW_SCALE", "GATE", "GATE_INDEX", "OUT_SCALE", "ADD", "EVEN")
-    constants: dict[str, Any] = dict.fromkeys(flags, True) | {
-        "TRANSPOSED": transposed,
-        "QUANT_BLOCK": 64,
-        "NESTED_BLOCK": 256,
-        "PAIR": pairs,
-        "SCALE": chosen.scale_inside,
-        "SPLIT": 1,
-        "WEIGHT_LEFT": chosen.weight_left,
-        "BLOCK_ROWS": chosen.rows,
-        "BLOCK_OUT": chosen.out,
-        "BLOCK_IN": chosen.reduce,
-        "COMPUTE_DTYPE": {4: tl.float32, 2: tl.bfloat16}[width],
-    }
-    return compiled(
-        packed_gemm_kernel,
-        architecture,
-        types,
-        constants,
-        ("f", "d", *strides),
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
-        enable_fp_fusion=FP_FUSION,
-    )
+def _mixings() -> Iterator[Case]:
+    """In float32 the two sizes of heads share their tiles: the larger one is the case."""
+    for architecture, transposed in product(ARCHITECTURES, (False, True)):
+        for (width, head_dim), chosen in MIXING_TILES.items():
+            for stored in (False, True) if head_dim == 128 else (False,):
+                if width == 4 and head_dim == 128:
+                    continue
+                tile = f"{'Pᵀ Y' if transposed else 'P V'}, {chosen.own}×{chosen.columns}×{chosen.other}"
+                source = "P stored" if stored else f"P rebuilt, heads of {head_dim}"
+                yield Case(
+                    "mixing",
+                    architecture,
+                    f"{tile}, {'float32' if width == 4 else 'bfloat16'}, {source}",
+                    partial(sources.mixing, architecture, transposed, width, head_dim, stored, chosen),
+                    chosen.own,
+                    matrix_products=width == 2,
+                )
 
 
-def parts(architecture: int) -> Resources:
-    """Compile the sum of four parts of a product, with every epilogue."""
-    types = dict.fromkeys(("gate", "add", "out"), "*bf16") | dict.fromkeys(
-        ("partial", "row_scale", "out_scale"), "*fp32"
-    )
-    strides = ("stride_gate", "stride_add", "stride_out")
-    types |= {"gate_index": "*i64"} | dict.fromkeys(("R", "N", *strides), "i32")
-    flags: dict[str, Any] = dict.fromkeys(("ROW_SCALE", "GATE", "GATE_INDEX", "OUT_SCALE", "ADD"), True)
-    sizes = {"SPLIT": 4, "BLOCK_ROWS": 16, "BLOCK_OUT": 128}
-    return compiled(
-        add_parts_kernel,
-        architecture,
-        types,
-        flags | sizes,
-        ("N", *strides),
-        num_warps=4,
-        num_stages=3,
-        enable_fp_fusion=FP_FUSION,
-    )
-
-
-def rectangle(architecture: int) -> Resources:
-    """Compile the decoding of a rectangle to bfloat16, with nested scales."""
-    types = {"codes": "*u8", "absmax": "*u8", "table": "*fp32", "offset": "fp32", "out": "*bf16"}
-    types |= dict.fromkeys(("nested_table", "nested_absmax"), "*fp32")
-    types |= dict.fromkeys(("row", "column", "height", "width", "d", "out_stride"), "i32")
-    constants = {"QUANT_BLOCK": 64, "NESTED": True, "NESTED_BLOCK": 256, "BLOCK_ROWS": 32, "BLOCK_BYTES": 64}
-    return compiled(
-        decode_rectangle_kernel,
-        architecture,
-        types,
-        constants,
-        ("column", "width", "d", "out_stride"),
-        num_warps=4,
-        num_stages=3,
-        enable_fp_fusion=FP_FUSION,
-    )
+def _captures() -> Iterator[Case]:
+    for architecture in ARCHITECTURES:
+        for width in (8192, 32768):
+            yield Case("norm and rstd", architecture, f"{width} columns", partial(sources.norm, architecture, width))
+        yield Case("gate", architecture, "gelu_tanh, rstd folded", partial(sources.gate, architecture))

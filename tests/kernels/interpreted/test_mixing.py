@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import Tensor
+
+import detjac_kernels as twin
+from detjac_kernels.device import mixing as device
+from detjac_kernels.device.mixing import MixingTiles
+
+EXACT = 1e-6
+TILES = MixingTiles(own=32, other=32, columns=64, warps=4, stages=1)
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
+def attention(
+    heads: int,
+    kv_heads: int,
+    queries: int,
+    head_dim: int,
+    *,
+    start: int,
+    window: int,
+    scaling: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys, log-sum-exp with a sink, and first visible keys, of ordinary attention."""
+    generator = torch.Generator().manual_seed(0)
+    keys = queries + start
+    q = torch.randn(heads, queries, head_dim, generator=generator)
+    k = torch.randn(kv_heads, keys, head_dim, generator=generator)
+    last = torch.arange(queries) + start
+    first = last - window + 1
+    scores = scaling * q @ k.repeat_interleave(heads // kv_heads, 0).transpose(1, 2)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    at = torch.arange(keys)
+    hidden = (at > last[:, None]) | (at < first[:, None])
+    sink = torch.randn(heads, queries, 1, generator=generator)
+    lse = torch.cat([scores.masked_fill(hidden, -torch.inf), sink], dim=-1).logsumexp(-1)
+    return q, k, lse, first.int()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    ("queries", "head_dim", "start", "window", "softcap"),
+    [(70, 32, 0, 1000, None), (70, 24, 0, 20, 5.0), (40, 16, 37, 25, None)],
+    ids=["causal", "window, softcap, odd head", "later queries"],
+)
+def test_rebuilt(
+    transposed: bool, scaled: bool, queries: int, head_dim: int, start: int, window: int, softcap: float | None
+) -> None:
+    heads, kv_heads, columns = 4, 2, 80
+    q, k, lse, first = attention(
+        heads, kv_heads, queries, head_dim, start=start, window=window, scaling=0.3, softcap=softcap
+    )
+    options = {"scaling": 0.3, "softcap": softcap, "start": start}
+    if scaled:
+        options |= {"key_scale": torch.rand(k.shape[1]) + 0.5, "query_scale": torch.rand(heads, queries) + 0.5}
+    rows = heads // kv_heads * queries if transposed else k.shape[1]
+    values = torch.randn(kv_heads, rows, columns)
+    name = "mix_rebuilt_transposed" if transposed else "mix_rebuilt"
+    got = getattr(device, name)(q, k, lse, first, values, **options, chosen=TILES)
+    assert relative(got, getattr(twin, name)(q, k, lse, first, values, **options)) <= EXACT
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_stored(transposed: bool, hidden: bool) -> None:
+    kv_heads, group, queries, keys, columns = 2, 3, 40, 52, 70
+    first = torch.arange(queries) - 9
+    p = torch.rand(kv_heads, group, queries, keys)
+    at = torch.arange(keys)
+    if hidden:
+        p = p * ((at <= torch.arange(queries)[:, None] + 12) & (at >= first[:, None]))
+    p = p.flatten(1, 2)
+    values = torch.randn(kv_heads, group * queries if transposed else keys, columns)
+    options = {"group": group, "first": first, "start": 12} if hidden else {}
+    name = "mix_transposed" if transposed else "mix"
+    got = getattr(device, name)(p, values, **options, chosen=TILES)
+    assert relative(got, getattr(twin, name)(p, values)) <= EXACT
+
+
+def test_keys_that_nothing_sees_get_zeros() -> None:
+    q, k, lse, first = attention(2, 1, 33, 16, start=40, window=8, scaling=0.3, softcap=None)
+    got = device.mix_rebuilt_transposed(q, k, lse, first, torch.randn(1, 66, 64), scaling=0.3, chosen=TILES)
+    wanted = torch.zeros(1, 73, 64)
+    assert torch.equal(got[:, 33:], wanted[:, 33:])  # start = 0: the queries end before these keys
