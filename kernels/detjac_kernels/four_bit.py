@@ -146,6 +146,11 @@ def _fused(
     add: Tensor | None,
 ) -> Tensor:
     """Both directions: the one place that chooses who computes them, by where the codes lie."""
+    if x.is_cuda:
+        from detjac_kernels import packed_roads
+
+        if packed_roads.takes(x, packed):
+            return packed_roads.product(x, packed, transposed, scale, gate, out_scale, add)
     x = x if scale is None else (x * scale).to(x.dtype)
     f, d = packed.shape
 

@@ -1,0 +1,65 @@
+"""Rebuilt mixing by the twin or by the device kernel: on a CUDA device the faster one, compared once for each class."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detjac_kernels import rebuilt_mixing as twin
+from detjac_kernels.choice import AGREEMENT, ChoiceTable, capturing, seconds_on_device, triton_runs
+
+TABLE = ChoiceTable(seconds_on_device)
+
+
+def mix_rebuilt(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    first: Tensor,
+    values: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    key_scale: Tensor | None = None,
+    query_scale: Tensor | None = None,
+    start: int = 0,
+) -> Tensor:
+    """Return ``diag(query_scale) P diag(key_scale) V``: see `detjac_kernels.rebuilt_mixing.mix_rebuilt`."""
+    options = {"scaling": scaling, "softcap": softcap, "key_scale": key_scale, "query_scale": query_scale}
+    return _best("mix_rebuilt", (q, k, lse, first, values), options | {"start": start})
+
+
+def mix_rebuilt_transposed(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    first: Tensor,
+    cotangents: Tensor,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    key_scale: Tensor | None = None,
+    query_scale: Tensor | None = None,
+    start: int = 0,
+) -> Tensor:
+    """Return ``diag(key_scale) Pᵀ diag(query_scale) Y``: see `detjac_kernels.rebuilt_mixing`."""
+    options = {"scaling": scaling, "softcap": softcap, "key_scale": key_scale, "query_scale": query_scale}
+    return _best("mix_rebuilt_transposed", (q, k, lse, first, cotangents), options | {"start": start})
+
+
+def _best(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any], table: ChoiceTable = TABLE) -> Tensor:
+    plain = getattr(twin, name)
+    q, k, lse, _, values = tensors
+    if not triton_runs(values) or lse.dtype is not torch.float32:
+        result: Tensor = plain(*tensors, **options)
+        return result
+    from detjac_kernels.device import mixing as device
+
+    roads = {"twin": lambda: plain(*tensors, **options)}
+    if device.fits(q, values):
+        roads["kernel"] = lambda: getattr(device, name)(*tensors, **options)
+    sizes = "×".join(str(1 << (size - 1).bit_length()) for size in (q.shape[1], k.shape[1], values.shape[-1]))
+    heads = f"{len(q)}/{len(k)} heads of {q.shape[-1]}"
+    cap = "" if options["softcap"] is None else ", softcap"
+    key = f"{torch.cuda.get_device_name(values.device)}, {values.dtype}, {name} {heads}, {sizes}{cap}"
+    return table.run(key, roads, AGREEMENT[values.dtype], measure=not capturing(values))

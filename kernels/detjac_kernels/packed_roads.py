@@ -1,0 +1,175 @@
+"""Products with a 4-bit weight on a CUDA device, by whichever of three roads was measured to be the fastest.
+
+``fused`` is our kernel: decoded tiles never leave the chip. ``dequantise`` decodes a part of the matrix that stays in
+the second-level cache, multiplies it by the vendor's GEMM, and goes on. ``bitsandbytes`` is that library's own kernel
+(forwards, and only for its two tables). All three multiply by the same decoded weights, rounded to the dtype of the
+rows, so that forward and transposed products stay adjoint whichever is taken.
+
+The choice is data, as in `detjac_kernels.roads`: `choices` returns the table, `replay` puts a recorded one in force.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, seconds_on_device, triton_runs
+from detjac_kernels.four_bit import Packed4
+from detjac_kernels.gemm import epilogue
+from detjac_kernels.scratch import scratch
+
+ROW_CLASSES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+TABLE = ChoiceTable(seconds_on_device)
+choices, replay = TABLE.choices, TABLE.replay
+
+
+def takes(x: Tensor, packed: Packed4) -> bool:
+    """Tell whether a product is one for these roads: on a CUDA device, with Triton there, whole blocks in every row."""
+    if not triton_runs(x):
+        return False
+    from detjac_kernels.device.packed_linear import fits
+
+    return fits(packed, x.dtype)
+
+
+def product(
+    x: Tensor,
+    packed: Packed4,
+    transposed: bool,
+    scale: Tensor | None,
+    gate: Tensor | None,
+    out_scale: Tensor | None,
+    add: Tensor | None,
+    table: ChoiceTable = TABLE,
+) -> Tensor:
+    """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``, or W in the place of Wᵀ, by the best road."""
+    if not len(x):
+        return x.new_empty(0, packed.shape[1 if transposed else 0])
+    bare = _bare(packed, transposed)
+    roads = {name: _around(road, x, scale, gate, out_scale, add) for name, road in bare.items()}
+    roads["fused"] = lambda: fused(x, packed, transposed, scale=scale, gate=gate, out_scale=out_scale, add=add)
+    return table.run(shape_class(x, packed, transposed), roads, AGREEMENT[x.dtype], measure=not capturing(x))
+
+
+def shape_class(x: Tensor, packed: Packed4, transposed: bool) -> str:
+    """Return the class of a product: device, dtype, direction, rows rounded up, widths, kind of scales."""
+    rows = next((size for size in ROW_CLASSES if len(x) <= size), ROW_CLASSES[-1])
+    f, d = packed.shape
+    widths = f"{f}->{d}" if transposed else f"{d}->{f}"
+    name = torch.cuda.get_device_name(x.device) if x.is_cuda else "cpu"
+    kind = f"{packed.block}{'' if packed.nested is None else ' nested'}"
+    return f"{name}, {str(x.dtype).removeprefix('torch.')}, {'yW' if transposed else 'xWt'} {rows}x{widths}, {kind}"
+
+
+def fused(x: Tensor, packed: Packed4, transposed: bool, **around: Any) -> Tensor:
+    """Run our kernel."""
+    from detjac_kernels.device.packed_linear import packed_linear, packed_linear_transposed
+
+    return (packed_linear_transposed if transposed else packed_linear)(x, packed, **around)
+
+
+def dequantised(x: Tensor, packed: Packed4, transposed: bool) -> Tensor:
+    """Decode the matrix part by part and multiply each while it is in cache: (R, d) to (R, f), or back.
+
+    A part is some rows of W, or some columns when transposed: every output is made by one GEMM and rounded once.
+    """
+    from detjac_kernels.device.decode import decode_rectangle
+
+    f, d = packed.shape
+    out = x.new_empty(len(x), d if transposed else f)
+    for part in parts(packed, transposed, cached_bytes(x.device) // x.element_size()):
+        rows, columns = (range(f), part) if transposed else (part, range(d))
+        block = scratch("part of a matrix", len(rows) * len(columns), x.dtype, x.device).view(len(rows), len(columns))
+        decode_rectangle(packed, rows, columns, block)
+        torch.mm(x, block if transposed else block.t(), out=out[:, part.start : part.stop])
+    return out
+
+
+def parts(packed: Packed4, transposed: bool, values: int) -> Iterator[range]:
+    """Cut the outputs into ranges of at most ``values`` weights each, multiples of 64 as far as they go."""
+    outputs, inputs = packed.shape[::-1] if transposed else packed.shape
+    height = max(64, values // inputs // 64 * 64)
+    for start in range(0, outputs, height):
+        yield range(start, min(start + height, outputs))
+
+
+@cache
+def cached_bytes(device: torch.device) -> int:
+    """Return the bytes of decoded weights that stay in the second-level cache while they are multiplied."""
+    return torch.cuda.get_device_properties(device).L2_cache_size // 2 if device.type == "cuda" else 1 << 22
+
+
+def by_bitsandbytes(x: Tensor, packed: Packed4) -> Tensor:
+    """Run bitsandbytes' own forward product, in whichever way it chooses."""
+    import bitsandbytes
+
+    return bitsandbytes.matmul_4bit(x, packed.codes.view(-1, 1), quant_state=_quant_state(packed, x.dtype))
+
+
+def bitsandbytes_knows(packed: Packed4) -> bool:
+    """Tell whether bitsandbytes is there and has this table."""
+    return _kind(packed) is not None
+
+
+_kinds: WeakKeyDictionary[Packed4, str | None] = WeakKeyDictionary()
+_states: WeakKeyDictionary[Packed4, dict[torch.dtype, Any]] = WeakKeyDictionary()
+
+
+def _kind(packed: Packed4) -> str | None:
+    if packed not in _kinds:
+        _kinds[packed] = None
+        if find_spec("bitsandbytes") is not None and (packed.nested is None or packed.nested.block == 256):
+            from bitsandbytes.functional import get_4bit_type
+
+            for kind in ("nf4", "fp4"):
+                if torch.allclose(packed.table, get_4bit_type(kind, device=packed.table.device), atol=1e-6):
+                    _kinds[packed] = kind
+    return _kinds[packed]
+
+
+def _quant_state(packed: Packed4, dtype: torch.dtype) -> Any:
+    from bitsandbytes.functional import QuantState
+
+    states = _states.setdefault(packed, {})
+    if dtype not in states:
+        nested, offset, outer = packed.nested, None, None
+        if nested is not None:
+            offset = torch.tensor(nested.offset, device=packed.codes.device)
+            outer = QuantState(absmax=nested.absmax, code=nested.table, blocksize=nested.block, dtype=torch.float32)
+        states[dtype] = QuantState(
+            absmax=packed.absmax,
+            shape=torch.Size(packed.shape),
+            code=packed.table,
+            blocksize=packed.block,
+            quant_type=_kind(packed),
+            dtype=dtype,
+            offset=offset,
+            state2=outer,
+        )
+    return states[dtype]
+
+
+def _bare(packed: Packed4, transposed: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the roads that know no prologue and no epilogue."""
+    roads = {"dequantise": lambda x: dequantised(x, packed, transposed)}
+    if not transposed and bitsandbytes_knows(packed):
+        roads["bitsandbytes"] = lambda x: by_bitsandbytes(x, packed)
+    return roads
+
+
+def _around(
+    bare: Callable[[Tensor], Tensor],
+    x: Tensor,
+    scale: Tensor | None,
+    gate: Tensor | None,
+    out_scale: Tensor | None,
+    add: Tensor | None,
+) -> Road:
+    """Return a bare product with its prologue and epilogue as separate passes."""
+    return lambda: epilogue(bare(x if scale is None else (x * scale).to(x.dtype)), gate, out_scale, add)

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from bitsandbytes.functional import get_4bit_type
+
+from detjac_kernels import four_bit, packed_roads
+from detjac_kernels.choice import ChoiceTable, Road
+from detjac_kernels.four_bit import Packed4
+from tests.kernels.packed import random_packed
+
+EXACT = 1e-6
+
+
+def nf4(f: int, d: int, *, nested: bool) -> Packed4:
+    made = random_packed(f, d, nested=nested)
+    return Packed4(made.codes, made.absmax, get_4bit_type("nf4", device="cpu"), made.block, made.shape, made.nested)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("favourite", ["dequantise", "bitsandbytes", "fused"])
+def test_every_road_makes_the_same_product(favourite: str, transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunks are small enough for several; the timer favours one road after the other."""
+    monkeypatch.setattr(packed_roads, "cached_bytes", lambda device: 4 * 64 * 130)
+    packed = nf4(192, 128, nested=True)
+    n, k = packed.shape[::-1] if transposed else packed.shape
+    x = torch.randn(11, k)
+    around = [torch.rand(k) + 0.5, torch.randn(11, n), torch.randn(n), torch.randn(11, n)]
+    timed: list[Road] = []
+
+    def timer(road: Road) -> float:
+        timed.append(road)
+        return float(len(timed) != names.index(favourite) + 1)
+
+    names = ["dequantise", "fused"] if transposed else ["dequantise", "bitsandbytes", "fused"]
+    if favourite not in names:
+        return
+    table = ChoiceTable(timer)
+    got = packed_roads.product(x, packed, transposed, *around, table=table)
+    assert list(table.choices().values()) == [favourite]
+    assert list(*table.seconds().values()) == names
+    twin = four_bit.packed_linear_transposed if transposed else four_bit.packed_linear
+    expected = twin(x, packed, **dict(zip(("scale", "gate", "out_scale", "add"), around, strict=True)))
+    assert float((got - expected).norm() / expected.norm()) <= EXACT
+
+
+def test_parts_cover_the_outputs_in_bounded_pieces() -> None:
+    packed = random_packed(200, 128, nested=False)
+    assert list(packed_roads.parts(packed, False, 64 * 128)) == [
+        range(0, 64),
+        range(64, 128),
+        range(128, 192),
+        range(192, 200),
+    ]
+    assert list(packed_roads.parts(packed, True, 1)) == [range(0, 64), range(64, 128)]
+
+
+def test_tables_of_its_own_are_not_for_bitsandbytes() -> None:
+    assert packed_roads.bitsandbytes_knows(nf4(64, 64, nested=False))
+    assert not packed_roads.bitsandbytes_knows(random_packed(64, 64, nested=False))
+
+
+def test_classes_keep_what_differs_apart() -> None:
+    x = torch.randn(17, 128)
+    made = {
+        packed_roads.shape_class(rows, packed, transposed)
+        for rows in (x, x[:16], x.bfloat16())
+        for packed in (random_packed(64, 128, nested=False), random_packed(64, 128, nested=True))
+        for transposed in (False, True)
+    }
+    assert len(made) == 12
+    packed = random_packed(64, 128, nested=False)
+    assert packed_roads.shape_class(x, packed, False) == packed_roads.shape_class(x[:20], packed, False)
+
+
+def test_on_a_processor_the_twin_computes() -> None:
+    assert not packed_roads.takes(torch.randn(2, 128), random_packed(64, 128, nested=False))
