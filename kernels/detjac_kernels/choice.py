@@ -12,7 +12,7 @@ Road = Callable[[], Tensor]
 Timer = Callable[[Road], float]
 
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""Largest relative difference between two roads on a device: they round to the dtype of the rows at different places."""
+"""Largest relative difference between two roads: they round to the dtype of the rows, at different places."""
 
 REPEATS = 5
 
