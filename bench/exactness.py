@@ -1,5 +1,6 @@
 """How far the Jacobians of one model lie from reverse mode, from its pinned modules run again, and from each other."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ class Figures:
         the difference, and its largest entry, each relative to that of J.
     token_norm, token_entry : float
         The same of single tokens' Jacobians.
+    token_truth, reverse_truth : float
+        Of single tokens' Jacobians in float32, the worse of both errors against reverse mode of the same weights in
+        float64: of ours, and of reverse mode in float32 itself.
     pinned : float
         ‖J δ − (f(x + δ) − f(x))‖ / ‖J δ‖ of the modules with every frozen factor pinned, ‖δ‖ = ‖x‖.
     adjoint : float
@@ -39,6 +43,8 @@ class Figures:
     entry: float = 0.0
     token_norm: float = 0.0
     token_entry: float = 0.0
+    token_truth: float = 0.0
+    reverse_truth: float = 0.0
     pinned: float = 0.0
     adjoint: float = 0.0
     reconstruction: float = 0.0
@@ -59,6 +65,10 @@ def measure(make: Callable[[torch.dtype], Any], dtype: torch.dtype, freeze: Free
     network = dl.detach((model, None), input_ids=ids, freeze=freeze)
     x = embeddings_of(model, ids)
     reverse, pinned = OracleA(model, x, freeze), OracleB(model, x, freeze)
+    truth = None
+    if dtype is torch.float32:
+        double = copy.deepcopy(model).double()
+        truth = OracleA(double, embeddings_of(double, ids), freeze)
     generator = torch.Generator().manual_seed(0)
     delta = _normal(x.shape, dtype, generator)
     delta *= x.norm() / delta.norm()
@@ -76,7 +86,8 @@ def measure(make: Callable[[torch.dtype], Any], dtype: torch.dtype, freeze: Free
             if isinstance(source, int) and last < source:
                 continue
             expected = reverse.jacobian(source, name, LENGTH - 1)
-            figures = figures.worst(_against(network, at, place, expected))
+            exact = None if truth is None else truth.jacobian(source, name, LENGTH - 1)
+            figures = figures.worst(_against(network, at, place, expected, exact))
             figures = figures.worst(_adjointness(network.jacobian("joint", source=at, target=place), generator))
     return figures.worst(Figures(offset=network.reconstruction.offset_share))
 
@@ -90,14 +101,25 @@ def _targets(blocks: int) -> Iterator[tuple[str, Any, int]]:
             yield f"{role}.{index}", place(index), index
 
 
-def _against(network: Any, source: Any, target: Any, expected: Tensor) -> Figures:
-    """Compare J of every token with (d_out, n, d) of reverse mode."""
+def _against(network: Any, source: Any, target: Any, expected: Tensor, exact: Tensor | None) -> Figures:
+    """Compare J of every token with (d_out, n, d) of reverse mode, in its precision and in float64."""
     batch = network.jacobians(source=source, target=target)
     eye = torch.eye(batch.shapes[0][0], dtype=batch.dtype)
     products = batch.rmatmat([(token, eye) for token in range(len(batch))])
     found = torch.stack([product.T for product in products], dim=1)
-    single = [_errors(found[:, token], expected[:, token]) for token in range(len(batch))]
-    return Figures(*_errors(found, expected), *map(max, *single))
+    single = _worst_token(found, expected)
+    if exact is None:
+        return Figures(*_errors(found, expected), *single)
+    return Figures(
+        *_errors(found, expected), *single, max(_worst_token(found, exact)), max(_worst_token(expected, exact))
+    )
+
+
+def _worst_token(found: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Return the largest relative errors of one token's Jacobian, of (d_out, n, d)."""
+    single = [_errors(found[:, token], expected[:, token]) for token in range(found.shape[1])]
+    norms, entries = zip(*single, strict=True)
+    return max(norms), max(entries)
 
 
 def _errors(found: Tensor, expected: Tensor) -> tuple[float, float]:

@@ -52,7 +52,9 @@ factor, over targets (output, residual stream, logits; stream, attention and MLP
 rotary embeddings, norms of queries and keys, sinks, softcaps of scores). **Offset** is the share ‖r‖/‖y‖ of what
 y = Σ J_i x_i + r owes to biases, learned positions and clamps, from the tiny model with the least to the one with the
 most. **J** is the largest error, by Frobenius norm or by entry, relative to J; token by token in float64, over all
-tokens at once in float32, where one token's share can be so small that reverse mode is the less accurate of the two.
+tokens at once in float32. A single token's share of a float32 network can be small; what rounding in the forward pass
+alone makes of it is in the last columns below: **token**, the largest error of one token's J against reverse mode *in
+float64* of the same weights, and **reverse**, that of reverse mode in float32.
 
 A class around one of these decoders, such as one that also sees images, is served on text where what it computes there
 is its decoder and its head: Gemma 3, Mistral 3, Llama 4, LLaVA and more (`tests/tiny_models/wrappers.py`). A decoder of
@@ -90,7 +92,7 @@ def page(found: dict[str, Any]) -> str:
     rows = found["families"]
     heads = [
         f"{precision}: {name}" for precision in ("64", "32") for name in ("norm", "entry", "pinned", "adjoint", "Σ")
-    ]
+    ] + ["32: token", "32: reverse"]
     lines = [
         HEAD.format(**found).rstrip("\n"),
         *map(_overview, rows),
@@ -121,7 +123,7 @@ def _overview(row: dict[str, Any]) -> str:
 def _details(row: dict[str, Any]) -> str:
     rest = ("pinned", "adjoint", "reconstruction")
     figures = [row["float64"][key] for key in ("token_norm", "token_entry", *rest)]
-    figures += [row["float32"][key] for key in ("norm", "entry", *rest)]
+    figures += [row["float32"][key] for key in ("norm", "entry", *rest, "token_truth", "reverse_truth")]
     return _row((row["name"], f"{len(row['models'])} × {len(row['freeze'])}", *(f"{figure:.1e}" for figure in figures)))
 
 

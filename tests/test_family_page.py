@@ -10,6 +10,9 @@ from bench.family_page import page
 from detjac_lanczos.frozen.families import FAMILIES
 from tests.test_layout import ROOT
 
+AGAINST_FLOAT64 = ("token_truth", "reverse_truth")
+"""Figures of float32 alone."""
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -38,6 +41,6 @@ def test_what_is_recorded_can_be_measured_again(found: dict[str, Any], name: str
     assert list(again) == list(row)
     assert again["models"] == row["models"]
     assert again["offset"] == pytest.approx(row["offset"], rel=1e-5)
-    for precision, bar in (("float64", 1e-11), ("float32", 1e-5)):
+    for precision, bar, left_out in (("float64", 1e-11, ("offset", *AGAINST_FLOAT64)), ("float32", 1e-5, ("offset",))):
         for figures in (again[precision], row[precision]):
-            assert all(0 < value <= bar for key, value in figures.items() if key != "offset")
+            assert all(0 < value <= bar for key, value in figures.items() if key not in left_out)

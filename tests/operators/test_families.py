@@ -1,5 +1,6 @@
 """Every declared family against reverse mode through detached modules (oracle A) and pinned modules (oracle B)."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -86,6 +87,25 @@ def test_so_do_they_in_float32(name: str, freeze: str, way: str) -> None:
             expected = oracle.jacobian(theirs, target, len(tokens()) - 1)
             found = torch.stack(transposed_products(network, source, place, len(tokens()) - 1))
             assert max(errors(found.permute(2, 0, 1), expected)) <= 2e-6, (target, source)
+
+
+@pytest.mark.parametrize(("name", "freeze"), CASES)
+def test_single_tokens_in_float32_are_as_accurate_as_reverse_mode(name: str, freeze: str) -> None:
+    """Against reverse mode in float64 of the same weights: rounding in the forward pass is in both float32 Jacobians."""
+    model, network = case(name, freeze, torch.float32)
+    double = copy.deepcopy(model).double()
+    single, truth = (OracleA(m, embeddings_of(m, tokens()), freeze) for m in (model, double))
+    last = len(tokens()) - 1
+    ours = reverse = 0.0
+    for target, source in (("output", "embeddings"), ("mlp.2", 1), ("attention.2", "embeddings"), ("layer.1", 1)):
+        place, at = TARGETS[target], source if isinstance(source, str) else layer(source)
+        expected, theirs = (oracle.jacobian(source, target, last) for oracle in (truth, single))
+        found = torch.stack(transposed_products(network, at, place, last)).permute(2, 0, 1)
+        for token in range(last + 1):
+            if expected[:, token].any():
+                ours = max(ours, *errors(found[:, token].double(), expected[:, token]))
+                reverse = max(reverse, *errors(theirs[:, token].double(), expected[:, token]))
+    assert ours <= max(2e-6, 1.5 * reverse), (ours, reverse)
 
 
 def transposed_products(network: DetachedNetwork, source: Any, target: Any, position: int) -> list[Tensor]:
