@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from detjac_lanczos.errors import ModelError, UnsupportedModelError
+from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision
+from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
 from detjac_lanczos.frozen.tape import Tape
-from detjac_lanczos.frozen.words import Freeze, Scale
+from detjac_lanczos.frozen.words import Freeze, Scale, Word
+from detjac_lanczos.models.dtypes import in_several_dtypes
 from detjac_lanczos.models.offloaded import execution_device
 
 
@@ -62,6 +63,8 @@ def capture(
         made again, the tensors of `RebuiltRows` and `RebuiltMixing` under those names.
     streams : Streams
     """
+    first = next(model.parameters())
+    require_exact_products(first.dtype, first.device)
     twin = structural_copy(model)
     streams: dict[str, list[Tensor]] = {}
     decoder, blocks = family.decoder_of(twin), family.blocks_of(twin)
@@ -78,7 +81,7 @@ def capture(
         (family.tail, decoder, "final."),
     ):
         for word in words:
-            word.observe(module, name, tape, freeze)
+            _observe(word, module, name, tape, freeze, family)
     for index, block in enumerate(blocks):
         _on_input(block, streams, f"residual.{index}")
     _on_output(blocks[-1], streams, f"residual.{len(blocks)}")
@@ -114,6 +117,13 @@ def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], r
     _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
     found = _joined(values[role])
     return found if branch.scale is None else found * Scale(branch.scale).factor(block)
+
+
+def _observe(word: Word, module: nn.Module, name: str, tape: Tape, freeze: Freeze, family: Family) -> None:
+    try:
+        word.observe(module, name, tape, freeze)
+    except AttributeError as error:
+        raise UnsupportedModelError(f"{name.rstrip('.')} is not built as {family.name} is: {error}") from error
 
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
@@ -155,12 +165,29 @@ def _run(model: Any, prompt: Prompt) -> Tensor:
         inputs = {"input_ids": torch.tensor([prompt.ids], device=device)}
     else:
         inputs = {"inputs_embeds": prompt.embeds[None].to(device, next(model.parameters()).dtype)}
-    try:
-        logits: Tensor = model(**inputs, **prompt.places(device), use_cache=False, logits_to_keep=1).logits[:, -1]
-    except NotImplementedError as error:
-        if "meta tensor" not in str(error):
-            raise
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not run with its weights offloaded by accelerate; keep them in memory"
-        ) from error
+    logits: Tensor = own_pass(model, **inputs, **prompt.places(device), use_cache=False, logits_to_keep=1)[:, -1]
     return logits.to(device)
+
+
+def own_pass(model: Any, **arguments: Any) -> Tensor:
+    """Return the logits of a model's forward pass, with what goes wrong in it said in one line.
+
+    Raises
+    ------
+    ModelError
+        If the pass fails.
+    """
+    try:
+        logits: Tensor = model(**arguments).logits
+    except DetjacError:
+        raise
+    except Exception as error:
+        if isinstance(error, NotImplementedError) and "meta tensor" in str(error):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} does not run with its weights offloaded by accelerate; keep them in memory"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the forward pass of {type(model).__name__} fails ({reason}){in_several_dtypes(model)}"
+        ) from error
+    return logits

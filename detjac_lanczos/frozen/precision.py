@@ -1,13 +1,15 @@
-"""A dtype means that dtype: no autocast of the caller's, no rounding to float32 inside a float64 model."""
+"""A dtype means that dtype: no autocast of the caller's, no rounded products, no float32 inside a float64 model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from detjac_lanczos.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +28,35 @@ def in_own_precision(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return run
+
+
+_ROUNDED = 1e-5
+"""Relative error of a float32 product above which its factors were rounded: TF32 gives 3e-4, bfloat16 2e-3."""
+
+
+def require_exact_products(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse to call float32 what torch is told to multiply in less (TF32, bfloat16).
+
+    Raises
+    ------
+    InputError
+        If a float32 product on this device is not one; measured once for each setting of torch's.
+    """
+    if dtype is torch.float32:
+        backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+        if not _products_are_exact(device.type, backend.matmul.fp32_precision):
+            raise InputError(
+                "torch is set to round the factors of float32 products; undo it by "
+                "torch.set_float32_matmul_precision('highest'), or load the model in bfloat16"
+            )
+
+
+@cache
+def _products_are_exact(device: str, setting: str) -> bool:
+    x, w = torch.randn(2, 64, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    exact = x.double() @ w.double().T
+    found = (x.to(device) @ w.to(device).T).cpu()
+    return bool((found - exact).norm() <= _ROUNDED * exact.norm())
 
 
 class LiftToFloat64(TorchFunctionMode):

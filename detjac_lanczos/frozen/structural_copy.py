@@ -54,6 +54,8 @@ def structural_copy(model: nn.Module) -> Any:
         twin: Any = copy.deepcopy(model, memo)
     except Exception as error:
         raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
+    for config in (twin.config, twin.config.get_text_config()):
+        config.return_dict = True
     if next(twin.parameters()).dtype is torch.float64:
         _use_plain_experts(twin)
     return twin.eval()

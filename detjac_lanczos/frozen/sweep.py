@@ -17,7 +17,7 @@ from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
 from detjac_lanczos.frozen.mapped import expect, let_go
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, Stage, sources_of, transpose
-from detjac_lanczos.frozen.precision import in_own_precision
+from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
 from detjac_lanczos.models.offloaded import OffloadedModule
 from detjac_lanczos.models.streaming import in_turn
 
@@ -124,6 +124,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     -------
     Tensor, shape (Σ widths, d_out)
     """
+    require_exact_products(rows.dtype, rows.device)
     if len(rows) == layout.rows:
         x = rows
     else:
@@ -169,6 +170,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     -------
     Tensor, shape (Σ source rows, d_in), in the order of ``layout.source``
     """
+    require_exact_products(rows.dtype, rows.device)
     y = rows
     for index in _stages_in_turn(program, backwards=True):
         stage, chains = program.stages[index], program.transposed_chains[index]

@@ -1,6 +1,7 @@
 """Names of floating-point types that a model can be loaded in."""
 
 import torch
+from torch import nn
 
 from detjac_lanczos.errors import InputError
 
@@ -46,3 +47,9 @@ def parse_device(device: str | torch.device | None) -> torch.device | None:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise InputError(f"device {str(device)!r} cannot be used here ({reason[:120]}); try device='cpu'") from None
     return parsed
+
+
+def in_several_dtypes(model: nn.Module) -> str:
+    """Return the end of a message that names the floating-point types of a model's weights; empty if there is one."""
+    found = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
+    return f": its weights are of {' and '.join(found)}; give them one dtype" if len(found) > 1 else ""

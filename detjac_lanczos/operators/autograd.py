@@ -13,7 +13,7 @@ from detjac_lanczos.errors import OperatorError
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, check_reach
-from detjac_lanczos.frozen.precision import in_own_precision
+from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
 from detjac_lanczos.operators.passes import Passes
 
 _ROWS_AT_ONCE = 1024
@@ -111,6 +111,7 @@ class AutogradSweeps:
 
     def _run(self, x: Tensor, prompt: int, position: int) -> Tensor:
         embeddings = self.network.inputs(-1, prompt)
+        require_exact_products(x.dtype, x.device)
         try:
             return self.passes.run(x, embeddings, self.source, self.target, prompt, position)
         except NotImplementedError as error:

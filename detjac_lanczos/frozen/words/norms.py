@@ -97,8 +97,8 @@ def norm_eps(module: nn.Module, name: str) -> float:
     """
     for attribute in ("variance_epsilon", "eps"):
         eps = getattr(module, attribute, None)
-        if isinstance(eps, float):
-            return eps
+        if isinstance(eps, float | int) and not isinstance(eps, bool):
+            return float(eps)
     raise UnsupportedModelError(
         f"{name} ({type(module).__name__}) has no epsilon; this is not the norm its family declares"
     )

@@ -94,4 +94,6 @@ def product_maps(
             chains[-1].append(Bias(constant))
     if f"{prefix}.factor" in frozen:
         chains.append([*gate(), Gate(frozen[f"{prefix}.factor"])])
+    if not chains:
+        raise KeyError(prefix)
     return chains[0] if len(chains) == 1 else [Sum(tuple(map(tuple, chains)))]

@@ -1,0 +1,300 @@
+"""No wrong J: models that somebody changed by hand are served exactly or refused, whatever the caller's torch is set to.
+
+Each change is made to a tiny Llama; what is served is held against reverse mode through the changed model itself.
+"""
+
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.operators import DetachedNetwork, detach
+from tests import tiny_models
+from tests.oracles import OracleA, embeddings_of, errors
+from tests.tiny_models.dense import DENSE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Change = Callable[[Any], None]
+
+
+def tokens() -> list[int]:
+    return tiny_models.prompt_ids(tiny_models.LENGTH)[0]
+
+
+def jacobians(network: DetachedNetwork) -> Tensor:
+    """(d, n, d): J of every token."""
+    batch = network.jacobians()
+    eye = torch.eye(batch.shapes[0][0], dtype=network.dtype)
+    return torch.stack([product.T for product in batch.rmatmat_shared(eye)], dim=1)
+
+
+def set_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    module.forward = types.MethodType(forward, module)
+
+
+def rms(self: Any, x: Tensor) -> Tensor:
+    return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+def inner_norm(model: Any) -> Any:
+    return model.model.layers[1].input_layernorm
+
+
+def mlp(model: Any) -> Any:
+    return model.model.layers[1].mlp
+
+
+def with_norm_of_another_formula(model: Any) -> None:
+    set_forward(inner_norm(model), lambda self, x: self.weight * x / x.abs().mean(-1, keepdim=True))
+
+
+def with_norm_times_a_little_more_than_one(model: Any) -> None:
+    set_forward(inner_norm(model), lambda self, x: rms(self, x) * 1.0001)
+
+
+def with_norm_plus_a_little(model: Any) -> None:
+    set_forward(inner_norm(model), lambda self, x: rms(self, x) + 1e-7)
+
+
+def with_dropout_that_never_rests(model: Any) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)), 0.1)
+
+    set_forward(mlp(model), forward)
+
+
+def with_clamped_mlp(model: Any) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.down_proj((self.act_fn(self.gate_proj(x)) * self.up_proj(x)).clamp(-0.05, 0.05))
+
+    set_forward(mlp(model), forward)
+
+
+def with_a_function_in_place_of_its_activation(model: Any) -> None:
+    del mlp(model)._modules["act_fn"]
+    mlp(model).__dict__["act_fn"] = nn.functional.silu
+
+
+def with_one_mlp_in_two_blocks(model: Any) -> None:
+    model.model.layers[2].mlp = mlp(model)
+
+
+def with_one_norm_at_two_places(model: Any) -> None:
+    model.model.layers[1].post_attention_layernorm = inner_norm(model)
+
+
+def with_one_attention_in_two_blocks(model: Any) -> None:
+    model.model.layers[2].self_attn = model.model.layers[1].self_attn
+
+
+def with_one_block_twice(model: Any) -> None:
+    model.model.layers[2] = model.model.layers[1]
+
+
+def with_a_head_that_adds(model: Any) -> None:
+    set_forward(model.lm_head, lambda self, x: nn.functional.linear(x, self.weight) * 1.01)
+
+
+def with_a_projection_that_squares(model: Any) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight) + 0.1 * x.pow(2).sum(-1, keepdim=True)
+
+    set_forward(model.model.layers[1].self_attn.o_proj, forward)
+
+
+def with_a_parametrized_weight(model: Any) -> None:
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    parametrize.register_parametrization(mlp(model).up_proj, "weight", Twice())
+
+
+def with_attention_both_ways(model: Any) -> None:
+    model.model.layers[0].self_attn.is_causal = False
+
+
+def with_a_compiled_forward_of_its_mlp(model: Any) -> None:
+    mlp(model).forward = torch.compile(mlp(model).forward, backend="eager")
+
+
+def with_fewer_blocks_than_it_holds(model: Any) -> None:
+    model.config.num_hidden_layers = 2
+
+
+REFUSED: list[Change] = [value for name, value in list(globals().items()) if name.startswith("with_")]
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_is_not_understood_is_refused(change: Change) -> None:
+    model = DENSE["Llama"](torch.float64)
+    change(model)
+    with pytest.raises(UnsupportedModelError) as refusal:
+        detach((model, None), input_ids=tokens())
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_change_of_a_ten_thousandth_shows_in_float32() -> None:
+    model = DENSE["Llama"](torch.float32)
+    with_norm_times_a_little_more_than_one(model)
+    with pytest.raises(UnsupportedModelError, match="self-check"):
+        detach((model, None), input_ids=tokens())
+
+
+def bias_on_a_gate(model: Any) -> None:
+    old = mlp(model).gate_proj
+    new = nn.Linear(old.in_features, old.out_features, dtype=torch.float64)
+    new.weight = old.weight
+    mlp(model).gate_proj = new
+
+
+def another_epsilon(model: Any) -> None:
+    model.model.norm.variance_epsilon = 1
+
+
+def embeddings_times_three(model: Any) -> None:
+    set_forward(model.model.embed_tokens, lambda self, ids: 3 * nn.functional.embedding(ids, self.weight))
+
+
+def one_activation_in_all_blocks(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.act_fn = mlp(model).act_fn
+
+
+def training(model: Any) -> None:
+    model.gradient_checkpointing_enable()
+    model.train()
+
+
+def eager_attention_that_returns_everything(model: Any) -> None:
+    model.config._attn_implementation = "eager"
+    model.config.output_attentions = model.config.output_hidden_states = True
+
+
+def tuples(model: Any) -> None:
+    model.config.return_dict = False
+
+
+def other_frequencies(model: Any) -> None:
+    model.model.rotary_emb.inv_freq *= 1.5
+
+
+SERVED: list[Change] = [
+    bias_on_a_gate,
+    another_epsilon,
+    embeddings_times_three,
+    one_activation_in_all_blocks,
+    training,
+    eager_attention_that_returns_everything,
+    tuples,
+    other_frequencies,
+]
+
+
+@pytest.mark.parametrize("freeze", ["gate", "up"])
+@pytest.mark.parametrize("change", SERVED)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_served_is_the_changed_model(change: Change, freeze: Any) -> None:
+    model = DENSE["Llama"](torch.float64)
+    change(model)
+    was_training, returned = model.training, model.config.return_dict
+    network = detach((model, None), input_ids=tokens(), freeze=freeze)
+    assert (model.training, model.config.return_dict) == (was_training, returned)
+    model.config.return_dict = True
+    expected = OracleA(model.eval(), embeddings_of(model, tokens()), freeze).jacobian(
+        "embeddings", "output", len(tokens()) - 1
+    )
+    assert max(errors(jacobians(network), expected)) <= 1e-11
+    assert network.reconstruction.norm_error <= 1e-13
+
+
+@contextmanager
+def default_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 3", "GPT-2", "Qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("setting", [default_float64, deterministic, torch.inference_mode, torch.enable_grad])
+def test_settings_of_the_caller_change_nothing(setting: Any, dtype: torch.dtype, name: str) -> None:
+    model = (DENSE[name](dtype), None)
+    expected = jacobians(detach(model, input_ids=tokens()))
+    with setting():
+        found = jacobians(detach(model, input_ids=tokens()))
+    assert found.dtype is dtype
+    assert torch.equal(found, expected)
+
+
+def test_products_of_less_than_float32_are_refused() -> None:
+    model = (DENSE["Llama"](torch.float32), None)
+    network = detach(model, input_ids=tokens())
+    x = torch.randn(2, 64, 256, generator=torch.Generator().manual_seed(0))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        if (x[0] @ x[1].T - (x[0].double() @ x[1].double().T)).norm() < 1e-4 * x.norm():
+            pytest.skip("this processor multiplies in float32 whatever torch is set to")
+        with pytest.raises(InputError, match="set_float32_matmul_precision"):
+            detach(model, input_ids=tokens())
+        J = network.jacobian(0)
+        for product in (J.matmat, J.rmatmat, network.jacobian(0, frozen=False).matmat):
+            with pytest.raises(InputError, match="set_float32_matmul_precision"):
+                product(torch.ones(J.shape[0], 1))
+        double = DENSE["Llama"](torch.float64)
+        assert detach((double, None), input_ids=tokens()).reconstruction.norm_error <= 1e-13
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("part", ["model.norm", "model.layers.1.mlp", "lm_head"])
+def test_mixed_dtypes_that_do_not_run_are_one_line(part: str) -> None:
+    model = DENSE["Llama"](torch.float32)
+    model.get_submodule(part).double()
+    with pytest.raises(ModelError, match="float32 and float64; give them one dtype"):
+        detach((model, None), input_ids=tokens())
+
+
+def test_mixed_dtypes_that_run_are_served() -> None:
+    model = DENSE["GPT-2"](torch.bfloat16)
+    model.transformer.ln_f.float()
+    network = detach((model, None), input_ids=tokens())
+    assert network.dtype is torch.bfloat16
+    assert network.reconstruction.norm_error <= 0.02
+
+
+def test_a_forward_pass_that_fails_is_one_line() -> None:
+    model = DENSE["Llama"](torch.float32)
+    model.model.layers[1].self_attn.num_key_value_groups = 1
+    with pytest.raises(ModelError, match="forward pass of LlamaForCausalLM fails"):
+        detach((model, None), input_ids=tokens())
+
+
+@pytest.mark.parametrize(("wrap", "inside"), [(torch.compile, "_orig_mod"), (nn.DataParallel, "module")])
+def test_a_wrapped_model_is_refused_with_what_to_give(wrap: Any, inside: str) -> None:
+    model = DENSE["Llama"](torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = wrap(model)
+    with pytest.raises(InputError, match=inside):
+        detach((wrapped, None), input_ids=tokens())
+    assert detach((getattr(wrapped, inside), None), input_ids=tokens()).reconstruction.norm_error <= 1e-6
