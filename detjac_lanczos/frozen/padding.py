@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.models.loaded import rotary_parameters
 
 Positions = tuple[int, ...]
 
@@ -89,11 +90,11 @@ def _real(mask: list[Any], prompt: int) -> slice:
 def _require_indifference(config: Any, counted: list[list[int]], real: list[slice]) -> None:
     """Refuse a padded batch in which a row depends on more than its own tokens and their positions."""
     last = max(map(max, counted))
-    original = _longrope_length(config)
-    if original is not None and last >= original and any(max(c[r]) != last for c, r in zip(counted, real, strict=True)):
-        raise InputError(
-            f"longrope frequencies follow the longest row from {original} tokens on; give the prompts without padding"
-        )
+    for kind, original in _lengths_that_turn(config):
+        if last >= original and any(max(c[r]) != last for c, r in zip(counted, real, strict=True)):
+            raise InputError(
+                f"{kind} frequencies follow the longest row from {original} tokens on; give the prompts without padding"
+            )
     scale = getattr(config, "floor_scale", None) if getattr(config, "attn_temperature_tuning", False) else None
     if scale is not None and any(r.start and r.stop >= scale for r in real):
         raise InputError(
@@ -101,10 +102,9 @@ def _require_indifference(config: Any, counted: list[list[int]], real: list[slic
         )
 
 
-def _longrope_length(config: Any) -> int | None:
-    """Return the length from which longrope turns to its long frequencies; None with another rope."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for rope in (parameters, *(p for p in parameters.values() if isinstance(p, dict))):
-        if rope.get("rope_type") == "longrope":
-            return int(rope["original_max_position_embeddings"])
-    return None
+def _lengths_that_turn(config: Any) -> Iterator[tuple[str, int]]:
+    """Yield the lengths from which rotary frequencies follow the length of a row, with their kind."""
+    for rope in rotary_parameters(config):
+        kind = rope.get("rope_type", "default")
+        if kind == "longrope" or "dynamic" in kind:
+            yield kind, int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)

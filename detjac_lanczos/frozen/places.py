@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, isfinite
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.indices import whole_number
 
 Kind = Literal["layer", "attention", "mlp", "output", "residual", "logits", "probe"]
 
@@ -93,6 +94,7 @@ def check_reach(source: int, target: Place, output_size: int) -> None:
 
 
 def _checked(index: int, blocks: int, what: str) -> int:
-    if not isinstance(index, int) or not -blocks <= index < blocks:
-        raise InputError(f"{what} layer {index} does not exist; this model has blocks 0..{blocks - 1}")
-    return index % blocks
+    found = whole_number(index)
+    if found is None or not -blocks <= found < blocks:
+        raise InputError(f"{what} layer {index!r} does not exist; this model has blocks 0..{blocks - 1}")
+    return found % blocks

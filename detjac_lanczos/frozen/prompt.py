@@ -152,7 +152,7 @@ def _from_embeds(embeds: Tensor, position_ids: Positions | None) -> Prompt:
 
 def _rows_of_ids(input_ids: Any) -> list[Tensor]:
     rows = rows_of(input_ids, axes=1)
-    if rows is None or any(row.is_floating_point() for row in rows):
+    if rows is None or any(row.is_floating_point() or row.dtype is torch.bool for row in rows):
         raise InputError("input_ids must be integers: (positions,), (prompts, positions) or one list per prompt")
     return rows
 

@@ -56,9 +56,22 @@ def structural_copy(model: nn.Module) -> Any:
         raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
     for config in (twin.config, twin.config.get_text_config()):
         config.return_dict = True
+    for module in twin.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            module.register_forward_pre_hook(_forget_lengths)
     if next(twin.parameters()).dtype is torch.float64:
         _use_plain_experts(twin)
     return twin.eval()
+
+
+def _forget_lengths(rotary: Any, _: Any) -> None:
+    """Let "dynamic" rotary frequencies follow the prompt that runs, not the longest that ever ran."""
+    for name, buffer in list(rotary._buffers.items()):
+        if name.endswith("original_inv_freq"):
+            prefix = name.removesuffix("original_inv_freq")
+            rotary.register_buffer(f"{prefix}inv_freq", buffer.clone(), persistent=False)
+            if hasattr(rotary, f"{prefix}max_seq_len_cached"):
+                setattr(rotary, f"{prefix}max_seq_len_cached", rotary.original_max_seq_len)
 
 
 def _require_plain_hooks(model: nn.Module) -> None:

@@ -62,11 +62,23 @@ def require_readable_adapters(model: nn.Module) -> None:
     owner: Any = model
     for adapter, config in (getattr(owner, "peft_config", None) or {}).items():
         kind = str(getattr(config.peft_type, "value", config.peft_type))
+        if getattr(config, "is_prompt_learning", False) or kind == "ADAPTION_PROMPT":
+            raise UnsupportedModelError(_no_change_of_weights(adapter, kind))
         if kind != "LORA":
             raise UnsupportedModelError(f"adapter {adapter!r} is of type {kind}, only LoRA is read in place; {_MERGE}")
     for name, module in model.named_modules():
         if is_adapted(module):
             _require_readable(name, module)
+
+
+def _no_change_of_weights(adapter: str, kind: str) -> str:
+    """Return why an adapter that learns a prompt is refused: there is nothing to merge it into."""
+    mend = (
+        "give model.get_base_model(), and inputs_embeds that begin with model.get_prompt(1)"
+        if kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING")
+        else "give the model without it, model.get_base_model()"
+    )
+    return f"adapter {adapter!r} is of type {kind}, which changes no weights but what the model attends to; {mend}"
 
 
 def _require_readable(name: str, layer: Any) -> None:

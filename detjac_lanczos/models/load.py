@@ -114,8 +114,8 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
 
     inner = without_adapters(model)
     if not isinstance(inner, PreTrainedModel):
-        inside = next((name for name in ("_orig_mod", "module") if isinstance(getattr(inner, name, None), nn.Module)), "")
-        hint = f"; give the one inside it, model.{inside}" if inside else ""
+        inside = [name for name in ("_orig_mod", "module") if isinstance(getattr(inner, name, None), nn.Module)]
+        hint = f"; give the one inside it, model.{inside[0]}" if inside else ""
         raise InputError(f"a live model must be a transformers PreTrainedModel, not {type(model).__name__}{hint}")
     _require_as_it_is(model, dtype, device)
     name = inner.config.name_or_path or type(inner).__name__

@@ -41,6 +41,25 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int | None:
-        """Longest prompt the model was made for, in tokens; None where its configuration sets no limit."""
+        """Longest prompt the model was made for, in tokens; None where its configuration sets no limit.
+
+        Rotary frequencies that follow the length ("dynamic") or are stretched ("yarn") lead beyond what the model was
+        first trained on, by the factor that the configuration gives.
+        """
         config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)
+        limit: int | None = getattr(config, "max_position_embeddings", None)
+        if limit is None:
+            return None
+        return max(limit, min(_stretched(rope, limit) for rope in rotary_parameters(config)))
+
+
+def rotary_parameters(config: Any) -> list[dict[str, Any]]:
+    """Return the parameters of rotary embeddings in a text configuration: one set, or one for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [rope for rope in parameters.values() if isinstance(rope, dict)] or [parameters]
+
+
+def _stretched(rope: dict[str, Any], limit: int) -> int:
+    if rope.get("rope_type") not in ("dynamic", "yarn"):
+        return limit
+    return int((rope.get("factor") or 1.0) * (rope.get("original_max_position_embeddings") or limit))

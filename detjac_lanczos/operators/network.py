@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.indices import whole_number
 from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, source_block, target_place
 from detjac_lanczos.frozen.prompt import decode
@@ -74,6 +76,7 @@ class DetachedNetwork(FrozenNetwork):
         """How well Σ J_i x_i + offset gives y at the last position of the (first) prompt."""
         return self.jacobian(token=0).reconstruction
 
+    @overload
     def jacobian(
         self,
         token: int | tuple[int, int | str] | str = 0,
@@ -82,12 +85,34 @@ class DetachedNetwork(FrozenNetwork):
         target: str | Place = "output",
         position: int = -1,
         frozen: bool = True,
-    ) -> Jacobian:
-        """Return the Jacobian of one token, or of all tokens side by side.
+    ) -> Jacobian: ...
+
+    @overload
+    def jacobian(
+        self,
+        token: slice | list[Token],
+        *,
+        source: str | Place = "embeddings",
+        target: str | Place = "output",
+        position: int = -1,
+        frozen: bool = True,
+    ) -> JacobianBatch: ...
+
+    def jacobian(
+        self,
+        token: int | tuple[int, int | str] | str | slice | list[Token] = 0,
+        *,
+        source: str | Place = "embeddings",
+        target: str | Place = "output",
+        position: int = -1,
+        frozen: bool = True,
+    ) -> Jacobian | JacobianBatch:
+        """Return the Jacobian of one token, of all tokens side by side, or those of several tokens in lockstep.
 
         Parameters
         ----------
-        token : int, (prompt, token), "joint" or (prompt, "joint")
+        token : int, (prompt, token), "joint" or (prompt, "joint"); or a slice or list
+            A slice or list gives what `jacobians` gives.
         source : "embeddings" or layer(l)
         target : "output", "residual", "logits", layer(l), attention(l), mlp(l) or probe(W)
         position : int
@@ -100,15 +125,15 @@ class DetachedNetwork(FrozenNetwork):
         InputError
             If the token, position, source or target does not exist, or the token comes after the position.
         """
-        prompt, which = token if isinstance(token, tuple) else (0, token)
+        if isinstance(token, slice | list):
+            return self.jacobians(token, source=source, target=target, position=position, frozen=frozen)
+        prompt, which = _pair(token)
         prompt = self._prompt(prompt)
         place, block = target_place(target, self.blocks), source_block(source, self.blocks)
         end = self._position(prompt, position, "position")
         kind = DetachedJacobian if frozen else OrdinaryJacobian
         if which == "joint":
             return kind(self, block, place, prompt, None, end)
-        if not isinstance(which, int):
-            raise InputError(f"token must be an index, (prompt, index) or 'joint', not {which!r}")
         start = self._position(prompt, which, "token")
         if start > end:
             raise InputError(f"token {start} comes after position {end}: its Jacobian is zero; choose a later position")
@@ -184,12 +209,26 @@ class DetachedNetwork(FrozenNetwork):
         return self.sweeps(J.source, J.target).affine(segment, X.transpose(0, 1).flatten(0, 1))
 
     def _prompt(self, prompt: int) -> int:
-        if not 0 <= prompt < len(self.prompts):
-            raise InputError(f"prompt {prompt} does not exist; there are {len(self.prompts)}")
-        return prompt
+        found = whole_number(prompt)
+        if found is None or not 0 <= found < len(self.prompts):
+            raise InputError(f"prompt {prompt!r} does not exist; there are {len(self.prompts)}")
+        return found
 
     def _position(self, prompt: int, index: int, what: str) -> int:
         n = self.lengths[prompt]
-        if not isinstance(index, int) or not -n <= index < n:
-            raise InputError(f"{what} {index} does not exist; the prompt has {n} tokens, 0..{n - 1}")
-        return index % n
+        found = whole_number(index)
+        if found is None:
+            also = ", (prompt, index), 'joint', or a slice or list of these" if what == "token" else ""
+            raise InputError(f"{what} {index!r} is no index; give a whole number{also}")
+        if not -n <= found < n:
+            raise InputError(f"{what} {found} does not exist; the prompt has {n} tokens, 0..{n - 1}")
+        return found % n
+
+
+def _pair(token: Any) -> tuple[Any, Any]:
+    """Return (prompt, token) of what selects a token."""
+    if not isinstance(token, tuple):
+        return 0, token
+    if len(token) != 2:
+        raise InputError(f"token {token!r} is no (prompt, index)")
+    return token

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from operator import index as as_index
 from typing import Any
 
-import numpy as np
-import torch
-
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.indices import whole_number
 from detjac_lanczos.operators.network import Token
 
 _ADVICE = "give an index, (prompt, index), a list of these, or a slice"
-
-
-def whole_number(value: Any) -> int | None:
-    """Return the integer that a value is (numpy's and tensors without axes included), or None; True is none."""
-    if isinstance(value, bool | np.bool_) or (isinstance(value, torch.Tensor) and value.dtype is torch.bool):
-        return None
-    try:
-        return as_index(value)
-    except TypeError:
-        return None
 
 
 def read_tokens_wanted(tokens: Any) -> slice | list[Token] | None:

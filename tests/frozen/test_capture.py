@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen import attention
+from detjac_lanczos.frozen.precision import LiftToFloat64
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
@@ -72,7 +73,7 @@ def test_the_model_is_as_before_after_an_error_in_the_forward_pass(make: Any, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(last, "forward", fails)
-        with pytest.raises(RuntimeError, match="out of something"):
+        with pytest.raises(ModelError, match=r"forward pass of .* fails \(out of something\)"):
             detach(tiny_models.loaded(model), input_ids=IDS)
     assert_same(before, state(model))
     assert torch.equal(logits(model), expected)
@@ -228,6 +229,38 @@ def test_rotary_buffers_that_a_forward_pass_rewrites_are_not_shared(kind: str) -
     assert network.reconstruction.relative_error <= 1e-13
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "yarn"])
+def test_stretched_frequencies_lead_beyond_the_trained_length(kind: str) -> None:
+    """Each prompt runs as on a model that never ran another: dynamic frequencies follow its own length."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 3.0}
+    model = tiny_models.llama(max_position_embeddings=8, rope_parameters=rope)
+    loaded = tiny_models.loaded(model)
+    assert loaded.context_length == 24
+    prompts = tiny_models.prompt_ids(20, 12, 6)
+    together = detach(loaded, input_ids=prompts)
+    model(torch.tensor([prompts[0] + prompts[1][:4]]))  # the caller's own frequencies are stretched from here on
+    for index, ids in enumerate(prompts):
+        new = model_as_new(model)
+        with LiftToFloat64(), torch.no_grad():
+            expected = new(torch.tensor([ids])).logits[0, -1]
+        alone = detach(loaded, input_ids=ids)
+        for network, prompt in ((together, index), (alone, 0)):
+            logits = network.streams.logits[prompt]
+            assert (logits - expected).norm() <= 1e-12 * expected.norm()
+            assert network.jacobian((prompt, 0)).reconstruction.norm_error <= 1e-13
+            ordinary = network.jacobian((prompt, 0), frozen=False)
+            assert torch.isfinite(ordinary.matmat(ordinary.x[:, None])).all()
+    with pytest.raises(InputError, match="context is 24"):
+        detach(loaded, input_ids=prompts[0] + prompts[1][:5])
+
+
+def model_as_new(model: Any) -> Any:
+    """The same weights in a model that never ran."""
+    new = type(model)(model.config).to(torch.float64)
+    new.load_state_dict(model.state_dict())
+    return new.eval()
+
+
 class Wrapped(nn.Module):
     def __init__(self, inner: nn.Linear) -> None:
         super().__init__()
@@ -341,6 +374,8 @@ def test_exact_zeros_in_the_input_are_no_exception(make: Any, freeze: Any) -> No
         ({"input_ids": []}, "no tokens|must be integers"),
         ({"input_ids": [[1, 2], []]}, "no tokens|must be integers"),
         ({"input_ids": [1.5]}, "must be integers"),
+        ({"input_ids": [True, False]}, "must be integers"),
+        ({"input_ids": torch.ones(3, dtype=torch.bool)}, "must be integers"),
         ({"input_ids": "text"}, "must be integers"),
         ({"input_ids": [40]}, "not in the vocabulary"),
         ({"input_ids": [-1]}, "not in the vocabulary"),

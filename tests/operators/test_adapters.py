@@ -265,8 +265,8 @@ def refused(model: Any, message: str) -> None:
 
 def test_what_is_more_than_lora_is_refused_by_name() -> None:
     base = MODELS["Llama"](torch.float32)
-    peft_model = peft.get_peft_model(copy.deepcopy(base), peft.PromptTuningConfig("CAUSAL_LM", num_virtual_tokens=2))
-    refused(peft_model, "'default' is of type PROMPT_TUNING, only LoRA .*merge_and_unload")
+    prefix = peft.PrefixTuningConfig("CAUSAL_LM", num_virtual_tokens=2)
+    refused(peft.get_peft_model(copy.deepcopy(base), prefix), "PREFIX_TUNING, which changes no weights")
     for config, kind in (
         (peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[]), "IA3"),
         (peft.LoHaConfig(target_modules=["v_proj"]), "LOHA"),
@@ -280,6 +280,37 @@ def test_what_is_more_than_lora_is_refused_by_name() -> None:
         peft.LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"]),
     )
     refused(experts, "experts is a ParamWrapper adapter")
+
+
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PromptEncoderConfig])
+def test_a_learned_prompt_is_refused_with_a_road_that_leads_to_it(config: Any) -> None:
+    model = peft.get_peft_model(MODELS["Llama"](torch.float32), config(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    refused(model, r"changes no weights .*model\.get_base_model\(\), and .*model\.get_prompt\(1\)")
+    base = model.eval().get_base_model()
+    rows = base.get_input_embeddings()(torch.tensor(IDS))
+    embeds = torch.cat([model.get_prompt(1)[0], rows]).detach()
+    found = detach(load_model(base), inputs_embeds=embeds).streams.logits[0]
+    expected = model(torch.tensor([IDS])).logits[0, -1]
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[]),
+        peft.LoHaConfig(target_modules=["v_proj"]),
+        peft.LNTuningConfig(target_modules=["input_layernorm"]),
+    ],
+)
+def test_an_adapter_that_is_refused_can_be_merged_as_the_message_says(config: Any) -> None:
+    model = peft.get_peft_model(MODELS["Llama"](torch.float32), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1
+    refused(model, r"only LoRA is read in place; merge it first with model\.merge_and_unload\(\)")
+    expected = model.eval()(torch.tensor([IDS])).logits[0, -1]
+    found = detach(load_model(model.merge_and_unload()), input_ids=IDS).streams.logits[0]
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_states_that_cannot_be_read_as_they_are() -> None:

@@ -91,7 +91,7 @@ def test_so_do_they_in_float32(name: str, freeze: str, way: str) -> None:
 
 @pytest.mark.parametrize(("name", "freeze"), CASES)
 def test_single_tokens_in_float32_are_as_accurate_as_reverse_mode(name: str, freeze: str) -> None:
-    """Against reverse mode in float64 of the same weights: rounding in the forward pass is in both float32 Jacobians."""
+    """Against reverse mode in float64 of the same weights: rounding in the forward pass is in both in float32."""
     model, network = case(name, freeze, torch.float32)
     double = copy.deepcopy(model).double()
     single, truth = (OracleA(m, embeddings_of(m, tokens()), freeze) for m in (model, double))

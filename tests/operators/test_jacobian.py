@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp, probe
+from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, detach, head, layer, mlp, probe
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
 
@@ -172,8 +172,6 @@ def test_one_cotangent_shared_by_all_operators(network: DetachedNetwork) -> None
 
 
 def test_batches_of_mixed_positions_share_a_cotangent_too(network: DetachedNetwork) -> None:
-    from detjac_lanczos.operators import JacobianBatch
-
     operators = [network.jacobian(i, position=p) for i, p in ((0, 11), (2, 7), (7, 7), (3, 11))]
     operators.append(network.jacobian((1, 1), position=3))
     batch, Y = JacobianBatch(operators), normal(24, 2)
@@ -187,8 +185,6 @@ def test_batches_of_mixed_positions_share_a_cotangent_too(network: DetachedNetwo
 @pytest.mark.parametrize("frozen", [True, False])
 def test_sums_of_products_and_shared_cotangents_in_few_rows(network: DetachedNetwork, frozen: bool) -> None:
     """Any tokens of any prompts and ends, a token twice, joint operators: Σ A_i X_i and the A_iᵀ Y, term by term."""
-    from detjac_lanczos.operators import JacobianBatch
-
     ends = ((0, 11), (5, 11), (5, 11), (3, 7), ((1, 2), 4), ("joint", 6))
     mixed = JacobianBatch([network.jacobian(i, position=p, frozen=frozen) for i, p in ends])
     for batch in (mixed, network.jacobians(frozen=frozen), network.jacobians([9, 10], frozen=frozen)):
@@ -339,8 +335,15 @@ def test_what_cannot_be_is_one_clear_line(network: DetachedNetwork) -> None:
         ({"token": 12}, "does not exist"),
         ({"token": -13}, "does not exist"),
         ({"token": (2, 0)}, "prompt 2 does not exist"),
-        ({"token": "all"}, "must be an index"),
-        ({"token": 1.5}, "must be an index"),
+        ({"token": "all"}, "is no index; give a whole number, .*a slice or list"),
+        ({"token": 1.5}, "is no index"),
+        ({"token": True}, "is no index"),
+        ({"token": (0, False)}, "is no index"),
+        ({"token": (True, 0)}, "prompt True does not exist"),
+        ({"token": (0, 1, 2)}, r"is no \(prompt, index\)"),
+        ({"token": [0, True]}, "is no index"),
+        ({"position": True}, "is no index"),
+        ({"target": layer(True)}, "does not exist"),
         ({"token": 5, "position": 4}, "comes after position"),
         ({"position": 12}, "does not exist"),
         ({"source": layer(3)}, "does not exist"),
@@ -360,6 +363,20 @@ def test_what_cannot_be_is_one_clear_line(network: DetachedNetwork) -> None:
         network.jacobians([])
     assert network.jacobian(-1).token == 11
     assert network.jacobian(0, position=-2).position == 10
+    assert network.jacobian(np.int64(3), target=layer(np.int64(1))).token == 3
+    assert type(network.jacobian(torch.tensor(3)).token) is int
+
+
+def test_a_slice_or_list_of_tokens_gives_their_jacobians(network: DetachedNetwork) -> None:
+    for token in (slice(2, 5), [2, 3, 4], [(0, 2), (0, -9), np.int64(4)]):
+        batch = network.jacobian(token, target=mlp(1), position=-2)
+        expected = network.jacobians(token, target=mlp(1), position=-2)
+        assert isinstance(batch, JacobianBatch)
+        operators = zip(batch.operators, expected.operators, strict=True)
+        assert all((a.prompt, a.token, a.position) == (b.prompt, b.token, b.position) for a, b in operators)
+        assert str(batch.operators[0].target) == "mlp(1)"
+    with pytest.raises(InputError, match="no tokens"):
+        network.jacobian([])
 
 
 def test_blocks_that_do_not_fit_are_refused(network: DetachedNetwork) -> None:

@@ -1,4 +1,4 @@
-"""No wrong J: models that somebody changed by hand are served exactly or refused, whatever the caller's torch is set to.
+"""No wrong J: models changed by hand are served exactly or refused, whatever the caller's torch is set to.
 
 Each change is made to a tiny Llama; what is served is held against reverse mode through the changed model itself.
 """
