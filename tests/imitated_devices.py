@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -16,19 +17,23 @@ FIRST, SECOND = torch.device("cpu"), torch.device("cpu", 1)
 
 
 class Devices(TorchFunctionMode):
-    """Two places in one memory; ``moves`` counts the tensors that changed theirs."""
+    """Two places in one memory; ``transfers`` notes what changed its place: (from, to, bytes) of each tensor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.places: Any = WeakIdKeyDictionary()
-        self.moves = 0
+        self._last_at: dict[int, torch.device] = {}
+        self.transfers: list[tuple[torch.device, torch.device, int]] = []
 
     def put(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Say where a tensor lies."""
-        self.places[tensor] = device
+        self.places[tensor] = self._last_at[_address(tensor)] = device
         return tensor
 
     def place_of(self, tensor: Tensor) -> torch.device:
+        """Return where a tensor lies; a parameter, which no function makes, is where the tensor inside it is."""
+        if tensor not in self.places and isinstance(tensor, Parameter):
+            return self._last_at.get(_address(tensor), FIRST)
         return self.places.get(tensor, FIRST)
 
     def __torch_function__(
@@ -37,15 +42,19 @@ class Devices(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if getattr(func, "__name__", "") == "__get__":
             return self._property(func, args)
-        wanted = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.device)]
-        tensors = list(_tensors((args, kwargs)))
         if func is Tensor.__deepcopy__:
             return self.put(func(*args), self.place_of(args[0]))
+        wanted = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.device)]
+        tensors = list(_tensors((args, kwargs)))
         if func is Tensor.to:
             wanted += [self.place_of(value) for value in args[1:] if isinstance(value, Tensor)]
             place = wanted[0] if wanted else self.place_of(args[0])
-            self.moves += place != self.place_of(args[0])
-            result = func(*args, **kwargs)
+            if place != self.place_of(args[0]):
+                self.transfers.append((self.place_of(args[0]), place, args[0].nbytes))
+            else:  # it is there: no copy, whatever torch makes of a second device that is none
+                args = [value for value in args if not isinstance(value, torch.device)]
+                kwargs.pop("device", None)
+            result = func(*args, **kwargs) if len(args) > 1 or kwargs.keys() - {"non_blocking"} else args[0]
             return self.put(result.clone() if place != self.place_of(result) else result, place)
         places = {self.place_of(tensor) for tensor in tensors if tensor.ndim}
         if len(places) > 1:
@@ -61,6 +70,11 @@ class Devices(TorchFunctionMode):
         if isinstance(value, torch.device):
             return self.place_of(args[0])
         return self.put(value, self.place_of(args[0])) if isinstance(value, Tensor) else value
+
+
+def _address(tensor: Tensor) -> int:
+    with torch._C.DisableTorchFunction():
+        return 0 if tensor.is_meta else tensor.data_ptr()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -258,11 +258,13 @@ def frozen_tensors(chain: Sequence[Map]) -> Iterator[Tensor]:
 
 
 def sources_of(chain: Sequence[Map]) -> Iterator[OffloadedModule]:
-    """Yield the offloaded modules that the weights of a chain are read from."""
+    """Yield the offloaded modules that the weights of a chain, and those its gates are made of, are read from."""
     for step in chain:
         if isinstance(step, Nested):
             for part in step.chains:
                 yield from sources_of(part)
+        elif isinstance(step, Gate) and isinstance(step.g, RebuiltRows):
+            yield from step.g.sources
         elif isinstance(step, Linear) and (source := source_of(step.weight)) is not None:
             yield source
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detjac_kernels import mix_rebuilt, mix_rebuilt_transposed
+from detjac_lanczos.models.offloaded import OffloadedModule
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +96,15 @@ class RebuiltRows:
         From rows of ``inputs`` (m, d) to their factors (m, f).
     width : int
         f.
+    sources : tuple of OffloadedModule
+        Where weights of those projections are read from.
     """
 
     inputs: Tensor
     scale: Tensor
     make: Callable[[Tensor], Tensor]
     width: int
+    sources: tuple[OffloadedModule, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.utils import PrefixedDataset
 from torch import Tensor
 
 from detjac_lanczos.errors import RunFileError
@@ -64,15 +65,61 @@ def test_a_spread_network_gives_the_same_numbers(name: str) -> None:
             assert torch.equal(a, b)
 
 
-def test_rows_move_once_each_way_and_nothing_moves_on_one_device() -> None:
+def transfers(devices: Devices, J: Any, forwards: bool) -> list[tuple[Any, Any, int]]:
+    """Return what moves in a sweep of five columns: (from, to, bytes). Index tensors have moved in one before."""
+    product, width = (J.matmat, J.shape[1]) if forwards else (J.rmatmat, J.shape[0])
+    product(torch.eye(width, 5, dtype=torch.float64))
+    devices.transfers.clear()
+    product(torch.eye(width, 5, dtype=torch.float64))
+    return devices.transfers
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+def test_rows_move_once_each_way_and_nothing_moves_on_one_device(forwards: bool) -> None:
+    row = 24 * 8
     with Devices() as devices:
-        for model, moves in ((tiny_models.llama(), 0), (spread(tiny_models.llama(), devices), 2)):
-            J = detach(load_model(model), input_ids=IDS).jacobian(3)
-            for product in (J.matmat, J.rmatmat):
-                product(torch.eye(24, dtype=torch.float64))
-                before = devices.moves
-                product(torch.eye(24, dtype=torch.float64))
-                assert devices.moves - before == moves
+        J = detach(load_model(tiny_models.llama()), input_ids=IDS).jacobian(3)
+        assert transfers(devices, J, forwards) == []
+        J = detach(load_model(spread(tiny_models.llama(), devices)), input_ids=IDS).jacobian(3)
+        many, few = 6 * 5 * row, 5 * row  # positions 3 to 8 before the last mixing, one after it
+        there, back = (many, few) if forwards else (few, many)
+        assert transfers(devices, J, forwards) == [(FIRST, SECOND, there), (SECOND, FIRST, back)]
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+def test_weights_that_stream_move_once_a_sweep_and_nothing_else_does(forwards: bool) -> None:
+    """Block 0 lies on the first device; the others and the head stay in its memory and run on the second."""
+    expected = detach(load_model(tiny_models.llama(bias=True)), input_ids=IDS).jacobian(3, target="logits")
+    with Devices() as devices:
+        model = streamed(tiny_models.llama(bias=True))
+        network = detach(load_model(model), input_ids=IDS)
+        assert network.device == FIRST
+        J = network.jacobian(3, target="logits")
+        found = list(transfers(devices, J, forwards))
+        assert torch.equal(J.dense(), expected.dense())
+        assert torch.equal(J.T.dense(), expected.T.dense())
+    row, columns = 24 * 8, 5
+    widths = {"v": (20, 24), "o": (24, 40), "up": (40, 24), "down": (24, 40)}
+    block = [size for f, d in widths.values() for size in (8 * f * d, 8 * f)]  # a matrix and its bias
+    weights = [*block, *block, 8 * 40 * 24]
+    many, few, logits = 6 * columns * row, columns * row, columns * 40 * 8
+    to_second, to_first = ([many, few], [few, logits]) if forwards else ([logits, few], [few, many])
+    wanted = [(FIRST, SECOND, size) for size in weights + to_second] + [(SECOND, FIRST, size) for size in to_first]
+    assert sorted(found, key=str) == sorted(wanted, key=str)
+
+
+def streamed(model: Any) -> Any:
+    """Keep all blocks but the first, and the head, in the memory of the first device; run them on the second."""
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    for part in ("", "model.layers.1", "model.layers.2", "lm_head"):
+        for name, module in model.get_submodule(part).named_modules(prefix=part):
+            if not part:
+                hook = AlignDevicesHook(execution_device=FIRST, place_submodules=False)
+            else:
+                kept = PrefixedDataset(weights, f"{name}.")
+                hook = AlignDevicesHook(execution_device=SECOND, offload=True, weights_map=kept)
+            add_hook_to_module(module, hook)
+    return model
 
 
 def test_the_ordinary_jacobian_and_decoding_of_a_spread_model() -> None:

@@ -17,6 +17,7 @@ from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, 
 from detjac_lanczos.reading import decode_left, decode_right
 from detjac_lanczos.runs import analyze
 from tests import tiny_models
+from tests.every_block import every_block
 from tests.offloading import Counts, in_host_memory, on_disk
 from tests.tiny_models.moe import MOE
 
@@ -228,3 +229,22 @@ def test_the_main_job_on_a_model_larger_than_its_budget(smollm2: LoadedModel, tm
         assert a.singular_values == b.singular_values
         assert torch.equal(a.U, b.U)
         assert torch.equal(a.V, b.V)
+
+
+@pytest.mark.parametrize("way", ["offload", "rebuild"])
+def test_a_schedule_on_offloaded_weights(way: Any, tmp_path: Path) -> None:
+    """Gates that are made again read the gate projection with the block's other weights, once."""
+    resident = load_model(tiny_models.llama(torch.float32))
+    streamed = load_model(on_disk(tiny_models.llama(torch.float32), tmp_path))
+    counts = Counts(streamed.model)
+    with every_block(way):
+        found, expected = (
+            detach(loaded, input_ids=tiny_models.prompt_ids(60)[0], memory="1GB").jacobian("joint")
+            for loaded in (streamed, resident)
+        )
+    X = torch.randn(expected.shape[1], 40, generator=torch.Generator().manual_seed(0))  # 2,400 rows
+    counts.reset()
+    assert torch.equal(found.matmat(X), expected.matmat(X))
+    gates = [name for name in counts.names if "gate_proj" in name]
+    assert len(gates) == (3 if way == "rebuild" else 0)
+    assert len(counts.names) == len(set(counts.names)) == 12 + len(gates)

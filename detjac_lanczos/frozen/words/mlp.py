@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.activations import ratio
-from detjac_lanczos.frozen.maps import Gate, Linear, Map, apply_rowwise
+from detjac_lanczos.frozen.maps import Gate, Linear, Map, apply_rowwise, sources_of
 from detjac_lanczos.frozen.rebuilt import RebuiltRows
 from detjac_lanczos.frozen.sizes import BlockShape, GateShape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
@@ -86,7 +86,8 @@ class GatedMLP:
         frozen: dict[str, Tensor | RebuiltRows] = dict(coefficients)
         if f"{prefix}.input" in coefficients:
             for key in self.product.names(freeze):
-                frozen[f"{prefix}.{key}"] = _rebuilt(coefficients, prefix, key, partial(make, key=key), half(0))
+                made = partial(make, key=key)
+                frozen[f"{prefix}.{key}"] = _rebuilt(coefficients, prefix, key, made, half(0), half(1))
         return product_maps(lambda: half(0), lambda: half(1), prefix, frozen)
 
 
@@ -137,10 +138,11 @@ def _record_inputs(record: Record, prefix: str, keys: Sequence[str], rows: Tenso
 
 
 def _rebuilt(
-    coefficients: Coefficients, prefix: str, key: str, make: Callable[[Tensor], Tensor], linear: Sequence[Map]
+    coefficients: Coefficients, prefix: str, key: str, make: Callable[[Tensor], Tensor], *linear: Sequence[Map]
 ) -> RebuiltRows:
-    width = next(step.weight.shape[0] for step in linear if isinstance(step, Linear))
-    return RebuiltRows(coefficients[f"{prefix}.input"], coefficients[f"{prefix}.{key}.scale"], make, width)
+    width = next(step.weight.shape[0] for step in linear[0] if isinstance(step, Linear))
+    inputs, scale = coefficients[f"{prefix}.input"], coefficients[f"{prefix}.{key}.scale"]
+    return RebuiltRows(inputs, scale, make, width, tuple(s for chain in linear for s in sources_of(chain)))
 
 
 def _rows(linear: Sequence[Map], x: Tensor) -> Tensor:
