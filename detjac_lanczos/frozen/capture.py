@@ -19,7 +19,7 @@ from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, Scale, Word
-from detjac_lanczos.models.dtypes import in_several_dtypes
+from detjac_lanczos.models.dtypes import compute_dtype, in_several_dtypes
 from detjac_lanczos.models.offloaded import execution_device
 
 
@@ -128,7 +128,7 @@ def _observe(word: Word, module: nn.Module, name: str, tape: Tape, freeze: Freez
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
     """Run every prompt in the model's working precision; return the last logits, (prompts, vocabulary)."""
-    double = next(twin.parameters()).dtype is torch.float64
+    double = compute_dtype(twin) is torch.float64
     logits = []
     with LiftToFloat64() if double else nullcontext():
         for prompt in prompts:
@@ -164,7 +164,7 @@ def _run(model: Any, prompt: Prompt) -> Tensor:
     if prompt.embeds is None:
         inputs = {"input_ids": torch.tensor([prompt.ids], device=device)}
     else:
-        inputs = {"inputs_embeds": prompt.embeds[None].to(device, next(model.parameters()).dtype)}
+        inputs = {"inputs_embeds": prompt.embeds[None].to(device, compute_dtype(model))}
     logits: Tensor = own_pass(model, **inputs, **prompt.places(device), use_cache=False, logits_to_keep=1)[:, -1]
     return logits.to(device)
 

@@ -29,6 +29,7 @@ from detjac_lanczos.frozen.sweep import Program, forward, linear_part
 from detjac_lanczos.frozen.words import Freeze, Softcap, Word
 from detjac_lanczos.frozen.words.choices import chain_maps
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.weights import DenseWeight
 
 
@@ -115,8 +116,7 @@ class FrozenNetwork:
     @property
     def dtype(self) -> torch.dtype:
         """Working precision of the sweeps."""
-        dtype: torch.dtype = next(self.model.parameters()).dtype
-        return dtype
+        return compute_dtype(self.model)
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen import attention
 from detjac_lanczos.models.adapters import require_readable_adapters
+from detjac_lanczos.models.bitsandbytes import leave_weights_alone, require_not_repacked
+from detjac_lanczos.models.dtypes import compute_dtype
+from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
 from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
 
 _HOOK_TABLES = (
@@ -43,6 +46,7 @@ def structural_copy(model: nn.Module) -> Any:
     """
     require_readable_adapters(model)
     require_values(model)
+    require_not_repacked(model)
     _require_plain_hooks(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -57,9 +61,10 @@ def structural_copy(model: nn.Module) -> Any:
     for config in (twin.config, twin.config.get_text_config()):
         config.return_dict = True
     for module in twin.modules():
+        leave_weights_alone(module)
         if "dynamic" in str(getattr(module, "rope_type", "")):
             module.register_forward_pre_hook(_forget_lengths)
-    if next(twin.parameters()).dtype is torch.float64:
+    if compute_dtype(twin) is torch.float64:
         _use_plain_experts(twin)
     return twin.eval()
 
@@ -106,11 +111,14 @@ def observed_copy(model: nn.Module) -> Any:
 def use_observed_attention(twin: Any) -> None:
     """Send the attention of a structural copy through the observed function, its experts through plain products.
 
+    Packed linear modules multiply by their decoded weights from here on.
+
     Never a caller's model.
     """
     attention.register()
     twin.config._attn_implementation = attention.NAME
     _use_plain_experts(twin)
+    multiply_by_decoded_weights(twin)
 
 
 def _use_plain_experts(twin: Any) -> None:

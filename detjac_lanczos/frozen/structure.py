@@ -15,6 +15,7 @@ from torch import nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.adapters import is_adapted, require_readable_adapters, without_adapters
+from detjac_lanczos.models.packed_modules import is_packed
 
 _NAMED_AT_MOST = 4
 _KINDS = {
@@ -183,7 +184,8 @@ def is_activation(module: nn.Module) -> bool:
 def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return type(module._modules["base_layer"] if is_adapted(module) else module) in (nn.Linear, Conv1D)
+    inside: Any = module._modules["base_layer"] if is_adapted(module) else module
+    return type(inside) in (nn.Linear, Conv1D) or is_packed(inside)
 
 
 def _computes_nothing(module: nn.Module) -> bool:

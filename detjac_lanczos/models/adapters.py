@@ -99,5 +99,5 @@ def _require_readable(name: str, layer: Any) -> None:
             raise UnsupportedModelError(f"{name}: adapter {adapter!r} is a {variant}, no plain LoRA; {_MERGE}")
     if variants and len(adapters) > 1:
         raise UnsupportedModelError(f"{name}: DoRA beside other active adapters is not read in place; {_MERGE}")
-    if len(dtypes := {parameter.dtype for parameter in layer.parameters()}) > 1 and torch.float64 in dtypes:
+    if len(dtypes := {p.dtype for p in layer.parameters() if p.is_floating_point()}) > 1 and torch.float64 in dtypes:
         raise UnsupportedModelError(f"{name}: adapter and weight are not both float64; use model.to(torch.float64)")

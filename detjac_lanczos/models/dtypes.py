@@ -13,6 +13,11 @@ DTYPES = {
 }
 
 
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """Return the precision a model computes in: that of its first parameter that is no packed code."""
+    return next((p.dtype for p in model.parameters() if p.dtype in DTYPES.values()), torch.float32)
+
+
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     """Return the torch type meant by `dtype`, or None for ``"auto"``: the type the weights are stored in.
 

@@ -10,6 +10,7 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.adapters import active_adapters, is_adapted, running_module
 from detjac_lanczos.models.lora import adapted_bias, adapted_weight
 from detjac_lanczos.models.offloaded import tensor_of
+from detjac_lanczos.models.packed_modules import Decoded, is_packed, packed_weight
 from detjac_lanczos.models.streaming import weight_from
 from detjac_lanczos.models.weights import Part, Weight, matrix_weight
 
@@ -20,7 +21,8 @@ def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
     Raises
     ------
     UnsupportedModelError
-        If the module, or what adapters hold inside, is no dense ``torch.nn.Linear`` and no ``Conv1D`` of transformers.
+        If the module, or what adapters hold inside, is neither a dense ``torch.nn.Linear``, nor a ``Conv1D`` of
+        transformers, nor packed in a format that is read here.
     """
     module = running_module(module)
     if is_adapted(module):
@@ -34,8 +36,13 @@ def _plain_weight(module: nn.Module, name: str, part: Part | None) -> Weight:
     transposed = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
     plain = isinstance(parameter, Tensor) and type(parameter) in (nn.Parameter, Tensor)
     if not (transposed or type(module) is nn.Linear) or parameter is None or not plain:
+        if is_packed(module):
+            return packed_weight(module, name, part)
         kind = type(module).__name__ if type(module) is not nn.Linear else f"Linear of {type(parameter).__name__}"
-        raise UnsupportedModelError(f"{name} is a {kind}, not a dense torch.nn.Linear; load the model plain")
+        raise UnsupportedModelError(
+            f"{name} is a {kind}, neither dense nor of a packed format that offers dequantize(); load the model "
+            "dequantised"
+        )
     matrix = parameter.detach().t() if transposed else parameter.detach()
     return matrix_weight(matrix if part is None else part(matrix))
 
@@ -62,6 +69,21 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     if type(running).__name__ == "Conv1D":
         return running.nf, running.nx
     return running.out_features, running.in_features
+
+
+def multiply_by_decoded_weights(copied: nn.Module) -> None:
+    """Replace every packed linear module of a structural copy, with its adapters, by one that multiplies by its weight.
+
+    The Jacobian of a packed model is that of its decoded weights, and so must be what is frozen: a packed module's own
+    product may round activations (LLM.int8), or be wrong (4-bit weights of bitsandbytes on CPU, for some widths).
+    """
+    done: tuple[str, ...] = ()
+    for name, module in list(copied.named_modules()):
+        inside: Any = running_module(module)
+        if not name.startswith(done) and is_packed(inside.base_layer if is_adapted(inside) else inside):
+            parent, _, child = name.rpartition(".")
+            copied.get_submodule(parent)._modules[child] = Decoded(weight_of(module, name), bias_of(module))
+            done += (f"{name}.",)
 
 
 def embedding_table(module: nn.Module) -> Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models.adapters import without_adapters
+from detjac_lanczos.models.bitsandbytes import require_not_repacked
 from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, unpacked_folder
 from detjac_lanczos.models.catalogue import EMBEDDED
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
@@ -119,6 +120,7 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
         raise InputError(f"a live model must be a transformers PreTrainedModel, not {type(model).__name__}{hint}")
     _require_as_it_is(model, dtype, device)
     name = inner.config.name_or_path or type(inner).__name__
+    require_not_repacked(model)
     return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name))
 
 

@@ -1,11 +1,14 @@
 """The pair every other room starts from: a transformers model and its tokenizer, with a name and a fingerprint."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.offloaded import execution_device
+from detjac_lanczos.models.packed_modules import packing_of
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,13 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point type of the weights."""
-        return self.model.dtype
+        """Floating-point type that the model computes in: of its weights, or of those that are not packed."""
+        return compute_dtype(self.model)
+
+    @cached_property
+    def packing(self) -> str | None:
+        """Formats of packed weights, such as "NF4 (bitsandbytes)"; None where all are plain."""
+        return packing_of(self.model)
 
     @property
     def device(self) -> torch.device:

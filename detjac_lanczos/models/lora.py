@@ -99,7 +99,7 @@ def adapted_weight(layer: Any, base: Weight, part: Part | None = None) -> Weight
     # DoRA: row j of W + s B A is given the length m_j (Liu et al. 2024, equation 5).
     magnitude = _matrix(magnitudes[adapters[0]])
     magnitude = magnitude if part is None else part(magnitude).flatten()
-    return AdaptedWeight(base, tuple(terms), magnitude / weight.dense().norm(dim=1))
+    return AdaptedWeight(base, tuple(terms), magnitude / weight.dense(magnitude.dtype).norm(dim=1))
 
 
 def _matrix(module: nn.Module) -> Tensor:

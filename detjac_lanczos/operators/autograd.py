@@ -99,8 +99,12 @@ class AutogradSweeps:
         with _one_at_a_time, torch.enable_grad():
             leaf = x.clone().requires_grad_()
             y = self._run(leaf[None], prompt, position)[0]
+
+            def pull(cotangent: Tensor) -> Tensor:
+                return torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0]
+
             for part in cotangents.split(max(1, _ROWS_AT_ONCE // len(x))):
-                products += torch.autograd.grad(y, leaf, part, retain_graph=True, is_grads_batched=True)
+                products.append(torch.func.vmap(pull)(part))
         return torch.cat(products)
 
     def values(self, prompt: int, position: int, inputs: Tensor) -> Tensor:

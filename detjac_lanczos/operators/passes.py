@@ -17,6 +17,7 @@ from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import observed_copy
 from detjac_lanczos.frozen.words import Scale
 from detjac_lanczos.models.adapters import without_adapters
+from detjac_lanczos.models.dtypes import compute_dtype
 
 
 class Passes:
@@ -32,7 +33,7 @@ class Passes:
             config._experts_implementation = "eager"
         self.family, self.prompts = family, tuple(prompts)
         self.decoder, self.blocks = family.decoder_of(self.model), family.blocks_of(self.model)
-        self.double = next(self.model.parameters()).dtype is torch.float64
+        self.double = compute_dtype(self.model) is torch.float64
 
     def run(self, x: Tensor, embeddings: Tensor, source: int, target: Place, prompt: int, position: int) -> Tensor:
         """Run copies of a prompt with ``x`` in place of what enters at the source.

@@ -8,7 +8,7 @@ Everything here is plain torch: the specification of the device kernels of the s
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -96,6 +96,11 @@ def decode_rows(packed: Packed4, start: int, stop: int, dtype: torch.dtype, out:
     return rows.to(dtype, copy=True) if out is None else out.copy_(rows)
 
 
+def rows_in_scratch(packed: Packed4, rows: range, dtype: torch.dtype) -> Tensor:
+    """Return ascending rows of the decoded matrix, (len(rows), d), in scratch memory that the next call overwrites."""
+    return converted(_decoded(packed, rows[0], rows[-1] + 1), dtype)[:: rows.step]
+
+
 def packed_linear(
     x: Tensor,
     packed: Packed4,
@@ -153,11 +158,7 @@ def _fused(
             return packed_roads.product(x, packed, transposed, scale, gate, out_scale, add)
     x = x if scale is None else (x * scale).to(x.dtype)
     f, d = packed.shape
-
-    def decode(rows: range, dtype: torch.dtype) -> Tensor:
-        return converted(_decoded(packed, rows.start, rows.stop), dtype)
-
-    whole = [range(f)]
+    decode, whole = partial(rows_in_scratch, packed), [range(f)]
     out = product_transposed(x, decode, whole, d) if transposed else product(x, decode, whole)
     return epilogue(out, gate, out_scale, add)
 

@@ -1,0 +1,219 @@
+"""Linear modules of bitsandbytes: NF4, FP4 and LLM.int8, read from their own bytes.
+
+Its functions are not used for this. Its 4-bit decoder on CPU is wrong for some widths, and its int8 product is no
+linear map: activations are rounded too. What is meant by these weights is written in their bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detjac_kernels.four_bit import (
+    Nested,
+    Packed4,
+    packed_linear,
+    packed_linear_transposed,
+    rows_in_scratch,
+)
+from detjac_kernels.scratch import converted, scratch
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.models.decoded import DecodedWeight, PackedRows
+
+
+@dataclass(frozen=True, eq=False)
+class FourBitRows:
+    """NF4 or FP4: ``table[code] · scale``, a scale for each block of values."""
+
+    matrix: Packed4
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input width, (f, d)."""
+        return self.matrix.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where its bytes lie."""
+        return self.matrix.codes.device
+
+    def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
+        """Return rows in a dtype: (len(rows), d); the next call may overwrite them."""
+        return rows_in_scratch(self.matrix, rows, dtype)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield codes, scales and tables."""
+        matrix, nested = self.matrix, self.matrix.nested
+        yield from (matrix.codes, matrix.absmax, matrix.table)
+        if nested is not None:
+            yield from (nested.absmax, nested.table, torch.tensor(nested.offset, dtype=torch.float64))
+
+
+class FourBitWeight(DecodedWeight):
+    """Rows of a 4-bit matrix; where they are whole blocks, products take their neighbours along."""
+
+    packed: FourBitRows
+
+    def apply(
+        self,
+        x: Tensor,
+        *,
+        scale: Tensor | None = None,
+        gate: Tensor | None = None,
+        out_scale: Tensor | None = None,
+        add: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
+        neighbours = {"scale": scale, "gate": gate, "out_scale": out_scale, "add": add}
+        whole = self._whole()
+        return super().apply(x, **neighbours) if whole is None else packed_linear(x, whole, **neighbours)
+
+    def apply_transposed(
+        self,
+        y: Tensor,
+        *,
+        scale: Tensor | None = None,
+        gate: Tensor | None = None,
+        out_scale: Tensor | None = None,
+        add: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
+        neighbours = {"scale": scale, "gate": gate, "out_scale": out_scale, "add": add}
+        whole = self._whole()
+        if whole is None:
+            return super().apply_transposed(y, **neighbours)
+        return packed_linear_transposed(y, whole, **neighbours)
+
+    def _whole(self) -> Packed4 | None:
+        """Return these rows as a matrix of their own, in place, where they are one run of whole blocks."""
+        matrix, (run, *others) = self.packed.matrix, self.runs
+        (f, d), block = matrix.shape, matrix.block
+        if others or run.step != 1 or run.start * d % block or (run.stop * d % block and run.stop < f):
+            return None
+        if len(run) == f:
+            return matrix
+        # Scales that are quantised themselves are decoded for the call: their own blocks need not begin here.
+        codes = matrix.codes[run.start * d // 2 : -(-run.stop * d // 2)]
+        scales = matrix.scales(run.start * d // block, -(-run.stop * d // block))
+        return Packed4(codes, scales, matrix.table, block, (len(run), d))
+
+
+@dataclass(frozen=True, eq=False)
+class EightBitRows:
+    """LLM.int8: ``CB · (SCB / 127)``, a scale for each row."""
+
+    codes: Tensor
+    absmax: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input width, (f, d)."""
+        return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its bytes lie."""
+        return self.codes.device
+
+    def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
+        """Return rows in a dtype: (len(rows), d); the next call overwrites them."""
+        cut = slice(rows.start, rows.stop, rows.step)
+        flat = scratch("decoded", len(rows) * self.shape[1], torch.float32, self.device)
+        values = flat.view(len(rows), self.shape[1]).copy_(self.codes[cut])
+        return converted(values.mul_(self.absmax[cut, None] / 127), dtype)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield codes and scales."""
+        yield from (self.codes, self.absmax)
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """Return "4-bit" or "8-bit" for a linear module of bitsandbytes, else None."""
+    names = {cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("bitsandbytes.")}
+    return "4-bit" if "Linear4bit" in names else "8-bit" if "Linear8bitLt" in names else None
+
+
+def rows_of(module: nn.Module, name: str) -> PackedRows:
+    """Return the packed rows of a linear module of bitsandbytes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is not quantised yet, or was repacked for the CPU.
+    """
+    return _four_bit(module, name) if kind_of(module) == "4-bit" else _eight_bit(module, name)
+
+
+def description_of(module: nn.Module) -> str:
+    """Return the format of a module in words: "NF4", "FP4 with double quantisation", "LLM.int8"."""
+    if kind_of(module) == "8-bit":
+        return "LLM.int8"
+    state = _state_of(module)
+    return f"{str(state.quant_type).upper()}{' with double quantisation' if state.nested else ''}"
+
+
+def require_not_repacked(model: nn.Module) -> None:
+    """Refuse 4-bit weights that a forward pass has rewritten for the CPU; even reading their state would change them.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the first such module.
+    """
+    for name, module in model.named_modules():
+        if kind_of(module) == "4-bit" and getattr(_state_of(module), "packing_format_for_cpu", False):
+            raise UnsupportedModelError(
+                f"{name}: bitsandbytes has repacked its 4-bit weights for this CPU, with rounded scales (a forward "
+                "pass did); load the model again and set module.support_avx512bf16_for_cpu = False on its Linear4bit "
+                "modules before running it"
+            )
+
+
+def leave_weights_alone(copied: nn.Module) -> None:
+    """Have a module of a structural copy write nothing to the tensors that it shares when it runs."""
+    module: Any = copied
+    kind = kind_of(module)
+    if kind is None:
+        return
+    if kind == "4-bit":
+        module.support_avx512bf16_for_cpu = False
+    else:
+        # Running moves CB and SCB from the parameter to the module: the copy needs a parameter of its own.
+        w = module.weight
+        own = type(w)(w.data, requires_grad=False, has_fp16_weights=w.has_fp16_weights, CB=w.CB, SCB=w.SCB)
+        module.weight = own
+    if module.bias is not None:
+        # Running converts the bias in place, as .data of this parameter.
+        module.bias = nn.Parameter(module.bias.detach(), requires_grad=False)
+
+
+def _state_of(module: Any) -> Any:
+    state = getattr(module.weight, "quant_state", None)
+    return getattr(module, "quant_state", None) if state is None else state
+
+
+def _four_bit(module: Any, name: str) -> FourBitRows:
+    state, stored = _state_of(module), module.weight.detach().as_subclass(Tensor)
+    if state is None:
+        raise UnsupportedModelError(f"{name} is not quantised yet; move the model to its device, that quantises it")
+    require_not_repacked(module)
+    f, d = state.shape
+    nested = None
+    if state.nested:
+        inner = state.state2
+        nested = Nested(inner.code.float(), inner.absmax.float(), inner.blocksize, float(state.offset))
+    codes = stored.contiguous().view(-1).view(torch.uint8)[: -(-f * d // 2)]
+    absmax = state.absmax if state.nested else state.absmax.float()
+    return FourBitRows(Packed4(codes, absmax, state.code.float(), state.blocksize, (f, d), nested))
+
+
+def _eight_bit(module: Any, name: str) -> EightBitRows:
+    codes = module.weight.detach().as_subclass(Tensor)
+    absmax = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+    if codes.dtype is not torch.int8 or absmax is None:
+        raise UnsupportedModelError(f"{name} is not quantised yet; move the model to its device, that quantises it")
+    return EightBitRows(codes, absmax.detach().flatten().float())

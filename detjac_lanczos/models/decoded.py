@@ -1,0 +1,89 @@
+"""Weights kept packed: decoded some rows at a time into memory that all layers share, in both directions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from detjac_kernels.decoded import product, product_transposed
+from detjac_lanczos.models.weights import Part, UnfusedWeight
+
+
+class PackedRows(Protocol):
+    """A packed matrix (f, d) of which any rows can be decoded alone. The decoded numbers are float32."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input width, (f, d)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its bytes lie."""
+
+    def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
+        """Return rows in a dtype: (len(rows), d); the next call may overwrite them."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield what it is made of."""
+
+
+class DecodedWeight(UnfusedWeight):
+    """Some rows of a packed matrix, in order: all of them, or ``runs``."""
+
+    def __init__(self, packed: PackedRows, runs: Sequence[range] | None = None) -> None:
+        self.packed = packed
+        self.runs = (range(packed.shape[0]),) if runs is None else tuple(runs)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input width, (f, d)."""
+        return sum(map(len, self.runs)), self.packed.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where its bytes lie."""
+        return self.packed.device
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return ``x Wᵀ``: (R, d) to (R, f)."""
+        return product(x, self.packed.decode, self.runs)
+
+    def product_transposed(self, y: Tensor) -> Tensor:
+        """Return ``y W``: (R, f) to (R, d)."""
+        return product_transposed(y, self.packed.decode, self.runs, self.shape[1])
+
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Return W as a plain matrix (f, d), float32 by default."""
+        dtype = dtype or torch.float32
+        return torch.cat([self.packed.decode(run, dtype).clone() for run in self.runs])
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the packed values and of which rows are meant."""
+        digest = hashlib.sha256(f"{self.packed.shape} {self.runs} ".encode())
+        for tensor in self.packed.tensors():
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def runs_of(part: Part | None, rows: int) -> tuple[range, ...]:
+    """Return which rows of a matrix a part is, as runs of evenly spaced ascending ones in its order."""
+    if part is None:
+        return (range(rows),)
+    chosen = part(torch.arange(rows)).flatten().tolist()
+    runs: list[range] = []
+    start = 0
+    steps = [b - a for a, b in pairwise(chosen)]
+    while start < len(chosen):
+        step = max(1, steps[start]) if start < len(steps) else 1
+        end = start + 1
+        while end < len(chosen) and steps[end - 1] == step:
+            end += 1
+        runs.append(range(chosen[start], chosen[end - 1] + 1, step))
+        start = end
+    return tuple(runs)

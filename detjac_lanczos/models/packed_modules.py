@@ -1,0 +1,126 @@
+"""Linear modules that keep their weight packed, in whatever format, and modules that multiply by it decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.models import bitsandbytes
+from detjac_lanczos.models.decoded import DecodedWeight, runs_of
+from detjac_lanczos.models.dequantized import dequantized_weight, description_of, offers_dequantize
+from detjac_lanczos.models.weights import Part, Weight
+
+_SLACK = 10
+"""Roundings of a product, in units of ε √width, that count as none."""
+
+_sound: WeakSet[nn.Module] = WeakSet()
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Tell whether a linear module keeps its weight packed in a format that is read here."""
+    return bitsandbytes.kind_of(module) is not None or offers_dequantize(module)
+
+
+def packing_of(model: nn.Module) -> str | None:
+    """Return the packed formats of a model in words; None where all its weights are plain."""
+    found: dict[str, None] = {}
+    for module in model.modules():
+        if bitsandbytes.kind_of(module) is not None:
+            found[f"{bitsandbytes.description_of(module)} (bitsandbytes)"] = None
+        elif offers_dequantize(module):
+            found[description_of(module)] = None
+    return ", ".join(found) or None
+
+
+def packed_weight(module: nn.Module, name: str, part: Part | None = None) -> Weight:
+    """Return the weight of a packed module, or of a part of its rows; tested when it is first met.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it cannot be decoded, or its products are not linear and adjoint to each other.
+    """
+    weight: DecodedWeight
+    kind = bitsandbytes.kind_of(module)
+    if kind is None:
+        whole = dequantized_weight(module, name)
+        _test_once(module, whole, name)
+        return whole.part(runs_of(part, whole.shape[0]))
+    rows = bitsandbytes.rows_of(module, name)
+    weight_class = bitsandbytes.FourBitWeight if kind == "4-bit" else DecodedWeight
+    weight = weight_class(rows)
+    _test_once(module, weight, name)
+    return weight_class(rows, runs_of(part, rows.shape[0]))
+
+
+def _test_once(module: nn.Module, weight: Weight, name: str) -> None:
+    if module not in _sound and weight.device.type != "meta":
+        require_linear(weight, name)
+        _sound.add(module)
+
+
+@torch.no_grad()
+def require_linear(weight: Weight, name: str) -> None:
+    """Multiply random rows both ways.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If ``x Wᵀ`` is not linear in x, or ``y W`` is not its adjoint.
+    """
+    f, d = weight.shape
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, d, generator=generator).to(weight.device)
+    y = torch.randn(1, f, generator=generator).to(weight.device)
+    ya, yb, yab = weight.apply(torch.stack([a, b, a + b]))
+    x = weight.apply_transposed(y)[0]
+    eps = _SLACK * torch.finfo(torch.float32).eps * max(f, d) ** 0.5
+    if not (yab - ya - yb).norm() <= eps * (ya.norm() + yb.norm() + yab.norm()):
+        raise UnsupportedModelError(f"{name}: its product is not linear in its input; load the model dequantised")
+    if not (ya @ y[0] - a @ x).abs() <= eps * (ya.norm() * y.norm() + a.norm() * x.norm()):
+        raise UnsupportedModelError(f"{name}: its product and the transposed one do not agree; load it dequantised")
+
+
+class Decoded(nn.Module):
+    """x → x Wᵀ + b with a weight that is read in place: the decoded numbers, no rounded activations."""
+
+    def __init__(self, weight: Weight, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight, self._bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) to (..., f)."""
+        y: Tensor = _Product.apply(x, self._weight, False)
+        return y if self._bias is None else y + self._bias.to(y.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """``x Wᵀ`` (or ``y W``), differentiable forwards and in reverse, for any number of rows and batches of them."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Weight, transposed: bool) -> Tensor:
+        product = weight.apply_transposed if transposed else weight.apply
+        y = product(x.reshape(-1, x.shape[-1]).contiguous())
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.weight, ctx.transposed = inputs
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
+        return _Product.apply(cotangent, ctx.weight, not ctx.transposed), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        return _Product.apply(tangent, ctx.weight, ctx.transposed)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Weight, transposed: bool
+    ) -> tuple[Any, int]:
+        return _Product.apply(x.movedim(in_dims[0] or 0, 0), weight, transposed), 0

@@ -1,0 +1,223 @@
+"""The Jacobian of a packed model is that of its decoded weights, and the caller's bytes stay as they are."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from detjac_kernels import decoded as decoded_rows
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen.structural_copy import structural_copy, use_observed_attention
+from detjac_lanczos.models import load_model
+from detjac_lanczos.models.linear_modules import weight_of
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp
+from tests import tiny_models
+from tests.oracles import OracleA, embeddings_of, errors
+from tests.tiny_models import dense, moe, undeclared
+from tests.tiny_models.packed import dense_twin, quantised
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IDS = tiny_models.prompt_ids(7)[0]
+BARS = {torch.float32: 2e-6, torch.float64: 1e-11}
+MODELS: dict[str, Callable[..., Any]] = {"Llama": dense.llama, "Gemma 3": dense.gemma, "Qwen3-MoE": moe.qwen3_moe}
+SIZES: dict[str, dict[str, Any]] = {
+    "K multiple of 64": {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16},
+    "K multiple of 16": {"hidden_size": 48, "intermediate_size": 80, "head_dim": 12},
+    "K multiple of 8": {},
+}
+PARTS: dict[str, Callable[[torch.dtype], Any]] = {
+    "Phi-3": dense.phi3,
+    "GPT-2": dense.gpt2,
+    "GPT-NeoX": dense.gpt_neox,
+    "OPT": dense.opt,
+}
+
+
+@cache
+def case(name: str, size: str, kind: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    original = MODELS[name](torch.float32, **SIZES[size])
+    model = quantised(original, kind, dtype)
+    return model, dense_twin(model, original)
+
+
+def everything(model: Any) -> dict[str, Tensor]:
+    """Every tensor of a model, those of quantisation states included, without their own idea of a state dict."""
+    found: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        found |= {f"{name}.{key}": value for key, value in module.named_parameters(recurse=False)}
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        for owner in (
+            state,
+            getattr(state, "state2", None),
+            getattr(module, "state", None),
+            module._parameters.get("weight"),
+        ):
+            for key, value in getattr(owner, "__dict__", {}).items():
+                if isinstance(value, Tensor):
+                    found[f"{name}.{type(owner).__name__}.{key}"] = value
+    return found
+
+
+def assert_that_of(model: Any, twin: Any, dtype: torch.dtype, freeze: Any = "gate") -> DetachedNetwork:
+    network = detach((model, None), input_ids=IDS, freeze=freeze)
+    oracle = OracleA(twin, embeddings_of(twin, IDS), freeze)
+    for target, place in {"output": "output", "attention.1": attention(1), "mlp.1": mlp(1)}.items():
+        expected = oracle.jacobian("embeddings", target, len(IDS) - 1)
+        J = network.jacobian("joint", target=place)
+        assert max(errors(J.dense().view(expected.shape), expected)) <= BARS[dtype], target
+        assert max(errors(J.T.dense().T.view(expected.shape), expected)) <= BARS[dtype], target
+    return network
+
+
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+@pytest.mark.parametrize("kind", ["nf4", "nf4 nested", "fp4", "int8"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_jacobian_is_that_of_the_decoded_weights(name: str, size: str, kind: str, dtype: torch.dtype) -> None:
+    model, twin = case(name, size, kind, dtype)
+    before = {key: value.clone() for key, value in everything(model).items()}
+    network = assert_that_of(model, twin, dtype)
+    after = everything(model)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+    assert network.dtype is dtype
+    assert (network.reconstruction.norm_error) <= {torch.float32: 1e-6, torch.float64: 1e-13}[dtype]
+    with torch.no_grad():
+        expected = twin(torch.tensor([IDS])).logits[0, -1]
+    # transformers rounds to float32 inside a float64 model.
+    assert (network.streams.logits[0] - expected).norm() <= 2e-6 * expected.norm()
+
+
+def test_a_forward_pass_of_bitsandbytes_is_another_function() -> None:
+    """Why it is not what is frozen: LLM.int8 rounds activations. The decoded weights' output is the reference."""
+    model, _ = case("Llama", "K multiple of 64", "int8", torch.float32)
+    streams = detach((model, None), input_ids=IDS).streams
+    assert (streams.output - streams.model_output).norm() >= 1e-3 * streams.output.norm()
+    with torch.no_grad():
+        again = model.model(torch.tensor([IDS])).last_hidden_state[0]
+    assert torch.equal(again, streams.model_output)
+
+
+@pytest.mark.parametrize("kind", ["nf4 nested", "fp4", "int8"])
+@pytest.mark.parametrize("name", PARTS)
+def test_rows_of_fused_projections_decode_alone(name: str, kind: str) -> None:
+    original = PARTS[name](torch.float32)
+    model = quantised(original, kind, torch.float64)
+    network = detach((model, None), input_ids=IDS)
+    plain = detach((dense_twin(model, original), None), input_ids=IDS)
+    assert network.loaded.packing is not None
+    for target in ("output", "logits"):
+        J, expected = network.jacobian("joint", target=target), plain.jacobian("joint", target=target)
+        assert max(errors(J.dense(), expected.dense())) <= 1e-12
+        assert max(errors(J.T.dense(), expected.T.dense())) <= 1e-12
+        assert (J.offset - expected.offset).norm() <= 1e-12 * J.y.norm()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_decoder_that_no_family_declares_runs_through_its_decoded_weights(kind: str) -> None:
+    original = undeclared.stablelm(torch.float32)
+    model = quantised(original, kind, torch.float64)
+    network = detach((model, None), input_ids=IDS)
+    plain = detach((dense_twin(model, original), None), input_ids=IDS)
+    assert network.route == "autograd"
+    assert max(errors(network.jacobian("joint").dense(), plain.jacobian("joint").dense())) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_ordinary_jacobian_is_that_of_the_decoded_weights(kind: str) -> None:
+    model, twin = case("Llama", "K multiple of 16", kind, torch.float64)
+    found, expected = (detach((m, None), input_ids=IDS).jacobian("joint", frozen=False) for m in (model, twin))
+    assert max(errors(found.dense(), expected.dense())) <= 1e-12
+    assert max(errors(found.T.dense(), expected.T.dense())) <= 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_add_to_the_decoded_weight(kind: str, dora: bool) -> None:
+    original = dense.llama(torch.float32, bias=True)
+    model = quantised(original, kind, torch.float64)
+    twin = dense_twin(model, original)
+    config = {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj", "down_proj"], "use_dora": dora}
+    models = []
+    for base in (model, twin):
+        adapted = peft.get_peft_model(base, peft.LoraConfig(**config))
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.data = (1.0 if parameter.ndim == 1 else 0.0) + 0.3 * noise
+        models.append(adapted.eval())
+    found, expected = (detach((m, None), input_ids=IDS) for m in models)
+    assert max(errors(found.jacobian("joint").dense(), expected.jacobian("joint").dense())) <= 1e-12
+    J, E = (n.jacobian("joint", source=layer(1), target=mlp(2)).T.dense() for n in (found, expected))
+    assert max(errors(J, E)) <= 1e-12
+
+
+def test_a_weight_repacked_for_the_cpu_is_refused_and_stays_as_it_is() -> None:
+    model = quantised(dense.llama(torch.float32, **SIZES["K multiple of 64"]), "nf4")
+    module = model.model.layers[1].mlp.up_proj
+    module.weight.quant_state.packing_format_for_cpu = True
+    before = {key: value.clone() for key, value in everything(model).items()}
+    for attempt in (lambda: load_model(model), lambda: structural_copy(model), lambda: weight_of(module, "up")):
+        with pytest.raises(UnsupportedModelError, match="repacked"):
+            attempt()
+    assert all(torch.equal(value, before[key]) for key, value in everything(model).items())
+
+
+class Bytes(TorchDispatchMode):
+    """Bytes of every storage that operations made, largest and in total; scratch memory is met once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in known:
+                self.sizes.append(value.untyped_storage().nbytes())
+        return out
+
+
+WIDE = {"hidden_size": 128, "intermediate_size": 320, "head_dim": 32, "vocab_size": 80, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4 nested", "int8"])
+def test_a_copy_shares_every_byte_with_the_model(kind: str) -> None:
+    model = quantised(dense.llama(torch.float32, **WIDE), kind)
+    with Bytes() as counted:
+        twin = structural_copy(model)
+    rotary = sum(value.nbytes for name, value in model.named_buffers() if "inv_freq" in name)
+    assert sum(counted.sizes) <= rotary
+    ours, theirs = everything(model), everything(twin)
+    assert ours.keys() == theirs.keys()
+    assert all(theirs[name].data_ptr() == value.data_ptr() for name, value in ours.items() if "inv_freq" not in name)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "nf4 nested", "int8"])
+def test_capture_and_sweeps_hold_one_decoded_block_and_no_weight(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two tokens all rows and coefficients are smaller than a decoded matrix: one that is kept would stand out.
+
+    The caller's own pass is left out, it is bitsandbytes that decodes there.
+    """
+    monkeypatch.setattr(decoded_rows, "CHUNK", 2048)
+    model = quantised(dense.llama(torch.float32, **WIDE), kind)
+    network = detach((model, None), input_ids=[3, 5])
+    modules = [m for m in model.modules() if type(m).__module__.startswith("bitsandbytes")]
+    smallest = 4 * min(module.in_features * module.out_features for module in modules)
+    twin = structural_copy(model)
+    with Bytes() as counted:
+        use_observed_attention(twin)
+        twin(torch.tensor([[3, 5]]), use_cache=False, logits_to_keep=1)
+        J = network.jacobian("joint")
+        J.matmat(torch.ones(J.shape[1], 1))
+        J.rmatmat(torch.ones(J.shape[0], 1))
+    assert max(counted.sizes) < smallest / 2
