@@ -180,7 +180,8 @@ class Bytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+        given = (*args, *(kwargs or {}).values())
+        known = {a.untyped_storage().data_ptr() for a in given if isinstance(a, Tensor)}
         for value in out if isinstance(out, tuple | list) else (out,):
             if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in known:
                 self.sizes.append(value.untyped_storage().nbytes())
