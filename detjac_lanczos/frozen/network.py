@@ -51,6 +51,9 @@ class FrozenNetwork:
         Values of the nonlinear forward pass.
     dropped : frozenset of str
         What `replace` switched off: "head.3.1", "expert.2.7", "attention.3"; a branch leaves with its biases.
+    altered : bool
+        Whether `replace` changed anything: the model's own pass then says nothing of this network, which has values of
+        its own.
     planned : Plan, optional
         Where the coefficients were put under a budget of memory; see `plan`.
     """
@@ -63,6 +66,7 @@ class FrozenNetwork:
     streams: Streams
     dropped: frozenset[str] = frozenset()
     planned: Plan | None = None
+    altered: bool = False
     _programs: dict[tuple[int, str], tuple[Place, Program]] = field(default_factory=dict, init=False, repr=False)
     _branches: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -244,8 +248,16 @@ class FrozenNetwork:
 
     @in_own_precision
     def value(self, target: Place, prompt: int, position: int) -> Tensor:
-        """Return the nonlinear value of a target at a position of a prompt: (d_out,)."""
+        """Return the value of a target at a position of a prompt, (d_out,): that of the model's nonlinear pass.
+
+        An altered network has no such pass; its values are what it makes of the embeddings, read by the model's head.
+        """
         row = self.start_of(prompt) + position
+        if self.altered:
+            if target.kind not in ("logits", "probe"):
+                return self._affine(-1, target, prompt, position, self.inputs(-1, prompt)[: position + 1])
+            y = self.value(Place("output"), prompt, position)
+            return apply_from_afar(self._reading(target, y[None]), y[None], torch.zeros(1, dtype=torch.long))[0]
         match target.kind:
             case "layer":
                 return self.streams.residual[(target.index or 0) + 1][row]
@@ -274,11 +286,15 @@ class FrozenNetwork:
     def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:
         """Return the affine part r of y = Σ J_i x_i + r: (d_out,); zero in a network without biases."""
         program = self.program(source, target)
-        layout = Layout([Segment(prompt, 0, position, 1, joint=True)], self.lengths, self.device)
-        rows = torch.zeros(layout.rows, program.d_in, dtype=self.dtype, device=self.device)
         if not program.affine:
             return torch.zeros(program.d_out, dtype=self.dtype, device=self.device)
-        return forward(program, rows, layout, affine=True)[0]
+        zeros = torch.zeros(position + 1, program.d_in, dtype=self.dtype, device=self.device)
+        return self._affine(source, target, prompt, position, zeros)
+
+    def _affine(self, source: int, target: Place, prompt: int, position: int, rows: Tensor) -> Tensor:
+        """Return what the network makes of rows (position + 1, d_in): (d_out,)."""
+        layout = Layout([Segment(prompt, 0, position, 1, joint=True)], self.lengths, self.device)
+        return forward(self.program(source, target), rows, layout, affine=True)[0]
 
     def replace(
         self,
@@ -314,7 +330,15 @@ class FrozenNetwork:
             switch_off(changed, item, self.blocks)
             dropped.add(name_of(item))
         return type(self)(
-            self.loaded, self.family, self.prompts, self.freeze, changed, self.streams, frozenset(dropped), self.planned
+            self.loaded,
+            self.family,
+            self.prompts,
+            self.freeze,
+            changed,
+            self.streams,
+            frozenset(dropped),
+            self.planned,
+            altered=self.altered or bool(coefficients) or bool(dropped),
         )
 
     def save(self, path: str | Path) -> Path:

@@ -45,6 +45,7 @@ def save(network: FrozenNetwork, path: Path) -> Path:
         "family": network.family.name,
         "freeze": network.freeze,
         "dropped": sorted(network.dropped),
+        "altered": network.altered,
         "plan": None if network.planned is None else network.planned.record,
         "prompts": [
             {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in network.prompts
@@ -103,6 +104,7 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
             model_output=tensors["model_output"],
         ),
         "dropped": frozenset(description["dropped"]),
+        "altered": description.get("altered", bool(description["dropped"])),
         "planned": _plan(description, loaded, family),
     }
 

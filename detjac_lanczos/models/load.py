@@ -14,7 +14,7 @@ from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.bitsandbytes import require_not_repacked
 from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, unpacked_folder
 from detjac_lanczos.models.catalogue import EMBEDDED
-from detjac_lanczos.models.dtypes import parse_device, parse_dtype
+from detjac_lanczos.models.dtypes import in_dtype, parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.gguf_file import sha256_of
 from detjac_lanczos.models.hub import options_for_hub
@@ -155,7 +155,7 @@ def _from_cache(
     if fingerprint_of(model) != fingerprint:
         raise damaged(folder, WEIGHTS)
     if dtype is not None and dtype != torch.float32:
-        model = model.to(dtype)
+        model = in_dtype(model, dtype)
         fingerprint = fingerprint_of(model)
     return LoadedModel(model if device is None else model.to(device), tokenizer, name, fingerprint)
 

@@ -69,7 +69,7 @@ class Jacobian(MatrixFree):
 
     @property
     def y(self) -> Tensor:
-        """The target's value in the nonlinear pass: (d_out,)."""
+        """The target's value in the nonlinear pass, or, in an altered network, its own: (d_out,)."""
         return self.network.value(self.target, self.prompt, self.position)
 
     @property
@@ -134,7 +134,18 @@ class DetachedJacobian(Jacobian):
 
     @property
     def reconstruction(self) -> Reconstruction:
-        """How well Σ J_i x_i + offset, over all tokens up to the output position, gives y."""
+        """How well Σ J_i x_i + offset, over all tokens up to the output position, gives y.
+
+        Raises
+        ------
+        InputError
+            If something in the network was replaced or switched off.
+        """
+        if self.network.altered:
+            raise InputError(
+                "a network with something replaced or switched off has no forward pass of the model to be held "
+                "against; reconstruct the network it was made from"
+            )
         offset = self.offset
         return Reconstruction.of(self.y, self._sum() + offset, offset)
 

@@ -53,9 +53,12 @@ class DetachedNetwork(FrozenNetwork):
 
     @cached_property
     def predictions(self) -> list[list[Candidate]]:
-        """What the model says next after each prompt, most probable first (ten candidates)."""
+        """What the model says next after each prompt, most probable first (ten candidates).
+
+        Of an altered network (see `replace`): what its own output says.
+        """
         found = []
-        for logits in self.streams.logits:
+        for logits in self._last_logits:
             probabilities = torch.softmax(logits.double(), dim=-1)
             top = probabilities.topk(min(10, len(probabilities)))
             found.append(
@@ -67,13 +70,25 @@ class DetachedNetwork(FrozenNetwork):
         return found
 
     @property
+    def _last_logits(self) -> Iterable[Tensor]:
+        if not self.altered:
+            return self.streams.logits
+        return (self.value(Place("logits"), prompt, n - 1) for prompt, n in enumerate(self.lengths))
+
+    @property
     def prediction(self) -> list[Candidate]:
         """What the model says next after the (first) prompt."""
         return self.predictions[0]
 
     @cached_property
     def reconstruction(self) -> Reconstruction:
-        """How well Σ J_i x_i + offset gives y at the last position of the (first) prompt."""
+        """How well Σ J_i x_i + offset gives y at the last position of the (first) prompt.
+
+        Raises
+        ------
+        InputError
+            If the network is altered: no pass of the model gives its y.
+        """
         return self.jacobian(token=0).reconstruction
 
     @overload

@@ -88,3 +88,12 @@ def test_gemma_is_configured_as_its_report_says() -> None:
     assert config.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
     assert config.rope_parameters["full_attention"]["rope_theta"] == 1_000_000.0
     assert loaded.tokenizer("The bridge").input_ids[0] == config.bos_token_id == 2
+
+
+@needs_smollm2
+def test_half_precision_keeps_rotary_frequencies_as_transformers_loads_them() -> None:
+    loaded = load_model("smollm2", dtype="bfloat16")
+    exact = load_model("smollm2").model
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
+    assert loaded.model.lm_head.weight.data_ptr() == loaded.model.model.embed_tokens.weight.data_ptr()
+    assert torch.equal(loaded.model.model.rotary_emb.inv_freq, exact.model.rotary_emb.inv_freq)

@@ -305,9 +305,34 @@ def test_a_dropped_branch_adds_nothing(make: str, freeze: Any, place: Any) -> No
     J = network.jacobian("joint")
     estimate = J.matmat(J.x[:, None])[:, 0] + J.offset
     assert (estimate - values["output"][-1]).norm() <= 1e-13 * values["output"][-1].norm()
+    for target in ("output", "residual", "logits", layer(1), mlp(1)):
+        J = network.jacobian("joint", target=target, position=5)
+        name = str(J.target).replace("(", ".").rstrip(")")
+        assert (J.y - values[name][5]).norm() <= 1e-12 * values[name][5].norm(), name
+    expected = torch.softmax(values["logits"][-1], dim=-1).topk(10)
+    assert [candidate.id for candidate in network.prediction] == expected.indices.tolist()
+    assert [candidate.probability for candidate in network.prediction] == pytest.approx(expected.values.tolist())
     branch = network.jacobian("joint", target=place)
     assert not branch.dense().any()
     assert not branch.offset.any()
+
+
+def test_an_altered_network_has_its_own_output_and_no_reconstruction(network: DetachedNetwork, tmp_path: Any) -> None:
+    name = next(name for name in network.coefficients if "blocks.2.mlp" in name and "rstd" not in name)
+    model = network.loaded
+    before = [candidate.probability for candidate in network.prediction]
+    for altered in (network.replace(drop=mlp(1)), network.replace({name: 2 * network.coefficients[name]})):
+        again = DetachedNetwork.load(altered.save(tmp_path), model)
+        for found in (altered, again, altered.replace()):
+            x = found.inputs(-1, 0)
+            assert torch.equal(found.jacobian(0).y, found.apply(x[None])[0])
+            assert [candidate.probability for candidate in found.prediction] != before
+            with pytest.raises(InputError, match="switched off has no forward pass"):
+                found.reconstruction  # noqa: B018
+            ordinary = found.jacobian(0, frozen=False)
+            assert torch.isfinite(ordinary.matmat(ordinary.x[:, None])).all()
+    assert [candidate.probability for candidate in network.replace().prediction] == before
+    assert network.replace().reconstruction.norm_error <= 1e-13
 
 
 def test_replaced_coefficients_take_effect_and_bad_ones_are_refused(network: DetachedNetwork) -> None:
