@@ -122,7 +122,9 @@ def _svd(arguments: argparse.Namespace) -> int:
         source, target = parse_place(arguments.source), parse_place(arguments.target)
         progress.stage(f"loading {arguments.model}")
         began = time.perf_counter()
-        model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+        model = load_model(
+            arguments.model, dtype=arguments.dtype, device=arguments.device, quantization=arguments.quantization
+        )
         loaded = time.perf_counter() - began
         progress.stage("finding singular triplets")
         run = analyze(
@@ -287,6 +289,8 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--delta", type=_tolerance, default=1e-6, help="chance that a claim complete is wrong (default: %(default)s)")
     add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
     add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
+    packed = "pack the weights of the blocks by bitsandbytes; J is that of the decoded ones (default: as stored)"
+    add("--quantization", choices=("nf4", "fp4", "int8"), help=packed)
     add("--method", choices=("auto", "lanczos", "randomized", "dense"), default="auto", help="(default: auto)")
     add("--seed", type=_seed, default=0, help="(default: 0)")
     add("--block", type=_count, help="width of the Lanczos blocks (default: the solver's choice)")

@@ -21,6 +21,7 @@ from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.loaded import LoadedModel
 from detjac_lanczos.models.offloaded import execution_device
 from detjac_lanczos.models.pretrained import load_pretrained, without_progress_bars
+from detjac_lanczos.models.quantization import load_quantized, parse_quantization
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 UNPACKED_BYTES_PER_SECOND = 5e6
@@ -32,6 +33,7 @@ def load_model(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    quantization: str | None = None,
     trust_remote_code: bool = False,
     **from_pretrained: Any,
 ) -> LoadedModel:
@@ -50,6 +52,9 @@ def load_model(
         ``"float32"``, ``"bfloat16"``, ``"float16"`` or the torch type.
     device
         Where to put the weights; the CPU by default.
+    quantization : {"nf4", "fp4", "int8"}, optional
+        Have bitsandbytes pack the linear modules of the blocks on the way; embedding and head stay as they are. What is
+        computed is that of the packed numbers, decoded, in ``dtype``.
     trust_remote_code
         Let a hub model run the Python code it brings.
     **from_pretrained
@@ -69,9 +74,11 @@ def load_model(
     ModelError
         Weights that are missing, damaged or not finite.
     """
-    wanted, place = parse_dtype(dtype), parse_device(device)
+    wanted, place, kind = parse_dtype(dtype), parse_device(device), parse_quantization(quantization)
     if isinstance(name_or_model, tuple) and len(name_or_model) == 2 and tokenizer is None:
         name_or_model, tokenizer = name_or_model
+    if kind is not None and isinstance(name_or_model, LoadedModel | nn.Module):
+        raise InputError("a live model is not quantised here; load it with quantization, or quantise it yourself")
     if isinstance(name_or_model, LoadedModel):
         _require_as_it_is(name_or_model.model, wanted, place)
         return name_or_model
@@ -92,9 +99,9 @@ def load_model(
         folder = unpacked_folder(
             embedded.file_name, embedded.sha256, embedded.conversion_seconds, lambda: embedded.whole_file()
         )
-        return _from_cache(folder, name, wanted, place, **from_pretrained)
+        return _from_cache(folder, name, wanted, place, kind, **from_pretrained)
     if path.is_file():
-        return _from_cache(_unpacked_file(path), name, wanted, place, **from_pretrained)
+        return _from_cache(_unpacked_file(path), name, wanted, place, kind, **from_pretrained)
     if path.is_dir():
         if not (path / options.get("subfolder", "") / "config.json").is_file():
             if (path / "adapter_config.json").is_file():
@@ -102,12 +109,15 @@ def load_model(
                     f"folder {name} holds an adapter; load its model with peft and give that as live model"
                 )
             raise InputError(f"folder {name} holds no config.json; give a model folder or a .gguf file")
-        loaded = load_pretrained(str(path), name, wanted, **options)
+        source = str(path)
     elif _looks_like_a_path(name_or_model) or not HUB_ID.fullmatch(name):
         raise InputError(f"no model at {name!r}; give an existing folder or .gguf file, or one of {_names()}")
     else:
-        loaded = load_pretrained(name, name, wanted, **options_for_hub(name, list(EMBEDDED), options))
-    return _finish(*loaded, name, place)
+        source, options = name, options_for_hub(name, list(EMBEDDED), options)
+    if kind is not None:
+        model, tokenizer = load_quantized(source, name, wanted, kind, place, **options)
+        return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), kind)
+    return _finish(*load_pretrained(source, name, wanted, **options), name, place)
 
 
 def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: torch.device | None) -> LoadedModel:
@@ -141,9 +151,14 @@ def _unpacked_file(path: Path) -> Path:
 
 
 def _from_cache(
-    folder: Path, name: str, dtype: torch.dtype | None, device: torch.device | None, **from_pretrained: Any
+    folder: Path,
+    name: str,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    kind: str | None = None,
+    **from_pretrained: Any,
 ) -> LoadedModel:
-    if "device_map" in from_pretrained and dtype not in (None, torch.float32):
+    if "device_map" in from_pretrained and kind is None and dtype not in (None, torch.float32):
         raise InputError(f"{name} is unpacked in float32 and spread or offloaded as it is; leave dtype='auto'")
     fingerprint = check_small_files(folder)
     try:
@@ -154,6 +169,13 @@ def _from_cache(
         raise damaged(folder, WEIGHTS) from None
     if fingerprint_of(model) != fingerprint:
         raise damaged(folder, WEIGHTS)
+    if kind is not None:
+        del model
+        with without_progress_bars():
+            model, tokenizer = load_quantized(
+                str(folder), name, dtype or torch.float32, kind, device, **from_pretrained
+            )
+        return LoadedModel(model, tokenizer, name, fingerprint_of(model), kind)
     if dtype is not None and dtype != torch.float32:
         model = in_dtype(model, dtype)
         fingerprint = fingerprint_of(model)

@@ -25,12 +25,15 @@ class LoadedModel:
         What it was loaded as: an embedded name, a hub id, a path, or the class of a live model.
     fingerprint
         SHA-256 over its weights, see `fingerprint_of`.
+    quantization
+        How `load_model` was asked to pack its weights; None where they were taken as they came.
     """
 
     model: Any
     tokenizer: Any
     name: str
     fingerprint: str
+    quantization: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -104,6 +104,7 @@ class Jacobian(MatrixFree):
             "position": self.position,
             "token": "joint" if self.token is None else self.token,
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({"weights": f"decoded from {network.loaded.packing}"} if network.loaded.packing else {}),
             **({"switched_off": sorted(network.dropped)} if network.dropped else {}),
         }
 
@@ -115,9 +116,10 @@ class Jacobian(MatrixFree):
     def __repr__(self) -> str:
         """One line that says what the operator is."""
         d = self.definition
+        weights = f", weights {d['weights']}" if "weights" in d else ""
         return (
             f"{type(self).__name__}(shape={self.shape}, token={d['token']}, position={self.position}, "
-            f"input: {d['input']}, target: {d['target_definition']}, freeze={d['freeze']!r}, {d['dtype']})"
+            f"input: {d['input']}, target: {d['target_definition']}, freeze={d['freeze']!r}{weights}, {d['dtype']})"
         )
 
 

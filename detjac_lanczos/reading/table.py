@@ -38,8 +38,9 @@ def render_table(record: Record, width: int = 110) -> str:
     str
     """
     definition = record["definition"]
+    weights = f"weights {definition['weights']} · " if definition.get("weights") else ""
     asked = (
-        f"{record['model']} · {record['dtype']} · freeze={record['freeze']} · "
+        f"{record['model']} · {weights}{record['dtype']} · freeze={record['freeze']} · "
         f"from {definition['input']} to {definition['target_definition']}"
     )
     lines = [fit(asked, width).rstrip()]

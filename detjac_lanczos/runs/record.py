@@ -80,6 +80,7 @@ def make_record(
         "versions": versions(),
         "model": network.loaded.name,
         "fingerprint": network.loaded.fingerprint,
+        "quantization": network.loaded.quantization,
         "prompt": network.prompts[0].text,
         "prompts": [prompt.text for prompt in network.prompts],
         "token_ids": [list(prompt.ids) for prompt in network.prompts],

@@ -108,7 +108,8 @@ def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | N
     elif isinstance(model, tuple):
         loaded = load_model(*model)
     else:
-        loaded = load_model(model or record["model"], dtype=record["dtype"], device=device)
+        options = {"dtype": record["dtype"], "quantization": record.get("quantization")}
+        loaded = load_model(model or record["model"], **options, device=device)
     if loaded.fingerprint != record["fingerprint"]:
         raise ModelError(
             f"the weights of {loaded.name!r} are not those of the run ({record['model']!r}, fingerprint "

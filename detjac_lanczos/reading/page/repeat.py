@@ -33,7 +33,8 @@ def python_call(record: Record) -> str:
     options = record["options"]
     prompts = record["prompts"]
     texts = None not in prompts
-    said = [f"dl.load_model({record['model']!r}, dtype={record['dtype']!r})"]
+    packed = f", quantization={record['quantization']!r}" if record.get("quantization") else ""
+    said = [f"dl.load_model({record['model']!r}, dtype={record['dtype']!r}{packed})"]
     if texts:
         said.append(repr(prompts[0] if len(prompts) == 1 else list(prompts)))
     if options["k"] is not None:
@@ -68,6 +69,7 @@ def command_line(record: Record) -> str | None:
     words = ["detjac", "svd", prompt, "--model", record["model"]]
     words += [] if options["k"] is None else ["-k", options["k"]]
     words += ["--dtype", record["dtype"]]
+    words += ["--quantization", record["quantization"]] if record.get("quantization") else []
     if options["tokens"] is not None:
         words += ["--tokens", ",".join(str(token) for _, token in options["tokens"])]
     if record["freeze"] != "gate":

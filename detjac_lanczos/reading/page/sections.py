@@ -94,6 +94,11 @@ def about(record: Record) -> str:
     pairs = [
         ("Model", f"{text(record['model'])} ({text(definition['family'])}), {text(record['dtype'])}"),
         ("Weights", f"<code>{text(record['fingerprint'])}</code>"),
+        *(
+            [("Jacobian", f"of the weights {text(definition['weights'])}, computed in {text(record['dtype'])}")]
+            if definition.get("weights")
+            else []
+        ),
         ("Input x", f"{text(definition['input'])}"),
         ("Output y", f"{text(definition['target_definition'])}, position {definition['position']}"),
         ("Frozen", f"1/rms of every norm, every attention weight, and {_FROZEN[record['freeze']]}"),

@@ -1,0 +1,70 @@
+"""Models that bitsandbytes quantises as they are loaded: embedding and head stay as they are, in full."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.models.pretrained import load_pretrained
+
+KINDS = ("nf4", "fp4", "int8")
+
+
+def parse_quantization(kind: str | None) -> str | None:
+    """Return a kind of quantisation that is known and possible here; None stays None.
+
+    Raises
+    ------
+    InputError
+        If there is no such kind.
+    ModelError
+        If bitsandbytes is not installed.
+    """
+    if kind is None:
+        return None
+    if kind not in KINDS:
+        raise InputError(f"quantization {kind!r} is not known; use one of {', '.join(KINDS)}, or None")
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("quantization needs bitsandbytes; install it with: pip install 'detjac-lanczos[quantized]'")
+    return kind
+
+
+def load_quantized(
+    source: str, name: str, dtype: torch.dtype | None, kind: str, device: torch.device | None, **options: Any
+) -> tuple[Any, Any]:
+    """Load (model, tokenizer) as `load_pretrained` does, the linear modules of the blocks quantised on the way.
+
+    Parameters
+    ----------
+    dtype : torch.dtype or None
+        Of everything that is not quantised, and of what is computed. There is no quantisation of float64: such weights
+        are quantised from float32.
+    kind : {"nf4", "fp4", "int8"}
+    device : torch.device or None
+        Where the weights go; the CPU by default.
+    """
+    from transformers import BitsAndBytesConfig
+
+    stored = torch.float32 if dtype is torch.float64 else dtype
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if kind == "int8"
+        else BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=stored or torch.float32
+        )
+    )
+    placed = {"device_map": {"": device or torch.device("cpu")}, "quantization_config": config}
+    model, tokenizer = load_pretrained(source, name, stored, **{"trust_remote_code": False} | placed | options)
+    if dtype is torch.float64:
+        _convert_what_is_not_packed(model, dtype)
+    return model, tokenizer
+
+
+def _convert_what_is_not_packed(model: nn.Module, dtype: torch.dtype) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)

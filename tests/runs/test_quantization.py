@@ -1,0 +1,79 @@
+"""A model quantised as it is loaded: the main job, what a run says of it, and its verification."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from detjac_lanczos.cli import main
+from detjac_lanczos.errors import InputError, ModelError, RunFileError
+from detjac_lanczos.models import load_model
+from detjac_lanczos.operators import DetachedNetwork, detach
+from tests.tiny_llama import PROMPT, save_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_a_folder_is_quantised_as_it_is_loaded_in_any_precision(folder: Path, kind: str) -> None:
+    single, double = (load_model(folder, quantization=kind, dtype=dtype) for dtype in ("float32", "float64"))
+    assert single.packing == double.packing is not None
+    assert (single.dtype, double.dtype, single.quantization) == (torch.float32, torch.float64, kind)
+    J, exact = (detach(model, PROMPT).jacobian(1) for model in (single, double))
+    assert J.definition["weights"] == f"decoded from {single.packing}"
+    assert (J.dense().double() - exact.dense()).norm() <= 2e-6 * exact.dense().norm()
+    assert load_model(folder, quantization=kind).fingerprint == single.fingerprint
+
+
+def test_a_folder_that_is_quantised_is_loaded_as_it_is(folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(folder, quantization="nf4")
+    loaded.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    assert (again.packing, again.fingerprint) == (loaded.packing, loaded.fingerprint)
+
+
+def test_what_cannot_be_quantised_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="quantization 'nf5' is not known; use one of nf4, fp4, int8"):
+        load_model(folder, quantization="nf5")
+    with pytest.raises(InputError, match="a live model is not quantised here"):
+        load_model(load_model(folder), quantization="nf4")
+
+
+def test_a_network_of_packed_weights_is_saved_and_joined_to_them_again(folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(folder, quantization="nf4")
+    network = detach(loaded, PROMPT)
+    again = DetachedNetwork.load(network.save(tmp_path), load_model(folder, quantization="nf4"))
+    assert torch.equal(network.jacobian(0).dense(), again.jacobian(0).dense())
+    module = loaded.model.model.layers[1].mlp.up_proj
+    module.weight.quant_state.absmax[0] *= 2
+    with pytest.raises(RunFileError, match="other weights"):
+        DetachedNetwork.load(tmp_path, load_model(loaded.model, loaded.tokenizer))
+    module.weight.quant_state.absmax[0] = float("nan")
+    with pytest.raises(ModelError, match=r"up_proj.weight.absmax' holds 1 NaN"):
+        load_model(loaded.model, loaded.tokenizer)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
+def test_the_main_job_in_nf4_is_certified_and_verifies(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = request.getfixturevalue(name)
+    out = tmp_path / "run"
+    prompt = "The bridge out of Marin is the"
+    words = ["svd", prompt, "--model", whole.name, "--quantization", "nf4", "--tokens", "6", "-k", "2", "-q"]
+    assert main([*words, "--out", str(out)]) == 0
+    assert "weights decoded from NF4 (bitsandbytes) · float32" in capsys.readouterr().out
+    record = json.loads((out / "run.json").read_text())
+    assert record["quantization"] == "nf4"
+    assert record["definition"]["weights"] == "decoded from NF4 (bitsandbytes)"
+    assert record["fingerprint"] != whole.fingerprint
+    assert all(token["certificate"]["line"].startswith("TRIPLETS 2/2") for token in record["tokens"])
+    page = (out / "report.html").read_text()
+    assert "of the weights decoded from NF4 (bitsandbytes), computed in float32" in page
+    assert "--quantization nf4" in page
+    assert main(["verify", str(out), "-q"]) == 0
