@@ -102,7 +102,7 @@ def _roads(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
 
 
 def _dense(job: Job) -> list[Tensor]:
-    batch = dl.detach((job.model, None), input_ids=job.ids).jacobians()
+    batch = dl.detach(job.loaded, input_ids=job.ids).jacobians()
     eye = torch.eye(job.model.config.hidden_size, dtype=batch.dtype)
     parts = [batch.rmatmat_shared(part) for part in eye.split(192, dim=1)]
     return [torch.cat([part[i] for part in parts], dim=1).T for i in range(len(job.ids))]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,10 +24,15 @@ class Job:
     k: int = 8
     tol: float = 1e-3
 
+    @cached_property
+    def loaded(self) -> dl.LoadedModel:
+        """The model with its weights checked: once, as when a user loads it, and in no road's time."""
+        return dl.load_model(self.model)
+
 
 def ours(job: Job, method: str) -> tuple[Triplets, list[Any]]:
     """`detach` and the lockstep solver."""
-    network = dl.detach((job.model, None), input_ids=job.ids)
+    network = dl.detach(job.loaded, input_ids=job.ids)
     results = dl.svd_batch(network.jacobians(), k=job.k, tol=job.tol, method=method)
     return [(r.U, r.S, r.V) for r in results], results
 
