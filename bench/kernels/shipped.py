@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 from bench.kernels import sources
 from bench.kernels.resources import Resources
-from detjac_kernels.device.configurations import Tiles, shipped
+from detjac_kernels.device.configurations import ROW_CLASSES, Tiles, shipped
 from detjac_kernels.device.mixing import SHIPPED as MIXING_TILES
 
 ARCHITECTURES = (80, 90)
@@ -77,8 +77,19 @@ def _packed_gemms() -> Iterator[Case]:
 
 
 def _around_packed_gemms() -> Iterator[Case]:
+    """Yield the largest tiles on matrices that they do not divide, whose masks take registers, and smaller kernels."""
+    for (architecture, transposed, width, height), chosen in shipped().items():
+        if (width, height) == (2, ROW_CLASSES[-1]):
+            yield Case(
+                "4-bit GEMM",
+                architecture,
+                f"{'y W' if transposed else 'x Wᵀ'}, {chosen.rows}×{chosen.out}×{chosen.reduce}, bfloat16, ragged",
+                partial(sources.packed_gemm, architecture, transposed, width, chosen, False, False),
+                chosen.rows,
+                matrix_products=True,
+            )
     for architecture in ARCHITECTURES:
-        yield Case("sum of parts", architecture, "16×128, 4 parts", partial(sources.parts, architecture))
+        yield Case("sum of parts", architecture, "16×128", partial(sources.parts, architecture))
         yield Case("decoded rectangle", architecture, "32×64", partial(sources.rectangle, architecture))
 
 

@@ -17,22 +17,25 @@ _POINTER = {4: "*fp32", 2: "*bf16"}
 _NUMBER = {4: tl.float32, 2: tl.bfloat16}
 
 
-def packed_gemm(architecture: int, transposed: bool, width: int, chosen: Tiles, pairs: bool) -> Resources:
+def packed_gemm(
+    architecture: int, transposed: bool, width: int, chosen: Tiles, pairs: bool, even: bool = True
+) -> Resources:
     """Compile the 4-bit GEMM with nested scales, every prologue and every epilogue."""
     types = dict.fromkeys(("x", "gate", "add", "out"), _POINTER[width])
     types |= {"codes": "*u8", "absmax": "*u8", "table": "*i32" if pairs else "*fp32", "offset": "fp32"}
     floats = ("nested_table", "nested_absmax", "scale", "row_scale", "out_scale", "partial")
     types |= dict.fromkeys(floats, "*fp32") | {"gate_index": "*i64"}
     strides = ("stride_x", "stride_gate", "stride_add", "stride_out")
-    types |= dict.fromkeys(("R", "f", "d", *strides), "i32")
-    flags = ("NESTED", "ROW_SCALE", "GATE", "GATE_INDEX", "OUT_SCALE", "ADD", "EVEN")
+    types |= dict.fromkeys(("R", "f", "d", "split", *strides), "i32")
+    flags = ("NESTED", "ROW_SCALE", "GATE", "GATE_INDEX", "OUT_SCALE", "ADD")
     constants: dict[str, Any] = dict.fromkeys(flags, True) | {
         "TRANSPOSED": transposed,
         "QUANT_BLOCK": 64,
         "NESTED_BLOCK": 256,
         "PAIR": pairs,
         "SCALE": chosen.scale_inside,
-        "SPLIT": 1,
+        "IN_PARTS": False,
+        "EVEN": even,
         "WEIGHT_LEFT": chosen.weight_left,
         "BLOCK_ROWS": chosen.rows,
         "BLOCK_OUT": chosen.out,
@@ -52,14 +55,14 @@ def packed_gemm(architecture: int, transposed: bool, width: int, chosen: Tiles, 
 
 
 def parts(architecture: int) -> Resources:
-    """Compile the sum of four parts of a product, with every epilogue."""
+    """Compile the sum of the parts of a product, with every epilogue."""
     types = dict.fromkeys(("gate", "add", "out"), "*bf16") | dict.fromkeys(
         ("partial", "row_scale", "out_scale"), "*fp32"
     )
     strides = ("stride_gate", "stride_add", "stride_out")
-    types |= {"gate_index": "*i64"} | dict.fromkeys(("R", "N", *strides), "i32")
+    types |= {"gate_index": "*i64"} | dict.fromkeys(("R", "N", "split", *strides), "i32")
     flags: dict[str, Any] = dict.fromkeys(("ROW_SCALE", "GATE", "GATE_INDEX", "OUT_SCALE", "ADD"), True)
-    sizes = {"SPLIT": 4, "BLOCK_ROWS": 16, "BLOCK_OUT": 128}
+    sizes = {"BLOCK_ROWS": 16, "BLOCK_OUT": 128}
     return compiled(
         add_parts_kernel,
         architecture,

@@ -62,9 +62,14 @@ def shape_class(x: Tensor, packed: Packed4, transposed: bool) -> str:
     rows = next((size for size in ROW_CLASSES if len(x) <= size), ROW_CLASSES[-1])
     f, d = packed.shape
     widths = f"{f}->{d}" if transposed else f"{d}->{f}"
-    name = torch.cuda.get_device_name(x.device) if x.is_cuda else "cpu"
+    name = _device_name(x.device)
     kind = f"{packed.block}{'' if packed.nested is None else ' nested'}"
     return f"{name}, {str(x.dtype).removeprefix('torch.')}, {'yW' if transposed else 'xWt'} {rows}x{widths}, {kind}"
+
+
+@cache
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def fused(x: Tensor, packed: Packed4, transposed: bool, **around: Any) -> Tensor:

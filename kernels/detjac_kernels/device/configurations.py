@@ -1,7 +1,7 @@
 """Which tiles the 4-bit GEMM is shipped with: by architecture, direction, number of rows and compute dtype.
 
 Every configuration here is compiled ahead of time for its architecture in the tests, and held to written limits of
-registers, shared memory and instructions per decoded weight; nothing else is ever launched.
+registers, shared memory and instructions per decoded weight.
 """
 
 from dataclasses import dataclass

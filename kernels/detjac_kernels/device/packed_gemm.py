@@ -2,7 +2,7 @@
 
 One program makes ``BLOCK_ROWS`` × ``BLOCK_OUT`` of the product. A decoded tile serves all its rows and is never
 written out. With ``WEIGHT_LEFT`` the product is made transposed (W xᵀ), so that the 64 rows that Hopper's matrix
-instruction asks for are the weight's, however few rows x has. The reduction may be cut into ``SPLIT`` parts, whose sums
+instruction asks for are the weight's, however few rows x has. The reduction may be cut into ``split`` parts, whose sums
 a second kernel adds in a fixed order: few programs would leave most of the device idle, and atomic additions would not
 give the same bits twice.
 """
@@ -79,6 +79,7 @@ def packed_gemm_kernel(
     stride_gate,
     stride_add,
     stride_out,
+    split,
     TRANSPOSED: tl.constexpr,
     QUANT_BLOCK: tl.constexpr,
     NESTED: tl.constexpr,
@@ -91,7 +92,7 @@ def packed_gemm_kernel(
     OUT_SCALE: tl.constexpr,
     ADD: tl.constexpr,
     EVEN: tl.constexpr,
-    SPLIT: tl.constexpr,
+    IN_PARTS: tl.constexpr,
     WEIGHT_LEFT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -104,8 +105,8 @@ def packed_gemm_kernel(
     N = d if TRANSPOSED else f
     K = f if TRANSPOSED else d
     steps = tl.cdiv(K, BLOCK_IN)
-    begin = tl.program_id(2) * steps // SPLIT
-    end = (tl.program_id(2) + 1) * steps // SPLIT
+    begin = tl.program_id(2) * steps // split
+    end = (tl.program_id(2) + 1) * steps // split
     values = tl.load(table + tl.arange(0, 256 if PAIR else 16))
     if WEIGHT_LEFT:
         sums = tl.zeros((BLOCK_OUT, BLOCK_ROWS), tl.float32)
@@ -153,7 +154,7 @@ def packed_gemm_kernel(
             sums = tl.dot(tile.to(COMPUTE_DTYPE), tl.trans(weight), sums, input_precision="ieee")
     if WEIGHT_LEFT:
         sums = tl.trans(sums)
-    if SPLIT > 1:
+    if IN_PARTS:
         at = (tl.program_id(2) * R + rows).to(tl.int64)[:, None] * N + columns[None, :]
         tl.store(partial + at, sums, mask=(rows < R)[:, None] & (columns < N)[None, :])
     else:
@@ -194,21 +195,21 @@ def add_parts_kernel(
     stride_gate,
     stride_add,
     stride_out,
+    split,
     ROW_SCALE: tl.constexpr,
     GATE: tl.constexpr,
     GATE_INDEX: tl.constexpr,
     OUT_SCALE: tl.constexpr,
     ADD: tl.constexpr,
-    SPLIT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
 ):
-    """Add the ``SPLIT`` parts of a product, (SPLIT, R, N), in their order, and finish it."""
+    """Add the ``split`` parts of a product, (split, R, N), in their order, and finish it."""
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = (rows < R)[:, None] & (columns < N)[None, :]
     sums = tl.zeros((BLOCK_ROWS, BLOCK_OUT), tl.float32)
-    for part in tl.static_range(SPLIT):
+    for part in range(0, split):
         at = (part * R + rows).to(tl.int64)[:, None] * N + columns[None, :]
         sums += tl.load(partial + at, mask=inside, other=0.0)
     finish(

@@ -1,6 +1,7 @@
 """Launching the 4-bit GEMM: the device side of `detjac_kernels.four_bit.packed_linear` and its transpose."""
 
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import torch
 import triton
@@ -111,6 +112,8 @@ def _launch(
 ) -> Tensor:
     (f, d), rows = packed.shape, x.shape[0]
     n, k = (d, f) if transposed else (f, d)
+    if not fits(packed, x.dtype):
+        raise ValueError(f"no kernel for a matrix {f} × {d} in blocks of {packed.block} and rows of {x.dtype}")
     out = x.new_empty(rows, n)
     if not rows:
         return out
@@ -122,7 +125,7 @@ def _launch(
     add = add if add is None or add.stride(1) == 1 else add.contiguous()
     tall, wide = triton.cdiv(rows, chosen.rows), triton.cdiv(n, chosen.out)
     split = split or parts(tall * wide, triton.cdiv(k, chosen.reduce), _processors(x.device))
-    partial = x.new_empty((split, rows, n) if split > 1 else 0, dtype=torch.float32)
+    partial = x.new_empty((split, rows, n), dtype=torch.float32) if split > 1 else out
     codes, absmax, table, nested_table, nested_absmax, offset = packed_arguments(packed)
     # Operands that are not there are stood in for by a tensor that is: a kernel without them never reads it.
     operands = [other if other is not None else out for other in (row_scale, gate, gate_index, out_scale, add)]
@@ -133,13 +136,12 @@ def _launch(
         "GATE_INDEX": gate_index is not None,
         "OUT_SCALE": out_scale is not None,
         "ADD": add is not None,
-        "SPLIT": split,
     }
     packed_gemm_kernel[tall, wide, split](
         x,
         codes,
         absmax,
-        pair_table(table) if pairs else table,
+        _pairs_of(packed) if pairs else table,
         nested_table,
         nested_absmax,
         offset,
@@ -152,12 +154,14 @@ def _launch(
         d,
         x.stride(0),
         *strides,
+        split,
         TRANSPOSED=transposed,
         QUANT_BLOCK=packed.block,
         NESTED=packed.nested is not None,
         NESTED_BLOCK=256 if packed.nested is None else packed.nested.block,
         PAIR=pairs,
         SCALE=scale is not None,
+        IN_PARTS=split > 1,
         EVEN=n % chosen.out == 0 and k % chosen.reduce == 0,
         WEIGHT_LEFT=chosen.weight_left,
         BLOCK_ROWS=chosen.rows,
@@ -177,12 +181,22 @@ def _launch(
             rows,
             n,
             *strides,
+            split,
             **flags,
             BLOCK_ROWS=16,
             BLOCK_OUT=128,
             enable_fp_fusion=FP_FUSION,
         )
     return out
+
+
+_pair_tables: WeakKeyDictionary[Packed4, Tensor] = WeakKeyDictionary()
+
+
+def _pairs_of(packed: Packed4) -> Tensor:
+    if packed not in _pair_tables:
+        _pair_tables[packed] = pair_table(packed.table)
+    return _pair_tables[packed]
 
 
 def parts(programs: int, steps: int, processors: int) -> int:

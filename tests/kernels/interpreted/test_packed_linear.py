@@ -106,6 +106,12 @@ def test_strided_operands() -> None:
     assert relative(got, four_bit.packed_linear(x, packed, add=add)) <= EXACT
 
 
+def test_blocks_that_straddle_rows_are_refused() -> None:
+    packed = random_packed(64, 96, nested=False)
+    with pytest.raises(ValueError, match="no kernel"):
+        device.packed_linear(torch.zeros(1, 96), packed, chosen=LEFT)
+
+
 def test_no_rows() -> None:
     packed = random_packed(128, 64, nested=False)
     assert device.packed_linear(torch.empty(0, 64), packed, chosen=LEFT).shape == (0, 128)

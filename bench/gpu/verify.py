@@ -1,0 +1,146 @@
+"""Every kernel against its torch twin on this device, in float32 and in bfloat16."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.gpu.packed import random_matrix
+from bench.gpu.sizes import Sizes
+from detjac_kernels import captures, four_bit, mixing, packed_roads, rebuilt_mixing
+from detjac_kernels.four_bit import Packed4
+
+BARS = {
+    ("exact", torch.float32): 5e-6,
+    ("exact", torch.bfloat16): 5e-3,
+    ("pairs", torch.float32): 2e-3,
+    ("pairs", torch.bfloat16): 6e-3,
+    ("mixing", torch.float32): 5e-6,
+    ("mixing", torch.bfloat16): 2e-2,
+    ("captures", torch.float32): 2e-6,
+    ("captures", torch.bfloat16): 5e-3,
+}
+"""Largest relative difference (Frobenius). In bfloat16 the weights and the result are rounded once each."""
+
+Row = dict[str, Any]
+
+
+def verify(sizes: Sizes, dtypes: tuple[torch.dtype, ...]) -> list[Row]:
+    """Return one row for each comparison: what, dtype, relative difference, bar, and whether it passed."""
+    torch.manual_seed(0)
+    rows = []
+    for dtype in dtypes:
+        for what, kind, got, expected in [*_packed(sizes, dtype), *_mixing(sizes, dtype), *_captures(sizes, dtype)]:
+            off = float((got.float() - expected.float()).norm() / expected.float().norm())
+            bar = BARS[kind, dtype]
+            rows.append({"what": what, "dtype": str(dtype), "difference": off, "bar": bar, "passed": off <= bar})
+    return rows
+
+
+def _packed(sizes: Sizes, dtype: torch.dtype) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    from detjac_kernels.device import packed_linear as device
+
+    shapes = {"hidden²": (sizes.hidden, sizes.hidden), "ragged": (sizes.hidden - 24, sizes.hidden // 128 * 64 + 64)}
+    for name, (f, d) in shapes.items():
+        packed = random_matrix(f, d, sizes.device)
+        for transposed in (False, True):
+            n, k = (d, f) if transposed else (f, d)
+            twin = four_bit.packed_linear_transposed if transposed else four_bit.packed_linear
+            kernel = device.packed_linear_transposed if transposed else device.packed_linear
+            for rows in sizes.verified_rows:
+                x = torch.randn(rows, k, device=sizes.device).to(dtype)
+                around = {
+                    "scale": torch.rand(k, device=sizes.device) + 0.5,
+                    "gate": torch.randn(rows, n, device=sizes.device),
+                    "out_scale": torch.randn(n, device=sizes.device),
+                    "add": torch.randn(rows, n, device=sizes.device).to(dtype),
+                }
+                expected = _plain(twin, x, packed, around)
+                direction = "y W" if transposed else "x Wᵀ"
+                where = f"{direction}, {name}, {rows} rows"
+                yield f"4-bit GEMM, {where}", "exact", kernel(x, packed, **around), expected
+                bare = _plain(twin, x, packed, {})
+                yield f"dequantised parts, {where}", "exact", packed_roads.dequantised(x, packed, transposed), bare
+                if not transposed:
+                    yield f"bitsandbytes, {where}", "exact", packed_roads.by_bitsandbytes(x, packed), bare
+                if rows not in (sizes.verified_rows[0], sizes.verified_rows[-1]):
+                    continue
+                yield f"4-bit GEMM, {where}, 3 parts", "exact", kernel(x, packed, **around, split=3), expected
+                yield f"4-bit GEMM, {where}, pairs", "pairs", kernel(x, packed, **around, pairs=True), expected
+
+
+def _plain(twin: Any, x: Tensor, packed: Packed4, around: dict[str, Tensor]) -> Tensor:
+    """Return the twin's product in float32, made of the decoded matrix: on a device the twin itself would not run."""
+    w = four_bit.decode_rows(packed, 0, packed.shape[0], torch.float32)
+    if twin is four_bit.packed_linear_transposed:
+        w = w.t()
+    wide = {name: tensor.float() for name, tensor in around.items()}
+    y = (x.float() * wide.get("scale", 1.0)) @ w.t()
+    return y * wide.get("gate", 1.0) * wide.get("out_scale", 1.0) + wide.get("add", 0.0)
+
+
+def _mixing(sizes: Sizes, dtype: torch.dtype) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    from detjac_kernels.device import mixing as device
+
+    heads, kv_heads, n, width = sizes.heads, sizes.kv_heads, sizes.positions, sizes.head_dim
+    group, columns = heads // kv_heads, 2 * width
+    for window, softcap in ((n, None), (n // 3, 30.0)):
+        q, k, lse, first = attention(sizes, dtype, window, softcap)
+        options: dict[str, Any] = {
+            "scaling": width**-0.5,
+            "softcap": softcap,
+            "key_scale": torch.rand(n, device=sizes.device) + 0.5,
+            "query_scale": torch.rand(heads, n, device=sizes.device) + 0.5,
+        }
+        for transposed in (False, True):
+            rows = group * n if transposed else n
+            values = torch.randn(kv_heads, rows, columns, device=sizes.device).to(dtype)
+            name = "mix_rebuilt_transposed" if transposed else "mix_rebuilt"
+            got = getattr(device, name)(q, k, lse, first, values, **options)
+            expected = getattr(rebuilt_mixing, name)(q, k, lse, first, values, **options)
+            yield f"{name}, window {window}, softcap {softcap}", "mixing", got, expected
+    p = torch.rand(kv_heads, group * n, n, device=sizes.device).softmax(-1).to(dtype)
+    for name, rows in (("mix", n), ("mix_transposed", group * n)):
+        values = torch.randn(kv_heads, rows, columns, device=sizes.device).to(dtype)
+        yield (
+            f"{name}, stored",
+            "mixing",
+            getattr(device, name)(p, values, group=group),
+            getattr(mixing, name)(p, values),
+        )
+
+
+def attention(
+    sizes: Sizes, dtype: torch.dtype, window: int, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return random q, k, their log-sum-exp behind a window, and the first key each query sees."""
+    heads, kv_heads, n, width = sizes.heads, sizes.kv_heads, sizes.positions, sizes.head_dim
+    q = torch.randn(heads, n, width, device=sizes.device).to(dtype)
+    k = torch.randn(kv_heads, n, width, device=sizes.device).to(dtype)
+    scores = (q @ k.repeat_interleave(heads // kv_heads, 0).transpose(1, 2)).mul_(width**-0.5).float()
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    at = torch.arange(n, device=sizes.device)
+    first = (at - window + 1).int()
+    hidden = (at > at[:, None]) | (at < first[:, None])
+    return q, k, scores.masked_fill_(hidden, -torch.inf).logsumexp(-1), first
+
+
+def _captures(sizes: Sizes, dtype: torch.dtype) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    from detjac_kernels.device import captures as device
+
+    x = torch.randn(33, sizes.hidden, device=sizes.device).to(dtype)
+    weight = torch.randn(sizes.hidden, device=sizes.device).to(dtype)
+    pairs = zip(device.captured_rms_norm(x, weight, 1e-5), captures.captured_rms_norm(x, weight, 1e-5), strict=True)
+    for name, (got, expected) in zip(("output", "rstd"), pairs, strict=True):
+        yield f"norm, {name}", "captures", got, expected
+    gate, up = torch.randn(2, 33, sizes.intermediate, device=sizes.device).to(dtype)
+    rstd = torch.rand(33, device=sizes.device) + 0.1
+    activations: tuple[captures.Activation, ...] = ("silu", "gelu_tanh")
+    for activation in activations:
+        for folded in (None, rstd):
+            made = device.captured_gate(gate, up, activation, rstd=folded)
+            wanted = captures.captured_gate(gate, up, activation, rstd=folded)
+            for name, got, expected in zip(("product", "factor"), made, wanted, strict=True):
+                yield f"gate, {activation}, {name}{'' if folded is None else ', rstd'}", "captures", got, expected
