@@ -114,5 +114,11 @@ def capturing(x: Tensor) -> bool:
 
 
 @cache
+def device_name(device: torch.device) -> str:
+    """Return the name of a CUDA device's model, or the kind of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@cache
 def _triton_installed() -> bool:
     return find_spec("triton") is not None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detjac_kernels import rebuilt_mixing as twin
-from detjac_kernels.choice import AGREEMENT, ChoiceTable, capturing, seconds_on_device, triton_runs
+from detjac_kernels.choice import AGREEMENT, ChoiceTable, capturing, device_name, seconds_on_device, triton_runs
 
 TABLE = ChoiceTable(seconds_on_device)
 
@@ -61,5 +61,5 @@ def _best(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any], table
     sizes = "×".join(str(1 << (size - 1).bit_length()) for size in (q.shape[1], k.shape[1], values.shape[-1]))
     heads = f"{len(q)}/{len(k)} heads of {q.shape[-1]}"
     cap = "" if options["softcap"] is None else ", softcap"
-    key = f"{torch.cuda.get_device_name(values.device)}, {values.dtype}, {name} {heads}, {sizes}{cap}"
+    key = f"{device_name(values.device)}, {values.dtype}, {name} {heads}, {sizes}{cap}"
     return table.run(key, roads, AGREEMENT[values.dtype], measure=not capturing(values))

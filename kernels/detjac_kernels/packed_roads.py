@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, seconds_on_device, triton_runs
+from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, device_name, seconds_on_device, triton_runs
 from detjac_kernels.four_bit import Packed4
 from detjac_kernels.gemm import epilogue
 from detjac_kernels.scratch import scratch
@@ -62,14 +62,9 @@ def shape_class(x: Tensor, packed: Packed4, transposed: bool) -> str:
     rows = next((size for size in ROW_CLASSES if len(x) <= size), ROW_CLASSES[-1])
     f, d = packed.shape
     widths = f"{f}->{d}" if transposed else f"{d}->{f}"
-    name = _device_name(x.device)
+    name = device_name(x.device)
     kind = f"{packed.block}{'' if packed.nested is None else ' nested'}"
     return f"{name}, {str(x.dtype).removeprefix('torch.')}, {'yW' if transposed else 'xWt'} {rows}x{widths}, {kind}"
-
-
-@cache
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def fused(x: Tensor, packed: Packed4, transposed: bool, **around: Any) -> Tensor:

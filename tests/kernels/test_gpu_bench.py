@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,9 @@ def test_the_device_bench_runs_to_its_end_on_a_processor(tmp_path: Path) -> None
     figures = json.loads((tmp_path / "gpu.json").read_text())
     assert len(figures["verified"]) >= 25 and all(row["passed"] for row in figures["verified"])
     assert len(figures["products"]) == 16 and all(row["fused"] > 0 for row in figures["products"])
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert set(figures["job"]["status"]) == {"converged"}
     page = (tmp_path / "gpu.md").read_text()
-    if find_spec("detjac_lanczos.models.bitsandbytes") is None:
-        # The library cannot read these weights: the job breaks off, and says so.
-        assert run.returncode == 1 and "Linear4bit" in figures["job"]["broken off"] and "BROKEN OFF" in page
-    else:
-        assert run.returncode == 0, run.stdout + run.stderr
-        assert set(figures["job"]["status"]) == {"converged"}
     assert "dry run" in page and "predicted" in page
 
 

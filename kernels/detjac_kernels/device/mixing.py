@@ -139,7 +139,7 @@ def _stored(
         None,
         None,
         first,
-        probabilities.contiguous(),
+        probabilities,
         values,
         (kv_heads * group, kv_heads, rows // group, keys),
         transposed,
@@ -168,9 +168,9 @@ def _rebuilt(
 ) -> Tensor:
     (heads, queries, _), (kv_heads, keys, _) = q.shape, k.shape
     return _launch(
-        q.contiguous(),
-        k.contiguous(),
-        lse.contiguous(),
+        q,
+        k,
+        lse,
         first,
         None,
         values,
@@ -202,7 +202,7 @@ def _launch(
     chosen: MixingTiles | None,
 ) -> Tensor:
     heads, kv_heads, queries, keys = sizes
-    values, columns = values.contiguous(), values.shape[-1]
+    columns = values.shape[-1]
     own = keys if transposed else queries
     out = values.new_empty(kv_heads, keys if transposed else heads // kv_heads * queries, columns)
     if not out.numel():
@@ -210,7 +210,8 @@ def _launch(
     head_dim = 0 if q is None else q.shape[-1]
     chosen = chosen or mixing_tiles(head_dim, values.dtype)
     # Operands that are not there are stood in for by a tensor that is: a kernel without them never reads it.
-    tensors = [out if t is None else t for t in (q, k, lse, first, probabilities, values, key_scale, query_scale)]
+    given = (q, k, lse, first, probabilities, values, key_scale, query_scale)
+    tensors = [out if t is None else t.contiguous() for t in given]
     mixing_kernel[
         triton.cdiv(own, chosen.own), triton.cdiv(columns, chosen.columns), kv_heads if transposed else heads
     ](

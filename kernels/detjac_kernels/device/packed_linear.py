@@ -128,7 +128,9 @@ def _launch(
     partial = x.new_empty((split, rows, n), dtype=torch.float32) if split > 1 else out
     codes, absmax, table, nested_table, nested_absmax, offset = packed_arguments(packed)
     # Operands that are not there are stood in for by a tensor that is: a kernel without them never reads it.
-    operands = [other if other is not None else out for other in (row_scale, gate, gate_index, out_scale, add)]
+    vectors = [other if other is None else other.contiguous() for other in (row_scale, gate_index, out_scale)]
+    given = (vectors[0], gate, *vectors[1:], add)
+    operands = [out if other is None else other for other in given]
     strides = [0 if other is None else other.stride(0) for other in (gate, add)] + [out.stride(0)]
     flags = {
         "ROW_SCALE": row_scale is not None,
@@ -145,7 +147,7 @@ def _launch(
         nested_table,
         nested_absmax,
         offset,
-        out if scale is None else scale,
+        out if scale is None else scale.contiguous(),
         *operands,
         out,
         partial,

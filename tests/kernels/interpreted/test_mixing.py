@@ -3,6 +3,8 @@ import torch
 from torch import Tensor
 
 import detjac_kernels as twin
+from detjac_kernels import mixing_roads, rebuilt_mixing
+from detjac_kernels.choice import ChoiceTable, Road
 from detjac_kernels.device import mixing as device
 from detjac_kernels.device.mixing import MixingTiles
 
@@ -58,7 +60,8 @@ def test_rebuilt(
     )
     options = {"scaling": 0.3, "softcap": softcap, "start": start}
     if scaled:
-        options |= {"key_scale": torch.rand(k.shape[1]) + 0.5, "query_scale": torch.rand(heads, queries) + 0.5}
+        key_scale, query_scale = torch.rand(2 * k.shape[1])[::2] + 0.5, torch.rand(heads, 2 * queries)[:, 1::2] + 0.5
+        options |= {"key_scale": key_scale, "query_scale": query_scale}
     rows = heads // kv_heads * queries if transposed else k.shape[1]
     values = torch.randn(kv_heads, rows, columns)
     name = "mix_rebuilt_transposed" if transposed else "mix_rebuilt"
@@ -81,6 +84,23 @@ def test_stored(transposed: bool, hidden: bool) -> None:
     name = "mix_transposed" if transposed else "mix"
     got = getattr(device, name)(p, values, **options, chosen=TILES)
     assert relative(got, getattr(twin, name)(p, values)) <= EXACT
+
+
+@pytest.mark.parametrize("faster", ["twin", "kernel"])
+def test_the_faster_of_both_is_taken_where_kernels_run(faster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing_roads, "triton_runs", lambda values: True)
+    q, k, lse, first = attention(2, 1, 40, 16, start=0, window=9, scaling=0.3, softcap=None)
+    values, timed = torch.randn(1, 40, 16), []
+
+    def timer(road: Road) -> float:
+        timed.append(road)
+        return float(len(timed) != ["twin", "kernel"].index(faster) + 1)
+
+    table = ChoiceTable(timer)
+    options = {"scaling": 0.3, "softcap": None, "key_scale": None, "query_scale": None, "start": 0}
+    got = mixing_roads._best("mix_rebuilt", (q, k, lse, first, values), options, table)
+    assert list(table.choices().values()) == [faster]
+    assert relative(got, rebuilt_mixing.mix_rebuilt(q, k, lse, first, values, scaling=0.3)) <= EXACT
 
 
 def test_keys_that_nothing_sees_get_zeros() -> None:

@@ -102,8 +102,10 @@ def test_blocks_larger_than_a_tile(transposed: bool) -> None:
 def test_strided_operands() -> None:
     packed = random_packed(128, 128, nested=True)
     x, add = torch.randn(20, 256)[:, 64:192], torch.randn(128, 20).T
-    got = device.packed_linear(x, packed, add=add, chosen=LEFT)
-    assert relative(got, four_bit.packed_linear(x, packed, add=add)) <= EXACT
+    scale, out_scale, gate = torch.rand(256)[::2], torch.rand(256)[::2], torch.rand(20, 200)[:, 30:158]
+    around = {"scale": scale, "gate": gate, "out_scale": out_scale, "add": add}
+    got = device.packed_linear(x, packed, **around, chosen=LEFT)
+    assert relative(got, four_bit.packed_linear(x, packed, **around)) <= EXACT
 
 
 def test_blocks_that_straddle_rows_are_refused() -> None:
