@@ -80,8 +80,8 @@ def detach(
         If the prompt is empty, too long or of the wrong kind, its mask or positions do not fit, or the budget of memory
         is smaller than the smallest plan.
     UnsupportedModelError
-        If no family declares the model and its structure is not understood either, or its weights are not plain dense
-        matrices.
+        If no family declares the model and its structure is not understood either, or a weight is packed in a way
+        that cannot be read.
     ModelError
         If the forward pass is not finite.
 
