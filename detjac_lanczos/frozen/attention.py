@@ -18,7 +18,7 @@ _OBSERVER = "_detjac_observer"
 _PIN = "_detjac_pin"
 _lock = threading.Lock()
 
-_TILE_CELLS = 1 << 22
+_TILE_CELLS = 1 << 20
 """Weights (batch × heads × queries × keys) that exist at once, unless 32 queries have more of them."""
 
 
