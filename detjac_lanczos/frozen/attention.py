@@ -18,7 +18,7 @@ _OBSERVER = "_detjac_observer"
 _PIN = "_detjac_pin"
 _lock = threading.Lock()
 
-_TILE_CELLS = 1 << 20
+TILE_CELLS = 1 << 20
 """Weights (batch × heads × queries × keys) that exist at once, unless 32 queries have more of them."""
 
 
@@ -152,7 +152,7 @@ def _tiles(query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[tuple[ra
     """Yield all queries, a tile at a time, and the keys that some of them see."""
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
-    height = max(32, _TILE_CELLS // (batch * heads * keys))
+    height = max(32, TILE_CELLS // (batch * heads * keys))
     if height >= queries:
         yield range(queries), range(keys)
         return
@@ -180,7 +180,7 @@ def first_visible(mask: Tensor | None, n: int) -> Tensor | None:
         return torch.zeros(1, dtype=torch.int64) if mask is None and n == 1 else None
     first = torch.empty(n, dtype=torch.int64, device=mask.device)
     at = torch.arange(n, device=mask.device)
-    for rows in at.split(max(32, _TILE_CELLS // n)):
+    for rows in at.split(max(32, TILE_CELLS // n)):
         part = mask[0, 0, rows, :n]
         visible = part == 0
         start = rows + 1 - visible.sum(1)

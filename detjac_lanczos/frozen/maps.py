@@ -82,7 +82,8 @@ class Gate:
 
     def rows(self, positions: Tensor) -> Tensor:
         """Return the factor of every row: (R, f)."""
-        return self.g.index_select(0, positions)
+        # an offloaded factor gives its rows where it lies
+        return self.g.index_select(0, positions.to(self.g.device)).to(positions.device)
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, f) to (R, f)."""
@@ -187,7 +188,7 @@ class Mix:
             return p.product(tile.queries, tile.keys, x, self.transposed)
         # a view where the tile covers the whole prompt
         p = p[:, tile.queries.start : tile.queries.stop, tile.keys.start : tile.keys.stop]
-        p = p.reshape(self.kv_heads, -1, len(tile.keys))
+        p = p.reshape(self.kv_heads, -1, len(tile.keys)).to(x.device)
         return mix_transposed(p, x) if self.transposed else mix(p, x)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.peak import capture_bytes, check_bytes, sweep_bytes
 from detjac_lanczos.frozen.sizes import BlockShape, NetworkShape
 from detjac_lanczos.frozen.words.word import Kind, Way
 
@@ -42,7 +43,7 @@ class Rates:
     def of(cls, device: torch.device) -> Rates:
         """Return cautious rates of a kind of device: they choose between ways, and need only be right to a factor."""
         if device.type == "cuda":
-            return cls(flops=1e14, weights=5e10, bytes=2e10, overlaps=True)
+            return cls(flops=1e14, weights=5e10, bytes=2e10, overlaps=False)
         return cls(flops=1e11, weights=5e8, bytes=1e9, overlaps=False)
 
 
@@ -100,6 +101,23 @@ class Plan:
         """Bytes of frozen factors that lie elsewhere."""
         return sum(self.bytes_of(kind, "offload") for kind in KINDS)
 
+    def peak(self, width: int = WIDTH) -> int:
+        """Return the most bytes held at once, predicted: by the capture, its self-check, or sweeps of all positions.
+
+        The weights of the model are not among them, nor what lies in files.
+
+        Parameters
+        ----------
+        width : int
+            Columns of the sweeps.
+        """
+        rebuilt = ("rebuild" in self.mixing, "rebuild" in self.gates)
+        return self.resident + max(
+            capture_bytes(self.shape, self.lengths),
+            check_bytes(self.shape, self.lengths, rebuilt=rebuilt),
+            sweep_bytes(self.shape, self.lengths, width, rebuilt=rebuilt),
+        )
+
     @property
     def record(self) -> dict[str, Any]:
         """The plan as plain data."""
@@ -108,6 +126,7 @@ class Plan:
             "mixing": _runs(self.mixing),
             "gates": _runs(self.gates),
             "bytes": {"coefficients": self.coefficients, "streams": self.streams, "offloaded": self.offloaded},
+            "peak": {"width": WIDTH, "bytes": self.peak()},
             "seconds_per_sweep": self.seconds,
         }
 
@@ -127,6 +146,7 @@ class Plan:
             lines.append(f"  {kind:18} {'; '.join(parts)}")
         lines.append(f"  {'streams':18} {format_bytes(self.streams)}")
         lines.append(f"  {'the rest':18} {format_bytes(self.shape.rest(self.lengths))}")
+        lines.append(f"  {'predicted peak':18} {format_bytes(self.peak())}, in sweeps of {WIDTH} columns")
         return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ from detjac_lanczos.frozen.precision import in_own_precision, require_exact_prod
 from detjac_lanczos.models.offloaded import OffloadedModule
 from detjac_lanczos.models.streaming import in_turn
 
-_ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1024
 """Rows that go through a chain without mixing together: enough to run its GEMMs at full speed."""
 
 
@@ -228,7 +228,7 @@ def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing
     A chain without mixing acts on each row alone, so many rows go through it a part at a time: its wide middle then
     stays in the processor's cache and is never as tall as the whole sweep.
     """
-    parts = -(-len(x) // _ROWS_AT_ONCE)
+    parts = -(-len(x) // ROWS_AT_ONCE)
     if parts <= 1 or any(isinstance(step, Mix) for step in chain):
         return _run_at_once(chain, x, positions, out, mixing, add)
     result: Tensor | None = None

@@ -50,18 +50,22 @@ class Tape:
         if name not in self._whole:
             shape = (sum(self.lengths), *value.shape[1:])
             self._whole[name] = self.room(name, kind, shape, value.dtype, value.device)
-        self._whole[name][self.start : self.start + len(value)] = value
+        whole = self._whole[name]
+        whole[self.start : self.start + len(value)] = value.to(whole.device)
 
     def alone(self, name: str, value: Tensor) -> None:
         """Keep a tensor of one prompt alone, as it is."""
         self._whole[name] = value
 
     def room(self, name: str, kind: Kind, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return zeros to be filled, in memory or, where the plan offloads them, in a file."""
-        away = self.way(kind, name) == "offload"
-        if away:
+        """Return zeros to be filled: on the device or, where the plan offloads them, in host memory or in a file."""
+        if self.way(kind, name) != "offload":
+            zeros = torch.zeros(tuple(shape), dtype=dtype, device=device)
+        elif device.type == "cuda":
+            zeros = torch.zeros(tuple(shape), dtype=dtype, pin_memory=True)
+        else:
             let_go(self._whole.values())
-        zeros = mapped_zeros(shape, dtype) if away else torch.zeros(tuple(shape), dtype=dtype, device=device)
+            zeros = mapped_zeros(shape, dtype)
         self._whole[name] = zeros
         return zeros
 

@@ -105,9 +105,8 @@ def _tiles(
     group = heads // kv_heads
     q, lse = q.view(kv_heads, group, queries, width), lse.view(kv_heads, group, queries, 1)
     first = first.clamp(min=0)
-    begin = 0
-    while begin < queries:
-        height = max(32, TILE_CELLS // (heads * min(keys, start + begin + 1)))
+    height = max(32, TILE_CELLS // (heads * min(keys, start + queries)))
+    for begin in range(0, queries, height):
         end = min(begin + height, queries)
         low, high = int(first[begin:end].min()), min(start + end, keys)
         scores = torch.bmm(q[:, :, begin:end].reshape(kv_heads, -1, width), k[:, low:high].transpose(1, 2))
@@ -117,7 +116,6 @@ def _tiles(
         weights = scores.to(lse.dtype).sub_(lse[:, :, begin:end]).exp_().to(q.dtype)
         _hide(weights, first[begin:end], start + begin, low)
         yield slice(begin, end), slice(low, high), weights.flatten(1, 2)
-        begin = end
 
 
 def _hide(weights: Tensor, first: Tensor, last: int, low: int) -> None:

@@ -70,14 +70,19 @@ def _onednn_available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def _agree(x: Tensor, weight: Tensor) -> bool:
+    """Compare both roads, with no more than their two products in memory, both gone when it returns."""
+    expected, got = _default(x, weight), _onednn(x, weight)
+    return bool(got.sub_(expected).norm() <= _AGREEMENT * expected.norm())
+
+
 def _measure(key: str, x: Tensor, weight: Tensor) -> str:
     """Time both roads on the real operands (the best of a few turns each) and remember the faster one."""
     with _lock:
         if key in _table:
             return _table[key]
         try:
-            expected, got = _default(x, weight), _onednn(x, weight)
-            agrees = bool((got - expected).norm() <= _AGREEMENT * expected.norm())
+            agrees = _agree(x, weight)
         except RuntimeError:
             agrees = False
         best = {"default": float("inf"), "onednn": float("inf")}

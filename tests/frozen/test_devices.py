@@ -14,6 +14,7 @@ from detjac_lanczos.models import load_model
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp, probe
 from detjac_lanczos.reading import decode_left, decode_right
 from tests import tiny_models
+from tests.every_block import every_block
 from tests.imitated_devices import FIRST, SECOND, Devices
 from tests.tiny_models.moe import MOE
 
@@ -63,6 +64,17 @@ def test_a_spread_network_gives_the_same_numbers(name: str) -> None:
         assert model.config._attn_implementation != "detjac_observed"
         for a, b in zip(found, expected, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("way", ["offload", "rebuild"])
+@pytest.mark.parametrize("name", ["Gemma 2", "gpt-oss"])
+def test_so_does_one_that_keeps_less(name: str, way: Any) -> None:
+    expected = results(detach(load_model(MODELS[name](torch.float64)), input_ids=IDS))
+    with Devices() as devices, every_block(way):
+        model = spread(MODELS[name](torch.float64), devices)
+        found = results(detach(load_model(model), input_ids=IDS, memory="1GB"))
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b) if way == "offload" else (a - b).norm() <= 1e-12 * b.norm()
 
 
 def transfers(devices: Devices, J: Any, forwards: bool) -> list[tuple[Any, Any, int]]:

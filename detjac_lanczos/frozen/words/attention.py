@@ -88,7 +88,7 @@ class _Observer:
             raise UnsupportedModelError(f"{self.name} attends to later positions; only causal models are served")
         rows = slice(queries.start, queries.stop)
         if self._weights is not None:
-            self._weights[:, rows, keys.start : keys.stop] = weights
+            self._weights[:, rows, keys.start : keys.stop] = weights.to(self._weights.device)
         if self._lse is not None and self._query_scale is not None:
             wide = scores.to(self._lse.dtype)
             largest = wide.amax(-1)

@@ -1,0 +1,167 @@
+"""Plans against reality: predicted and measured peaks of memory, and what making coefficients again costs.
+
+``python -m bench.schedule`` prints two tables and writes ``bench/results/schedule.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import detjac_lanczos as dl
+from bench.allocations import with_peak
+from detjac_lanczos.frozen.schedule import Plan, make_plan
+from detjac_lanczos.operators import detach as road
+
+SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
+"""Five budgets: shares of the way from the smallest plan to everything in memory."""
+
+_MOST = 4 << 30
+"""No budget asks for more memory than this."""
+
+
+def main() -> None:
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--tokens", default="64,256,1024")
+    parser.add_argument("--width", type=int, default=4)
+    parser.add_argument("--cost", type=int, default=1024, help="tokens of the comparison of ways; 0 for none")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="budgets (default: %(default)s)")
+    parser.add_argument("--one", type=float, metavar="SHARE", help="print one row of the first number of tokens")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/schedule.json"))
+    arguments = parser.parse_args()
+    loaded = dl.load_model(arguments.model)
+    if arguments.one is not None:
+        print(json.dumps(peaks(loaded, text_ids(loaded, int(arguments.tokens)), arguments.one, arguments.width)))
+        return
+    figures: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    mine = figures.setdefault(arguments.model, {})
+    for n in [int(n) for n in arguments.tokens.split(",") if n]:
+        rows = mine.setdefault("peaks", {})[str(n)] = []
+        for share in map(float, arguments.shares.split(",")):
+            rows.append(_alone(arguments.model, n, share, arguments.width))
+            print(f"{n} tokens: {LINE.format(**{k: v for k, v in rows[-1].items()})}", flush=True)
+            arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+    if arguments.cost:
+        mine["cost"] = cost(loaded, text_ids(loaded, arguments.cost), arguments.width)
+        print(json.dumps(mine["cost"], indent=1))
+    arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _alone(model: str, tokens: int, share: float, width: int) -> dict[str, Any]:
+    """Return a row measured in a process of its own: what is allocated only the first time is counted too."""
+    options = ["--model", model, "--tokens", str(tokens), "--width", str(width), "--one", str(share)]
+    command = [sys.executable, "-m", "bench.schedule", *options]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    row: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return row
+
+
+LINE = "budget {budget_MiB:.0f} MiB, predicted peak {predicted_MiB:.1f}, measured {measured_MiB:.1f} ({ratio:.3f})"
+
+
+def text_ids(loaded: Any, n: int) -> list[int]:
+    """Return the first n tokens of this project's own texts."""
+    top = Path(__file__).parents[1]
+    text = "\n".join(path.read_text() for path in (top / "README.md", top / "LICENSE", *sorted(top.glob("docs/*.md"))))
+    ids: list[int] = loaded.tokenizer(text)["input_ids"]
+    if len(ids) < n:
+        raise SystemExit(f"the texts have {len(ids)} tokens, not {n}")
+    return ids[:n]
+
+
+def peaks(loaded: Any, ids: list[int], share: float, width: int) -> dict[str, Any]:
+    """Predict and measure the peak of a capture and of one sweep each way."""
+    from detjac_lanczos.frozen.families import family_of
+
+    shape = family_of(loaded.model).shape(loaded.model, "gate")
+    whole = make_plan(shape, [len(ids)], None).resident
+    least = shape.streams([len(ids)]) + shape.rest([len(ids)])
+    budget = min(int(least + share * (whole - least)), _MOST)
+    generator = torch.Generator().manual_seed(0)
+    began = time.perf_counter()
+    network, captured, _ = with_peak(lambda: dl.detach(loaded, input_ids=ids, memory=budget))
+    seconds = [time.perf_counter() - began]
+    J = network.jacobian("joint")
+    X, Y = (torch.randn(m, width, generator=generator) for m in reversed(J.shape))
+    found = []
+    for product, block in ((J.matmat, X), (J.rmatmat, Y)):
+        began = time.perf_counter()
+        _, peak, _ = with_peak(lambda: product(block))  # noqa: B023
+        found.append(peak)
+        seconds.append(time.perf_counter() - began)
+    plan = network.plan
+    measured = max(captured, plan.resident + max(found))
+    mib = 1 << 20
+    return {
+        "budget_MiB": budget / mib,
+        "resident_MiB": plan.resident / mib,
+        "offloaded_MiB": plan.offloaded / mib,
+        "predicted_MiB": plan.peak(width) / mib,
+        "measured_MiB": measured / mib,
+        "capture_MiB": captured / mib,
+        "forward_MiB": found[0] / mib,
+        "transposed_MiB": found[1] / mib,
+        "ratio": plan.peak(width) / measured,
+        "plan": plan.record,
+        "seconds": seconds,
+    }
+
+
+def cost(loaded: Any, ids: list[int], width: int) -> dict[str, Any]:
+    """Return CPU seconds of a product both ways with everything kept, and with each kind made again or offloaded."""
+    ways = {
+        "keep": ("keep", "keep"),
+        "rebuild mixing": ("rebuild", "keep"),
+        "rebuild gates": ("keep", "rebuild"),
+        "rebuild": ("rebuild", "rebuild"),
+        "offload": ("offload", "offload"),
+    }
+    networks = {name: _as(loaded, ids, *way) for name, way in ways.items()}
+    generator = torch.Generator().manual_seed(0)
+    J = networks["keep"].jacobian("joint")
+    X, Y = (torch.randn(m, width, generator=generator) for m in reversed(J.shape))
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    results: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for turn in range(4):
+        for name, network in networks.items():
+            J = network.jacobian("joint")
+            began = time.process_time()
+            results[name] = J.matmat(X), J.rmatmat(Y)
+            if turn:
+                seconds[name].append(time.process_time() - began)
+    least = {name: min(found) for name, found in seconds.items()}
+    first = results["keep"]
+    return {
+        "tokens": len(ids),
+        "width": width,
+        "cpu_seconds": least,
+        "ratio": {name: value / least["keep"] for name, value in least.items()},
+        "difference": {
+            name: max(float((a - b).norm() / b.norm()) for a, b in zip(found, first, strict=True))
+            for name, found in results.items()
+        },
+    }
+
+
+def _as(loaded: Any, ids: list[int], mixing: Any, gates: Any) -> Any:
+    def plan(*arguments: Any) -> Plan:
+        made = make_plan(*arguments)
+        return replace(made, mixing=(mixing,) * len(made.mixing), gates=(gates,) * len(made.gates))
+
+    with patch.object(road, "make_plan", plan):
+        return dl.detach(loaded, input_ids=ids, memory=_MOST)
+
+
+if __name__ == "__main__":
+    main()

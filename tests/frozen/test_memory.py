@@ -1,0 +1,175 @@
+"""Networks that keep less: the same numbers, no more memory than planned, and everything else as before."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from bench.allocations import with_peak
+from detjac_kernels import roads
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen import attention, mapped
+from detjac_lanczos.frozen.attention import first_visible
+from detjac_lanczos.models import load_model
+from detjac_lanczos.operators import DetachedNetwork, detach, head, layer, mlp
+from detjac_lanczos.operators import attention as attention_of
+from tests import tiny_models
+from tests.every_block import every_block
+from tests.tiny_models.undeclared import UNDECLARED
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IDS = tiny_models.prompt_ids(40, 7)
+
+
+def network(make: str, way: Any, dtype: torch.dtype = torch.float64, **options: Any) -> DetachedNetwork:
+    model = getattr(tiny_models, make)(dtype, bias=True)
+    with every_block(way):
+        return detach(tiny_models.loaded(model), input_ids=IDS, memory="1GB", **options)
+
+
+def products(net: DetachedNetwork) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    batch = net.jacobians([(0, 3), (0, 30), (0, 39), (1, 2)])
+    blocks = [(i, torch.randn(24, 3, generator=generator, dtype=torch.float64).to(net.dtype)) for i in range(4)]
+    joint = net.jacobian("joint", source=layer(1), target=mlp(2), position=20)
+    u = torch.randn(24, 2, generator=generator, dtype=torch.float64).to(net.dtype)
+    return [*batch.matmat(blocks), *batch.rmatmat(blocks), joint.rmatmat(u), joint.offset]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_offloaded_coefficients_give_the_same_bits(make: str, dtype: torch.dtype) -> None:
+    kept, away = (network(make, way, dtype, freeze="half") for way in ("keep", "offload"))
+    assert away.plan.offloaded == kept.plan.coefficients - kept.plan.shape.rest(kept.lengths)
+    in_files = {name for name, value in away.coefficients.items() if mapped.is_mapped(value)}
+    assert in_files == {name for name in kept.coefficients if ".mixing." in name or ".mlp.gate" in name}
+    for found, expected in zip(products(away), products(kept), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-13), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("cells", [1, 1 << 20])
+def test_coefficients_made_again_under_windows_give_the_same_map(
+    dtype: torch.dtype, bar: float, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In tiles of 32 queries, too."""
+    kept = network("gemma", "keep", dtype, freeze="half")
+    monkeypatch.setattr(attention, "TILE_CELLS", cells)
+    monkeypatch.setattr("detjac_kernels.rebuilt_mixing.TILE_CELLS", cells)
+    again = network("gemma", "rebuild", dtype, freeze="half")
+    for found, expected in zip(products(again), products(kept), strict=True):
+        assert (found - expected).double().norm() <= bar * expected.double().norm()
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any tensor made meanwhile has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        sizes = [value.untyped_storage().nbytes() // value.itemsize for value in tree_flatten(result)[0]
+                 if isinstance(value, Tensor)]  # fmt: skip
+        self.numbers = max(self.numbers, *sizes, 0)
+        return result
+
+
+@pytest.mark.parametrize("way", ["keep", "offload", "rebuild"])
+def test_the_capture_makes_no_weights_of_all_heads_unless_they_are_kept(
+    way: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "TILE_CELLS", 1)
+    loaded = tiny_models.loaded(tiny_models.llama(torch.float32, attn_implementation="sdpa"))
+    ids = tiny_models.prompt_ids(64)
+    detach(loaded, input_ids=ids)
+    heads = loaded.model.config.num_attention_heads
+    with every_block(way, "keep"), Largest() as largest:
+        detach(loaded, input_ids=ids, memory="1GB")
+    whole = heads * 64 * 64
+    assert largest.numbers >= whole if way == "keep" else largest.numbers < whole
+
+
+@pytest.mark.parametrize("freeze", ["gate", "half"])
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_parts_are_switched_off_whatever_the_plan(make: str, freeze: Any) -> None:
+    kept, again = (network(make, way, freeze=freeze) for way in ("keep", "rebuild"))
+    for drop in ([head(1, 2), head(2, 0)], [attention_of(1)], [mlp(2), head(0, 3)]):
+        one, other = again.replace(drop=drop), kept.replace(drop=drop)
+        for found, expected in zip(products(one), products(other), strict=True):
+            assert (found - expected).norm() <= 1e-13 * (expected.norm() or 1.0)
+    before = products(again)
+    name = "blocks.1.self_attn.mixing.0.query_scale"
+    doubled = again.replace({name: 2 * again.coefficients[name]})
+    twice = kept.replace({name[:-12]: 2 * kept.coefficients[name[:-12]]})
+    for found, expected in zip(products(doubled), products(twice), strict=True):
+        assert (found - expected).norm() <= 1e-13 * expected.norm()
+    assert all(torch.equal(a, b) for a, b in zip(products(again), before, strict=True))
+    with pytest.raises(InputError, match="no such coefficient"):
+        again.replace({name[:-12]: kept.coefficients[name[:-12]]})
+
+
+def test_the_first_visible_key_is_read_from_masks_that_are_windows_alone() -> None:
+    n = 50
+    at = torch.arange(n)
+    least = torch.finfo(torch.float32).min
+    for first in (torch.zeros(n, dtype=torch.long), (at - 6).clamp(min=0), at // 8 * 8):
+        visible = (at >= first[:, None]) & (at <= at[:, None])
+        mask = torch.zeros(1, 1, n, n).masked_fill(~visible, least)
+        found = first_visible(mask, n)
+        assert found is not None and torch.equal(found, first)
+        for i, j, value in ((9, 9, least), (20, 15, -1.0), (20, 30, 0.0)):
+            other = mask.clone()
+            other[0, 0, i, j] = value
+            assert first_visible(other, n) is None
+        assert first_visible(mask.expand(1, 2, n, n), n) is None
+    assert first_visible(None, n) is None
+
+
+def test_weights_under_another_mask_are_kept_and_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = network("llama", "keep")
+    monkeypatch.setattr("detjac_lanczos.frozen.words.attention.first_visible", lambda mask, n: None)
+    with pytest.warns(UserWarning, match=r"blocks\.0\.self_attn\.mixing\.0 is kept"):
+        again = network("llama", "rebuild")
+    assert "blocks.1.self_attn.mixing.0" in again.coefficients
+    for found, expected in zip(products(again), products(kept), strict=True):
+        assert (found - expected).norm() <= 1e-13 * expected.norm()
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mapped.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"no room for .* \(No space left on device\); set TMPDIR"):
+        network("llama", "offload")
+
+
+def test_an_undeclared_model_takes_no_budget() -> None:
+    model = next(iter(UNDECLARED.values()))(torch.float32)
+    with pytest.raises(InputError, match="memory is planned for declared families only"):
+        detach((model, None), input_ids=[1, 2, 3], memory="1GiB")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("tokens", [64, 200])
+def test_the_peak_is_predicted_within_a_tenth_and_never_below(
+    tokens: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model("smollm2")
+    ids = torch.randint(0, 40000, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
+    shape = detach(loaded, input_ids=ids[:2]).plan.shape
+    least = shape.streams([tokens]) + shape.rest([tokens])
+    whole = detach(loaded, input_ids=ids).plan.resident
+    # as in a process that has not met these shapes and this model before
+    monkeypatch.setattr(roads, "_table", {})
+    monkeypatch.setattr("detjac_lanczos.operators.self_check._passed", {})
+    net, captured, held = with_peak(lambda: detach(loaded, input_ids=ids, memory=int(least + share * (whole - least))))
+    assert net.plan.resident <= held <= 1.01 * net.plan.resident + 2**16
+    J = net.jacobian("joint")
+    X, Y = torch.randn(J.shape[1], 4), torch.randn(J.shape[0], 4)
+    measured = max(captured, *(held + with_peak(product)[1] for product in (lambda: J.matmat(X), lambda: J.rmatmat(Y))))
+    assert measured <= net.plan.peak(4) <= 1.1 * measured
