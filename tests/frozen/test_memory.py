@@ -83,6 +83,7 @@ def test_the_capture_makes_no_weights_of_all_heads_unless_they_are_kept(
     way: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "TILE_CELLS", 1)
+    monkeypatch.setattr("detjac_kernels.rebuilt_mixing.TILE_CELLS", 1)
     loaded = tiny_models.loaded(tiny_models.llama(torch.float32, attn_implementation="sdpa"))
     ids = tiny_models.prompt_ids(64)
     detach(loaded, input_ids=ids)
