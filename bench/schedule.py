@@ -20,7 +20,6 @@ import torch
 import detjac_lanczos as dl
 from bench.allocations import with_peak
 from detjac_lanczos.frozen.schedule import Plan, make_plan
-from detjac_lanczos.operators import detach as road
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
 """Five budgets: shares of the way from the smallest plan to everything in memory."""
@@ -163,7 +162,7 @@ def _as(loaded: Any, ids: list[int], mixing: Any, gates: Any) -> Any:
         made = make_plan(*arguments)
         return replace(made, mixing=(mixing,) * len(made.mixing), gates=(gates,) * len(made.gates))
 
-    with patch.object(road, "make_plan", plan):
+    with patch("detjac_lanczos.operators.detach.make_plan", plan):
         return dl.detach(loaded, input_ids=ids, memory=_MOST)
 
 
