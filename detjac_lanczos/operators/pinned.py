@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.declare import Family, Residual
 from detjac_lanczos.frozen.drop import Expert, Head
@@ -20,6 +20,7 @@ from detjac_lanczos.frozen.maps import Branch, Stage
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.frozen.structure import Structure
 from detjac_lanczos.frozen.sweep import Program
 from detjac_lanczos.frozen.words import Freeze
@@ -86,6 +87,17 @@ class PinnedNetwork(DetachedNetwork):
 
     passes: PinnedPasses = field(kw_only=True)
     route = "autograd"
+
+    @property
+    def plan(self) -> Plan:
+        """There is none: what is pinned is kept.
+
+        Raises
+        ------
+        InputError
+            Always.
+        """
+        raise InputError("memory is planned for declared families only; everything that is pinned here is kept")
 
     @classmethod
     def attach(

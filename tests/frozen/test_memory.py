@@ -153,6 +153,8 @@ def test_an_undeclared_model_takes_no_budget() -> None:
     model = next(iter(UNDECLARED.values()))(torch.float32)
     with pytest.raises(InputError, match="memory is planned for declared families only"):
         detach((model, None), input_ids=[1, 2, 3], memory="1GiB")
+    with pytest.raises(InputError, match="for declared families only"):
+        _ = detach((model, None), input_ids=[1, 2, 3]).plan
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
