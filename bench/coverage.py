@@ -2,6 +2,9 @@
 
 ``python -m bench.coverage`` (or ``make coverage``) takes hours, writes ``bench/results/coverage.json`` and
 ``docs/coverage.md`` after every seed, and goes on from there when it is started again.
+
+Every case is solved with probes for completeness. Where they found nothing, the same solve without them ends with the
+same triplets (the tests hold it to that, bit for bit); where they did, it is made and judged as well.
 """
 
 import argparse
@@ -51,13 +54,11 @@ class Case:
     k: int
     tol: float
     width: int
-    complete: bool
 
     @property
     def name(self) -> str:
         """The key of the case in the record."""
-        claim = "complete" if self.complete else "triplets"
-        return f"{self.spectrum} | k {self.k} | tol {self.tol:g} | width {self.width} | {claim}"
+        return f"{self.spectrum} | k {self.k} | tol {self.tol:g} | width {self.width}"
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,16 @@ def cases(spectra: tuple[str, ...] = SPECTRA) -> Iterator[Case]:
         for k in KS:
             for tol in TOLERANCES:
                 for width in WIDTHS:
-                    for complete in (False, True):
-                        yield Case(name, k, tol, width, complete)
+                    yield Case(name, k, tol, width)
 
 
 def make_problem(case: Case, seed: int, largest: int = _LARGEST) -> Problem:
-    """Draw the size, shape, scale and precision of a synthetic case by its seed, and build the operator."""
+    """Draw the size, shape, scale and precision of a synthetic case by its seed, and build the operator.
+
+    Half of the sizes are below 85, and one in nine is above 300, so that there is time for many.
+    """
     generator = np.random.default_rng([seed, zlib.crc32(case.name.encode())])
-    size = round(_SMALLEST * (largest / _SMALLEST) ** generator.random())
+    size = round(_SMALLEST * (largest / _SMALLEST) ** (generator.random() ** 3))
     shape = [(size, size), (2 * size, size), (size, 2 * size)][generator.integers(3)]
     scale = _SCALES[generator.integers(3)]
     dtype = torch.float64 if case.tol < 1e-4 or generator.integers(2) else torch.float32
@@ -110,7 +113,24 @@ def values_of(case: Case, size: int) -> np.ndarray:
     return values
 
 
-def solve(case: Case, problem: Problem, seed: int) -> SVDResult:
+def count(case: Case, problem: Problem, seed: int) -> Counter[str]:
+    """Solve a problem with probes, and without them where they made a difference; judge every claim."""
+    probed = solve(case, problem, seed)
+    total = judge(case, problem, probed)
+    plain = solve(case, problem, seed, probes=False) if probes_told_more(probed) else None
+    if plain is not None:
+        total += judge(case, problem, plain)
+    total["missed values"] = int(missed(case, problem, probed if plain is None else plain))
+    return total
+
+
+def probes_told_more(result: SVDResult) -> bool:
+    """Whether the search went on from what a probe had found."""
+    claim = None if result.certificate is None else result.certificate.completeness
+    return claim is not None and claim.number > 0
+
+
+def solve(case: Case, problem: Problem, seed: int, *, probes: bool = True) -> SVDResult:
     """Solve a problem as the case says."""
     return svd(
         problem.operator,
@@ -120,7 +140,7 @@ def solve(case: Case, problem: Problem, seed: int) -> SVDResult:
         block=case.width,
         start=problem.start,
         seed=seed,
-        certify="complete" if case.complete else "triplets",
+        certify="complete" if probes else "triplets",
         delta=DELTA,
     )
 
@@ -142,8 +162,6 @@ def judge(case: Case, problem: Problem, result: SVDResult) -> Counter[str]:
     wrong |= bool((residuals > allowed).any() or (values > exact[: len(values)] + floor).any())
     count["claims"] = 1
     count["false TRIPLETS"] = int(wrong)
-    leading = (exact[: case.k] <= (1 + tol) * values + floor).all()
-    count["missed values"] = int(result.converged and not leading)
     claim = certificate.completeness
     if claim is not None:
         upper = np.array(claim.upper)
@@ -152,8 +170,14 @@ def judge(case: Case, problem: Problem, result: SVDResult) -> Counter[str]:
         count["false BOUND"] = int((exact[: len(upper)] > upper).any())
         if claim.complete:
             count["COMPLETE"] = 1
-            count["false COMPLETE"] = int(not leading)
+            count["false COMPLETE"] = int(missed(case, problem, result))
     return count
+
+
+def missed(case: Case, problem: Problem, result: SVDResult) -> bool:
+    """Whether a solve that says it has converged lacks one of the leading values."""
+    found = (1 + case.tol) * result.S.double().numpy() + result.floor
+    return result.converged and bool((problem.exact[: case.k] > found).any())
 
 
 def _true_residuals(problem: Problem, result: SVDResult) -> np.ndarray:
@@ -180,7 +204,8 @@ def _distinct_within(values: np.ndarray, exact: np.ndarray, radius: float) -> bo
 def main(argv: list[str] | None = None) -> int:
     """Count on, seed by seed; return 1 if a claim failed more often than it may."""
     parser = argparse.ArgumentParser(prog="python -m bench.coverage", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="count seeds 0 to this less one")
+    parser.add_argument("--first", type=int, default=0, help="begin here (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many (default: never)")
     parser.add_argument("--out", type=Path, default=RECORD)
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -192,30 +217,33 @@ def main(argv: list[str] | None = None) -> int:
     real = real_problems()
     real_cases = list(cases(tuple(real)))
     until = time.monotonic() + 60 * arguments.minutes
-    for seed in range(record["seeds done"], arguments.seeds):
+    for seed in range(arguments.first, arguments.seeds):
+        if seed in record["seeds"]:
+            continue
         counts: dict[str, Counter[str]] = {}
         for case in [*cases(), *real_cases]:
             if time.monotonic() > until:
                 print(f"stopped at seed {seed}; start it again to go on")
                 return 0
             problem = real[case.spectrum](case, seed) if case.spectrum in real else make_problem(case, seed)
-            counts[case.name] = judge(case, problem, solve(case, problem, seed))
-        for name, count in counts.items():
+            counts[case.name] = count(case, problem, seed)
+        for name, found in counts.items():
             total = Counter(record["cases"].get(name, {}))
-            total.update(count)
+            total.update(found)
             record["cases"][name] = dict(total)
-        record |= {"seeds done": seed + 1, "seeds wanted": arguments.seeds, "delta": DELTA, "torch": torch.__version__}
-        _write(arguments.out, json.dumps(record, indent=1) + "\n")
+        record["seeds"] = sorted([*record["seeds"], seed])
+        record |= {"seeds wanted": arguments.seeds, "delta": DELTA, "torch": torch.__version__}
+        _write(arguments.out, json.dumps(record, separators=(",", ":")) + "\n")
         text, sound = page(record)
         _write(arguments.page, text)
-        print(f"seed {seed + 1} of {arguments.seeds}: {'sound' if sound else 'A CLAIM FAILED'}", flush=True)
+        print(f"seed {seed} of {arguments.seeds}: {'sound' if sound else 'A CLAIM FAILED'}", flush=True)
     print(f"written: {arguments.out}, {arguments.page}")
     return 0 if page(record)[1] else 1
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        return {"seeds done": 0, "cases": {}}
+        return {"seeds": [], "cases": {}}
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 

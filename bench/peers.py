@@ -1,8 +1,8 @@
-"""Peers at equal accuracy: products and sequential passes to a true residual, on real Jacobians.
+"""Peers at equal accuracy: products and sequential passes to a true residual, on real Jacobians and made-up spectra.
 
-``python -m bench.peers`` writes ``bench/results/peers.json``. Matrices are held in memory and taken as exact in
-float64; every product of every solver is counted where the matrix is multiplied. A peer's own tolerance, or its number
-of iterations, is chosen in hindsight for each token: the cheapest on a grid that reaches the true residual
+``python -m bench.peers`` writes ``bench/results/peers.json`` and ``docs/peers.md``. Matrices are held in memory and
+taken as exact in float64; every product of every solver is counted where the matrix is multiplied. A peer's own tolerance, or
+its number of iterations, is chosen in hindsight for each matrix: the cheapest on a grid that reaches the true residual
 max_j max(‖A v - σ u‖, ‖Aᵀ u - σ v‖) / σ_j, with the right set of values. Ours is told the tolerance and measures
 itself.
 """
@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,22 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.real_jacobians import MODELS, jacobians
+from bench.coverage import PLAIN
+from bench.peers_page import page, table
+from bench.real_jacobians import MODELS, Widened, jacobians
+from bench.spectral_operator import SpectralOperator
 from detjac_lanczos import DetjacError
 from detjac_lanczos.solvers import svd
+from tests.solvers.spectra import spectrum
 
 K = 8
 TOLERANCES = (1e-2, 1e-3, 1e-6)
-WIDTHS = (1, 2, 3, 4, 8)
+WIDTHS = (1, 2, 3, 4, 5, 8, 10)
 RECORD = Path("bench/results/peers.json")
+PAGE = Path("docs/peers.md")
+_SIZE = 300
+_DISTINCT = tuple(name for name in PLAIN if name not in ("multiple", "gap", "staircase", "graded"))
+"""Synthetic spectra with the first K apart, so that every solver has a fair chance."""
 _OWN_TOLERANCES = tuple(10.0 ** (-e / 2) for e in range(2, 29))
 _SEED = 0
 
@@ -95,6 +102,12 @@ def roads() -> dict[str, Callable[[Counted, float], Iterator[Found]]]:
     found: dict[str, Callable[[Counted, float], Iterator[Found]]] = {f"ours, width {b}": _ours(b) for b in WIDTHS}
     found |= {f"scipy {solver}": _scipy(solver) for solver in ("propack", "arpack", "lobpcg")}
     found["torch svd_lowrank"] = _torch
+    try:
+        import primme
+    except ImportError:
+        print("primme is not installed: it is left out")
+    else:
+        found |= {f"PRIMME, block {b}": _primme(primme, b) for b in (1, 4)}
     try:
         from sklearn.utils.extmath import randomized_svd
     except ImportError:
@@ -167,51 +180,83 @@ def _sklearn(randomized_svd: Any) -> Callable[[Counted, float], Iterator[Found]]
     return attempts
 
 
+def _primme(primme: Any, block: int) -> Callable[[Counted, float], Iterator[Found]]:
+    def attempts(counted: Counted, tol: float) -> Iterator[Found]:
+        for own in _OWN_TOLERANCES:
+            start = np.random.default_rng(_SEED).standard_normal((counted.shape[1], block))
+            options = {"tol": own, "maxBlockSize": block, "v0": np.linalg.qr(start)[0], "maxiter": 20000}
+            try:
+                u, s, vt = primme.svds(counted.as_scipy(), K, **options)
+            except primme.PrimmeSvdsError:
+                counted.products = counted.passes = 0
+                continue
+            order = np.argsort(-s)
+            yield u[:, order], s[order], vt[order].T
+
+    return attempts
+
+
+def workloads() -> Iterator[tuple[str, Callable[[], list[Tensor]]]]:
+    """Yield matrices to solve, float64, by the name of their set: those of a real model by token."""
+    for model in MODELS:
+        yield model, lambda model=model: [matrix.double() for matrix in jacobians(model)]
+    for model in MODELS:
+        yield (
+            f"{model}, widened ×2",
+            lambda model=model: [_written_out(Widened(J.double(), 2)) for J in jacobians(model)],
+        )
+    yield (
+        "synthetic",
+        lambda: [
+            _written_out(SpectralOperator(spectrum(name, _SIZE, K), (_SIZE, _SIZE), seed, torch.float64))
+            for seed, name in enumerate(_DISTINCT)
+        ],
+    )
+
+
+def _written_out(operator: Any) -> Tensor:
+    written: Tensor = operator.matmat(torch.eye(operator.shape[1], dtype=torch.float64))
+    return written
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Count every road on every token of the embedded models, print the table, write the figures."""
+    """Count every road on every matrix, print the tables, write the figures after each road."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="smollm2", help=f"comma-separated, of {', '.join(MODELS)}")
+    parser.add_argument("--only", default="", help="sets whose names begin so; others keep their figures")
+    parser.add_argument("--roads", default="", help="roads whose names begin so; others keep their figures")
     parser.add_argument("--out", type=Path, default=RECORD)
+    parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     figures: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    for model in arguments.models.split(","):
+    for name, make in workloads():
+        if not name.startswith(arguments.only):
+            continue
         try:
-            matrices = [matrix.double() for matrix in jacobians(model)]
+            matrices = make()
         except DetjacError as error:
-            print(f"{model} left out: {error}")
+            print(f"{name} left out: {error}")
             continue
         values = [torch.linalg.svdvals(matrix).numpy() for matrix in matrices]
-        figures[model] = {
-            name: {
-                f"{tol:g}": [cheapest(A, s, tol, road) for A, s in zip(matrices, values, strict=True)]
-                for tol in TOLERANCES
-            }
-            for name, road in roads().items()
-        }
-        print(table(figures[model], model))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    beside = arguments.out.with_name(f".{arguments.out.name}")
-    beside.write_text(json.dumps(figures, indent=1) + "\n")
-    os.replace(beside, arguments.out)
+        tolerances = TOLERANCES if name in MODELS else TOLERANCES[1:2]
+        known = figures.setdefault(name, {})
+        for title, road in roads().items():
+            if title.startswith(arguments.roads):
+                known[title] = {
+                    f"{tol:g}": [cheapest(A, s, tol, road) for A, s in zip(matrices, values, strict=True)]
+                    for tol in tolerances
+                }
+                _write(arguments.out, json.dumps(figures, indent=None, separators=(",", ":")) + "\n")
+        print(table(known, name), flush=True)
+        _write(arguments.page, page(figures))
     return 0
 
 
-def table(figures: dict[str, Any], model: str) -> str:
-    """Return the table for README: mean products and sequential passes over the tokens."""
-    lines = [
-        f"| {model}, k = {K}: products / passes | " + " | ".join(f"tol {tol:g}" for tol in TOLERANCES) + " |",
-        "|---|" + "---|" * len(TOLERANCES),
-    ]
-    for name, by_tol in figures.items():
-        cells = []
-        for found in by_tol.values():
-            made = [one for one in found if one is not None]
-            failed = f" ({len(found) - len(made)} of {len(found)} not reached)" if len(made) < len(found) else ""
-            counts = (mean(one[what] for one in made) for what in ("products", "passes"))
-            cells.append((" / ".join(f"{count:.1f}" for count in counts) if made else "–") + failed)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 if __name__ == "__main__":

@@ -67,18 +67,21 @@ def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits:
     p = len(values)
     factor = np.zeros((2 * p, 2 * p))
     factor[:p, :p], factor[p:, p:] = _factor(left), _factor(right)
-    best = np.inf
-    for index, limit in enumerate(limits):
-        if limit == np.inf:
-            continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            own, other = limit / (limit**2 - values**2), values / (limit**2 - values**2)
-        if not np.isfinite(own).all():
-            return -np.inf
-        inverse = np.block([[np.diag(own), np.diag(other)], [np.diag(other), np.diag(own)]])
-        reaches = np.linalg.eigvalsh(factor.T @ inverse @ factor)[::-1]
-        best = min(best, limit - max(float(reaches[index - int((values > limit).sum())]), 0.0))
-    return best
+    bounded = np.flatnonzero(np.asarray(limits) < np.inf)
+    if not bounded.size:
+        return np.inf
+    t = np.asarray(limits)[bounded, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own, other = t / (t**2 - values**2), values / (t**2 - values**2)
+    if not np.isfinite(own).all():
+        return -np.inf
+    inverse = np.zeros((len(bounded), 2 * p, 2 * p))
+    diagonal = np.arange(p)
+    inverse[:, diagonal, diagonal] = inverse[:, p + diagonal, p + diagonal] = own
+    inverse[:, diagonal, p + diagonal] = inverse[:, p + diagonal, diagonal] = other
+    reaches = np.linalg.eigvalsh(factor.T @ inverse @ factor)[:, ::-1]
+    nearest = reaches[np.arange(len(bounded)), bounded - (values > t).sum(axis=1)]
+    return float((t[:, 0] - np.maximum(nearest, 0.0)).min())
 
 
 def _factor(gram: np.ndarray) -> np.ndarray:
