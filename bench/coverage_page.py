@@ -56,7 +56,8 @@ def page(record: dict[str, Any]) -> tuple[str, bool]:
         if sound
         else "**A claim failed more often than it may.**"
     )
-    return "\n".join([*lines, "", verdict, ""]), sound
+    notes = ["", record["note"]] if "note" in record else []
+    return "\n".join([*lines, "", verdict, *notes, ""]), sound
 
 
 def _share(count: Counter[str], claim: str) -> str:

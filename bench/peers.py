@@ -1,9 +1,10 @@
 """Peers at equal accuracy: products and sequential passes to a true residual, on real Jacobians and made-up spectra.
 
 ``python -m bench.peers`` writes ``bench/results/peers.json`` and ``docs/peers.md``. Matrices are held in memory and
-taken as exact in float64; every product of every solver is counted where the matrix is multiplied. A peer's own tolerance, or
-its number of iterations, is chosen in hindsight for each matrix: the cheapest on a grid that reaches the true residual
-max_j max(‖A v - σ u‖, ‖Aᵀ u - σ v‖) / σ_j, with the right set of values. Ours is told the tolerance and measures
+taken as exact in float64; every product of every solver is counted where the matrix is multiplied. A peer's own
+tolerance, or its number of iterations, is chosen in hindsight for each matrix: the cheapest on a grid that reaches the
+true residual max_j max(‖A v - σ u‖, ‖Aᵀ u - σ v‖) / σ_j, with the right set of values.
+Ours is told the tolerance and measures
 itself.
 """
 
@@ -183,10 +184,8 @@ def _sklearn(randomized_svd: Any) -> Callable[[Counted, float], Iterator[Found]]
 def _primme(primme: Any, block: int) -> Callable[[Counted, float], Iterator[Found]]:
     def attempts(counted: Counted, tol: float) -> Iterator[Found]:
         for own in _OWN_TOLERANCES:
-            start = np.random.default_rng(_SEED).standard_normal((counted.shape[1], block))
-            options = {"tol": own, "maxBlockSize": block, "v0": np.linalg.qr(start)[0], "maxiter": 20000}
             try:
-                u, s, vt = primme.svds(counted.as_scipy(), K, **options)
+                u, s, vt = primme.svds(counted.as_scipy(), K, tol=own, maxBlockSize=block, maxiter=20000)
             except primme.PrimmeSvdsError:
                 counted.products = counted.passes = 0
                 continue

@@ -8,10 +8,10 @@ _ABOUT = """# Peers at equal accuracy
 Made by `python -m bench.peers`. k = 8; mean over the matrices of a set (tokens of "The bridge out of Marin is the", or
 spectra) of **products / sequential passes**: columns both ways, and calls one after another. Every solver is held to
 the same true residual max_j max(‖A v - σ u‖, ‖Aᵀ u - σ v‖) / σ_j ≤ tol, with the right set of values, on the same
-matrix in float64. Ours is told the tolerance; a peer's own tolerance, or its number of iterations, is chosen in hindsight for
-each matrix, the cheapest that gets there. Ours counts everything, at width 1 also six products that look for missed
-values; probes for completeness are apart. A width of ours is that of the widest block: blocks shrink as triplets
-converge.
+matrix in float64. Ours is told the tolerance; a peer's own tolerance, or its number of iterations, is chosen in
+hindsight for each matrix, the cheapest that gets there. Ours counts everything, at width 1 also six products that look
+for missed values; probes for completeness are apart. A width of ours is that of the widest block: blocks shrink as
+triplets converge.
 """
 _BEST = "scipy propack"
 

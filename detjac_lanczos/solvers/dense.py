@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.attempt import Completed
+from detjac_lanczos.solvers.basis import thin_svd
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.energy import count_for
@@ -142,7 +143,7 @@ def _leading(matrix: Tensor, options: Options) -> tuple[Found, Tensor]:
     """Return the triplets asked for, and all singular values in the same units."""
     scale = safe_scale(matrix)
     matrix = matrix * scale
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    left, values, right = thin_svd(matrix)
     k = options.k
     if options.threshold is not None:
         k = int((values > options.threshold * scale).sum())

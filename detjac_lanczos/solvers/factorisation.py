@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import RowStore, like, project_out, to_numpy
+from detjac_lanczos.solvers.basis import RowStore, like, project_out, small_svd, to_numpy
 from detjac_lanczos.solvers.counting import Direction
 
 
@@ -101,7 +101,7 @@ class Factorisation:
 
     def ritz(self, count: int) -> RitzTriplets:
         """Return the leading ``count`` Ritz triplets (fewer where the bases are smaller)."""
-        left, values, right = np.linalg.svd(self.projected, full_matrices=False)
+        left, values, right = small_svd(self.projected)
         count = min(count, len(values))
         values = values[:count]
         mix_left, mix_right = like(left[:, :count].T, self.U.rows), like(right[:count], self.V.rows)
@@ -149,7 +149,7 @@ class Factorisation:
 
         Source: Baglama, Reichel 2005 (augmented implicitly restarted Lanczos bidiagonalisation), in blocks.
         """
-        left, values, right = np.linalg.svd(self.projected, full_matrices=True)
+        left, values, right = small_svd(self.projected, full=True)
         keep = min(keep, len(values))
         mix_left, mix_right = left[:, :keep].T, right[:keep]
         if self.V.count > self.U.count:
@@ -173,5 +173,5 @@ class Factorisation:
 def _longest(combinations: np.ndarray, products: Tensor, count: int) -> np.ndarray:
     """Turn orthonormal combinations so that those with the longest products come first, and return ``count``."""
     mixed = to_numpy(like(combinations, products) @ products)
-    turn = np.linalg.svd(mixed, full_matrices=False)[0]
+    turn = small_svd(mixed)[0]
     return np.asarray(turn.T[:count] @ combinations)

@@ -6,7 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import complete_block, dominant_rows, like, orthonormal_rows, random_rows, to_numpy
+from detjac_lanczos.solvers.basis import (
+    complete_block,
+    dominant_rows,
+    like,
+    orthonormal_rows,
+    random_rows,
+    small_svd,
+    to_numpy,
+)
 from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.energy import EnergySketch, count_for
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
@@ -212,7 +220,7 @@ class Search:
         for _ in range(2):
             inside = rows @ basis.rows.T
             rows, products = rows - inside @ basis.rows, products - inside @ stored.rows
-        mix, strengths, _ = np.linalg.svd(to_numpy(rows), full_matrices=False)
+        mix, strengths, _ = small_svd(to_numpy(rows))
         new = strengths > _NEW
         combine = like((mix[:, new] / strengths[new]).T, rows)
         self.state.absorb(direction, combine @ rows, combine @ products)
@@ -223,6 +231,7 @@ class Search:
         self._drawn += 1
         self._exact = False
         self._probing = 0
+        self._idle = 0
         self._best, self._since_best = math.inf, 0
         self._look()
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers.basis import random_rows
+from detjac_lanczos.solvers.basis import random_rows, thin_svd
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.finish import Road, finish
 from detjac_lanczos.solvers.missed import measure_missed
@@ -69,7 +69,7 @@ def _basis_size(batch: CountingBatch, options: Options) -> int:
 
 def _estimate(survey: Survey, index: int, known: Tensor, outside: Tensor, road: Road) -> SVDResult:
     batch, k, scale = survey.batch, survey.options.k, survey.scales[index]
-    left, values, right = torch.linalg.svd(known, full_matrices=False)
+    left, values, right = thin_svd(known)
     left, values, right = left[:, :k].T, values[:k], right[:k]
     rho_left = torch.linalg.vector_norm((left @ known - values[:, None] * right).double(), dim=1) / scale
     sigma = values / scale

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import complete_block, dominant_rows, project_out, random_rows, to_numpy
+from detjac_lanczos.solvers.basis import complete_block, dominant_rows, project_out, random_rows, thin_svd, to_numpy
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options, Progress
 from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, epsilon, safe_scale
@@ -107,7 +107,7 @@ class Survey:
         if not lacking:
             return False
         width = min(self.options.width, self.size - self.basis.shape[0])
-        mix = torch.linalg.svd(torch.cat(sketches), full_matrices=False).U[:, :width]
+        mix = thin_svd(torch.cat(sketches))[0][:, :width]
         parts = mix.split([len(sketch) for sketch in sketches])
         blocks = [
             (index, self.scales[index] * (part.T @ rows))
@@ -137,13 +137,13 @@ class Survey:
             self._blocks[index].append(product)
             self._images[index] = self._images[index] - inside @ product
             known = product if first else torch.cat([self._leading[index], product])
-            _, values, right = torch.linalg.svd(known, full_matrices=False)
+            _, values, right = thin_svd(known)
             # More than k, so that what grows into the leading ones later is not lost.
             kept = 2 * self.options.k
             self._leading[index] = values[:kept, None] * right[:kept]
 
     def _triplets(self, index: int) -> tuple[Tensor, Tensor]:
-        _, values, right = torch.linalg.svd(self._leading[index], full_matrices=False)
+        _, values, right = thin_svd(self._leading[index])
         return values[: self.options.k], right[: self.options.k]
 
     def _pulled(self, rows: Tensor) -> list[Tensor]:

@@ -57,6 +57,13 @@ def test_probes_that_find_nothing_change_nothing(name: str) -> None:
         assert torch.equal(one, other)
 
 
+def test_a_search_that_probes_reopen_may_go_on_on_either_side() -> None:
+    """V spans its whole space when the probe's vectors are taken; the residual that they leave is on the other side."""
+    case = Case("duplicates", 20, 1e-6, 1)
+    problem = make_problem(case, seed=28)
+    assert solve(case, problem, seed=28).converged
+
+
 @pytest.mark.parametrize("shape", [(40, 30), (30, 40), (30, 30)])
 def test_spectral_operators_are_what_they_say(shape: tuple[int, int]) -> None:
     values = 1 / np.arange(1.0, 31.0)
