@@ -19,9 +19,9 @@ help:  ## Show this list
 demo: $(INSTALLED) $(SMOLLM2)  ## Certified singular vectors of one prompt on SmolLM2, written to out/demo
 	$(BIN)/detjac svd "The bridge out of Marin is the" --model smollm2 -k 8 --out out/demo
 
-# The products of tests are small: a second thread would only spin, and badly so where the cores are shared.
+# The products of tests are small: each core runs tests of its own with one thread, and two threads would only spin.
 test: $(INSTALLED) $(SMOLLM2)  ## Run the tests; those on Gemma skip unless `make gemma` was run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 bench: $(INSTALLED) $(SMOLLM2)  ## Time against peers and floors, side by side
 	$(BIN)/detjac bench

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -73,8 +74,9 @@ class Devices(TorchFunctionMode):
 
 
 def _address(tensor: Tensor) -> int:
+    """Return where a tensor's values lie; those of vmap lie nowhere of their own."""
     with torch._C.DisableTorchFunction():
-        return 0 if tensor.is_meta else tensor.data_ptr()
+        return 0 if tensor.is_meta or is_batchedtensor(tensor) else tensor.data_ptr()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
