@@ -12,7 +12,7 @@ from detjac_lanczos.errors import DetjacError
 if TYPE_CHECKING:
     from detjac_lanczos.models import LoadedModel, load_model
     from detjac_lanczos.operators import DetachedNetwork, attention, detach, expert, head, layer, mlp, probe
-    from detjac_lanczos.runs import Run, analyze, load_run
+    from detjac_lanczos.runs import Run, analyze, load_run, plan
     from detjac_lanczos.solvers import SVDResult, check_operator, svd, svd_batch
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "load_model",
     "load_run",
     "mlp",
+    "plan",
     "probe",
     "svd",
     "svd_batch",
@@ -43,7 +44,7 @@ _ROOMS = {
     "models": ("LoadedModel", "load_model"),
     "operators": ("DetachedNetwork", "attention", "detach", "expert", "head", "layer", "mlp", "probe"),
     "solvers": ("SVDResult", "check_operator", "svd", "svd_batch"),
-    "runs": ("Run", "analyze", "load_run"),
+    "runs": ("Run", "analyze", "load_run", "plan"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -212,6 +212,26 @@ def _models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    _quiet_libraries(arguments)
+    from detjac_lanczos.runs import plan
+
+    found = plan(
+        arguments.model,
+        arguments.tokens,
+        width=arguments.width,
+        k=arguments.k,
+        tol=arguments.tol,
+        device=arguments.device,
+        memory=arguments.memory,
+        quantization=arguments.quantization,
+        dtype=arguments.dtype,
+        freeze=arguments.freeze,
+    )
+    _show(json.dumps(found.record) if arguments.json else found)
+    return 0 if found.fits else _STOPPED_SHORT
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     checkout = Path(detjac_lanczos.__file__).parents[1]
     if not (checkout / "bench" / "__main__.py").is_file():
@@ -265,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     _shared(again)
     listing = command("models", _models, "list embedded models and supported families")
     _shared(listing)
+    _plan_arguments(command("plan", _plan, "predict memory and time from a configuration, before running anything"))
     command("bench", _bench, "time against peers and floors; only in a checkout", add_help=False)
     return parser
 
@@ -302,6 +323,22 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat", action="store_true", help="put the prompt through the model's chat template")
     add("--memory", type=_name, metavar="2GiB", help="budget for coefficients and streams (default: none)")
     _device(parser)
+    _shared(parser)
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    named = "embedded name, hub id, .gguf file or a folder with a config.json (default: %(default)s)"
+    add("--model", type=_name, default="smollm2", help=named)
+    add("--tokens", type=_count, required=True, help="length of the prompt")
+    add("--width", type=_count, default=4, help="columns of a block of the solver (default: %(default)s)")
+    add("-k", "--k", type=_count, default=8, help="singular triplets (default: %(default)s)")
+    add("--tol", type=_tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
+    add("--device", default="cpu", help="h100, h200, a100, or cpu: this one, measured (default: %(default)s)")
+    add("--memory", type=_name, metavar="40GiB", help="what everything has to fit into (default: the device's)")
+    add("--quantization", help="nf4, fp4 (each also -double) or int8 (default: what the configuration says)")
+    add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
+    add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
     _shared(parser)
 
 

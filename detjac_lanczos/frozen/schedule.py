@@ -118,6 +118,14 @@ class Plan:
             sweep_bytes(self.shape, self.lengths, width, rebuilt=rebuilt),
         )
 
+    def seconds_with(self, rates: Rates) -> float:
+        """Return what offloading and making again add to a sweep, as `seconds` does, at other rates."""
+        return sum(
+            _seconds(self.shape, block, kind, self.way(kind, index), self.lengths, rates)
+            for kind in KINDS
+            for index, block in enumerate(self.shape.blocks)
+        )
+
     @property
     def record(self) -> dict[str, Any]:
         """The plan as plain data."""

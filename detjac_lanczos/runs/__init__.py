@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from detjac_lanczos.runs.analysis import analyze
     from detjac_lanczos.runs.claims import Claim, Verification
     from detjac_lanczos.runs.disk import load_run
+    from detjac_lanczos.runs.planning import JobPlan, plan
     from detjac_lanczos.runs.run import Run, TokenResult, Triplet
     from detjac_lanczos.runs.verification import verify
 
-__all__ = ["Claim", "Run", "TokenResult", "Triplet", "Verification", "analyze", "load_run", "verify"]
+__all__ = ["Claim", "JobPlan", "Run", "TokenResult", "Triplet", "Verification", "analyze", "load_run", "plan", "verify"]
 
 _MODULES = {
     "analysis": ("analyze",),
     "claims": ("Claim", "Verification"),
     "disk": ("load_run",),
+    "planning": ("JobPlan", "plan"),
     "run": ("Run", "TokenResult", "Triplet"),
     "verification": ("verify",),
 }

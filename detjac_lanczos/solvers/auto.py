@@ -71,7 +71,7 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
 
 def make_forecast(batch: CountingBatch, options: Options, dense_passes: int) -> Forecast:
     """Predict the work of both roads from shapes, costs, k, tol and width."""
-    columns = [expected_columns(options, shape) for shape in batch.shapes]
+    columns = [expected_columns(options.k, options.tol, options.width, shape) for shape in batch.shapes]
     heights = [d_out for d_out, _ in batch.shapes]
     if len(set(heights)) == 1:
         dense_rows = heights[0] * batch.shared_cost
@@ -85,14 +85,14 @@ def make_forecast(batch: CountingBatch, options: Options, dense_passes: int) -> 
     )
 
 
-def expected_columns(options: Options, shape: tuple[int, int]) -> float:
+def expected_columns(k: int, tol: float, width: int, shape: tuple[int, int]) -> float:
     """Return the columns both ways that block Golub-Kahan is expected to need.
 
     A fit to the detached Jacobians of SmolLM2-135M, k from 1 to 32, tol from 1e-2 to 1e-5, width from 1 to 8: within a
     fifth of the mean there.
     """
-    digits = max(math.log10(1e-3 / options.tol), -2.0)
-    columns = 11.0 * options.k**0.75 * (1.0 + 0.1 * digits) * (1.0 + 0.09 * (options.width - 2))
+    digits = max(math.log10(1e-3 / tol), -2.0)
+    columns = 11.0 * k**0.75 * (1.0 + 0.1 * digits) * (1.0 + 0.09 * (width - 2))
     return float(min(columns, sum(shape)))
 
 

@@ -8,7 +8,6 @@ import torch
 from detjac_lanczos.solvers import auto, counting, svd, svd_batch
 from detjac_lanczos.solvers.auto import expected_columns, sweep_rates
 from detjac_lanczos.solvers.dense import chunk_width
-from detjac_lanczos.solvers.options import Options
 from tests.solvers.spectra import SharingBatch, matrix, spectrum
 
 
@@ -107,7 +106,7 @@ def test_rates_are_fitted_and_never_negative() -> None:
 
 
 def test_expected_columns_never_exceed_the_space() -> None:
-    assert expected_columns(Options(k=30, tol=1e-6, width=2), (30, 40)) <= 70
+    assert expected_columns(30, 1e-6, 2, (30, 40)) <= 70
 
 
 @pytest.mark.parametrize(
@@ -130,7 +129,7 @@ def test_expected_columns_never_exceed_the_space() -> None:
 )
 def test_expected_columns_are_those_spent_on_smollm2(k: int, tol: float, width: int, mean: float) -> None:
     """Mean columns over the tokens of "The bridge out of Marin is the", counted."""
-    assert expected_columns(Options(k=k, tol=tol, width=width), (576, 576)) == pytest.approx(mean, rel=0.2)
+    assert expected_columns(k, tol, width, (576, 576)) == pytest.approx(mean, rel=0.2)
 
 
 def test_chunks_are_even_and_hold_about_a_thousand_rows() -> None:

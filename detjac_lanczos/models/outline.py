@@ -1,0 +1,161 @@
+"""A model from its configuration alone: modules on the meta device, and what its weights measure."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from detjac_kernels.decoded import CHUNK as WEIGHTS_DECODED_AT_ONCE
+from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.models.cache import cache_folder_of
+from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
+from detjac_lanczos.models.dtypes import parse_dtype
+from detjac_lanczos.models.hub import options_for_hub
+
+__all__ = [
+    "WEIGHTS_DECODED_AT_ONCE",
+    "Quantization",
+    "outline",
+    "packed_bytes",
+    "read_quantization",
+    "weight_bytes",
+]
+
+Quantization = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8"]
+
+
+def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, str, Quantization | None]:
+    """Return a model without values, its name, and how its configuration says that it is packed.
+
+    Parameters
+    ----------
+    model : str, path or transformers configuration
+        An embedded name (nothing is unpacked), a folder with a ``config.json``, a ``.gguf`` file, or a hub id.
+    dtype : str or torch.dtype
+        As in `load_model`.
+
+    Raises
+    ------
+    InputError, ModelError
+        If there is no such configuration, or none of a causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig
+    from transformers.models.auto import modeling_auto
+
+    wanted = parse_dtype(dtype)
+    if isinstance(model, PreTrainedConfig):
+        config, name = model, model.name_or_path or type(model).__name__
+    else:
+        config, name = _config(model), os.fspath(model)
+        name = Path(name).resolve().name if Path(name).expanduser().exists() else name
+    packed = _packed(getattr(config, "quantization_config", None), name)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    maker = AutoModelForCausalLM if causal else AutoModelForMultimodalLM
+    default = torch.float32 if name in EMBEDDED or name.endswith(".gguf") else getattr(config, "dtype", None)
+    try:
+        with torch.device("meta"):
+            made = maker.from_config(config, dtype=wanted or default or torch.float32)
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"{name} is no causal language model that transformers knows ({_first_line(error)})"
+        ) from error
+    return made.eval(), name, packed
+
+
+def weight_bytes(model: nn.Module, quantization: Quantization | None = None) -> Counter[str]:
+    """Return the bytes of a model's weights by precision, tied ones once: {"nf4": …, "bfloat16": …}.
+
+    bitsandbytes packs the linear modules but the head; 4 bits come with a scale for 64 weights, of 4 bytes, or of one
+    and 4 bytes more for 256 of these ("-double"); 8 bits with 4 bytes a row.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    packed = (
+        {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head}
+        if quantization
+        else set()
+    )
+    found: Counter[str] = Counter()
+    for parameter in model.parameters():
+        if quantization and id(parameter) in packed:
+            found[quantization] += packed_bytes(parameter.shape[0], parameter.shape[1], quantization)
+        else:
+            found[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
+    return found
+
+
+def packed_bytes(rows: int, columns: int, quantization: Quantization) -> int:
+    """Return the bytes of a packed matrix with its scales."""
+    count = rows * columns
+    if quantization == "int8":
+        return count + 4 * rows
+    scales = -(-count // 64)
+    tables = 16 * 4
+    if quantization.endswith("double"):
+        return -(-count // 2) + scales + 4 * -(-scales // 256) + tables + 256 * 4 + 4
+    return -(-count // 2) + 4 * scales + tables
+
+
+def read_quantization(name: str | None) -> Quantization | None:
+    """Return a quantisation by its name.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name.
+    """
+    if name is not None and name not in get_args(Quantization):
+        raise InputError(f"quantization {name!r} is not known; use one of {', '.join(get_args(Quantization))}")
+    return name  # type: ignore[return-value]
+
+
+def _config(model: Any) -> Any:
+    from transformers import AutoConfig
+
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"plan takes a name, a path or a configuration, not {type(model).__name__}")
+    name = os.fspath(model)
+    path = Path(name).expanduser()
+    try:
+        if name in EMBEDDED:
+            return _embedded_config(EMBEDDED[name])
+        if path.is_file() and path.suffix.lower() == ".gguf":
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        if path.is_dir():
+            return AutoConfig.from_pretrained(path)
+        options = options_for_hub(name, list(EMBEDDED), {})
+        return AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no configuration of {name!r} can be read ({_first_line(error)})") from error
+
+
+def _embedded_config(embedded: Embedded) -> Any:
+    from transformers import AutoConfig
+
+    folder = cache_folder_of(embedded.file_name, embedded.sha256)
+    if (folder / "config.json").is_file():
+        return AutoConfig.from_pretrained(folder)
+    with embedded.whole_file() as path:
+        return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def _packed(quantization: Any, name: str) -> Quantization | None:
+    if quantization is None:
+        return None
+    options = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if options.get("load_in_8bit"):
+        return "int8"
+    if options.get("load_in_4bit"):
+        kind = options.get("bnb_4bit_quant_type", "fp4")
+        return read_quantization(f"{kind}-double" if options.get("bnb_4bit_use_double_quant") else kind)
+    raise InputError(f"{name} is packed as {options.get('quant_method')}; plan knows the formats of bitsandbytes only")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,72 @@
+"""The table of a plan, for terminals and logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from detjac_lanczos.frozen.schedule import KINDS
+
+if TYPE_CHECKING:
+    from detjac_lanczos.runs.planning import Job, JobPlan
+
+_LABEL, _DETAIL, _NUMBER, _COLUMN = 20, 20, 12, 15
+_WIDTH = _LABEL + 4 * _COLUMN
+
+
+def render(plan: JobPlan) -> str:
+    """Return what a job takes, kind by kind, and whether it fits."""
+    packed = f" · {plan.quantization}" if plan.quantization else ""
+    tokens = f"{plan.tokens:,} token{'s' if plan.tokens > 1 else ''}"
+    lines = [f"{plan.model}{packed} · {plan.dtype} · {tokens} · width {plan.width} · k {plan.k}", plan.device.name, ""]
+    unit, scale = ("GB", 1e9) if plan.peak >= 1e9 else ("MB", 1e6)
+
+    def row(label: str, detail: str, count: int, remark: str = "") -> str:
+        return f"{label:<{_LABEL}}{detail:<{_DETAIL}}{count / scale:>{_NUMBER}.2f}   {remark}".rstrip()
+
+    lines += [f"{'memory':<{_LABEL + _DETAIL}}{unit:>{_NUMBER}}", "─" * _WIDTH]
+    for index, (precision, count) in enumerate(plan.weights.items()):
+        lines.append(row("" if index else "weights", precision, count))
+    if plan.streams_weights:
+        lines.append(row("", "of these here", plan.resident_weights, "two blocks at a time; every sweep reads all"))
+    schedule = plan.schedule
+    record = schedule.record
+    for kind in KINDS:
+        ways, label = record[kind], "attention weights" if kind == "mixing" else kind
+        here = schedule.bytes_of(kind, "keep") + schedule.bytes_of(kind, "rebuild")
+        remark = "; ".join(f"{way} {blocks}" for way, blocks in ways.items())
+        lines.append(row("" if lines[-1].startswith("coefficients") else "coefficients", label, here, remark))
+    lines.append(row("", "norms and others", schedule.shape.rest(schedule.lengths)))
+    if schedule.offloaded:
+        lines.append(row("", "offloaded", schedule.offloaded, "not in the peak"))
+    lines.append(row("streams", "of the forward pass", schedule.streams))
+    lines.append(row("working set", "rows, bases, capture", max(plan.working, plan.joint.bytes) + plan.scratch))
+    limit = "" if plan.memory is None else f"of {plan.memory / scale:.2f}: " + ("fits" if plan.fits else "does not fit")
+    lines += ["─" * _WIDTH, row("peak", "", plan.peak, limit), ""]
+    headings = ("rows a sweep", "passes", "row-sweeps", "seconds")
+    lines += [f"{'work':<{_LABEL}}" + "".join(f"{heading:>{_COLUMN}}" for heading in headings), "─" * _WIDTH]
+    lines += [_work("all tokens jointly", plan.joint), _work("every token", plan.every_token)]
+    lines.append(f"{'forward passes':<{_LABEL + 3 * _COLUMN}}{_seconds(plan.capture_seconds):>{_COLUMN}}")
+    if plan.memory is not None and plan.fits:
+        lines += _lockstep(plan)
+    if plan.advice:
+        lines += ["", f"To fit: {'; or '.join(plan.advice)}."]
+    return "\n".join([*lines, "", f"Rates: {plan.device.source}."])
+
+
+def _work(label: str, job: Job) -> str:
+    cells = (f"{job.rows:,}", f"{job.passes}", f"{job.row_sweeps:,.0f}", _seconds(job.seconds))
+    return f"{label:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
+
+
+def _lockstep(plan: JobPlan) -> list[str]:
+    """Say how many tokens can be asked at once where all of them are too many."""
+    room = (plan.memory or 0) - plan.resident_weights - plan.scratch - plan.schedule.resident
+    if plan.every_token.bytes <= room:
+        return []
+    at_once = max(1, int(plan.tokens * room / plan.every_token.bytes))
+    held = plan.every_token.bytes / 1e9
+    return ["", f"Rows of every token at once would take {held:,.0f} GB; ask about {at_once} at a time."]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.2f}" if seconds < 100 else f"{seconds:,.0f}"

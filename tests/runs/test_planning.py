@@ -1,0 +1,169 @@
+"""Plans of jobs: bytes of real models and networks, work of real operators, and what is said where it is too much."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from bench.allocations import with_peak
+from bench.gpu.packed import random_matrix
+from detjac_lanczos.cli import main
+from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.outline import outline, packed_bytes, weight_bytes
+from detjac_lanczos.operators import detach
+from detjac_lanczos.runs import plan
+from detjac_lanczos.solvers import svd
+from tests import tiny_models
+from tests.tiny_models.dense import DENSE
+from tests.tiny_models.moe import MOE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LLAMA_70B = Path(__file__).parents[2] / "bench" / "shapes" / "llama-3.3-70b"
+
+
+@pytest.mark.parametrize("name", ["Llama biased", "Gemma 3", "GPT-2", "Phi-3", "Cohere 2", "Mixtral", "DeepSeek-V3"])
+def test_a_plan_counts_the_bytes_of_the_model_and_of_its_network(name: str) -> None:
+    model = (DENSE | MOE)[name](torch.float32)
+    n = tiny_models.LENGTH
+    found = plan(model.config, n, dtype="float32", device="h100")
+    assert sum(found.weights.values()) == sum(parameter.nbytes for parameter in model.parameters())
+    real = detach(load_model(model), input_ids=tiny_models.prompt_ids(n)[0]).plan
+    assert real is not None
+    assert (found.schedule.resident, found.schedule.peak(4)) == (real.resident, real.peak(4))
+    assert found.fits
+
+
+def test_packed_bytes_are_those_of_bitsandbytes() -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    for double, name in ((False, "nf4"), (True, "nf4-double")):
+        weight = torch.randn(96, 192, generator=torch.Generator().manual_seed(0))
+        codes, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=double)
+        held = [codes, state.absmax, state.code]
+        if double:
+            held += [state.state2.absmax, state.state2.code, state.offset]
+        assert packed_bytes(96, 192, name) == sum(tensor.nbytes for tensor in held)
+    matrix = random_matrix(128, 256, torch.device("cpu"))
+    assert packed_bytes(128, 256, "nf4-double") - 4 == sum(
+        t.nbytes for t in (matrix.codes, matrix.absmax, matrix.table, matrix.nested.table, matrix.nested.absmax)
+    )
+
+
+def test_the_head_and_the_embedding_are_not_packed(smollm2: LoadedModel) -> None:
+    packed = load_model("smollm2", quantization="nf4").model
+    outlined, _, _ = outline("smollm2")
+    wanted = weight_bytes(outlined, "nf4")
+    linear = [module for module in packed.modules() if isinstance(module, Linear4bit)]
+    held = sum(m.weight.nbytes + m.weight.quant_state.absmax.nbytes + m.weight.quant_state.code.nbytes for m in linear)
+    assert wanted["nf4"] == held
+    inside = {id(module.weight) for module in linear}
+    assert wanted["float32"] == sum(p.nbytes for p in packed.parameters() if id(p) not in inside)
+
+
+def test_row_sweeps_are_what_the_operators_cost() -> None:
+    model = tiny_models.llama(torch.float32)
+    found = plan(model.config, 9, dtype="float32", device="h100", width=3, k=2)
+    network = detach(load_model(model), input_ids=tiny_models.prompt_ids(9)[0])
+    tokens, joint = network.jacobians(), network.jacobian("joint")
+    columns = found.every_token.row_sweeps / sum(map(tokens.cost, range(9)))
+    assert found.joint.row_sweeps == pytest.approx(1.4 * columns * joint.cost())
+    assert (found.joint.rows, found.every_token.rows) == (9 * 3, 45 * 3)
+
+
+def test_the_peak_of_a_real_job_is_the_predicted_one(smollm2: LoadedModel) -> None:
+    """Capture, self-check and top four of the joint operator of 128 tokens, weights apart."""
+    text = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    ids = smollm2.tokenizer(text)["input_ids"][:128]
+    predicted = plan("smollm2", 128, k=4, device="h100")
+
+    def job() -> Any:
+        network = detach(smollm2, input_ids=ids)
+        return network, svd(network.jacobian("joint"), k=4, block=4, method="lanczos")
+
+    _, measured, _ = with_peak(job)
+    ours = predicted.peak - predicted.resident_weights
+    assert 0.95 * measured <= ours <= 1.2 * measured
+
+
+def test_llama_70b_in_four_bits_fits_one_h100() -> None:
+    found = plan(LLAMA_70B, 8, device="h100", quantization="nf4-double")
+    blocks = 80 * (2 * 8192 * 8192 + 2 * 1024 * 8192 + 3 * 28672 * 8192)
+    assert found.weights["nf4-double"] == pytest.approx(blocks * (0.5 + 1 / 64 + 4 / 64 / 256), rel=1e-4)
+    assert found.weights["bfloat16"] == 2 * (2 * 128256 * 8192 + 161 * 8192)
+    assert found.schedule.bytes_of("gates", "keep") == 80 * 8 * 28672 * 4
+    assert found.fits
+    assert 39e9 < found.peak < 42e9
+
+
+def test_weights_that_are_too_large_stream_two_blocks_at_a_time() -> None:
+    found = plan(LLAMA_70B, 8, device="h100")
+    assert found.streams_weights
+    assert found.fits
+    outside = 2 * (2 * 128256 * 8192 + 8192)
+    block = (sum(found.weights.values()) - outside) / 80
+    assert found.resident_weights == outside + 2 * block
+    resident = plan(LLAMA_70B, 8, device="h200", memory="200GB")
+    assert not resident.streams_weights
+    assert found.joint.seconds > 10 * resident.joint.seconds
+
+
+def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(LLAMA_70B, 8192, device="a100", memory="20GB", quantization="nf4")
+    assert not found.fits
+    assert "does not fit" in str(found)
+    assert "To fit: " in str(found)
+    arguments = ["plan", "--model", str(LLAMA_70B), "--tokens", "8192", "--device", "a100", "--memory", "20GB"]
+    assert main([*arguments, "--json"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    assert record["advice"]
+    assert record["bytes"]["peak"] > record["memory"]
+
+
+def test_the_table_is_aligned_and_within_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", "smollm2", "--tokens", "1024", "--memory", "1GB"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 120
+    memory = lines[lines.index(next(line for line in lines if line.startswith("memory"))) + 2 :]
+    numbers = [line[40:52] for line in memory[: memory.index(next(m for m in memory if m.startswith("─")))]]
+    assert all(number.strip().replace(".", "").isdigit() and number[-3] == "." for number in numbers)
+    assert any("rebuild" in line or "offload" in line for line in memory)
+
+
+def test_an_embedded_name_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole, _, _ = outline("smollm2")
+    assert sum(weight_bytes(whole).values()) == sum(p.nbytes for p in smollm2.model.parameters())
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert all(parameter.is_meta for parameter in whole.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": 0}, "tokens must be a whole number"),
+        ({"device": "abacus"}, "'abacus' is not in the table"),
+        ({"quantization": "gguf"}, "'gguf' is not known"),
+        ({"memory": "much"}, "memory must be"),
+        ({"model": 3}, "plan takes a name"),
+    ],
+)
+def test_bad_arguments_are_one_line(change: dict[str, Any], said: str) -> None:
+    arguments: dict[str, Any] = {"model": LLAMA_70B, "tokens": 8, "device": "h100"} | change
+    with pytest.raises(InputError, match=said):
+        plan(arguments.pop("model"), arguments.pop("tokens"), **arguments)
+
+
+def test_what_is_no_decoder_is_refused(tmp_path: Path) -> None:
+    from transformers import MambaConfig, T5Config
+
+    with pytest.raises(UnsupportedModelError, match="not supported"):
+        plan(MambaConfig(num_hidden_layers=1, hidden_size=8, state_size=4, vocab_size=10), 8, device="h100")
+    with pytest.raises(ModelError, match="no causal language model"):
+        plan(T5Config(num_layers=1), 8, device="h100")
+    with pytest.raises(ModelError, match="no configuration"):
+        plan(tmp_path, 8, device="h100")
