@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models.adapters import adapter_state
-from detjac_lanczos.models.offloaded import stored_value
+from detjac_lanczos.models.offloaded import refuse_offloaded_packed, stored_value
 
 WORDS_PER_BLOCK = 1024
 
@@ -39,7 +39,10 @@ def fingerprint_of(model: nn.Module, finite_as: str | None = None) -> str:
     ------
     ModelError
         As in `require_finite`, if ``finite_as`` is given.
+    UnsupportedModelError
+        If packed weights are offloaded.
     """
+    refuse_offloaded_packed(model)
     digest = hashlib.sha256()
     for name, tensor in _distinct_tensors(model):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.models.side_stream import beside, used_here
 
 _PAGE = 4096
 
@@ -96,7 +97,7 @@ class OffloadedModule:
         here: Any = copy.copy(self.module)
         here._parameters, here._buffers = dict(self.module._parameters), dict(self.module._buffers)
         here.__dict__.pop("_hf_hook", None)
-        with torch.no_grad():
+        with torch.no_grad(), beside(self.device):
             for name, value in values.items():
                 if name in here._parameters or name in here._buffers:
                     set_module_tensor_to_device(
@@ -108,6 +109,7 @@ class OffloadedModule:
                         non_blocking=True,
                         clear_cache=False,
                     )
+        used_here(_own_tensors(here).values())
         return here
 
 
@@ -191,6 +193,25 @@ def require_values(model: nn.Module) -> None:
                 raise UnsupportedModelError(
                     f"{path}.{name} has no values (meta device), in memory or where accelerate offloads them to; load "
                     "the model with its weights"
+                )
+
+
+def refuse_offloaded_packed(model: nn.Module) -> None:
+    """Refuse packed modules that accelerate offloads: it moves their codes and loses what decodes them.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the first.
+    """
+    for path, module in model.named_modules():
+        if offloaded(module) is None:
+            continue
+        for name, parameter in module._parameters.items():
+            if type(parameter).__module__.startswith("bitsandbytes."):
+                raise UnsupportedModelError(
+                    f"{path}.{name} is packed by bitsandbytes and offloaded, which accelerate cannot run; keep packed "
+                    "weights in memory, or offload plain ones"
                 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detjac_lanczos.models.lora import AdaptedWeight
 from detjac_lanczos.models.offloaded import OffloadedModule, offloaded
+from detjac_lanczos.models.side_stream import Pace
 from detjac_lanczos.models.weights import Weight
 
 
@@ -91,19 +92,25 @@ def source_of(weight: Weight) -> OffloadedModule | None:
 def in_turn(groups: Sequence[Sequence[OffloadedModule]]) -> Iterator[int]:
     """Yield 0, 1, ...: at each turn the modules of that group are held, and a thread reads those of the next.
 
-    Each module is read once, and the values of two groups at most are in memory.
+    Each module is read once, and the values of two groups at most are in memory. On a CUDA device values come on a
+    stream of their own, while the group before is at work.
     """
     if not any(groups):
         yield from range(len(groups))
         return
+    pace = Pace(module.device for group in groups for module in group)
     with ThreadPoolExecutor(1, "detjac-weights") as reader:
         coming = reader.submit(_read, groups[0])
         for index, group in enumerate(groups):
             with ExitStack() as held:
-                _hold(held, group, coming.result())
+                values = coming.result()
+                pace.before()
+                _hold(held, group, values)
+                del values
                 if index + 1 < len(groups):
                     coming = reader.submit(_read, groups[index + 1])
                 yield index
+                pace.after()
 
 
 def _read(group: Sequence[OffloadedModule]) -> list[dict[str, Tensor] | None]:

@@ -1,17 +1,21 @@
 """Models whose weights accelerate offloads: the same numbers, each weight read once per sweep, two blocks at a time."""
 
 import threading
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.structural_copy import observed_copy
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.offloaded import OffloadedModule, offloaded
+from detjac_lanczos.models.side_stream import Pace
 from detjac_lanczos.models.streaming import in_turn
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp, probe
 from detjac_lanczos.reading import decode_left, decode_right
@@ -80,6 +84,8 @@ def test_a_sweep_reads_every_weight_once_and_holds_two_blocks_at_most(target: st
 class Paper:
     """An offloaded module that notes when it is read, held and left."""
 
+    device = torch.device("cpu")
+
     def __init__(self) -> None:
         self.begun, self.held_now = threading.Event(), False
 
@@ -106,6 +112,25 @@ def test_the_next_group_is_read_while_one_is_at_work() -> None:
         for ahead in groups[turn + 1 : turn + 2]:
             assert all(paper.begun.wait(10) for paper in ahead)
         assert not any(paper.begun.is_set() for group in groups[turn + 2 :] for paper in group)
+
+
+def test_the_host_is_at_most_one_turn_ahead_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the values of turn i are placed, turn i − 2 has ended on the device; i − 1 may be at work."""
+    marked: list[int] = []
+    ended: list[int] = []
+
+    class Stream:
+        def record_event(self) -> Any:
+            marked.append(len(marked))
+            return SimpleNamespace(synchronize=partial(ended.append, marked[-1]))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    pace = Pace([torch.device("cuda", 0), torch.device("cuda", 0), torch.device("cpu")])
+    for turn in range(5):
+        pace.before()
+        assert ended == list(range(turn - 1))
+        pace.after()
+    assert marked == list(range(5))
 
 
 def test_nothing_is_held_after_an_error_in_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +224,14 @@ def test_weights_that_are_nowhere_are_refused_by_name() -> None:
     model.model.layers[1].mlp.up_proj.to("meta")
     with pytest.raises(UnsupportedModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has no values"):
         detach(LoadedModel(model, None, "empty", ""), input_ids=IDS)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_packed_weights_that_are_offloaded_are_refused_by_name(kind: str) -> None:
+    model = load_model("smollm2", quantization=kind).model
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(UnsupportedModelError, match=r"model\.layers\.0\.\S+\.weight is packed by bitsandbytes and off"):
+        load_model(model)
 
 
 def test_a_model_that_cannot_run_offloaded_is_refused_in_one_line(tmp_path: Path) -> None:
