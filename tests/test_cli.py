@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,15 @@ def test_folder_without_a_run_is_one_line(command: str, tmp_path: Path, capsys: 
     assert "run.json" in _refused(capsys, command, tmp_path)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Take interrupts as a terminal's processes do: those started in the background ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_leaves_nothing_behind(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,6 +285,7 @@ def test_interrupt_leaves_nothing_behind(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_that_a_library_turned_into_another_error_is_still_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
