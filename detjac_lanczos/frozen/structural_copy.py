@@ -7,7 +7,7 @@ not even for a moment, and two threads may capture at once.
 import copy
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +44,26 @@ def structural_copy(model: nn.Module) -> Any:
         If something in the model cannot be copied, has no values, or is an adapter that cannot be read; the
         message names it.
     """
+    twin = copy_with_tensors(model, {})
+    for config in (twin.config, twin.config.get_text_config()):
+        config.return_dict = True
+    for module in twin.modules():
+        leave_weights_alone(module)
+        if "dynamic" in str(getattr(module, "rope_type", "")):
+            module.register_forward_pre_hook(_forget_lengths)
+    if compute_dtype(twin) is torch.float64:
+        _use_plain_experts(twin)
+    return twin.eval()
+
+
+def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
+    """Return a copy without hooks that shares every tensor but those which others replace, by their ids.
+
+    Raises
+    ------
+    UnsupportedModelError
+        As `structural_copy`.
+    """
     require_readable_adapters(model)
     require_values(model)
     require_not_repacked(model)
@@ -55,18 +75,9 @@ def structural_copy(model: nn.Module) -> Any:
         for shared in (*_tensors(module), *kept_by_hooks(module)):
             memo[id(shared)] = shared
     try:
-        twin: Any = copy.deepcopy(model, memo)
+        return copy.deepcopy(model, memo | dict(others))
     except Exception as error:
         raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
-    for config in (twin.config, twin.config.get_text_config()):
-        config.return_dict = True
-    for module in twin.modules():
-        leave_weights_alone(module)
-        if "dynamic" in str(getattr(module, "rope_type", "")):
-            module.register_forward_pre_hook(_forget_lengths)
-    if compute_dtype(twin) is torch.float64:
-        _use_plain_experts(twin)
-    return twin.eval()
 
 
 def _forget_lengths(rotary: Any, _: Any) -> None:

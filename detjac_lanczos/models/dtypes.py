@@ -54,20 +54,6 @@ def parse_device(device: str | torch.device | None) -> torch.device | None:
     return parsed
 
 
-def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert a model in place as transformers loads it in a dtype: its rotary frequencies stay in float32."""
-    frequencies = {
-        (module, name): buffer
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and "inv_freq" in name
-    }
-    model.to(dtype)
-    for (module, name), buffer in frequencies.items():
-        module._buffers[name] = buffer
-    return model
-
-
 def in_several_dtypes(model: nn.Module) -> str:
     """Return the end of a message that names the floating-point types of a model's weights; empty if there is one."""
     found = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})

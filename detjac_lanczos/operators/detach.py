@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.capture import capture
+from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.schedule import Rates, make_plan, read_memory
 from detjac_lanczos.frozen.structure import Structure, recognise
 from detjac_lanczos.frozen.words import Freeze
-from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.pinned import PinnedNetwork
@@ -27,6 +29,8 @@ def detach(
     prompt: str | Sequence[str] | None = None,
     *,
     freeze: Freeze = "gate",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
     chat: bool = False,
     add_special_tokens: bool = True,
     input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
@@ -49,6 +53,13 @@ def detach(
     freeze : {"gate", "up", "half"}
         Which factor of a gated MLP act(Wx) ∘ (Zx) is frozen: the activation (the paper's equations), the linear
         factor, or the mean of both maps. Each reproduces y exactly.
+    dtype : str or torch.dtype, optional
+        Precision of the pass and of every sweep, such as "float64"; by default the model's own. A live model that has
+        another stays as it is: **a converted copy of its weights is made**, and kept as long as the network. The copy
+        is what `load_model` would give in that dtype (exactly so where the stored weights are the numbers the model
+        has), and ``network.loaded`` holds it: give that to further calls. A model that is named is loaded in it.
+    device : str or torch.device, optional
+        Where the weights are and sweeps run; as `dtype`, by a copy where a live model is elsewhere.
     chat : bool
         Put the prompt through the tokenizer's chat template, as one turn of the user that the model is to answer.
     add_special_tokens : bool
@@ -80,8 +91,8 @@ def detach(
         If the prompt is empty, too long or of the wrong kind, its mask or positions do not fit, or the budget of memory
         is smaller than the smallest plan.
     UnsupportedModelError
-        If no family declares the model and its structure is not understood either, or a weight is packed in a way
-        that cannot be read.
+        If no family declares the model and its structure is not understood either, a weight is packed in a way that
+        cannot be read, or weights that are packed, offloaded or spread over devices would have to be converted.
     ModelError
         If the forward pass is not finite.
 
@@ -89,16 +100,10 @@ def detach(
     ----------
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025.
     """
-    loaded = (
-        model
-        if isinstance(model, LoadedModel)
-        else load_model(*model)
-        if isinstance(model, tuple)
-        else load_model(model)
-    )
     if freeze not in ("gate", "up", "half"):
         raise InputError(f"freeze must be 'gate', 'up' or 'half', not {freeze!r}")
     budget = read_memory(memory)
+    loaded = load_converted(model, dtype, device)
     whole = without_adapters(loaded.model)
     if not whole.can_generate():
         raise UnsupportedModelError(

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.words import Freeze
-from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.operators.network import Token
 from detjac_lanczos.runs.choices import recorded_choices, replay_choices
@@ -39,6 +41,8 @@ def analyze(
     block: int | None = None,
     max_products: int | None = None,
     freeze: Freeze = "gate",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
     source: str | Place = "embeddings",
     target: str | Place = "output",
     position: int = -1,
@@ -79,6 +83,8 @@ def analyze(
         Columns both ways that may be spent on each token; see `svd`.
     freeze : {"gate", "up", "half"}
         Which factor of a gated MLP is frozen; see `detach`.
+    dtype, device : optional
+        As in `detach`: a named model is loaded so, of a live one a converted copy is made.
     source, target, position
         Where the Jacobians begin and end; see `DetachedNetwork.jacobian`.
     chat, add_special_tokens, input_ids, inputs_embeds, attention_mask, position_ids
@@ -126,7 +132,7 @@ def analyze(
     if k is None and threshold is None and energy is None:
         k = DEFAULT_K
     k, seed = None if k is None else int(k), int(seed)
-    loaded = _load(model)
+    loaded = load_converted(model, dtype, device)
     clock.lap("load")
     network = detach(
         loaded,
@@ -194,12 +200,6 @@ class _Clock:
 
     def times(self) -> dict[str, float]:
         return self._laps | {"total": self._last - self._began}
-
-
-def _load(model: LoadedModel | tuple[Any, Any] | str) -> LoadedModel:
-    if isinstance(model, LoadedModel):
-        return model
-    return load_model(*model) if isinstance(model, tuple) else load_model(model)
 
 
 def _require_distinct(batch: JacobianBatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import ModelError
+from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place, probe
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
@@ -45,9 +46,10 @@ def verify(
     ----------
     run : Run, or the folder of one
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes, optional
-        Needed if the run was made with a live model; by default the recorded name is loaded.
+        Needed if the run was made with a live model; by default the recorded name is loaded. Of a live one in another
+        dtype than the run's a converted copy is made, as by `detach`.
     device : str, optional
-        Where a model that is loaded here is put.
+        Where the weights are put; a live model elsewhere is copied there.
 
     Returns
     -------
@@ -103,13 +105,11 @@ def _inputs(run: Run) -> dict[str, Any]:
 
 
 def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | None, device: str | None) -> LoadedModel:
-    if isinstance(model, LoadedModel):
-        loaded = model
-    elif isinstance(model, tuple):
-        loaded = load_model(*model)
-    else:
+    if model is None or isinstance(model, str | os.PathLike):
         options = {"dtype": record["dtype"], "quantization": record.get("quantization")}
         loaded = load_model(model or record["model"], **options, device=device)
+    else:
+        loaded = load_converted(model, record["dtype"], device)
     if loaded.fingerprint != record["fingerprint"]:
         raise ModelError(
             f"the weights of {loaded.name!r} are not those of the run ({record['model']!r}, fingerprint "

@@ -81,9 +81,9 @@ def test_wrong_devices_are_refused(folder: Path) -> None:
 
 
 def test_a_live_model_is_not_converted_in_place(live: tuple[Any, Any]) -> None:
-    with pytest.raises(InputError, match=r"live in torch.float32.*convert it first"):
+    with pytest.raises(InputError, match=r"live in torch.float32.*detach.*converted copy"):
         load_model(*live, dtype="float64")
-    with pytest.raises(InputError, match=r"live on cpu.*move it first"):
+    with pytest.raises(InputError, match=r"live on cpu.*detach.*copy there"):
         load_model(*live, device="meta")
     assert load_model(*live, dtype="float32", device="cpu").model is live[0]
 
