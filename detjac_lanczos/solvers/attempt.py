@@ -82,7 +82,7 @@ class Attempt:
         self.deflation = deflation_of(self.triplets.head(count))
         self.probe = Probe(self.deflation, search.shape, eps=search.eps, seed=options.seed, number=number)
         self.found = False
-        self.ended = self._affordable < 1
+        self.ended = search.left < 1
 
     @property
     def row(self) -> Tensor | None:
@@ -145,15 +145,10 @@ class Attempt:
     def _next_number(self) -> int:
         return self.number + len(self.probe.steps)
 
-    @property
-    def _affordable(self) -> float:
-        limit = self.search.options.max_products
-        return np.inf if limit is None else limit - self.search.products
-
     def _promising(self) -> bool:
         """Whether another product may be spent."""
         spent = sum(self.probe.steps)
-        if self._affordable < 1:
+        if self.search.left < 1:
             return False
         if spent < PRODUCTS:
             return True
@@ -161,7 +156,8 @@ class Attempt:
             return False
         target = min(self._edge, self._reach) - self.search.floor
         left = steps_left(self.probe.coefficients, self.probe.log_gamma(self.delta), target)
-        most = SHARE * self._searched - spent if self.search.options.max_products is None else self._affordable
+        unbounded = self.search.options.max_products is None
+        most = SHARE * self._searched - spent if unbounded else self.search.left
         return left <= most and most >= 1
 
 

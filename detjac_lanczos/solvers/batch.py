@@ -33,15 +33,15 @@ class IndependentBatch:
 
     def matmat(self, blocks: Sequence[tuple[int, Tensor]], /) -> list[Tensor]:
         """Map ``[(operator, (d_in, b_i))]`` to ``[(d_out, b_i)]``."""
-        return [self.operators[index].matmat(block) for index, block in blocks]
+        return [_own(self.operators[index].matmat(block)) for index, block in blocks]
 
     def rmatmat(self, blocks: Sequence[tuple[int, Tensor]], /) -> list[Tensor]:
         """Map ``[(operator, (d_out, b_i))]`` to ``[(d_in, b_i)]``."""
-        return [self.operators[index].rmatmat(block) for index, block in blocks]
+        return [_own(self.operators[index].rmatmat(block)) for index, block in blocks]
 
     def rmatmat_shared(self, Y: Tensor, /) -> list[Tensor]:
         """Map one cotangent block ``(d_out, b)`` by every transpose; all operators need the same ``d_out``."""
-        return [operator.rmatmat(Y) for operator in self.operators]
+        return [_own(operator.rmatmat(Y.clone())) for operator in self.operators]
 
     def cost(self, index: int, /) -> float:
         """Row-sweeps of one column of one operator."""
@@ -51,6 +51,11 @@ class IndependentBatch:
     def shared_cost(self) -> float:
         """Row-sweeps of one shared column: nothing is saved, so the sum of all."""
         return sum(self.cost(index) for index in range(len(self.operators)))
+
+
+def _own(product: Tensor) -> Tensor:
+    """Return a copy: operators may write every product into one buffer of theirs. What is no tensor is named later."""
+    return product.clone() if isinstance(product, Tensor) else product
 
 
 class Subset:

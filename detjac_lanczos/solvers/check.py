@@ -108,7 +108,7 @@ def _check_way(
         return None, [f"{name} returned NaN or infinite values for finite input"]
     if not torch.equal(kept, block):
         return None, [f"{name} changes the block that it is given"]
-    problems, first = [], product.to(torch.float64)
+    problems, first = [], product.to(torch.float64, copy=True)
     size = float(first.norm()) or 1.0
     if float((apply(block).to(torch.float64) - first).norm()) > bound * size:
         problems.append(f"{name} is not deterministic: the same block gave two different products")

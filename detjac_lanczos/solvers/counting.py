@@ -109,7 +109,7 @@ class CountingBatch:
         forward = direction is Direction.FORWARD
         apply, where = (self.batch.matmat if forward else self.batch.rmatmat), [index for index, _ in blocks]
         way, sent = f"{direction.value} {where}", [rows.to(self.operator_dtype).T for _, rows in blocks]
-        made = self._begin(way, sent, lambda: apply(list(zip(where, sent, strict=True))))
+        made = self._begin(way, sent, lambda: apply(list(zip(where, _copies(sent), strict=True))))
         products = made.products
         if len(products) != len(blocks):
             raise OperatorError(f"a {direction.value} pass of {len(blocks)} blocks returned {len(products)} of them")
@@ -130,7 +130,7 @@ class CountingBatch:
     def apply_shared(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to the same rows ``(b, d_out)`` in one pass; returns one ``(b, d_in)`` for each."""
         block, width = rows.to(self.operator_dtype).T, rows.shape[0]
-        made = self._begin("shared", [block], lambda: self.batch.rmatmat_shared(block))
+        made = self._begin("shared", [block], lambda: self.batch.rmatmat_shared(block.clone()))
         products = made.products
         if len(products) != len(self):
             raise OperatorError(f"a shared pass over {len(self)} operators returned {len(products)} blocks")
@@ -159,7 +159,7 @@ class CountingBatch:
             return torch.stack(self.apply(Direction.FORWARD, blocks)).sum(dim=0)
         add, where = self.batch.matmat_sum, [index for index, _ in blocks]
         way, sent = f"sum {where}", [rows.to(self.operator_dtype).T for _, rows in blocks]
-        made = self._begin(way, sent, lambda: [add(list(zip(where, sent, strict=True)))])
+        made = self._begin(way, sent, lambda: [add(list(zip(where, _copies(sent), strict=True)))])
         width = blocks[0][1].shape[0]
         for index, _ in blocks:
             self.forward[index] += width
@@ -171,6 +171,22 @@ class CountingBatch:
                 self.nonfinite.setdefault(index, f"operator {index}: a sum of products holds NaN or infinite values")
         self._end(way, sent, made, width * self.shared_cost)
         return checked
+
+    def repeats(self, direction: Direction, index: int, rows: Tensor, products: Tensor, scale: float = 1.0) -> bool:
+        """Whether rows sent again give the same products, up to rounding: where not, the operator changes.
+
+        Parameters
+        ----------
+        direction : Direction
+        index : int
+        rows : Tensor, shape (b, d_in) forward, (b, d_out) transposed
+        products : Tensor
+            Those of the first time, times ``scale``.
+        scale : float
+        """
+        again = self.apply(direction, [(index, rows)])[0] * scale
+        bound = adjoint_bound(epsilon(self.operator_dtype), max(self.shapes[index]))
+        return float((again - products).norm()) <= bound * float(products.norm())
 
     def settle(self, timed: dict[str, float]) -> dict[str, float]:
         """Return what decisions are made of: ``timed``, or what was timed when a journaled solve first came here."""
@@ -201,7 +217,7 @@ class CountingBatch:
         """Send one column of the first pass again, uncounted: a journal is of use to the operators that wrote it."""
         apply = self.batch.matmat if way.startswith(Direction.FORWARD.value) else self.batch.rmatmat
         index = 0 if way == "shared" else int(way.split("[")[1].split(",")[0].rstrip("]"))
-        again = apply([(index, block[:, :1])])[0].double()
+        again = apply([(index, block[:, :1].clone())])[0].double()
         bound = adjoint_bound(epsilon(self.operator_dtype), max(self.shapes[index])) * float(again.norm())
         if not float((again - stored[:, :1].double()).norm()) <= bound:
             raise InputError(
@@ -222,4 +238,9 @@ class CountingBatch:
             raise OperatorError(f"{where}: the product is on {product.device} and the operator on {self.device}")
         if index not in self.nonfinite and not bool(torch.isfinite(product).all()):
             self.nonfinite[index] = f"{where}: the product holds NaN or infinite values"
-        return product.T.to(self.dtype).contiguous()
+        return product.T.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _copies(blocks: Sequence[Tensor]) -> list[Tensor]:
+    """Return blocks that an operator may overwrite: those of the caller are vectors of a basis."""
+    return [block.clone() for block in blocks]

@@ -25,11 +25,11 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
     """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
     results, batch = [], dense.batch
     matrices = dense.run()
-    wrong = dense.not_adjoint(options.seed)
+    wrong = dense.contradictions(options.seed)
     for index, matrix in enumerate(matrices):
         found, completed = None, None
         if index in wrong:
-            status = Status.NOT_ADJOINT
+            status = wrong[index]
         elif index in batch.nonfinite:
             status = Status.NOT_FINITE
         else:
@@ -96,10 +96,11 @@ class Materialisation:
         for index, product in zip(group, products, strict=True):
             self.matrices[index][start:stop] = product
 
-    def not_adjoint(self, seed: int) -> set[int]:
-        """Send one random vector forward through every operator; return those that disagree with their matrix.
+    def contradictions(self, seed: int) -> dict[int, Status]:
+        """Send one random vector forward through every operator; return what is wrong with those that disagree.
 
-        The matrices come from transposed products alone: a wrong forward product would otherwise go unseen.
+        The matrices come from transposed products alone: a wrong forward product would otherwise go unseen. Where the
+        vector, or the first row of the matrix, comes out differently once more, it is the operator that changes.
         """
         generator = torch.Generator().manual_seed(seed)
         blocks = []
@@ -108,8 +109,8 @@ class Materialisation:
                 row = torch.randn(1, matrix.shape[1], generator=generator, dtype=torch.float64)
                 blocks.append((index, (row / row.norm()).to(matrix)))
         if not blocks:
-            return set()
-        found = set()
+            return {}
+        found = {}
         products = self.batch.apply(Direction.FORWARD, blocks)
         for (index, row), product in zip(blocks, products, strict=True):
             if index in self.batch.nonfinite:
@@ -119,7 +120,11 @@ class Materialisation:
             length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
             bound = adjoint_bound(epsilon(self.batch.operator_dtype), max(matrix.shape))
             if float((ahead - row @ matrix.T).norm()) > bound * length:
-                found.add(index)
+                unit = torch.eye(1, matrix.shape[0], dtype=row.dtype, device=row.device)
+                same = self.batch.repeats(Direction.FORWARD, index, row, ahead, scale) and self.batch.repeats(
+                    Direction.TRANSPOSED, index, unit, matrix[:1], scale
+                )
+                found[index] = Status.NOT_ADJOINT if same else Status.NOT_DETERMINISTIC
         return found
 
     def _plan(self) -> list[tuple[list[int], int, int]]:

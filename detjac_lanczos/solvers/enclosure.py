@@ -72,7 +72,9 @@ def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits:
         return np.inf
     t = np.asarray(limits)[bounded, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        own, other = t / (t**2 - values**2), values / (t**2 - values**2)
+        # t and s over t² - s², without squares that overflow.
+        below, above = 0.5 / (t - values), 0.5 / (t + values)
+        own, other = below + above, below - above
     if not np.isfinite(own).all():
         return -np.inf
     inverse = np.zeros((len(bounded), 2 * p, 2 * p))

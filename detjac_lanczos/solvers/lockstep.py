@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.options import Options, Progress
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import adjoint_bound
 from detjac_lanczos.solvers.search import Search
 
 
@@ -32,13 +30,13 @@ class Lockstep:
         self.options = options
         self.searches = [Search(shape, batch.operator_dtype, batch.device, options) for shape in batch.shapes]
         starts: Sequence[Tensor | None] = options.start if options.start is not None else [None] * len(batch)
-        for search, start in zip(self.searches, starts, strict=True):
-            self.direction = search.begin(start)
         self.ended = [0.0] * len(batch)
         self.claimed = 0
         self._begun = False
         if options.energy is not None:
             self._send_sketches()
+        for search, start in zip(self.searches, starts, strict=True):
+            self.direction = search.begin(start)
 
     @property
     def active(self) -> list[int]:
@@ -59,8 +57,7 @@ class Lockstep:
         self.direction = self.direction.other
         for index in self.active:
             self.searches[index].prepare(self.direction)
-            if self.searches[index].status is not None:
-                self.ended[index] = self.batch.seconds
+            self._note_end(index)
 
     def _sweep(self, turn: list[int]) -> None:
         blocks = []
@@ -79,11 +76,16 @@ class Lockstep:
                 search.status = Status.NOT_FINITE
             else:
                 search.absorb(self.direction, product)
-            if search.status is Status.NOT_ADJOINT and not self._repeats(index):
-                search.status = Status.NOT_DETERMINISTIC
-            if search.status is not None:
-                self.ended[index] = self.batch.seconds
+            self._note_end(index)
         self.report()
+
+    def _note_end(self, index: int) -> None:
+        """Note when a search has ended; where products contradict each other, find out why."""
+        search = self.searches[index]
+        if search.status is Status.NOT_ADJOINT and not self._repeats(index):
+            search.status = Status.NOT_DETERMINISTIC
+        if search.status is not None:
+            self.ended[index] = self.batch.seconds
 
     def report(self) -> None:
         """Tell the callback, where there is one, how things stand."""
@@ -111,16 +113,16 @@ class Lockstep:
         return one_space and self.batch.shared_cost < sum(self.batch.costs)
 
     def _repeats(self, index: int) -> bool:
-        """Whether the same products come out again: it tells a wrong transpose from an operator that changes."""
-        search = self.searches[index]
-        bound = adjoint_bound(search.eps, max(search.shape))
-        for direction, rows, stored in (
-            (Direction.FORWARD, search.state.V.rows, search.state.AV.rows),
-            (Direction.TRANSPOSED, search.state.U.rows, search.state.AtU.rows),
+        """Whether the products of the first block come out again, as far as there are products left to try."""
+        search, state = self.searches[index], self.searches[index].state
+        for direction, basis, stored in (
+            (Direction.FORWARD, state.V, state.AV),
+            (Direction.TRANSPOSED, state.U, state.AtU),
         ):
-            again = self.batch.apply(direction, [(index, rows)])[0] * search.scale
-            scale = float(torch.linalg.vector_norm(stored))
-            if not float(torch.linalg.vector_norm(again - stored)) <= bound * scale:
+            count = min(basis.count, self.options.width, search.left)
+            rows, products = basis.rows[:count], stored.rows[:count]
+            search.products += count
+            if count and not self.batch.repeats(direction, index, rows, products, search.scale):
                 return False
         return True
 

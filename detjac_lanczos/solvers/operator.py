@@ -101,7 +101,8 @@ class MatrixOperator:
         if matrix.ndim != 2:
             raise InputError(f"a matrix has two axes, this tensor has {matrix.ndim}: pass one of shape (d_out, d_in)")
         require_real(matrix.dtype)
-        self.matrix = matrix.detach()
+        # Of the sparse layouts, COO alone multiplies both ways, and blocks of any strides.
+        self.matrix = matrix.detach() if matrix.layout is torch.strided else matrix.detach().to_sparse_coo()
         self.shape = (matrix.shape[0], matrix.shape[1])
         self.dtype = matrix.dtype
         self.device = matrix.device
@@ -144,7 +145,8 @@ class ScipyOperator:
         array = np.asarray(block)
         if array.dtype.kind == "c":
             raise OperatorError("the scipy operator returned complex values: only real operators are supported")
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.dtype)
+        wanted = np.float32 if self.dtype is torch.float32 else np.float64
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=wanted))
 
 
 def as_operator(A: Any) -> LinearOperator:
@@ -185,5 +187,5 @@ def require_real(dtype: torch.dtype) -> None:
     """Raise :class:`InputError` for a dtype that no operator here can have."""
     if dtype.is_complex:
         raise InputError("complex operators are not supported: split it into real and imaginary parts")
-    if not dtype.is_floating_point:
-        raise InputError(f"an operator needs a floating point dtype, this one has {dtype}: convert it first")
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise InputError(f"an operator needs a floating point dtype of 16 bits or more, not {dtype}: convert it first")

@@ -141,6 +141,8 @@ def check_fit(
     start : sequence of Tensor or ndarray, each (d_in, w), optional
     """
     smallest = min(min(shape) for shape in shapes)
+    if smallest < 1:
+        raise InputError(f"an operator of shape {min(shapes, key=min)} has no singular values: give one with 1 or more")
     if k is not None and k > smallest:
         raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
     needed = max(shape[0] for shape in shapes) + 1
@@ -148,6 +150,8 @@ def check_fit(
         raise InputError(f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'auto'")
     if start is None:
         return None
+    if method not in ("auto", "lanczos"):
+        raise InputError(f"start begins a Lanczos search, method {method!r} makes none: choose 'lanczos', or no start")
     if len(start) != len(shapes):
         raise InputError(f"start holds {len(start)} blocks for {len(shapes)} operators: give one for each")
     return [
@@ -157,8 +161,9 @@ def check_fit(
 
 def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
     try:
-        block = torch.as_tensor(vectors)
+        block = torch.as_tensor(np.ascontiguousarray(vectors) if isinstance(vectors, np.ndarray) else vectors)
         sound = block.shape[0] == d_in and block.ndim == 2 and block.is_floating_point()
+        sound &= block.layout is torch.strided
     except (TypeError, ValueError, RuntimeError, IndexError):
         raise InputError(
             f"start block {index} is a {type(vectors).__name__}: give a tensor of shape ({d_in}, w)"

@@ -49,13 +49,15 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
         state.absorb(Direction.TRANSPOSED, cotangents, pulled * scale)
         state.absorb(Direction.FORWARD, tangents, pushed * scale)
         if state.adjoint_defect() > adjoint_bound(eps, max(shape)):
-            status = Status.NOT_ADJOINT
+            spare = options.max_products is None or limit - batch.forward[index] - batch.transposed[index] >= width
+            same = not spare or batch.repeats(Direction.TRANSPOSED, index, cotangents, pulled)
+            status = Status.NOT_ADJOINT if same else Status.NOT_DETERMINISTIC
             break
         triplets = state.ritz(options.k)
         status = _judge(triplets, options, eps, batch.passes[index], full=width == min(shape))
         cotangents = orthonormal_rows(pushed * scale)
     found = None
-    if triplets is not None and status is not Status.NOT_ADJOINT:
+    if triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         found = Found(
             torch.from_numpy(triplets.values).to(batch.device),
             triplets.left,

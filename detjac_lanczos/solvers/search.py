@@ -38,6 +38,7 @@ RESERVED_BLOCKS = _PROBE_PASSES // 2 + 1
 SPARE_VECTORS = 7
 """Ritz vectors beyond those wanted that a restart keeps: the guards that a claim of completeness may take, and one."""
 
+_UNBOUNDED = 2**62
 _NEW = 0.1
 _NEXT = 0.1
 """Relative residual above which Ritz triplets beyond those wanted share in a block that has room for them. At width 8
@@ -126,6 +127,12 @@ class Search:
         values = np.where(self.triplets.values > self.floor, self.triplets.values, self._largest or 1.0)
         return np.asarray(self.triplets.norms.max(axis=1) / values)
 
+    @property
+    def left(self) -> int:
+        """Products that the budget leaves; more than any search takes where there is none."""
+        limit = self.options.max_products
+        return _UNBOUNDED if limit is None else max(limit - self.products, 0)
+
     def begin(self, start: Tensor | None) -> Direction:
         """Set the first block and return the direction it goes.
 
@@ -135,18 +142,20 @@ class Search:
             Right vectors to begin with, which go forward with one random vector beside them; without them, random
             cotangents go through the transpose, the direction that operators of a batch can share.
         """
+        direction = Direction.TRANSPOSED if start is None else Direction.FORWARD
+        most = max(self._affordable(direction), self.left // 2)
         if start is None:
-            cotangents = random_rows(min(self.options.width, self.shape[0]), self.state.U.rows, self.generator)
-            self.block = orthonormal_rows(cotangents)
-            self._drawn = self.block.shape[0]
-            return Direction.TRANSPOSED
-        given = start.T.to(device=self.state.V.rows.device, dtype=self.dtype)
-        length = float(torch.linalg.matrix_norm(given))
-        block, _ = dominant_rows(given, given.shape[0], deflation_threshold(epsilon(self.dtype), length))
-        self._first_width = max(self.options.width, block.shape[0] + 1)
-        self.block = complete_block(block, self.state.V.rows, self._first_width, self.generator)
+            width = min(self.options.width, self.shape[0], most)
+            self.block = orthonormal_rows(random_rows(width, self.state.U.rows, self.generator))
+        else:
+            given = start.T.to(device=self.state.V.rows.device, dtype=torch.float64)
+            given = (given * safe_scale(given)).to(self.dtype)
+            length = float(torch.linalg.matrix_norm(given))
+            block, _ = dominant_rows(given, most - 1, deflation_threshold(epsilon(self.dtype), length))
+            self._first_width = max(self.options.width, block.shape[0] + 1)
+            self.block = complete_block(block, self.state.V.rows, min(self._first_width, most), self.generator)
         self._drawn = self.block.shape[0]
-        return Direction.FORWARD
+        return direction
 
     def absorb_sketch(self, products: Tensor) -> None:
         """Take the products of the random cotangents that ``sketch`` holds, before the first block is sent."""
@@ -166,15 +175,13 @@ class Search:
         self.state.absorb(direction, self.block, product)
         if self._fresh and float(torch.linalg.vector_norm(product)) <= self.floor:
             self._exact = True
-        if first_pair and self.state.adjoint_defect() > adjoint_bound(self.eps, max(self.shape)):
-            self.status = Status.NOT_ADJOINT
-        else:
-            self._look()
+        self._look()
+        if first_pair or self.status is not None:
+            self._compare()
 
     def prepare(self, direction: Direction) -> None:
         """Choose the rows to send in ``direction`` next; none where this side has no part in an open residual."""
-        if self.options.capacity is not None:
-            self._make_room(self.options.capacity)
+        restarted = self.options.capacity is not None and self._make_room(self.options.capacity)
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
         room = basis.shape[1] - basis.shape[0]
         if self.triplets is None or self._probing:
@@ -193,14 +200,27 @@ class Search:
                 self.triplets = self.state.ritz(self.state.steps)
         elif self._idle == 2:
             self.status = Status.BREAKDOWN_EXACT if self._solved(exact=True) else Status.NOISE_FLOOR
+        if restarted or self.status is not None:
+            self._compare()
 
-    def _make_room(self, capacity: int) -> None:
+    def _compare(self) -> None:
+        """End the search where its products contradict each other: a wrong transpose, or an operator that changes.
+
+        Those of the first pair show it of random vectors; those of all vectors once a search ends, or restarts, also
+        what was true only of the first passes or only in some directions.
+        """
+        if self.state.adjoint_defect() > adjoint_bound(self.eps, max(*self.shape, self.passes)):
+            self.status = Status.NOT_ADJOINT
+
+    def _make_room(self, capacity: int) -> bool:
         """Restart where the next blocks, those of a probe included, would not fit; never within a probe."""
         reserve = RESERVED_BLOCKS * self.options.width
         fullest = max(self.state.U.count, self.state.V.count)
         if self.triplets is not None and not self._probing and fullest + reserve > capacity:
             keep = max(self.wanted + SPARE_VECTORS, (capacity - reserve) // 2)
             self.state.restart(keep, 2 * self.options.width)
+            return True
+        return False
 
     def count_probe(self) -> None:
         """Count a pass of one column that a probe made of this operator."""
@@ -371,12 +391,9 @@ class Search:
 
     def _affordable(self, direction: Direction) -> int:
         """Columns that the budget leaves for ``direction``, what the other side needs to reach k set aside."""
-        limit = self.options.max_products
-        if limit is None:
-            return sum(self.shape)
         other = self.state.U.count if direction is Direction.FORWARD else self.state.V.count
         reserved = max(self.wanted - other, 0)
-        return max(limit - self.products - reserved, 0)
+        return max(self.left - reserved, 0)
 
     def _scaled(self, product: Tensor) -> Tensor:
         if self._largest == 0.0 and self.sketch is None:

@@ -33,14 +33,14 @@ def solve_shared_basis(batch: CountingBatch, options: Options, road: Road, *, ce
     survey = Survey(batch, options, _basis_size(batch, options))
     survey.run()
     probes = random_rows(MEASURING_PROBES, survey.basis, torch.Generator().manual_seed(options.seed + 1))
-    outside = survey.outside(probes) if survey.adjoint else []
+    outside = survey.outside(probes) if survey.fault is None else []
     survey.report(finished=len(batch))
     products, results = survey.products, []
     for index in range(len(batch)):
-        if survey.adjoint and index not in batch.nonfinite:
+        if survey.fault is None and index not in batch.nonfinite:
             results.append(_estimate(survey, index, products[index], outside[index], road))
         else:
-            status = Status.NOT_FINITE if survey.adjoint else Status.NOT_ADJOINT
+            status = survey.fault or Status.NOT_FINITE
             results.append(finish(batch, index, None, status, road, options, seconds=batch.seconds, certify=certify))
     return results
 

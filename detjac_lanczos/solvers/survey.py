@@ -7,6 +7,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows, project_out, random_rows, thin_svd, to_numpy
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options, Progress
+from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, epsilon, safe_scale
 
 STEERING_PROBES = 8
@@ -37,8 +38,8 @@ class Survey:
         B_i, times ``scales[i]``.
     scales : list of float
         Powers of two that keep squares of each operator's products in range.
-    adjoint : bool
-        False where the first sum of products contradicted the transposed ones.
+    fault : Status or None
+        What is wrong where the first sum of products contradicted the transposed ones.
     """
 
     def __init__(self, batch: CountingBatch, options: Options, size: int) -> None:
@@ -47,7 +48,7 @@ class Survey:
         self.eps = epsilon(batch.operator_dtype)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.basis = torch.empty(0, d_out, dtype=batch.dtype, device=batch.device)
-        self.adjoint = True
+        self.fault: Status | None = None
         self._blocks: list[list[Tensor]] = [[] for _ in range(len(batch))]
         self._probes = random_rows(max(STEERING_PROBES, options.width), self.basis, self.generator)
         images = self._pulled(self._probes)
@@ -67,7 +68,7 @@ class Survey:
 
     def run(self) -> None:
         """Grow the basis to its size, or to k and on until the probes see nothing of the leading triplets outside."""
-        while self.basis.shape[0] < self.size and self.sound and self.adjoint and self._grow():
+        while self.basis.shape[0] < self.size and self.sound and self.fault is None and self._grow():
             self.report(finished=0)
 
     def outside(self, rows: Tensor) -> list[Tensor]:
@@ -124,7 +125,8 @@ class Survey:
             return
         unit, first = safe_scale(total), not self.basis.shape[0]
         total = total * unit
-        self.adjoint = not first or self._agrees(blocks, total, unit)
+        if first and not self._agrees(blocks, total, unit):
+            self.fault = Status.NOT_ADJOINT if self._repeats() else Status.NOT_DETERMINISTIC
         threshold = deflation_threshold(self.eps, float(torch.linalg.matrix_norm(total)))
         block = dominant_rows(project_out(total, self.basis), width, threshold)[0]
         block = complete_block(block, self.basis, width, self.generator)
@@ -150,6 +152,15 @@ class Survey:
         """Apply every transpose to the same rows, a block of the width at a time."""
         passes = [self.batch.apply_shared(part) for part in rows.split(self.options.width)]
         return [torch.cat(parts) for parts in zip(*passes, strict=True)]
+
+    def _repeats(self) -> bool:
+        """Whether the first probe gives every operator the same product once more."""
+        bound = adjoint_bound(self.eps, max(max(shape) for shape in self.batch.shapes))
+        again = [product * scale for product, scale in zip(self._pulled(self._probes[:1]), self.scales, strict=True)]
+        return all(
+            float((again[index] - self._images[index][:1]).norm()) <= bound * float(self._images[index][:1].norm())
+            for index in self.sound
+        )
 
     def _agrees(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> bool:
         """Whether ⟨Σ A_i x_i, ω⟩ = Σ ⟨x_i, A_iᵀ ω⟩ up to rounding, for the first sum and the steering probes."""

@@ -106,8 +106,11 @@ def svd(
     OperatorError
         A product has the wrong shape, dtype or device.
     """
+    operators = as_batch(A)
+    if len(operators.shapes) != 1:
+        raise InputError(f"svd solves one operator, these are {len(operators.shapes)}: give them to svd_batch")
     return svd_batch(
-        as_batch(A),
+        operators,
         k,
         threshold=threshold,
         energy=energy,
@@ -161,6 +164,12 @@ def svd_batch(
     --------
     svd : the other options.
     """
+    decided = choices or {}
+    if not isinstance(decided, dict):
+        raise InputError(f"choices = {choices!r} are none of an earlier solve: give SVDResult.choices, or None")
+    block = decided.get("block") if block is None else block
+    if method == "auto":
+        method = decided.get("method", "auto" if memory is None else "lanczos")
     check_options(
         k=k,
         threshold=threshold,
@@ -176,13 +185,10 @@ def svd_batch(
     )
     operators = as_batch(batch)
     blocks = check_fit(operators.shapes, k=k, method=method, max_products=max_products, start=start)
-    decided = choices or {}
-    if method == "auto":
-        method = decided.get("method", "auto" if memory is None else "lanczos")
     if memory is not None and (method != "lanczos" or threshold is not None or energy is not None):
         raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")
     wanted = min(DEFAULT_K, *map(min, operators.shapes)) if k is None else int(k)
-    width = int(block or decided.get("block", _DEFAULT_WIDTH))
+    width = int(block or _DEFAULT_WIDTH)
     begun = 0 if blocks is None else max(given.shape[1] for given in blocks)
     options = Options(
         k=wanted,

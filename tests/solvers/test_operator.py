@@ -74,6 +74,7 @@ def test_the_inherited_case_fails_for_another_matrix() -> None:
         (torch.zeros(3, 3, dtype=torch.complex64), "complex"),
         (np.zeros((3, 3), dtype=complex), "complex"),
         (torch.zeros(3, 3, dtype=torch.int64), "floating point"),
+        (torch.zeros(3, 3, dtype=torch.float8_e4m3fn), "16 bits"),
         (torch.zeros(3), "two axes"),
         ("a matrix", "no linear operator"),
     ],
@@ -81,6 +82,31 @@ def test_the_inherited_case_fails_for_another_matrix() -> None:
 def test_what_is_no_real_operator_is_refused(A: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         as_operator(A)
+
+
+def test_svd_takes_one_operator_that_has_values() -> None:
+    with pytest.raises(InputError, match="svd_batch"):
+        svd([DENSE, DENSE], 2)
+    for shape in ((0, 5), (5, 0)):
+        with pytest.raises(InputError, match="no singular values"):
+            svd(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("method", ["lanczos", "dense"])
+@pytest.mark.parametrize(
+    "A",
+    [DENSE.to_sparse(), DENSE.to_sparse_csr(), DENSE.numpy().astype(np.longdouble), DENSE.numpy().astype(object)],
+    ids=["coo", "csr", "longdouble", "object"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_and_unusual_matrices_are_taken(A: object, method: str) -> None:
+    torch.testing.assert_close(svd(A, 2, tol=1e-9, method=method).S, torch.linalg.svdvals(DENSE)[:2])
+
+
+def test_an_operator_that_reuses_its_output_passes() -> None:
+    memory = torch.empty(200, dtype=torch.float64)
+    report = check_operator(_spoiled(lambda product: memory[: product.numel()].view(product.shape).copy_(product)))
+    assert report.ok, report
 
 
 def test_a_half_made_operator_is_told_what_it_lacks() -> None:

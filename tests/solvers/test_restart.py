@@ -120,6 +120,18 @@ def test_starts_of_any_precision_and_size_are_taken(columns: int, given: torch.d
     np.testing.assert_allclose(result.S.double(), spectrum("root", 60)[:8], rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e300, 1e-320])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_starts_of_any_length_are_taken(size: float, dtype: torch.dtype) -> None:
+    A = matrix(spectrum("root", 40), (40, 40))
+    cold, warm = (
+        svd(A.to(dtype), 8, tol=1e-4, method="lanczos", start=start)
+        for start in (None, size * torch.linalg.svd(A).Vh.T[:, :8].contiguous())
+    )
+    assert warm.converged
+    assert warm.work.products < cold.work.products
+
+
 def test_a_start_from_another_layer_costs_no_claim() -> None:
     """Vectors that have nothing to do with the operator, or hide its leading one, only cost products."""
     A = matrix(spectrum("spike", 60), (60, 60))

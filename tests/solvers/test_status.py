@@ -124,3 +124,83 @@ def test_products_of_the_wrong_shape_or_type_raise() -> None:
 @pytest.mark.parametrize("wrong", [A, torch.roll(A.T, 1, 0), 1.01 * A.T], ids=["untransposed", "rolled", "scaled"])
 def test_the_dense_road_sees_a_wrong_adjoint_too(wrong: torch.Tensor) -> None:
     assert svd(Recorder(A, wrong), 4, method="dense").status is Status.NOT_ADJOINT
+
+
+class Once(Recorder):
+    """A tenth more from the given call on: as where dropout is switched on, or a weight is changed, in the middle."""
+
+    def __init__(self, matrix: torch.Tensor, call: int, factor: float) -> None:
+        super().__init__(matrix)
+        self.call, self.factor = call, factor
+
+    def spoil(self, product):
+        return product * (self.factor if len(self.forward) + len(self.transposed) > self.call else 1.0)
+
+
+@pytest.mark.parametrize("factor", [1.1, 1.0005])
+@pytest.mark.parametrize("call", [1, 3, 6])
+def test_an_operator_that_changes_on_the_way_is_told(call: int, factor: float) -> None:
+    """The first pair of passes cannot show it; a change below the tolerance would even pass for convergence."""
+    result = svd(Once(A, call, factor), 4, method="lanczos")
+    assert result.status is Status.NOT_DETERMINISTIC
+    assert result.certificate is None
+
+
+@pytest.mark.parametrize("method", ["dense", "randomized"])
+def test_every_road_tells_chance_from_a_wrong_transpose(method: str) -> None:
+    assert svd(Jittering(A), 4, method=method).status is Status.NOT_DETERMINISTIC
+
+
+def test_a_wrong_direction_that_random_vectors_hardly_see_ends_a_search_under_a_memory_cap() -> None:
+    """Its residual stands still above the noise floor, and a basis that restarts never fills."""
+    lie = 2e-4 * torch.outer(*torch.linalg.svd(A)[0].T[:2])
+    wrong = (A + lie).T.float()
+    result = svd(Recorder(A.float(), wrong), 4, tol=1e-6, method="lanczos", memory=30 * 2 * 100 * 4)
+    assert result.status is Status.NOT_ADJOINT
+
+
+@pytest.mark.parametrize("options", [{"block": 9}, {"block": 50}, {"start": torch.eye(50)[:, :20]}, {"block": 1}])
+@pytest.mark.parametrize("budget", [8, 9, 13])
+def test_a_first_block_wider_than_the_budget_is_cut(options: dict, budget: int) -> None:
+    operator = Recorder(A)
+    result = svd(operator, 4, tol=1e-10, method="lanczos", max_products=budget, **options)
+    assert sum(operator.forward) + sum(operator.transposed) == result.work.products <= budget
+    assert result.status is Status.BUDGET
+    assert len(result.S) == 4
+
+
+def test_telling_why_products_contradict_costs_no_more_than_the_budget() -> None:
+    operator = Recorder(A, A)
+    assert svd(operator, 4, method="lanczos", block=4, max_products=9).status is Status.NOT_ADJOINT
+    assert sum(operator.forward) + sum(operator.transposed) <= 9
+
+
+class OneBuffer(Recorder):
+    """Writes every product into memory that all operators of its kind share."""
+
+    memory = torch.empty(50 * 50, dtype=A.dtype)
+
+    def spoil(self, product):
+        return self.memory[: product.numel()].view(product.shape).copy_(product)
+
+
+class InPlace(Recorder):
+    """Computes in the block that it is given, and returns it."""
+
+    def matmat(self, X):
+        return X.copy_(self.matrix @ X)
+
+    def rmatmat(self, Y):
+        return Y.copy_(self.transpose @ Y)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "dense", "randomized", "shared_basis"])
+@pytest.mark.parametrize("kind", [OneBuffer, InPlace])
+def test_operators_may_reuse_memory(kind: type[Recorder], method: str) -> None:
+    """Without copies, every operator of a batch would get the triplets of the last one, certified."""
+    matrices = [A, 2 * A + torch.eye(50), torch.roll(A, 1, 0)]
+    expected = svd_batch(matrices, 3, method=method)
+    found = svd_batch([kind(matrix) for matrix in matrices], 3, method=method)
+    for one, other in zip(found, expected, strict=True):
+        assert one.status is other.status
+        torch.testing.assert_close(one.S, other.S)

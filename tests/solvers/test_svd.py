@@ -218,6 +218,13 @@ def test_few_columns_are_spent() -> None:
         {"certify": "everything"},
         {"start": torch.ones(3, 2)},
         {"start": torch.full((20, 2), float("nan"))},
+        {"start": torch.eye(20).to_sparse()},
+        {"start": torch.eye(20), "method": "randomized"},
+        {"choices": "dense"},
+        {"choices": {"method": "arnoldi"}},
+        {"choices": {"block": 0}},
+        {"choices": {"block": -1}, "method": "lanczos"},
+        {"choices": {"method": "randomized"}, "certify": "complete"},
     ],
 )
 def test_options_that_cannot_be_honoured(options: dict) -> None:
