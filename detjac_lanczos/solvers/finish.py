@@ -61,6 +61,7 @@ def finish(
     completed: Completed | None = None,
     probed: int = 0,
     energy: tuple[float, float] | None = None,
+    error: float | None = None,
 ) -> SVDResult:
     """Measure what was found for operator ``index``, state what it proves and say how it ended.
 
@@ -100,6 +101,7 @@ def finish(
         status=status,
         advice=_advice(status, batch, index, options, certificate.claimed, len(sigma))
         + _on_energy(energy)
+        + _on_error(error)
         + _on_completeness(completed, options),
         work=work,
         method=road.method,
@@ -108,6 +110,7 @@ def finish(
         floor=floor,
         guards=None if completed is None else _guards(completed, found.scale, batch.dtype),
         energy=energy,
+        error=error,
     )
 
 
@@ -123,6 +126,11 @@ def _guards(completed: Completed, scale: float, dtype: torch.dtype) -> Guards | 
 def _on_energy(energy: tuple[float, float] | None) -> str:
     """Return how much the triplets hold, where that is what was asked for."""
     return "" if energy is None else f" They hold {energy[0]:.1%} to {energy[1]:.1%} of |A|_F²."
+
+
+def _on_error(error: float | None) -> str:
+    """Return what the triplets leave, where it was estimated."""
+    return "" if error is None else f" |A - U S Vᵀ|_F is about {error:.2g}: a leave-one-out estimate, no claim."
 
 
 def _on_completeness(completed: Completed | None, options: Options) -> str:

@@ -1,12 +1,15 @@
 """The randomised road: subspace iteration with a wide block, measured like all others."""
 
+import math
+
 import numpy as np
 import torch
 
-from detjac_lanczos.solvers.basis import orthonormal_rows, random_rows
+from detjac_lanczos.solvers.basis import random_rows
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.finish import Found, Road, finish
+from detjac_lanczos.solvers.leave_one_out import LeaveOneOut, orthonormal_factor
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
 from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, noise_floor, safe_scale
@@ -21,6 +24,10 @@ def solve_randomized(batch: CountingBatch, options: Options, road: Road, *, cert
     Ritz triplets come from one basis on each side, with the products of both, so residuals on both sides are measured.
     Converges like (σ_{k+9} / σ_k)^passes: few wide passes where the spectrum falls fast, hopeless where it is flat.
 
+    ``SVDResult.error`` estimates ‖A - U S Vᵀ‖_F from what was sent. With T the right basis and P = Tᵀ T its projector,
+    ‖A - U S Vᵀ‖_F² = ‖A P - U S Vᵀ‖_F² + ‖A - A P‖_F², as V lies in the basis. The first term is known, the second is
+    that of :class:`LeaveOneOut`, for one sample fewer.
+
     Source: Halko, Martinsson, Tropp 2011, algorithm 4.4; two-sided extraction as in the Lanczos road.
     """
     return [_solve_one(batch, index, options, road, certify) for index in range(len(batch))]
@@ -33,15 +40,22 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
     if options.max_products is not None:
         width = min(width, options.max_products // 2)
     model = torch.empty(0, shape[0], dtype=batch.dtype, device=batch.device)
-    cotangents = orthonormal_rows(random_rows(width, model, torch.Generator().manual_seed(options.seed)))
+    factor, cotangents = orthonormal_factor(random_rows(width, model, torch.Generator().manual_seed(options.seed)))
+    estimate: LeaveOneOut | None = None
+    error: float | None = None
     triplets: RitzTriplets | None = None
     status, scale = Status.BUDGET, 0.0
     limit = options.max_products if options.max_products is not None else _DEFAULT_PASSES * width
     while status is Status.BUDGET and _affords(batch, index, 2 * width, limit):
         pulled = batch.apply(Direction.TRANSPOSED, [(index, cotangents)])[0]
+        if index in batch.nonfinite:
+            status = Status.NOT_FINITE
+            break
         scale = scale or safe_scale(pulled)
-        tangents = orthonormal_rows(pulled * scale)
-        pushed = batch.apply(Direction.FORWARD, [(index, tangents)])[0] if index not in batch.nonfinite else pulled
+        estimate = estimate or LeaveOneOut(factor, pulled * scale)
+        factor, tangents = orthonormal_factor(pulled * scale)
+        estimate.follow(factor)
+        pushed = batch.apply(Direction.FORWARD, [(index, tangents)])[0]
         if index in batch.nonfinite:
             status = Status.NOT_FINITE
             break
@@ -55,7 +69,11 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
             break
         triplets = state.ritz(options.k)
         status = _judge(triplets, options, eps, batch.passes[index], full=width == min(shape))
-        cotangents = orthonormal_rows(pushed * scale)
+        sigma = torch.from_numpy(triplets.values).to(tangents)
+        known = pushed * scale - (tangents @ triplets.right.T * sigma) @ triplets.left
+        error = math.sqrt(float(known.double().square().sum()) + estimate.squared(tangents)) / scale
+        factor, cotangents = orthonormal_factor(pushed * scale)
+        estimate.follow(factor)
     found = None
     if triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         found = Found(
@@ -67,7 +85,7 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
             scale,
             float(triplets.values[0]),
         )
-    return finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify)
+    return finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify, error=error)
 
 
 def _affords(batch: CountingBatch, index: int, columns: int, limit: int) -> bool:

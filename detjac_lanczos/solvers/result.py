@@ -105,6 +105,8 @@ class SVDResult:
     energy : (float, float) or None
         Interval of the share of ‖A‖_F² that the triplets hold, where a share was asked for: 95 %, or exact where the
         matrix was written out.
+    error : float or None
+        Leave-one-out estimate of ‖A - U S Vᵀ‖_F, of the randomised road; an estimate has no bound.
     """
 
     U: Tensor
@@ -122,6 +124,7 @@ class SVDResult:
     missed: Missed | None = None
     guards: Guards | None = None
     energy: tuple[float, float] | None = None
+    error: float | None = None
 
     @property
     def relative(self) -> Tensor:
@@ -140,7 +143,8 @@ class SVDResult:
         values = ", ".join(shown if k <= _SHOWN else [*shown[: _SHOWN - 1], "…", shown[-1]])
         claim = "no certificate" if self.certificate is None else self.certificate.line
         work = f"{self.work.products} products in {self.work.passes} passes by {self.method}"
-        return f"SVDResult({d_out} × {d_in}, k={k}, {self.status.value}, S=[{values}], {claim}, {work})"
+        error = "" if self.error is None else f"|A - U S Vᵀ|_F ≈ {self.error:.2g} (estimate), "
+        return f"SVDResult({d_out} × {d_in}, k={k}, {self.status.value}, S=[{values}], {claim}, {error}{work})"
 
 
 def relative_residuals(residuals: Tensor, values: Tensor, floor: float) -> Tensor:
