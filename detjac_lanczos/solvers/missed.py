@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.trace_interval import chi_square_quantile
 
-CONFIDENCE = 0.95
+CONFIDENCE = 0.99
 FLAG_LEVEL = 0.05
 
 
@@ -32,6 +32,9 @@ class Missed:
         Estimate of ‖A‖_F.
     residuals : Tensor, shape (k,), float64
         Estimates of ρ_R, absolute; their squares have χ²_p spread.
+    values : Tensor, shape (k,), float64
+        Estimates of ‖A v_j‖ = √(s_j² + ρ_R²), nearer to σ_j than the lower bound s_j: of what s_1 lacks, √(2/p)
+        times as much is left as chance, and what turning v_1 would add. On either side of σ_j, and without a bound.
     sigma_1 : (float, float)
         Holds σ_1: the lower end always, up to rounding, the upper end with probability ``confidence``.
     confidence : float
@@ -43,6 +46,7 @@ class Missed:
     share: float
     frobenius: float
     residuals: Tensor
+    values: Tensor
     sigma_1: tuple[float, float]
     confidence: float
     probes: int
@@ -76,11 +80,12 @@ def measure_missed(
     captured, rest = float(known.square().sum()), float(outside.square().sum()) / probes
     enlarged = torch.cat([known, outside / math.sqrt(chi_square_quantile(probes, 1.0 - CONFIDENCE))])
     highest = math.sqrt(max(float(torch.linalg.eigvalsh(enlarged @ enlarged.T)[-1]), 0.0))
-    low = float(values[0])
+    low, squares = float(values[0]), (right @ outside.T).square().mean(dim=1)
     return Missed(
         share=rest / (captured + rest) if captured + rest > 0.0 else 0.0,
         frobenius=math.sqrt(captured + rest) / scale,
-        residuals=(right @ outside.T).square().mean(dim=1).sqrt() / scale,
+        residuals=squares.sqrt() / scale,
+        values=(values.double().square() + squares).sqrt() / scale,
         sigma_1=(low / scale, max(low, highest) / scale + floor),
         confidence=CONFIDENCE,
         probes=probes,

@@ -86,8 +86,9 @@ def _estimate(survey: Survey, index: int, known: Tensor, outside: Tensor, road: 
         certificate=None,
         status=Status.ESTIMATE,
         advice=(
-            f"Estimates from {survey.basis.shape[0]} shared left vectors: values are lower bounds, and σ_1 is at most "
-            f"{larger} with probability {missed.confidence:g}; polish the result for a certificate."
+            f"Estimates from {survey.basis.shape[0]} shared left vectors: values are lower bounds, σ_1 is about "
+            f"{float(missed.values[0]):.4g} and at most {larger} with probability {missed.confidence:g}; polish the "
+            "result for a certificate."
         ),
         work=Work(batch.forward[index], batch.transposed[index], passes, batch.row_sweeps[index], batch.seconds),
         method=road.method,
