@@ -18,104 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.coverage import PLAIN
+from bench.peer_roads import Counted, K, roads
 from bench.peers_page import page, table
 from bench.real_jacobians import MODELS, Widened, jacobians
 from bench.spectral_operator import SpectralOperator
 from detjac_lanczos import DetjacError
-from detjac_lanczos.solvers import svd
 from tests.solvers.spectra import spectrum
 
-K = 8
 TOLERANCES = (1e-2, 1e-3, 1e-6)
-WIDTHS = (1, 2, 3, 4, 5, 8, 10)
 RECORD = Path("bench/results/peers.json")
 PAGE = Path("docs/peers.md")
 _SIZE = 300
 _DISTINCT = tuple(name for name in PLAIN if name not in ("multiple", "gap", "staircase", "graded"))
 """Synthetic spectra with the first K apart, so that every solver has a fair chance."""
-_OWN_TOLERANCES = tuple(10.0 ** (-e / 2) for e in range(2, 29))
-_SEED = 0
-
-Found = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-class Counted:
-    """A matrix that counts columns and calls, as an operator of ours and of scipy."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix, self.shape = matrix, (matrix.shape[0], matrix.shape[1])
-        self.dtype, self.device = matrix.dtype, matrix.device
-        self.products = self.passes = 0
-
-    def matmat(self, X: Tensor) -> Tensor:
-        """(d_in, b) to (d_out, b)."""
-        return self.matrix @ self._count(X)
-
-    def rmatmat(self, Y: Tensor) -> Tensor:
-        """(d_out, b) to (d_in, b)."""
-        return self.matrix.T @ self._count(Y)
-
-    def as_scipy(self) -> LinearOperator:
-        """Return a scipy operator over the same counts."""
-
-        def through(apply: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
-            def call(X: Any) -> Any:
-                block = torch.from_numpy(np.ascontiguousarray(X).reshape(X.shape[0], -1))
-                return apply(block).numpy().reshape(-1, *X.shape[1:])
-
-            return call
-
-        forward, back = through(self.matmat), through(self.rmatmat)
-        return LinearOperator(self.shape, matvec=forward, rmatvec=back, matmat=forward, rmatmat=back, dtype=np.float64)
-
-    def _count(self, block: Tensor) -> Tensor:
-        self.products += block.shape[1]
-        self.passes += 1
-        return block
-
-
-class CountProducts(TorchDispatchMode):
-    """Counts the products with one matrix inside a torch function, by its shape and memory."""
-
-    def __init__(self, counted: Counted) -> None:
-        super().__init__()
-        self.counted, self._place = counted, counted.matrix.untyped_storage().data_ptr()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
-            for one, other, axis in ((args[0], args[1], -1), (args[1], args[0], -2)):
-                if one.untyped_storage().data_ptr() == self._place:
-                    self.counted.products += other.shape[axis]
-                    self.counted.passes += 1
-        return function(*args, **(kwargs or {}))
-
-
-def roads() -> dict[str, Callable[[Counted, float], Iterator[Found]]]:
-    """Return every solver by name: from a counted matrix and a tolerance to attempts, cheapest first.
-
-    An attempt's counts are those made since the one before.
-    """
-    found: dict[str, Callable[[Counted, float], Iterator[Found]]] = {f"ours, width {b}": _ours(b) for b in WIDTHS}
-    found |= {f"scipy {solver}": _scipy(solver) for solver in ("propack", "arpack", "lobpcg")}
-    found["torch svd_lowrank"] = _torch
-    try:
-        import primme
-    except ImportError:
-        print("primme is not installed: it is left out")
-    else:
-        found |= {f"PRIMME, block {b}": _primme(primme, b) for b in (1, 4)}
-    try:
-        from sklearn.utils.extmath import randomized_svd
-    except ImportError:
-        print("scikit-learn is not installed: its randomized_svd is left out")
-    else:
-        found["sklearn randomized_svd"] = _sklearn(randomized_svd)
-    return found
 
 
 def cheapest(matrix: Tensor, values: np.ndarray, tol: float, road: Any) -> dict[str, float] | None:
@@ -133,66 +51,6 @@ def true_residual(A: np.ndarray, u: np.ndarray, s: np.ndarray, v: np.ndarray) ->
     """Return max_j max(‖A v - σ u‖, ‖Aᵀ u - σ v‖) / σ_j."""
     right, left = np.linalg.norm(A @ v - u * s, axis=0), np.linalg.norm(A.T @ u - v * s, axis=0)
     return float((np.maximum(right, left) / s).max())
-
-
-def _ours(width: int) -> Callable[[Counted, float], Iterator[Found]]:
-    def attempts(counted: Counted, tol: float) -> Iterator[Found]:
-        result = svd(counted, K, tol=tol, method="lanczos", block=width, seed=_SEED)
-        yield result.U.numpy(), result.S.numpy(), result.V.numpy()
-
-    return attempts
-
-
-def _scipy(solver: str) -> Callable[[Counted, float], Iterator[Found]]:
-    def attempts(counted: Counted, tol: float) -> Iterator[Found]:
-        for own in _OWN_TOLERANCES:
-            # Passes are calls: ARPACK and PROPACK multiply one vector at a time, LOBPCG a block.
-            rng = np.random.default_rng(_SEED)
-            try:
-                u, s, vt = svds(counted.as_scipy(), K, solver=solver, tol=own, maxiter=2000, rng=rng)
-            except (np.linalg.LinAlgError, ArithmeticError, ValueError, RuntimeError):
-                counted.products = counted.passes = 0
-                continue
-            order = np.argsort(-s)
-            yield u[:, order], s[order], vt[order].T
-
-    return attempts
-
-
-def _torch(counted: Counted, tol: float) -> Iterator[Found]:
-    for rounds in range(0, 60):
-        torch.manual_seed(_SEED)
-        with CountProducts(counted):
-            u, s, v = torch.svd_lowrank(counted.matrix, q=2 * K, niter=rounds)
-        yield u[:, :K].numpy(), s[:K].numpy(), v[:, :K].numpy()
-
-
-def _sklearn(randomized_svd: Any) -> Callable[[Counted, float], Iterator[Found]]:
-    """Count by its algorithm, since it copies what it is given: 2 K columns, n_iter rounds both ways, and once more."""
-
-    def attempts(counted: Counted, tol: float) -> Iterator[Found]:
-        for rounds in range(0, 60):
-            options = {"n_oversamples": K, "n_iter": rounds, "flip_sign": False, "random_state": _SEED}
-            u, s, vt = randomized_svd(counted.matrix.numpy(), K, **options)
-            counted.passes = 2 * rounds + 2
-            counted.products = 2 * K * counted.passes
-            yield u, s, vt.T
-
-    return attempts
-
-
-def _primme(primme: Any, block: int) -> Callable[[Counted, float], Iterator[Found]]:
-    def attempts(counted: Counted, tol: float) -> Iterator[Found]:
-        for own in _OWN_TOLERANCES:
-            try:
-                u, s, vt = primme.svds(counted.as_scipy(), K, tol=own, maxBlockSize=block, maxiter=20000)
-            except primme.PrimmeSvdsError:
-                counted.products = counted.passes = 0
-                continue
-            order = np.argsort(-s)
-            yield u[:, order], s[order], vt[order].T
-
-    return attempts
 
 
 def workloads() -> Iterator[tuple[str, Callable[[], list[Tensor]]]]:
