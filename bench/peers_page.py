@@ -10,10 +10,12 @@ spectra) of **products / sequential passes**: columns both ways, and calls one a
 the same true residual max_j max(‖A v - σ u‖, ‖Aᵀ u - σ v‖) / σ_j ≤ tol, with the right set of values, on the same
 matrix in float64. Ours is told the tolerance; a peer's own tolerance, or its number of iterations, is chosen in
 hindsight for each matrix, the cheapest that gets there. Ours counts everything, at width 1 also six products that look
-for missed values; probes for completeness are apart. Peers come by `pip install '.[peers]' --constraint constraints.txt`
-(PRIMME is built, and needs libopenblas-dev). CoLA's release has no SVD: its Lanczos runs on AᵀA. matfree's steps are not
-restarted, so fewer of them are the beginning of a longer run. A width of ours is that of the widest block: blocks shrink as
+for missed values; probes for completeness are apart. A width of ours is that of the widest block: blocks shrink as
 triplets converge.
+
+Peers come by `pip install '.[peers]' --constraint constraints.txt` (PRIMME is built, and needs libopenblas-dev). CoLA's
+release has no SVD: its Lanczos runs on AᵀA. matfree takes a number of steps and has no test of convergence: the number
+that is enough is what is counted.
 """
 _BEST = "scipy propack"
 
