@@ -63,8 +63,9 @@ class Survey:
 
     @property
     def products(self) -> list[Tensor]:
-        """B_i of every operator, scaled."""
-        return [torch.cat(blocks) for blocks in self._blocks]
+        """B_i of every operator, scaled; no rows where its products were not finite from the start."""
+        empty = [self.basis.new_empty(0, d_in) for _, d_in in self.batch.shapes]
+        return [torch.cat([none, *blocks]) for none, blocks in zip(empty, self._blocks, strict=True)]
 
     def run(self) -> None:
         """Grow the basis to its size, or to k and on until the probes see nothing of the leading triplets outside."""

@@ -243,10 +243,11 @@ def test_small_and_degenerate_batches() -> None:
     np.testing.assert_allclose(alone.S, np.ones(3))
 
 
-def test_one_operator_that_is_not_finite_leaves_the_others_alone() -> None:
+@pytest.mark.parametrize("sound", [0, 5])
+def test_one_operator_that_is_not_finite_leaves_the_others_alone(sound: int) -> None:
     class Broken(Recorder):
         def spoil(self, product):
-            return product * (float("nan") if len(self.transposed) > 5 else 1.0)
+            return product * (float("nan") if len(self.transposed) > sound else 1.0)
 
     matrices = neighbours()[:6]
     results = svd_batch([*matrices, Broken(matrices[0])], 4, method="shared_basis")
@@ -262,6 +263,15 @@ def test_a_wrong_adjoint_is_seen_in_the_first_sum(wrong) -> None:
     for result in svd_batch(operators, 4, method="shared_basis"):
         assert result.status is Status.NOT_ADJOINT
         assert bool(result.S.isnan().all())
+
+
+def test_chance_is_told_from_a_wrong_adjoint() -> None:
+    class Jittering(SummingBatch):
+        def rmatmat_shared(self, Y):
+            return [product * (1 + 1e-3 * torch.rand(())) for product in super().rmatmat_shared(Y)]
+
+    results = svd_batch(Jittering(neighbours()[:3], [1.0] * 3), 4, method="shared_basis")
+    assert {result.status for result in results} == {Status.NOT_DETERMINISTIC}
 
 
 def test_what_cannot_be_surveyed_is_one_clear_line() -> None:
