@@ -112,6 +112,7 @@ def _svd(arguments: argparse.Namespace) -> int:
     _quiet_libraries(arguments)
     from detjac_lanczos.models import load_model
     from detjac_lanczos.runs import analyze
+    from detjac_lanczos.runs.beforehand import check_on_configuration
     from detjac_lanczos.runs.place_names import parse_place
     from detjac_lanczos.runs.progress import ProgressReporter
 
@@ -121,6 +122,14 @@ def _svd(arguments: argparse.Namespace) -> int:
     with ProgressReporter(arguments.tol, quiet=arguments.quiet, verbose=arguments.verbose) as progress:
         source, target = parse_place(arguments.source), parse_place(arguments.target)
         progress.stage(f"loading {arguments.model}")
+        check_on_configuration(
+            arguments.model,
+            k=arguments.k,
+            tokens=tokens,
+            source=source,
+            target=target,
+            position=arguments.position,
+        )
         began = time.perf_counter()
         model = load_model(
             arguments.model, dtype=arguments.dtype, device=arguments.device, quantization=arguments.quantization

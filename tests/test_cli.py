@@ -207,6 +207,23 @@ def test_what_the_model_cannot_do_is_one_line(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-k", "65"], "from 1 to 64"),
+        (["--target", "mlp(3)"], "layer 3 does not exist"),
+        (["--source", "layer(2)", "--target", "layer(1)"], "before the source"),
+        (["--tokens", "3,32"], "token 32 does not exist; a prompt of harmed has 32 tokens at most"),
+        (["--position", "-33"], "position -33 does not exist"),
+    ],
+)
+def test_what_the_configuration_rules_out_is_said_before_weights_are_read(
+    harmed: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (harmed / "model.safetensors").unlink()
+    assert words in _refused(capsys, "svd", PROMPT, *arguments, "--model", harmed)
+
+
 def test_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no model at" in _refused(capsys, "svd", PROMPT, "--model", tmp_path / "nowhere")
 

@@ -110,7 +110,7 @@ def detach(
             f"{type(whole).__name__} predicts no next token; give a causal language model with its head, such as "
             "LlamaForCausalLM"
         )
-    family = _family_of(loaded.model)
+    family = family_or_structure(loaded.model)
     prompts = read_prompts(
         loaded,
         prompt,
@@ -140,8 +140,14 @@ def detach(
     return network
 
 
-def _family_of(model: Any) -> Family | Structure:
-    """Return the declaration that serves a model, or its structure where there is none."""
+def family_or_structure(model: Any) -> Family | Structure:
+    """Return the declaration that serves a model, or its structure where there is none; meta tensors will do.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is neither.
+    """
     try:
         return family_of(model)
     except UnsupportedModelError as undeclared:

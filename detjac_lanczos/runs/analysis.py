@@ -16,6 +16,7 @@ from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.operators.network import Token
+from detjac_lanczos.runs.beforehand import check_on_configuration
 from detjac_lanczos.runs.choices import recorded_choices, replay_choices
 from detjac_lanczos.runs.readings import read_prompts, read_tokens
 from detjac_lanczos.runs.record import PromptReading, make_record
@@ -132,6 +133,7 @@ def analyze(
     if k is None and threshold is None and energy is None:
         k = DEFAULT_K
     k, seed = None if k is None else int(k), int(seed)
+    check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
     loaded = load_converted(model, dtype, device)
     clock.lap("load")
     network = detach(
