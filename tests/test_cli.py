@@ -1,5 +1,6 @@
 """The command line: results on standard output, one line for bad input, exit codes that mean something."""
 
+import importlib
 import json
 import os
 import shutil
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import detjac_lanczos
 from detjac_lanczos.cli import main
-from detjac_lanczos.models import LoadedModel
-from detjac_lanczos.runs import load_run, verify
+from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.reading import figures
+from detjac_lanczos.runs import analyze, load_run, verify
 from detjac_lanczos.runs.progress import ProgressReporter
 from tests.tiny_llama import PROMPT, save_tiny_llama
 
@@ -300,6 +302,51 @@ def test_interrupt_leaves_nothing_behind(
     assert _main("svd", PROMPT, "--model", folder, "--method", "lanczos", "--out", tmp_path / "out") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "detjac: interrupted"
     assert not any(tmp_path.iterdir())
+
+
+STAGES = {
+    "loading": ("detjac_lanczos.models.load", "fingerprint_of"),
+    "detaching": ("detjac_lanczos.operators.detach", "capture"),
+    "decoding": ("detjac_lanczos.runs.analysis", "read_tokens"),
+    "drawing": ("detjac_lanczos.reading.figures", "save_figures"),
+    "writing": ("detjac_lanczos.runs.folder", "_sync"),
+    "renaming": ("detjac_lanczos.runs.folder", "_exchange"),
+    "clearing up": ("shutil", "rmtree"),
+}
+
+
+@pytest.fixture(scope="module")
+def standing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run, without figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_figures", lambda *_: [])
+        return analyze(load_model(folder), PROMPT, 2, tokens=[0]).save(tmp_path_factory.mktemp("standing") / "out")
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupt_at_any_stage_leaves_a_whole_folder(
+    stage: str, folder: Path, standing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One Ctrl-C comes as a stage begins, others while files are cleared up."""
+    out = Path(shutil.copytree(standing, tmp_path / "out"))
+    monkeypatch.setattr(figures, "save_figures", lambda *_: [])
+    module, name = STAGES[stage]
+    place = importlib.import_module(module)
+    monkeypatch.setattr(place, name, _interrupted(getattr(place, name)))
+    monkeypatch.setattr(shutil, "rmtree", _interrupted(shutil.rmtree))
+    assert _main("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 1, "--out", out, "-q") == 130
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    expected = 1 if stage in ("renaming", "clearing up") else 0
+    assert [token.index for token in load_run(out).tokens] == [expected]
+
+
+def _interrupted(function: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return function(*args, **options)
+
+    return interrupted
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -48,6 +48,7 @@ def check_on_configuration(
     """
     if not _has_configuration(model):
         return
+    bare: Any
     try:
         bare, name, _ = outline(model)
     except DetjacError:

@@ -7,9 +7,12 @@ import json
 import os
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from detjac_lanczos.errors import InputError
 
@@ -57,15 +60,17 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         work.mkdir()
         yield work
         _sync(work)
-        _exchange(work, path)
+        with _interrupts_wait():
+            _exchange(work, path)
         made = []
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        for parent in made:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+        with _interrupts_wait():
+            shutil.rmtree(work, ignore_errors=True)
+            for parent in made:
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
@@ -97,6 +102,23 @@ def is_run_folder(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("kind") == KIND
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let an interrupt wait until the block is done: one that stops the clearing up leaves what it was to clear."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    noted: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if noted:
+        usual(*noted[0])
 
 
 def _require_ours(path: Path) -> None:

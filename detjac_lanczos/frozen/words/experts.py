@@ -17,7 +17,7 @@ from detjac_lanczos.frozen.words.product import GATED, Product, factors, product
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
 from detjac_lanczos.models.offloaded import tensor_of, with_values
 from detjac_lanczos.models.streaming import weight_from
-from detjac_lanczos.models.weights import DenseWeight, Weight
+from detjac_lanczos.models.weights import AlternatingWeight, DenseWeight, Weight
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,11 @@ class RoutedExperts:
     def _oriented(self, matrix: Tensor) -> Tensor:
         return matrix.detach().t() if self.stored_transposed else matrix.detach()
 
-    def _half(self, e: int, index: int, experts: Any) -> DenseWeight:
-        """Gate (0) or up (1) of an expert, a view: (f, d)."""
+    def _half(self, e: int, index: int, experts: Any) -> Weight:
+        """Gate (0) or up (1) of an expert, in place: (f, d)."""
         matrix = self._oriented(experts.gate_up_proj[e])
+        if self.interleaved:
+            return AlternatingWeight(matrix, index)
         return DenseWeight(matrix[self._cut(len(matrix), index)])
 
     def _down(self, e: int, experts: Any) -> DenseWeight:

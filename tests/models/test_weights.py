@@ -1,0 +1,29 @@
+"""Weights that lie in a matrix in some order of their own: the products of the plain matrix, both ways, in place."""
+
+import pytest
+import torch
+
+from detjac_lanczos.models.weights import AlternatingWeight, DenseWeight
+
+
+@pytest.mark.parametrize("rows", [0, 1, AlternatingWeight.WHOLE_ROWS, AlternatingWeight.WHOLE_ROWS + 1])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("stored_transposed", [False, True])
+def test_alternating_rows_multiply_as_the_matrix_of_them(stored_transposed: bool, first: int, rows: int) -> None:
+    d, f = 7, 5
+    generator = torch.Generator().manual_seed(rows)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    matrix = drawn(d, 2 * f).t() if stored_transposed else drawn(2 * f, d)
+    weight, plain = AlternatingWeight(matrix, first), DenseWeight(matrix[first::2].contiguous())
+    assert weight.shape == plain.shape and weight.fingerprint() == plain.fingerprint()
+    assert weight.dense().data_ptr() == matrix[first].data_ptr()
+    x, y = drawn(rows, d), drawn(rows, f)
+    around_x = {"scale": drawn(d), "gate": drawn(rows, f), "out_scale": drawn(f), "add": drawn(rows, f)}
+    around_y = {"scale": drawn(f), "gate": drawn(rows, d), "out_scale": drawn(d), "add": drawn(rows, d)}
+    for options in ({}, around_x):
+        torch.testing.assert_close(weight.apply(x, **options), plain.apply(x, **options))
+    for options in ({}, around_y):
+        torch.testing.assert_close(weight.apply_transposed(y, **options), plain.apply_transposed(y, **options))
