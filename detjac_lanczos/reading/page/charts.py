@@ -30,10 +30,10 @@ class Axis:
         at = math.log10(max(value, 1e-300)) if self.log else value
         return self.start + (at - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self, count: int = 5) -> list[float]:
+    def ticks(self, count: int = 7) -> list[float]:
         """Return round values inside the axis."""
         if self.log:
-            steps = (1, 2, 5) if self.high - self.low < 2.5 else (1,)
+            steps = (1, 2, 5) if self.high - self.low < 3 else (1,)
             decades = range(math.floor(self.low), math.ceil(self.high) + 1)
             every = max(1, len(decades) // 6)
             found = [m * 10.0**d for d in decades if d % every == 0 for m in steps]
@@ -104,7 +104,9 @@ def spectrum(values: Sequence[float], span: tuple[float, float], summary: str) -
     return _svg(parts, width, height, summary)
 
 
-def scatter(truth: Sequence[float], clouds: Sequence[tuple[str, Sequence[float]]], summary: str) -> str:
+def scatter(
+    truth: Sequence[float], clouds: Sequence[tuple[str, Sequence[float]]], summary: str, width: float = 552.0
+) -> str:
     """Return estimates against the truth, with the diagonal.
 
     Parameters
@@ -113,15 +115,18 @@ def scatter(truth: Sequence[float], clouds: Sequence[tuple[str, Sequence[float]]
     clouds : sequence of (CSS class, estimates)
         Drawn in this order; class "cross" is drawn with crosses, others with dots.
     summary : str
+    width : float
+        In pixels; letters keep their size.
     """
-    size = 420.0
+    height = max(330.0, 0.75 * width)
     kept = _thinned(truth)
     everything = [truth[i] for i in kept] + [cloud[i] for _, cloud in clouds for i in kept]
     low, high = min(everything), max(everything)
     air = 0.04 * ((high - low) or 1.0)
-    x = Axis(low - air, high + air, 52, size - 10)
-    y = Axis(low - air, high + air, size - 44, 10)
-    parts = _axes(x, y, x.ticks(), "output of the model, entry of y", "sum over tokens of J x")
+    x = Axis(low - air, high + air, 52, width - 10)
+    y = Axis(low - air, high + air, height - 44, 10)
+    parts = [f'<path class="grid" d="M{x(value):.1f} {y.start:.1f}V{y.end:.1f}"/>' for value in x.ticks()]
+    parts += _axes(x, y, x.ticks(), "output of the model, entry of y", "sum over tokens of J x")
     parts.append(f'<path class="diagonal" d="M{x.start} {y.start}L{x.end} {y.end}"/>')
     for kind, cloud in clouds:
         marks = []
@@ -130,7 +135,7 @@ def scatter(truth: Sequence[float], clouds: Sequence[tuple[str, Sequence[float]]
             cross = f"M{px - 2.5:.1f} {py - 2.5:.1f}l5 5m0-5l-5 5"
             marks.append(cross if kind == "cross" else f"M{px:.1f} {py:.1f}h0")
         parts.append(f'<path class="cloud {kind}" d="{"".join(marks)}"/>')
-    return _svg(parts, size, size, summary)
+    return _svg(parts, width, height, summary)
 
 
 def _thinned(truth: Sequence[float]) -> list[int]:
@@ -145,9 +150,9 @@ def _axes(x: Axis, y: Axis, columns: Sequence[float], below: str, beside: str) -
     parts = []
     for value in y.ticks():
         parts.append(f'<path class="grid" d="M{x.start:.1f} {y(value):.1f}H{x.end:.1f}"/>')
-        parts.append(f'<text class="end" x="{x.start - 8:.1f}" y="{y(value) + 4:.1f}">{value:g}</text>')
+        parts.append(f'<text class="end" x="{x.start - 8:.1f}" y="{y(value) + 4:.1f}">{_tick(value)}</text>')
     for value in columns:
-        parts.append(f'<text class="mid" x="{x(value):.1f}" y="{y.start + 17:.1f}">{value:g}</text>')
+        parts.append(f'<text class="mid" x="{x(value):.1f}" y="{y.start + 17:.1f}">{_tick(value)}</text>')
     parts.append(f'<path class="axis" d="M{x.start:.1f} {y.start:.1f}H{x.end:.1f}"/>')
     middle = (x.start + x.end) / 2, (y.start + y.end) / 2
     if below:
@@ -157,6 +162,10 @@ def _axes(x: Axis, y: Axis, columns: Sequence[float], below: str, beside: str) -
             f'<text class="mid name" transform="translate(13 {middle[1]:.1f}) rotate(-90)">{text(beside)}</text>'
         )
     return parts
+
+
+def _tick(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
 
 
 def _apart(wanted: Sequence[tuple[float, str]], gap: float, top: float, bottom: float) -> dict[str, float]:

@@ -176,9 +176,8 @@ def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) 
     if errors["offset_share"]:
         caption += f" The affine part is {percent(errors['offset_share'])} of the output."
     summary = f"Reconstructed against true output, on the diagonal to {scientific(errors['relative_error'])}"
-    return (
-        f"<div><h2>The linear map gives the output</h2>{figure(charts.scatter(truth, clouds, summary), caption)}</div>"
-    )
+    chart = charts.scatter(truth, clouds, summary) + charts.scatter(truth, clouds, summary, _NARROW)
+    return f'<div><h2>The linear map gives the output</h2>{figure(chart, caption, "by-width")}</div>'
 
 
 def _spectra(tokens: list[Record]) -> str:
