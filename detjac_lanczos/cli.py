@@ -414,7 +414,7 @@ def _tokens(text: str) -> list[int]:
     tokens: list[int] = []
     for part in text.split(","):
         found = re.fullmatch(r"\s*(-?\d+)(?:-(\d+))?\s*", part)
-        if not found or (found[2] and int(found[2]) < int(found[1])):
+        if not found or (found[2] and not 0 <= int(found[1]) <= int(found[2])):
             raise argparse.ArgumentTypeError(f"{text!r} selects no tokens, write for example 0,3-5")
         chosen = range(int(found[1]), int(found[2] or found[1]) + 1)
         if chosen.stop - chosen.start > _MOST_TOKENS:

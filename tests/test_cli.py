@@ -131,6 +131,7 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["svd", ""], "the prompt is empty"),
         (["svd", PROMPT, "-k", "0"], "1 or more"),
         (["svd", PROMPT, "--tokens", "5-3"], "selects no tokens"),
+        (["svd", PROMPT, "--tokens=-1-2"], "selects no tokens"),
         (["svd", PROMPT, "--tokens", "0-99999999999"], "more tokens than any prompt"),
         (["svd", "\udcff\udcfe"], "UTF-8"),
         (["svd", PROMPT, "--seed", "9" * 25], "18 digits"),

@@ -144,5 +144,5 @@ def test_a_large_scatter_is_thinned_and_keeps_its_ends() -> None:
     truth = torch.linspace(-1, 1, 50_000).tolist()
     svg = scatter(truth, [("dot", truth)], "")
     assert svg.count("h0") == 2000
-    x = Axis(-1.08, 1.08, 52, 410)
+    x = Axis(-1.08, 1.08, 52, 542)
     assert f"M{x(-1):.1f} " in svg and f"M{x(1):.1f} " in svg

@@ -177,7 +177,7 @@ def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) 
         caption += f" The affine part is {percent(errors['offset_share'])} of the output."
     summary = f"Reconstructed against true output, on the diagonal to {scientific(errors['relative_error'])}"
     chart = charts.scatter(truth, clouds, summary) + charts.scatter(truth, clouds, summary, _NARROW)
-    return f'<div><h2>The linear map gives the output</h2>{figure(chart, caption, "by-width")}</div>'
+    return f"<div><h2>The linear map gives the output</h2>{figure(chart, caption, 'by-width')}</div>"
 
 
 def _spectra(tokens: list[Record]) -> str:
