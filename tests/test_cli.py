@@ -227,6 +227,20 @@ def test_what_the_configuration_rules_out_is_said_before_weights_are_read(
     assert words in _refused(capsys, "svd", PROMPT, *arguments, "--model", harmed)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300, "~nobody-of-this-name/x"])
+def test_names_that_no_file_can_have_are_one_line(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no model at" in _refused(capsys, "svd", PROMPT, "--model", name)
+    place = name if name.startswith("~") else f"{tmp_path}/{name}"
+    assert "names no folder" in _refused(capsys, "svd", PROMPT, "--model", folder, "--out", place)
+
+
+def test_a_record_nested_too_deeply_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    assert "damaged" in _refused(capsys, "report", tmp_path)
+
+
 def test_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no model at" in _refused(capsys, "svd", PROMPT, "--model", tmp_path / "nowhere")
 

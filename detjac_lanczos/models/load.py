@@ -93,7 +93,7 @@ def load_model(
     if device is not None and "device_map" in from_pretrained:
         raise InputError("device and device_map both say where the weights go; give one of them")
     name = os.fspath(name_or_model)
-    path = Path(name).expanduser()
+    path = path_of(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | from_pretrained
     if name in EMBEDDED:
         embedded = EMBEDDED[name]
@@ -119,6 +119,23 @@ def load_model(
         model, tokenizer = load_quantized(source, name, wanted, kind, place, **options)
         return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), kind)
     return _finish(*load_pretrained(source, name, wanted, **options), name, place)
+
+
+def path_of(name: str | os.PathLike[str]) -> Path:
+    """Return the path that a name would be, there or not.
+
+    Raises
+    ------
+    InputError
+        If no path can have it: too long, with a null byte, in the home of nobody.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"no model at {str(name)[:100]!r} ({reason}); give an existing folder or file") from None
+    return path
 
 
 def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: torch.device | None) -> LoadedModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from detjac_lanczos.errors import DetjacError, InputError
@@ -13,6 +12,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.cache import is_cached
 from detjac_lanczos.models.catalogue import EMBEDDED
 from detjac_lanczos.models.linear_modules import linear_shape
+from detjac_lanczos.models.load import path_of
 from detjac_lanczos.models.outline import outline
 from detjac_lanczos.operators.detach import family_or_structure
 from detjac_lanczos.operators.network import Token
@@ -78,4 +78,4 @@ def _has_configuration(model: Any) -> bool:
         return False
     if (embedded := EMBEDDED.get(os.fspath(model))) is not None:
         return is_cached(embedded.file_name, embedded.sha256)
-    return not Path(model).expanduser().is_file()
+    return not path_of(model).is_file()

@@ -78,7 +78,7 @@ def _record(path: Path) -> dict[str, Any]:
         raise RunFileError(
             f"{path} holds no {RECORD}: it is no run; give the folder that `detjac svd --out` wrote"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(place, error) from None
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise RunFileError(f"{place} was not written by detjac; {_ADVICE}")

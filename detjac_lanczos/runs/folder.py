@@ -31,9 +31,12 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
     InputError
         If it cannot be created or written, or holds files that are not those of a run.
     """
-    path = Path(folder).expanduser().resolve()
-    _require_ours(path)
-    ancestor = next(place for place in path.parents if place.exists())
+    try:
+        path = Path(folder).expanduser().resolve()
+        _require_ours(path)
+        ancestor = next(place for place in path.parents if place.exists())
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, in an unknown user's home
+        raise InputError(f"{str(folder)[:100]!r} names no folder ({error}); choose another name") from None
     attempt = ancestor / f".{path.name}.{secrets.token_hex(4)}"
     try:
         attempt.mkdir()
@@ -99,7 +102,7 @@ def is_run_folder(path: Path) -> bool:
     """Tell whether a folder holds a record of ours (not whether it is whole)."""
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(record, dict) and record.get("kind") == KIND
 

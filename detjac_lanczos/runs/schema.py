@@ -91,6 +91,7 @@ _TOKEN = {
     "singular_values": [Maybe(float)],
     "residuals": [Pair(Maybe(float))],
     "energy": Later(Pair(float)),
+    "floor": Later(float),
     "status": str,
     "advice": str,
     "certificate": Maybe(_CERTIFICATE),
