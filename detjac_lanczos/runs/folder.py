@@ -35,6 +35,8 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
         path = Path(folder).expanduser().resolve()
         _require_ours(path)
         ancestor = next(place for place in path.parents if place.exists())
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, in an unknown user's home
         raise InputError(f"{str(folder)[:100]!r} names no folder ({error}); choose another name") from None
     attempt = ancestor / f".{path.name}.{secrets.token_hex(4)}"
