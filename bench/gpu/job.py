@@ -26,7 +26,7 @@ def job(row: dict[str, Any], sizes: Sizes, rates: Rates) -> None:
     made: dict[str, Any] = {}
 
     def build() -> None:
-        made["model"] = random_llama(sizes)
+        made["model"] = random_llama(sizes.config, sizes.device)
 
     row["seconds, building"] = wall(sizes.device, build)
     ids = [list(range(sizes.tokens))]

@@ -3,6 +3,7 @@
 No matrix is quantised and no bytes are used twice: every block has its own.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from bench.gpu.sizes import Sizes
 from detjac_kernels.four_bit import Nested, Packed4
 
 BLOCK, OUTER = 64, 256
@@ -32,47 +32,39 @@ def random_matrix(f: int, d: int, device: torch.device) -> Packed4:
     return Packed4(codes, absmax, nf4, BLOCK, (f, d), Nested(table, outer, OUTER, 1.7 * STD))
 
 
-def random_llama(sizes: Sizes) -> LlamaForCausalLM:
+Matrix = Callable[[int, int, torch.device], Packed4]
+"""Makes a packed matrix (f, d) on a device."""
+
+
+def random_llama(config: LlamaConfig, device: torch.device, matrix: Matrix = random_matrix) -> LlamaForCausalLM:
     """Return a Llama whose linear modules are bitsandbytes' ``Linear4bit``; embeddings, norms and head are dense."""
-    config = LlamaConfig(
-        vocab_size=sizes.vocabulary,
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.intermediate,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        num_hidden_layers=0,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        dtype=sizes.dtype,
-    )
+    layers, dtype = config.num_hidden_layers, config.dtype
+    config.num_hidden_layers, config.layer_types = 0, None
     before = torch.get_default_dtype()
-    torch.set_default_dtype(sizes.dtype)
+    torch.set_default_dtype(dtype)
     try:
-        with torch.device(sizes.device):
+        with torch.device(device):
             model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
     # Dense tensors are made small at once, blocks are made without memory and given theirs in packed form.
-    config.num_hidden_layers = sizes.layers
-    config.layer_types = None if getattr(config, "layer_types", None) is None else ["full_attention"] * sizes.layers
-    for index in range(sizes.layers):
+    config.num_hidden_layers = layers
+    for index in range(layers):
         with torch.device("meta"):
             layer = LlamaDecoderLayer(config, index)
-        _pack(layer, sizes)
+        _pack(layer, device, dtype, matrix)
         model.model.layers.append(layer)
     return model.eval().requires_grad_(False)
 
 
-def _pack(layer: nn.Module, sizes: Sizes) -> None:
+def _pack(layer: nn.Module, device: torch.device, dtype: torch.dtype, matrix: Matrix) -> None:
     for name, module in list(layer.named_modules()):
         parent = layer.get_submodule(name.rpartition(".")[0])
         if isinstance(module, nn.Linear):
-            made = random_matrix(module.out_features, module.in_features, sizes.device)
-            setattr(parent, name.rpartition(".")[2], _linear(made, sizes.dtype))
+            made = matrix(module.out_features, module.in_features, device)
+            setattr(parent, name.rpartition(".")[2], _linear(made, dtype))
         elif isinstance(getattr(module, "weight", None), nn.Parameter):
-            ones = torch.ones(module.weight.shape, dtype=sizes.dtype, device=sizes.device)
+            ones = torch.ones(module.weight.shape, dtype=dtype, device=device)
             module.weight = nn.Parameter(ones, requires_grad=False)
 
 

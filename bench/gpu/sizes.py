@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from transformers import LlamaConfig
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,23 @@ class Sizes:
     def head_dim(self) -> int:
         """Width of a head."""
         return self.hidden // self.heads
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The configuration of such a Llama."""
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            num_hidden_layers=self.layers,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            dtype=self.dtype,
+        )
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:

@@ -51,6 +51,10 @@ def page(found: list[tuple[Case, Resources]]) -> str:
         "them to bfloat16 before they are scaled: 2e-3 of a product at most. On sm_80 the columns of more than 16 rows",
         "are scaled in a pass before the product; on sm_90 those of more than 64.",
         "",
+        "The capture pass does not call the two capture kernels: it observes the model's own modules, whose roundings",
+        "in half precision (Llama's norm rounds before it multiplies by its weight, its MLP before it multiplies by",
+        "the up rows) a kernel that rounds once cannot repeat bit for bit.",
+        "",
         "| kernel | sm | configuration | registers | spilled | shared | wgmma / mma | loop | per weight |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

@@ -20,6 +20,7 @@ from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, Scale, Word
 from detjac_lanczos.models.dtypes import compute_dtype, in_several_dtypes
+from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
 from detjac_lanczos.models.offloaded import execution_device
 
 
@@ -30,7 +31,7 @@ class Streams:
     ``embeddings``: (N, d_e), what the embedding layer gives; ``residual``: (N, d) entering each block, and one more
     after the last; ``output``: (N, d_out), what the decoder gives; ``logits``: (prompts, vocabulary) at the last
     position of each prompt. ``model_output`` is `output` as the caller's own model computes it, with its own attention
-    and roundings.
+    and roundings; its 4-bit modules alone are run from our decoded rows, since they would decode whole matrices.
     """
 
     embeddings: Tensor
@@ -66,6 +67,7 @@ def capture(
     first = next(model.parameters())
     require_exact_products(first.dtype, first.device)
     twin = structural_copy(model)
+    multiply_by_decoded_weights(twin, four_bits_only=True)
     streams: dict[str, list[Tensor]] = {}
     decoder, blocks = family.decoder_of(twin), family.blocks_of(twin)
     plain = _on_output(decoder, streams, "model_output")

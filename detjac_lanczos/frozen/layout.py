@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-_TILE_CELLS = 16384
+PADDED_CELLS = 16384
 """Positions × columns that one mixing product may pad to: bounds the padding and the scratch of long prompts."""
 
 
@@ -194,7 +194,7 @@ class Layout:
             if group is not None and group[0].prompt == s.prompt and (not pruned or group[0].position == s.position):
                 lo = min(s.start, *(g.start for g in group))
                 hi = max(s.position, *(g.position for g in group)) + 1
-                if (hi - lo) * (s.width + sum(g.width for g in group)) <= _TILE_CELLS:
+                if (hi - lo) * (s.width + sum(g.width for g in group)) <= PADDED_CELLS:
                     group.append(s)
                     continue
             groups.append([s])

@@ -165,21 +165,26 @@ class Mix:
         heads_in, heads_out = (self.heads, self.kv_heads) if self.transposed else (self.kv_heads, self.heads)
         rows_out = mixing.key_rows if self.transposed else mixing.query_rows
         width = x.shape[1] // heads_in
-        parts = []
+        out = x.new_empty(rows_out, heads_out * width)
         for tile in mixing.tiles:
             source = tile.query_slots(self.heads) if self.transposed else tile.key_slots(self.kv_heads)
             target = tile.key_slots(self.kv_heads) if self.transposed else tile.query_slots(self.heads)
-            rows = tile.query_range if self.transposed else tile.key_range
+            rows, rows_of_out = tile.key_range, tile.query_range
+            if self.transposed:
+                rows, rows_of_out = rows_of_out, rows
             positions = len(tile.queries) if self.transposed else len(tile.keys)
             dtype = self.probabilities[tile.prompt].dtype
             slots = x.new_zeros((heads_in * positions * tile.columns, width), dtype=dtype)
             slots.index_copy_(0, source, x[rows].reshape(-1, width).to(slots.dtype))
             slots = slots.view(self.kv_heads, heads_in // self.kv_heads * positions, tile.columns * width)
-            mixed = self._product(tile, slots)
-            parts.append(mixed.view(-1, width).index_select(0, target).to(x.dtype))
-        if len(parts) == 1:
-            return parts[0].view(rows_out, heads_out * width)
-        return torch.cat(parts).view(rows_out, heads_out * width)
+            mixed = self._product(tile, slots).view(-1, width)
+            del slots
+            if mixed.dtype is out.dtype:
+                torch.index_select(mixed, 0, target, out=out[rows_of_out].view(-1, width))
+            else:
+                out[rows_of_out].view(-1, width).copy_(mixed.index_select(0, target))
+            del mixed
+        return out
 
     def _product(self, tile: Tile, x: Tensor) -> Tensor:
         """(kv_heads, keys, columns) to (kv_heads, group · queries, columns), or back."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from detjac_kernels.rebuilt_mixing import TILE_CELLS as REBUILT_CELLS
 from detjac_lanczos.frozen.attention import TILE_CELLS
+from detjac_lanczos.frozen.layout import PADDED_CELLS
 from detjac_lanczos.frozen.sizes import BlockShape, NetworkShape
 from detjac_lanczos.frozen.sweep import ROWS_AT_ONCE
 
@@ -32,26 +33,33 @@ def capture_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
 
 
 def sweep_bytes(
-    shape: NetworkShape, lengths: Sequence[int], width: int, *, rebuilt: tuple[bool, bool] = (False, False)
+    shape: NetworkShape,
+    lengths: Sequence[int],
+    width: int,
+    *,
+    rebuilt: tuple[bool, bool] = (False, False),
+    lockstep: bool = False,
 ) -> int:
     """Return the bytes of a sweep of ``width`` columns over all positions of all prompts, its rows included.
 
     ``rebuilt``: whether some block's attention weights, and some block's gates, are made again on the way.
+    ``lockstep``: whether ``lengths`` are of segments of one prompt, each entered at its first position only.
     """
     rows = sum(lengths) * width
+    given = len(lengths) * width if lockstep else rows
     d, wide = shape.hidden_size, shape.wide
     most = 0
     for block in shape.blocks:
         most = max(
             most,
-            _attending(block, lengths, width, rebuilt[0]),
+            _attending(block, lengths, width, rebuilt[0], lockstep),
             # a GEMM of a new shape runs on both its roads at first, and the products are compared
             rows * (block.heads * block.head_dim + 2 * d),
             _gated(block, rows, width, d, rebuilt[1]),
         )
     # what the caller gave, and the stream; indices of rows and of their slots
     heads = max(block.heads + block.kv_heads for block in shape.blocks)
-    return (most + 2 * rows * d) * wide + 8 * rows * (heads + 8)
+    return (most + (given + rows) * d) * wide + 8 * rows * (heads + 8)
 
 
 def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[bool, bool] = (False, False)) -> int:
@@ -63,16 +71,17 @@ def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[b
     return sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt) + inputs
 
 
-def _attending(block: BlockShape, lengths: Sequence[int], width: int, rebuilt: bool) -> int:
-    """Numbers held while attention weights meet values: values, their slots, the mixed ones and those picked out."""
-    rows = sum(lengths) * width
-    values, heads = (rows * count * block.head_dim for count in (block.kv_heads, block.heads))
-    held = 2 * values + (2 if len(lengths) == 1 else 3) * heads
+def _attending(block: BlockShape, lengths: Sequence[int], width: int, rebuilt: bool, lockstep: bool) -> int:
+    """Numbers held while attention weights meet values: all values, all mixed ones, and both in a tile's rectangle."""
+    n, rows = max(lengths), sum(lengths) * width
+    padded = n * width
+    if lockstep:
+        padded = min(padded * len(lengths), max(padded, PADDED_CELLS))
+    held = (rows + padded) * (block.kv_heads + block.heads) * block.head_dim
     if not rebuilt:
         return held
-    n = max(lengths)
     cells = _tile(block, n, REBUILT_CELLS)
-    return held + values + 2 * cells + cells // n * width * block.head_dim
+    return held + (rows * block.kv_heads + cells // n * width) * block.head_dim + 2 * cells
 
 
 def _gated(block: BlockShape, rows: int, width: int, d: int, rebuilt: bool) -> int:

@@ -19,6 +19,7 @@ from detjac_lanczos.models.adapters import require_readable_adapters
 from detjac_lanczos.models.bitsandbytes import leave_weights_alone, require_not_repacked
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
+from detjac_lanczos.models.mxfp4 import refuse_reordered_experts
 from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
 
 _HOOK_TABLES = (
@@ -67,6 +68,7 @@ def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
     require_readable_adapters(model)
     require_values(model)
     require_not_repacked(model)
+    refuse_reordered_experts(model)
     _require_plain_hooks(model)
     memo: dict[int, Any] = {}
     for module in model.modules():

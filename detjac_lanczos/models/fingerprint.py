@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models.adapters import adapter_state
@@ -85,19 +86,28 @@ def _distinct_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, value in sorted(model.state_dict().items()):
         if not isinstance(value, Tensor):
             continue
-        tensor = value.detach()
-        if tensor.is_meta:
+        if value.is_meta:
             stored = stored_value(model, name)
             if stored is not None and any(_same(stored, stored_value(model, first)) for first in _tied(model, name)):
                 continue
-            tensor = tensor if stored is None else stored
-        else:
+            yield name, value.detach() if stored is None else stored
+            continue
+        for key, tensor in _plain(name, value.detach()):
             place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
             if tensor.numel():
                 if place in seen:
                     continue
                 seen.add(place)
+            yield key, tensor
+
+
+def _plain(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield a tensor, or the plain ones that a subclass such as torchao's is a wrapper around."""
+    if not is_traceable_wrapper_subclass(tensor):
         yield name, tensor
+        return
+    for inner in sorted(tensor.__tensor_flatten__()[0]):
+        yield from _plain(f"{name}.{inner}", getattr(tensor, inner))
 
 
 def _tied(model: nn.Module, name: str) -> list[str]:

@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.models import bitsandbytes
 from detjac_lanczos.models.adapters import active_adapters, is_adapted, running_module
+from detjac_lanczos.models.decoded_modules import Decoded
 from detjac_lanczos.models.lora import adapted_bias, adapted_weight
 from detjac_lanczos.models.offloaded import tensor_of
-from detjac_lanczos.models.packed_modules import Decoded, is_packed, packed_weight
+from detjac_lanczos.models.packed_modules import is_packed, packed_weight
 from detjac_lanczos.models.streaming import weight_from
 from detjac_lanczos.models.weights import Part, Weight, matrix_weight
 
@@ -71,16 +73,24 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     return running.out_features, running.in_features
 
 
-def multiply_by_decoded_weights(copied: nn.Module) -> None:
+def multiply_by_decoded_weights(copied: nn.Module, *, four_bits_only: bool = False) -> None:
     """Replace every packed linear module of a structural copy, with its adapters, by one that multiplies by its weight.
 
     The Jacobian of a packed model is that of its decoded weights, and so must be what is frozen: a packed module's own
     product may round activations (LLM.int8), or be wrong (4-bit weights of bitsandbytes on CPU, for some widths).
+
+    Parameters
+    ----------
+    copied : torch.nn.Module
+    four_bits_only : bool
+        Leave all but 4-bit modules of bitsandbytes. Those decode a whole matrix at a time when they run, and what they
+        mean to multiply by is the same.
     """
+    chosen = (lambda inside: bitsandbytes.kind_of(inside) == "4-bit") if four_bits_only else is_packed
     done: tuple[str, ...] = ()
     for name, module in list(copied.named_modules()):
         inside: Any = running_module(module)
-        if not name.startswith(done) and is_packed(inside.base_layer if is_adapted(inside) else inside):
+        if not name.startswith(done) and chosen(inside.base_layer if is_adapted(inside) else inside):
             parent, _, child = name.rpartition(".")
             copied.get_submodule(parent)._modules[child] = Decoded(weight_of(module, name), bias_of(module))
             done += (f"{name}.",)

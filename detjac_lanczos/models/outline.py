@@ -26,7 +26,7 @@ __all__ = [
     "weight_bytes",
 ]
 
-Quantization = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8"]
+Quantization = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"]
 
 
 def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, str, Quantization | None]:
@@ -73,26 +73,31 @@ def weight_bytes(model: nn.Module, quantization: Quantization | None = None) -> 
     """Return the bytes of a model's weights by precision, tied ones once: {"nf4": …, "bfloat16": …}.
 
     bitsandbytes packs the linear modules but the head; 4 bits come with a scale for 64 weights, of 4 bytes, or of one
-    and 4 bytes more for 256 of these ("-double"); 8 bits with 4 bytes a row.
+    and 4 bytes more for 256 of these ("-double"); 8 bits with 4 bytes a row. MXFP4 is for routed experts only.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    packed = (
-        {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head}
-        if quantization
-        else set()
-    )
+    packed = _packed_parameters(model, quantization)
     found: Counter[str] = Counter()
     for parameter in model.parameters():
         if quantization and id(parameter) in packed:
-            found[quantization] += packed_bytes(parameter.shape[0], parameter.shape[1], quantization)
+            found[quantization] += packed_bytes(parameter.shape[:-1].numel(), parameter.shape[-1], quantization)
         else:
             found[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
     return found
 
 
+def _packed_parameters(model: nn.Module, quantization: Quantization | None) -> set[int]:
+    if quantization == "mxfp4":
+        return {id(parameter) for parameter in model.parameters() if parameter.ndim == 3}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    return {id(module.weight) for module in linear} if quantization else set()
+
+
 def packed_bytes(rows: int, columns: int, quantization: Quantization) -> int:
     """Return the bytes of a packed matrix with its scales."""
     count = rows * columns
+    if quantization == "mxfp4":
+        return count // 2 + count // 32
     if quantization == "int8":
         return count + 4 * rows
     scales = -(-count // 64)
@@ -154,7 +159,11 @@ def _packed(quantization: Any, name: str) -> Quantization | None:
     if options.get("load_in_4bit"):
         kind = options.get("bnb_4bit_quant_type", "fp4")
         return read_quantization(f"{kind}-double" if options.get("bnb_4bit_use_double_quant") else kind)
-    raise InputError(f"{name} is packed as {options.get('quant_method')}; plan knows the formats of bitsandbytes only")
+    if options.get("quant_method") == "mxfp4":
+        return "mxfp4"
+    raise InputError(
+        f"{name} is packed as {options.get('quant_method')}; plan knows the formats of bitsandbytes, and MXFP4"
+    )
 
 
 def _first_line(error: Exception) -> str:

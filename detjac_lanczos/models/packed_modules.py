@@ -1,17 +1,17 @@
-"""Linear modules that keep their weight packed, in whatever format, and modules that multiply by it decoded."""
+"""Linear modules that keep their weight packed, in whatever format."""
 
 from __future__ import annotations
 
-from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models import bitsandbytes
 from detjac_lanczos.models.decoded import DecodedWeight, runs_of
 from detjac_lanczos.models.dequantized import dequantized_weight, description_of, offers_dequantize
+from detjac_lanczos.models.mxfp4 import Mxfp4Experts
 from detjac_lanczos.models.weights import Part, Weight
 
 _SLACK = 10
@@ -33,6 +33,8 @@ def packing_of(model: nn.Module) -> str | None:
             found[f"{bitsandbytes.description_of(module)} (bitsandbytes)"] = None
         elif offers_dequantize(module):
             found[description_of(module)] = None
+        elif isinstance(module, Mxfp4Experts):
+            found["MXFP4 experts"] = None
     return ", ".join(found) or None
 
 
@@ -83,44 +85,3 @@ def require_linear(weight: Weight, name: str) -> None:
         raise UnsupportedModelError(f"{name}: its product is not linear in its input; load the model dequantised")
     if not (ya @ y[0] - a @ x).abs() <= eps * (ya.norm() * y.norm() + a.norm() * x.norm()):
         raise UnsupportedModelError(f"{name}: its product and the transposed one do not agree; load it dequantised")
-
-
-class Decoded(nn.Module):
-    """x → x Wᵀ + b with a weight that is read in place: the decoded numbers, no rounded activations."""
-
-    def __init__(self, weight: Weight, bias: Tensor | None) -> None:
-        super().__init__()
-        self._weight, self._bias = weight, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., d) to (..., f)."""
-        y: Tensor = _Product.apply(x, self._weight, False)
-        return y if self._bias is None else y + self._bias.to(y.dtype)
-
-
-class _Product(torch.autograd.Function):
-    """``x Wᵀ`` (or ``y W``), differentiable forwards and in reverse, for any number of rows and batches of them."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Weight, transposed: bool) -> Tensor:
-        product = weight.apply_transposed if transposed else weight.apply
-        y = product(x.reshape(-1, x.shape[-1]).contiguous())
-        return y.view(*x.shape[:-1], y.shape[-1])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.weight, ctx.transposed = inputs
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None, None]:
-        return _Product.apply(cotangent, ctx.weight, not ctx.transposed), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _Product.apply(tangent, ctx.weight, ctx.transposed)
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Weight, transposed: bool
-    ) -> tuple[Any, int]:
-        return _Product.apply(x.movedim(in_dims[0] or 0, 0), weight, transposed), 0

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.models.mxfp4 import config_without_packing, gpt_oss_with_packed_experts, stored_in_mxfp4
 
 _FOR_CONFIG = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
 _NO_CAUSAL_MODEL = ("Unrecognized configuration class", "does not recognize this architecture")
@@ -44,8 +45,12 @@ def load_pretrained(
     common = {"trust_remote_code": trust_remote_code}
     lenient = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        model, info = _auto_class(source, shared).from_pretrained(
-            source, dtype="auto" if dtype is None else dtype, **lenient | common | from_pretrained
+        loading, options = _auto_class(source, shared), from_pretrained
+        if "quantization_config" not in from_pretrained and stored_in_mxfp4(_config(source, shared)):
+            config, rest = config_without_packing(source, **from_pretrained)
+            loading, options = gpt_oss_with_packed_experts(), {**shared, **rest, "config": config}
+        model, info = loading.from_pretrained(
+            source, dtype="auto" if dtype is None else dtype, **lenient | common | options
         )
         _require_belonging(model, info, name, from_pretrained)
         tokenizer = AutoTokenizer.from_pretrained(source, **common, **shared)

@@ -169,7 +169,7 @@ def plan(
         "cpu" is measured on the spot.
     memory : int or str, optional
         Bytes, or "40GiB", for everything, weights included; by default the device's.
-    quantization : {"nf4", "nf4-double", "fp4", "fp4-double", "int8"}, optional
+    quantization : {"nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"}, optional
         As bitsandbytes packs; by default what the configuration says.
     dtype : str or torch.dtype
         As in `load_model`.
@@ -222,7 +222,7 @@ def plan(
         share = [(length * (len(shape.blocks) - 1) + 1) / len(shape.blocks) for length in lengths]
         rows, sweeps = sum(lengths) * width, sum(share) * count
         flops = 2 * sum(length * count * (used + mixing * (length + 1) / 2) for length in lengths)
-        held = sweep_bytes(shape, lengths, width, rebuilt=_rebuilt(schedule))
+        held = sweep_bytes(shape, lengths, width, rebuilt=_rebuilt(schedule), lockstep=operators > 1)
         held += _bases(count, k, width, shape, operators, span)
         # Weights are read and coefficients made once a pass; a pass that has many rows hides the reading.
         seconds = passes * extra + max(passes * read, flops / found.flops)

@@ -52,7 +52,7 @@ def test_segments_swept_together_are_as_alone(
     program = network.jacobian(source=layer(source), target=target).sweeps.program
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(s.source_rows, 24, generator=generator, dtype=torch.float64) for s in segments]
-    budget, layouts._TILE_CELLS = layouts._TILE_CELLS, cells
+    budget, layouts.PADDED_CELLS = layouts.PADDED_CELLS, cells
     try:
         out, back = whole(program, segments, torch.cat(rows))
         for s, x, together, together_back in zip(segments, rows, out, back, strict=True):
@@ -60,7 +60,7 @@ def test_segments_swept_together_are_as_alone(
             assert (together - alone[0]).norm() <= 1e-13 * alone[0].norm()
             assert (together_back - alone_back[0]).norm() <= 1e-13 * alone_back[0].norm()
     finally:
-        layouts._TILE_CELLS = budget
+        layouts.PADDED_CELLS = budget
 
 
 @pytest.mark.parametrize("name", ["forward", "transposed"])

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_head, values_of_latent
 from detjac_lanczos.models.decoded import runs_of
+from detjac_lanczos.models.decoded_modules import Decoded
 from detjac_lanczos.models.linear_modules import weight_of
-from detjac_lanczos.models.packed_modules import Decoded, is_packed, require_linear
+from detjac_lanczos.models.packed_modules import is_packed, require_linear
 from detjac_lanczos.models.weights import DenseWeight
 from tests.tiny_models.packed import decoded
 

@@ -60,7 +60,7 @@ def granite_moe(dtype: torch.dtype = torch.float64, *, seed: int = SEED) -> Any:
     return drawn(transformers.GraniteMoeForCausalLM(transformers.GraniteMoeConfig(**options)), dtype, seed)
 
 
-def gpt_oss(dtype: torch.dtype = torch.float64, *, seed: int = SEED) -> Any:
+def gpt_oss(dtype: torch.dtype = torch.float64, *, seed: int = SEED, **changes: Any) -> Any:
     """Return a gpt-oss with sinks, biases, windows, yarn positions, and a limit so low that many entries reach it."""
     options = (
         SMALL
@@ -72,7 +72,7 @@ def gpt_oss(dtype: torch.dtype = torch.float64, *, seed: int = SEED) -> Any:
             "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
         }
     )
-    return drawn(transformers.GptOssForCausalLM(transformers.GptOssConfig(**options)), dtype, seed)
+    return drawn(transformers.GptOssForCausalLM(transformers.GptOssConfig(**options | changes)), dtype, seed)
 
 
 def deepseek_v3(dtype: torch.dtype = torch.float64, *, seed: int = SEED, **changes: Any) -> Any:

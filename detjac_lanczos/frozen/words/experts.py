@@ -15,9 +15,10 @@ from detjac_lanczos.frozen.maps import Bias, Linear, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.models.expert_matrices import expert_weight
 from detjac_lanczos.models.offloaded import tensor_of, with_values
 from detjac_lanczos.models.streaming import weight_from
-from detjac_lanczos.models.weights import AlternatingWeight, DenseWeight, Weight
+from detjac_lanczos.models.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class RoutedExperts:
         """For each position and each of its experts: frozen factors, the weight, and the position itself."""
         experts: Any = block.get_submodule(self.path)
         chosen: int = experts.config.num_experts_per_tok if self.router is None else self._router(block).top_k
-        width = self._oriented(experts.gate_up_proj[0]).shape[0] // 2
+        width = self._half(0, 0, experts).shape[0]
         return BlockShape(numbers=chosen * (1 + width * len(self.product.names(freeze))), integers=chosen)
 
     def _router(self, block: nn.Module) -> Any:
@@ -104,25 +105,21 @@ class RoutedExperts:
             out = _affine(weight_from(experts, partial(self._down, e)), None if down_biases is None else down_biases[e])
             chains.append((*product, *out, *weight) if self.router is None else (*weight, *product, *out))
             routed.append(coefficients[f"{prefix}{e}{suffix}"])
-        width = self._oriented(experts.down_proj[0]).shape[0]
+        width = self._down(0, experts).shape[0]
         return [Experts(tuple(chains), tuple(routed), width, width)]
 
-    def _oriented(self, matrix: Tensor) -> Tensor:
-        return matrix.detach().t() if self.stored_transposed else matrix.detach()
-
     def _half(self, e: int, index: int, experts: Any) -> Weight:
-        """Gate (0) or up (1) of an expert, in place: (f, d)."""
-        matrix = self._oriented(experts.gate_up_proj[e])
-        if self.interleaved:
-            return AlternatingWeight(matrix, index)
-        return DenseWeight(matrix[self._cut(len(matrix), index)])
+        """Gate (0) or up (1) of an expert: (f, d)."""
+        whole = expert_weight(experts, "gate_up_proj", e, transposed=self.stored_transposed)
+        rows = self._cut(whole.shape[0], index)
+        return expert_weight(experts, "gate_up_proj", e, transposed=self.stored_transposed, rows=rows)
 
-    def _down(self, e: int, experts: Any) -> DenseWeight:
-        return DenseWeight(self._oriented(experts.down_proj[e]))
+    def _down(self, e: int, experts: Any) -> Weight:
+        return expert_weight(experts, "down_proj", e, transposed=self.stored_transposed)
 
     def _affine_half(self, e: int, index: int, experts: Any, rows: Tensor) -> Tensor:
         """Return gate (0) or up (1) of rows (m, d), with its bias: (m, f)."""
-        out, bias = rows @ self._half(e, index, experts).dense().t(), getattr(experts, "gate_up_proj_bias", None)
+        out, bias = self._half(e, index, experts).apply(rows), getattr(experts, "gate_up_proj_bias", None)
         return out if bias is None else out + bias[e][self._cut(len(bias[e]), index)]
 
     def _cut(self, size: int, index: int) -> slice:
