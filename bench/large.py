@@ -59,26 +59,26 @@ def shape(blocks: int) -> LlamaConfig:
 def row(blocks: int, config: LlamaConfig | None = None) -> dict[str, Any]:
     """Return what one job took, beside what was predicted; bytes of the weights and of everything else."""
     torch.manual_seed(blocks)
-    began = time.perf_counter()
+    began = time.process_time()
     model = random_llama(config or shape(blocks), torch.device("cpu"), spiked_matrix)
-    built = time.perf_counter() - began
+    built = time.process_time() - began
     ids = torch.randint(0, VOCABULARY, (TOKENS,)).tolist()
-    taken = {}
-
-    def job() -> Any:
-        began = time.perf_counter()
-        network = dl.detach((model, None), input_ids=ids)
-        taken["detach"] = time.perf_counter() - began
-        results = dl.svd_batch(network.jacobians(), k=K, tol=TOL, block=WIDTH, method="lanczos")
-        taken["search"] = time.perf_counter() - began - taken["detach"]
-        return network.reconstruction.relative_error, results
-
-    (reconstruction, results), measured, _ = with_peak(job)
     plan = dl.plan(
         model.config, TOKENS, device="h100", width=WIDTH, k=K, tol=TOL, dtype="float32", quantization="nf4-double"
     )
     weights = sum(plan.weights.values())
     predicted = plan.scratch + plan.schedule.resident + max(plan.working, plan.every_token.bytes)
+    taken = {}
+
+    def job() -> Any:
+        began = time.process_time()
+        network = dl.detach((model, None), input_ids=ids)
+        taken["detach"] = time.process_time() - began
+        results = dl.svd_batch(network.jacobians(), k=K, tol=TOL, block=WIDTH, method="lanczos", callback=_tell)
+        taken["search"] = time.process_time() - began - taken["detach"]
+        return network.reconstruction.relative_error, results
+
+    (reconstruction, results), measured, _ = with_peak(job)
     return {
         "reconstruction": reconstruction,
         "status": sorted({result.status.value for result in results}),
@@ -91,8 +91,13 @@ def row(blocks: int, config: LlamaConfig | None = None) -> dict[str, Any]:
         "bytes": {"weights": weights, "others, predicted": predicted, "others, measured": measured},
         "ratio of the others": predicted / measured,
         "ratio with the weights": (weights + predicted) / (weights + measured),
-        "seconds": {"build": built, **taken},
+        "CPU seconds": {"build": built, **taken},
+        "threads": torch.get_num_threads(),
     }
+
+
+def _tell(progress: Any) -> None:
+    print(f"pass {progress.passes}: {progress.finished} of {progress.operators} tokens", file=sys.stderr, flush=True)
 
 
 def whole() -> dict[str, Any]:
