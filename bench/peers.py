@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.coverage import PLAIN
+from bench.cases import PLAIN
 from bench.peer_roads import Counted, K, roads
 from bench.peers_page import page, table
 from bench.real_jacobians import MODELS, Widened, jacobians

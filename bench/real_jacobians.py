@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import detjac_lanczos as dl
+from bench.cases import Case, Problem
 
 PROMPT = "The bridge out of Marin is the"
 MODELS = ("smollm2", "gemma3-270m")
@@ -51,7 +51,7 @@ class Widened:
         return (matrix @ mean).repeat(self.r, 1)
 
 
-def real_problems() -> dict[str, Callable[[Any, int], Any]]:
+def real_problems() -> dict[str, Callable[[Case, int], Problem]]:
     """Return a maker of problems for every embedded model that is installed, by its name.
 
     Tokens take turns by the seed; every other seed takes the widened Jacobian. Where the tolerance is finer than
@@ -68,10 +68,8 @@ def real_problems() -> dict[str, Callable[[Any, int], Any]]:
     return found
 
 
-def _maker(matrices: tuple[Tensor, ...], values: list[np.ndarray]) -> Callable[[Any, int], Any]:
-    def make(case: Any, seed: int) -> Any:
-        from bench.coverage import Problem
-
+def _maker(matrices: tuple[Tensor, ...], values: list[np.ndarray]) -> Callable[[Case, int], Problem]:
+    def make(case: Case, seed: int) -> Problem:
         index = seed % len(matrices)
         matrix = matrices[index].to(torch.float64 if case.tol < 1e-4 else torch.float32)
         width = 1 + seed // len(matrices) % 2

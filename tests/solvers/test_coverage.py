@@ -9,20 +9,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from bench.coverage import (
-    DELTA,
-    KS,
-    SPECTRA,
-    TOLERANCES,
-    WIDTHS,
-    Case,
-    count,
-    judge,
-    make_problem,
-    missed,
-    probes_told_more,
-    solve,
-)
+from bench.cases import KS, SPECTRA, TOLERANCES, WIDTHS, Case, make_problem
+from bench.coverage import DELTA, count, judge, missed, probes_told_more, solve
 from bench.coverage_page import page
 from bench.spectral_operator import SpectralOperator
 from detjac_lanczos.solvers import check_operator, svd
