@@ -8,8 +8,9 @@ import torch
 
 from detjac_lanczos.cli import main
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
-from detjac_lanczos.models import load_model
+from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import DetachedNetwork, detach
+from detjac_lanczos.runs import analyze, load_run, verify
 from tests.tiny_llama import PROMPT, save_tiny_llama
 
 
@@ -58,23 +59,29 @@ def test_a_network_of_packed_weights_is_saved_and_joined_to_them_again(folder: P
         load_model(loaded.model, loaded.tokenizer)
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3"])
-def test_the_main_job_in_nf4_is_certified_and_verifies(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+STANDARD_PROMPT = "The bridge out of Marin is the"
+
+
+def test_the_main_job_in_nf4_verifies(smollm2: LoadedModel, tmp_path: Path) -> None:
+    packed = load_model(smollm2.name, quantization="nf4")
+    run = analyze(packed, STANDARD_PROMPT, k=2, tokens=[6])
+    assert run.record["fingerprint"] == packed.fingerprint != smollm2.fingerprint
+    assert run.tokens[0].certificate.line.startswith("TRIPLETS 2/2")
+    run.save(tmp_path / "run")
+    assert verify(load_run(tmp_path / "run"), packed).ok
+
+
+def test_the_main_job_in_nf4_on_the_command_line(
+    gemma3: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = request.getfixturevalue(name)
-    out = tmp_path / "run"
-    prompt = "The bridge out of Marin is the"
-    words = ["svd", prompt, "--model", whole.name, "--quantization", "nf4", "--tokens", "6", "-k", "2", "-q"]
-    assert main([*words, "--out", str(out)]) == 0
+    words = ["svd", STANDARD_PROMPT, "--model", gemma3.name, "--quantization", "nf4", "--tokens", "6", "-k", "2"]
+    assert main([*words, "-q", "--out", str(tmp_path / "run")]) == 0
     assert "weights decoded from NF4 (bitsandbytes) · float32" in capsys.readouterr().out
-    record = json.loads((out / "run.json").read_text())
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["quantization"] == "nf4"
     assert record["definition"]["weights"] == "decoded from NF4 (bitsandbytes)"
-    assert record["fingerprint"] != whole.fingerprint
+    assert record["fingerprint"] != gemma3.fingerprint
     assert all(token["certificate"]["line"].startswith("TRIPLETS 2/2") for token in record["tokens"])
-    page = (out / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
     assert "of the weights decoded from NF4 (bitsandbytes), computed in float32" in page
     assert "--quantization nf4" in page
-    if name == "smollm2":
-        assert main(["verify", str(out), "-q"]) == 0
