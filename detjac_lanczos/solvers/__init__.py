@@ -10,7 +10,7 @@ from detjac_lanczos.solvers.missed import Missed
 from detjac_lanczos.solvers.norms import Interval, Lengths, Norms, norms, norms_batch
 from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, SummingBatch, as_operator
 from detjac_lanczos.solvers.options import Progress
-from detjac_lanczos.solvers.polish import flagged, polish
+from detjac_lanczos.solvers.polish import flagged, polish, worst
 from detjac_lanczos.solvers.result import Status, SVDResult, Work
 from detjac_lanczos.solvers.svd import svd, svd_batch
 
@@ -39,4 +39,5 @@ __all__ = [
     "polish",
     "svd",
     "svd_batch",
+    "worst",
 ]

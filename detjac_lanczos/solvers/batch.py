@@ -1,6 +1,6 @@
 """One operator, or a list of independent ones, behind the batch protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator, require_real
+
+ROWS_OF_A_SWEEP = float(1 << 16)
+"""Row-sweeps that keep any machine busy; the rows of one stream, in float32 at d = 1,024, are then 256 MiB."""
 
 
 class IndependentBatch:
@@ -59,20 +62,42 @@ def _own(product: Tensor) -> Tensor:
 
 
 class Subset:
-    """Some operators of a batch, as a batch: they go on sharing its sweeps."""
+    """Some operators of a batch, as a batch: they go on sharing its sweeps, so many rows in each.
 
-    def __init__(self, batch: OperatorBatch, indices: Sequence[int]) -> None:
-        self.batch, self.indices = batch, list(indices)
+    Parameters
+    ----------
+    batch : OperatorBatch
+    indices : sequence of int
+    rows : float
+        Row-sweeps that one sweep may take: a pass of more is made of several, so that it needs no more memory. One
+        operator's block is never parted.
+    """
+
+    def __init__(self, batch: OperatorBatch, indices: Sequence[int], rows: float = ROWS_OF_A_SWEEP) -> None:
+        self.batch, self.indices, self.rows = batch, list(indices), rows
         self.shapes = [batch.shapes[index] for index in self.indices]
         self.dtype, self.device = batch.dtype, batch.device
 
     def matmat(self, blocks: Sequence[tuple[int, Tensor]], /) -> list[Tensor]:
         """Map ``[(operator, (d_in, b_i))]`` to ``[(d_out, b_i)]``."""
-        return self.batch.matmat([(self.indices[index], block) for index, block in blocks])
+        return [product for part in self._parts(blocks) for product in self.batch.matmat(part)]
 
     def rmatmat(self, blocks: Sequence[tuple[int, Tensor]], /) -> list[Tensor]:
         """Map ``[(operator, (d_out, b_i))]`` to ``[(d_in, b_i)]``."""
-        return self.batch.rmatmat([(self.indices[index], block) for index, block in blocks])
+        return [product for part in self._parts(blocks) for product in self.batch.rmatmat(part)]
+
+    def _parts(self, blocks: Sequence[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:
+        part: list[tuple[int, Tensor]] = []
+        rows = 0.0
+        for index, block in blocks:
+            more = block.shape[1] * self.cost(index)
+            if part and rows + more > self.rows:
+                yield part
+                part, rows = [], 0.0
+            part.append((self.indices[index], block))
+            rows += more
+        if part:
+            yield part
 
     def rmatmat_shared(self, Y: Tensor, /) -> list[Tensor]:
         """Map one cotangent block ``(d_out, b)`` by every transpose of the whole batch, and keep those asked for."""

@@ -41,6 +41,8 @@ class Missed:
         1 - δ, for this operator alone: operators of one survey share their probes.
     probes : int
         p.
+    basis : Tensor, shape (m, d_out)
+        Q, one tensor for all operators of a survey.
     """
 
     share: float
@@ -50,6 +52,7 @@ class Missed:
     sigma_1: tuple[float, float]
     confidence: float
     probes: int
+    basis: Tensor
 
     @property
     def flagged(self) -> bool:
@@ -59,7 +62,7 @@ class Missed:
 
 
 def measure_missed(
-    known: Tensor, values: Tensor, right: Tensor, outside: Tensor, *, scale: float, floor: float
+    known: Tensor, values: Tensor, right: Tensor, outside: Tensor, basis: Tensor, *, scale: float, floor: float
 ) -> Missed:
     """Measure what a basis Q lacks of A.
 
@@ -71,6 +74,8 @@ def measure_missed(
         Leading singular values and right vectors of ``known``.
     outside : Tensor, shape (p, d_in)
         ωᵀ (I - QᵀQ) A for p independent standard normal ω, drawn after Q was chosen, times ``scale``.
+    basis : Tensor, shape (m, d_out)
+        Q.
     scale : float
     floor : float
         What rounding of the operator can do, absolute: the bound of σ_1 is raised by it.
@@ -89,4 +94,5 @@ def measure_missed(
         sigma_1=(low / scale, max(low, highest) / scale + floor),
         confidence=CONFIDENCE,
         probes=probes,
+        basis=basis,
     )

@@ -14,15 +14,31 @@ def flagged(results: Sequence[SVDResult]) -> list[int]:
     return [index for index, result in enumerate(results) if result.missed is not None and result.missed.flagged]
 
 
+def worst(results: Sequence[SVDResult], count: int) -> list[int]:
+    """Return the ``count`` operators of which a survey may have missed the largest part of σ_1, worst first."""
+    known = [index for index, result in enumerate(results) if result.missed is not None]
+    return sorted(known, key=lambda index: _certain(results[index]))[:count]
+
+
+def _certain(result: SVDResult) -> float:
+    """Return the least share of σ_1 that was found."""
+    low, high = (0.0, 1.0) if result.missed is None else result.missed.sigma_1
+    return low / high if high > 0.0 else 1.0
+
+
 def polish(
     batch: Any,
     results: Sequence[SVDResult],
     which: Sequence[int] | None = None,
     *,
     tol: float = 1e-3,
+    method: str = "auto",
     **options: Any,
 ) -> list[SVDResult]:
-    """Bring chosen results of a survey to full certification, by Lanczos in lockstep from the vectors found so far.
+    """Bring chosen results of a survey to full certification, in lockstep, by sweeps of bounded size.
+
+    The search goes on from the vectors that the survey found; where the chosen ones are so many that writing all
+    matrices out in shared rows takes less, that is done ("auto").
 
     Parameters
     ----------
@@ -34,6 +50,7 @@ def polish(
         Operators to polish; by default those that the survey flagged.
     tol : float
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
+    method : {"auto", "lanczos"}
     **options
         Further options of :func:`~detjac_lanczos.solvers.svd_batch`, such as ``certify`` and ``max_products``.
 
@@ -62,7 +79,7 @@ def polish(
             Subset(operators, chosen),
             len(results[chosen[0]].S),
             tol=tol,
-            method="lanczos",
+            method=method,
             start=[results[index].V for index in chosen],
             **options,
         )

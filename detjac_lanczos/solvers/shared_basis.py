@@ -1,6 +1,7 @@
 """The survey road: estimates for every operator of a large batch, out of one left basis that all of them share."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,17 +33,34 @@ def solve_shared_basis(batch: CountingBatch, options: Options, road: Road, *, ce
     """
     survey = Survey(batch, options, _basis_size(batch, options))
     survey.run()
-    probes = random_rows(MEASURING_PROBES, survey.basis, torch.Generator().manual_seed(options.seed + 1))
-    outside = survey.outside(probes) if survey.fault is None else []
+    outside = survey.outside(_measuring_probes(survey.basis, options.seed)) if survey.fault is None else []
     survey.report(finished=len(batch))
     products, results = survey.products, []
     for index in range(len(batch)):
         if survey.fault is None and index not in batch.nonfinite:
-            results.append(_estimate(survey, index, products[index], outside[index], road))
+            measured = Products(survey.basis, products[index], outside[index], survey.scales[index])
+            results.append(_estimate(batch, index, measured, options.k, road))
         else:
             status = survey.fault or Status.NOT_FINITE
             results.append(finish(batch, index, None, status, road, options, seconds=batch.seconds, certify=certify))
     return results
+
+
+def _measuring_probes(basis: Tensor, seed: int) -> Tensor:
+    return random_rows(MEASURING_PROBES, basis, torch.Generator().manual_seed(seed + 1))
+
+
+@dataclass(frozen=True)
+class Products:
+    """What estimates of one operator A are made of: ``known`` is Q A and ``outside`` ωᵀ (I - QᵀQ) A, times ``scale``.
+
+    Shapes: basis Q (m, d_out), known (m, d_in), outside (p, d_in).
+    """
+
+    basis: Tensor
+    known: Tensor
+    outside: Tensor
+    scale: float
 
 
 def _basis_size(batch: CountingBatch, options: Options) -> int:
@@ -67,26 +85,26 @@ def _basis_size(batch: CountingBatch, options: Options) -> int:
     return (budget - probes) // 2
 
 
-def _estimate(survey: Survey, index: int, known: Tensor, outside: Tensor, road: Road) -> SVDResult:
-    batch, k, scale = survey.batch, survey.options.k, survey.scales[index]
+def _estimate(batch: CountingBatch, index: int, measured: Products, k: int, road: Road) -> SVDResult:
+    known, scale = measured.known, measured.scale
     left, values, right = thin_svd(known)
     left, values, right = left[:, :k].T, values[:k], right[:k]
     rho_left = torch.linalg.vector_norm((left @ known - values[:, None] * right).double(), dim=1) / scale
     sigma = values / scale
     passes = batch.passes[index]
     floor = noise_floor(epsilon(batch.operator_dtype), float(sigma[0]), passes)
-    missed = measure_missed(known, values, right, outside, scale=scale, floor=floor)
+    missed = measure_missed(known, values, right, measured.outside, measured.basis, scale=scale, floor=floor)
     low, high = missed.sigma_1
     larger = f"{high / low - 1.0:.1%} larger" if low > 0.0 else f"{high:.1e}"
     return SVDResult(
-        U=(left @ survey.basis).T,
+        U=(left @ measured.basis).T,
         S=sigma,
         V=right.T,
         residuals=torch.stack([torch.full_like(rho_left, torch.nan), rho_left], dim=1),
         certificate=None,
         status=Status.ESTIMATE,
         advice=(
-            f"Estimates from {survey.basis.shape[0]} shared left vectors: values are lower bounds, σ_1 is about "
+            f"Estimates from {len(measured.basis)} shared left vectors: values are lower bounds, σ_1 is about "
             f"{float(missed.values[0]):.4g} and at most {larger} with probability {missed.confidence:g}; polish the "
             "result for a certificate."
         ),

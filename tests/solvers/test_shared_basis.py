@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import Status, SVDResult, flagged, polish, svd_batch
+from detjac_lanczos.solvers import Status, SVDResult, flagged, polish, svd_batch, worst
+from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.missed import CONFIDENCE, measure_missed
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
@@ -146,7 +147,7 @@ def test_the_bound_of_sigma_1_fails_no_more_often_than_it_says(outside: str) -> 
         "a tail": [0.3] * 20,
         "v_1 and a tail": [0.9] + [0.1] * 30,
     }[outside]
-    generator = torch.Generator().manual_seed(2)
+    generator, basis = torch.Generator().manual_seed(2), torch.eye(2, dtype=torch.float64)
     missing = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     known = torch.zeros(2, len(diagonal), dtype=torch.float64)
     known[0, :2] = torch.tensor([0.5, 0.1])
@@ -156,7 +157,7 @@ def test_the_bound_of_sigma_1_fails_no_more_often_than_it_says(outside: str) -> 
     draws, failed, rho = 1000, 0, []
     for _ in range(draws):
         probes = torch.randn(16, len(diagonal), generator=generator, dtype=torch.float64)
-        found = measure_missed(known, values, right, probes @ missing, scale=1.0, floor=0.0)
+        found = measure_missed(known, values, right, probes @ missing, basis, scale=1.0, floor=0.0)
         assert found.sigma_1[0] == float(values[0]) <= exact
         failed += found.sigma_1[1] < exact
         rho.append(found.residuals.numpy() ** 2)
@@ -200,14 +201,47 @@ def test_polish_certifies_what_was_flagged_or_asked_for() -> None:
         assert result.status is Status.CONVERGED
         assert result.certificate is not None and result.certificate.claimed == 4
         np.testing.assert_allclose(result.S, torch.linalg.svdvals(matrices[index])[:4], rtol=1e-8)
+    warm = polish(batch, results, [2, 9], tol=1e-5, method="lanczos")
     cold = svd_batch([matrices[2], matrices[9]], 4, tol=1e-5, method="lanczos")
-    assert sum(asked[i].work.products for i in (2, 9)) < sum(result.work.products for result in cold)
+    assert sum(warm[i].work.products for i in (2, 9)) < sum(result.work.products for result in cold)
     assert polish(batch, results, []) == results
     for wrong in ([COUNT], [-1]):
         with pytest.raises(InputError, match="no result to begin with"):
             polish(batch, results, wrong)
     with pytest.raises(InputError, match="1 results for 24 operators"):
         polish(batch, results[:1])
+
+
+def test_a_polish_of_many_writes_matrices_out_in_shared_rows() -> None:
+    matrices = neighbours(turn=3.0)
+    batch = batch_of(matrices)
+    results = svd_batch(batch, 4, method="shared_basis")
+    surveyed = len(batch.calls)
+    for result, A in zip(polish(batch, results, range(COUNT)), matrices, strict=True):
+        assert (result.status, result.method) == (Status.CONVERGED, "dense")
+        np.testing.assert_allclose(result.S, torch.linalg.svdvals(A)[:4], rtol=1e-10)
+    assert sum(width for way, (width, *_) in batch.calls[surveyed:] if way == "shared") == D_OUT
+
+
+def test_the_worst_have_the_widest_intervals_and_come_first() -> None:
+    results = survey(neighbours(tail=0.1))
+    found = [result.missed.sigma_1[0] / result.missed.sigma_1[1] for result in results]
+    assert worst(results, 5) == sorted(range(COUNT), key=found.__getitem__)[:5]
+
+
+def test_a_pass_of_many_rows_is_made_of_several_sweeps() -> None:
+    """Operators 0, 2 and 3 of costs 6, 4 and 3 with two columns each: 12 rows, then 8 + 6, in sweeps of 15."""
+    matrices = neighbours(count=6)
+    batch = batch_of(matrices)
+    part = Subset(batch, [0, 2, 3], rows=15)
+    blocks = [
+        (i, torch.randn(D_IN, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(i))) for i in range(3)
+    ]
+    for (_, block), index, product in zip(blocks, (0, 2, 3), part.matmat(blocks), strict=True):
+        torch.testing.assert_close(product, matrices[index] @ block, rtol=1e-12, atol=0)
+    assert batch.calls == [("forward", [2]), ("forward", [2, 2])]
+    assert len(part.rmatmat([(i, torch.ones(D_OUT, 3, dtype=torch.float64)) for i in range(3)])) == 3
+    assert batch.calls[2:] == [("transposed", [3]), ("transposed", [3]), ("transposed", [3])]
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
