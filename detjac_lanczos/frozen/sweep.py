@@ -187,10 +187,9 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
             if not prunes or chain not in mixing_chains:
                 total = _run(chain, y, positions, out, mixing, total)
         if prunes:
-            spread = None if total is None else _spread(total, here)
+            total = None if total is None else _spread(total, here)
             for chain in mixing_chains:
-                spread = _run(chain, y, positions, out, mixing, spread)
-            total = spread
+                total = _run(chain, y, positions, out, mixing, total)
         if total is None:
             raise ValueError("a stage needs a residual or a branch")
         y = total
