@@ -20,7 +20,7 @@ from detjac_lanczos.frozen.words.word import Way
 from detjac_lanczos.models.outline import WEIGHTS_DECODED_AT_ONCE, outline, read_quantization, weight_bytes
 from detjac_lanczos.runs.machines import Machine, machine
 from detjac_lanczos.runs.plan_table import render
-from detjac_lanczos.solvers.auto import expected_columns
+from detjac_lanczos.solvers.width import expected_columns
 
 _JOINT = 1.4
 """Columns that the joint operator takes over those of one token's: 1.2 to 1.5 on SmolLM2, 16 to 128 tokens."""

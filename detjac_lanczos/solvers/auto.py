@@ -1,6 +1,5 @@
 """Lanczos or dense: counted row-sweeps decide where they can, the first two passes' times where they cannot."""
 
-import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +13,11 @@ from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.width import expected_columns, expected_passes
 
 _CLEAR = 2.0
 _TINY = 256
 _PROBED_SIZE = 384
-_PASSES_FOR_THE_SLOWEST = 1.2
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     A road that is begun and kept has lost nothing; one that is left has lost a pass or two.
     """
     lockstep, dense = Lockstep(batch, options), Materialisation(batch)
-    forecast = make_forecast(batch, options, dense.passes)
+    forecast = make_forecast(batch, options, options.width, dense.passes)
     fewer = forecast.ratio < 1.0 or options.max_products is not None
     clear = options.max_products is not None or is_tiny(batch) or not 1.0 / _CLEAR < forecast.ratio < _CLEAR
     why, measured = forecast.sentence, {}
@@ -56,6 +55,7 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
         svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
         measured = batch.settle({"seconds_per_pass": per_pass, "seconds_per_row": per_row, "svd_seconds": svds})
         per_pass, per_row, svds = measured.values()
+        forecast = make_forecast(batch, options, lockstep.width, dense.passes)
         lanczos_seconds = forecast.lanczos_passes * per_pass + forecast.lanczos_rows * per_row
         dense_seconds = forecast.dense_passes * per_pass + forecast.dense_rows * per_row + svds
         fewer = lanczos_seconds <= dense_seconds
@@ -69,9 +69,9 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     return decompose(dense, options, Road("dense", why, {"method": "dense", **measured}), certify=certify)
 
 
-def make_forecast(batch: CountingBatch, options: Options, dense_passes: int) -> Forecast:
+def make_forecast(batch: CountingBatch, options: Options, width: int, dense_passes: int) -> Forecast:
     """Predict the work of both roads from shapes, costs, k, tol and width."""
-    columns = [expected_columns(options.k, options.tol, options.width, shape) for shape in batch.shapes]
+    columns = [expected_columns(options.k, options.tol, width, shape) for shape in batch.shapes]
     heights = [d_out for d_out, _ in batch.shapes]
     if len(set(heights)) == 1:
         dense_rows = heights[0] * batch.shared_cost
@@ -80,20 +80,9 @@ def make_forecast(batch: CountingBatch, options: Options, dense_passes: int) -> 
     return Forecast(
         lanczos_rows=sum(cost * count for cost, count in zip(batch.costs, columns, strict=True)),
         dense_rows=dense_rows,
-        lanczos_passes=max(columns) / options.width * _PASSES_FOR_THE_SLOWEST,
+        lanczos_passes=expected_passes(max(columns), width),
         dense_passes=dense_passes,
     )
-
-
-def expected_columns(k: int, tol: float, width: int, shape: tuple[int, int]) -> float:
-    """Return the columns both ways that block Golub-Kahan is expected to need.
-
-    A fit to the detached Jacobians of SmolLM2-135M, k from 1 to 32, tol from 1e-2 to 1e-5, width from 1 to 8: within a
-    fifth of the mean there.
-    """
-    digits = max(math.log10(1e-3 / tol), -2.0)
-    columns = 11.0 * k**0.75 * (1.0 + 0.1 * digits) * (1.0 + 0.09 * (width - 2))
-    return float(min(columns, sum(shape)))
 
 
 def _rates_of_lanczos(lockstep: Lockstep) -> tuple[float, float]:

@@ -184,7 +184,10 @@ class CountingBatch:
             Those of the first time, times ``scale``.
         scale : float
         """
-        again = self.apply(direction, [(index, rows)])[0] * scale
+        return self.alike(index, self.apply(direction, [(index, rows)])[0] * scale, products)
+
+    def alike(self, index: int, again: Tensor, products: Tensor) -> bool:
+        """Whether two products of one operator with the same rows agree up to rounding."""
         bound = adjoint_bound(epsilon(self.operator_dtype), max(self.shapes[index]))
         return float((again - products).norm()) <= bound * float(products.norm())
 

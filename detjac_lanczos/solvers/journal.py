@@ -23,7 +23,7 @@ from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.solvers.operator import OperatorBatch
 from detjac_lanczos.solvers.options import Options
 
-FORMAT = 1
+FORMAT = 2
 KIND = "detjac solve"
 _HEADER = "solve.json"
 _DECISION = "decision.json"

@@ -1,5 +1,7 @@
 """The Lanczos road: block Golub-Kahan in lockstep, and what it found."""
 
+from dataclasses import replace
+
 import torch
 
 from detjac_lanczos.solvers.complete import complete
@@ -20,6 +22,9 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
     """Run a lockstep (begun or not) to its end and return the results."""
     results = []
     searches = lockstep.run()
+    if lockstep.width != lockstep.options.width:
+        widths = {"block": lockstep.width, "first_block": lockstep.options.width}
+        road = replace(road, why=road.why + lockstep.why, choices=road.choices | widths)
     claims = [None] * len(searches) if lockstep.options.delta is None else complete(lockstep)
     for index, (search, completed) in enumerate(zip(searches, claims, strict=True)):
         assert search.status is not None

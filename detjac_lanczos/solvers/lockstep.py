@@ -9,18 +9,24 @@ from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.options import Options, Progress
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.search import Search
+from detjac_lanczos.solvers.width import MEASURED_FROM, fastest_width, price
 
 
 class Lockstep:
     """Searches over a batch, advanced one pass at a time; converged operators leave, the others go on.
 
-    Each operator's search depends on its own products and the seed alone, never on who shares the batch.
+    Each operator's search depends on its own products, the block width and the seed alone, never on who shares the
+    batch.
 
     Attributes
     ----------
     searches : list of Search
     ended : list of float
         When each search ended, in seconds from the start of the solve.
+    width : int
+        Of the blocks to come; the first one has ``options.width``.
+    why : str
+        What made the width another one, empty where nothing did.
     claimed : int
         Operators whose claim of completeness has been made or given up, where it is asked for.
     """
@@ -32,6 +38,8 @@ class Lockstep:
         starts: Sequence[Tensor | None] = options.start if options.start is not None else [None] * len(batch)
         self.ended = [0.0] * len(batch)
         self.claimed = 0
+        self.width = options.width
+        self.why = ""
         self._begun = False
         if options.energy is not None:
             self._send_sketches()
@@ -51,9 +59,12 @@ class Lockstep:
 
     def advance(self) -> None:
         """Make one pass in the current direction, and prepare the opposite one."""
+        first = not self._begun
         turn = [index for index in self.active if self.searches[index].block is not None]
         if turn:
             self._sweep(turn)
+        if first:
+            self._settle_width()
         self.direction = self.direction.other
         for index in self.active:
             self.searches[index].prepare(self.direction)
@@ -78,6 +89,47 @@ class Lockstep:
                 search.absorb(self.direction, product)
             self._note_end(index)
         self.report()
+
+    def _settle_width(self) -> None:
+        """After the first pass: set the width of the blocks to come, by what it cost where that is to decide."""
+        if self.options.later is not None:
+            self.width = self.options.later
+        elif self.options.timed and self.active and self.batch.sweeps[-1][1] >= MEASURED_FROM:
+            many = self.batch.sweeps[-1]
+            few = self._time_one_column()
+            if self.active and self._choose(few, many) > self.width:
+                # A hiccup of the machine looks like a costly pass: the faster of two is believed.
+                few = min(few, self._time_one_column(), key=lambda sweep: sweep[1])
+                self.width = self._choose(few, many)
+        for search in self.searches:
+            search.width = self.width
+
+    def _choose(self, few: tuple[float, float], many: tuple[float, float]) -> int:
+        per_pass, per_row = price(few, many)
+        per_column = per_row * sum(self.batch.costs[index] for index in self.active)
+        width = fastest_width(per_pass, per_column, k=self.options.k, tol=self.options.tol, least=self.width)
+        if width > self.width:
+            self.why = f"; a pass takes {per_pass:.2g} s and a column of all {per_column:.2g} s: blocks of {width}"
+        return width
+
+    def _time_one_column(self) -> tuple[float, float]:
+        """Send one column of the first pass again, and return the rows and seconds of that; it must come out alike."""
+        turn = self.active
+        rows = [(index, self.searches[index].state.U.rows[:1]) for index in turn]
+        if self._sharing_pays:
+            shared = self.batch.apply_shared(rows[0][1])
+            products = [shared[index] for index in turn]
+        else:
+            products = self.batch.apply(Direction.TRANSPOSED, rows)
+        for index, product in zip(turn, products, strict=True):
+            search = self.searches[index]
+            search.count_again()
+            if index in self.batch.nonfinite:
+                search.status = Status.NOT_FINITE
+            elif not self.batch.alike(index, product * search.scale, search.state.AtU.rows[:1]):
+                search.status = Status.NOT_DETERMINISTIC
+            self._note_end(index)
+        return self.batch.sweeps[-1]
 
     def _note_end(self, index: int) -> None:
         """Note when a search has ended; where products contradict each other, find out why."""

@@ -50,13 +50,16 @@ Callback = Callable[[Progress], None]
 class Options:
     """Checked options of :func:`~detjac_lanczos.solvers.svd`; ``capacity`` is the most vectors of a Lanczos basis.
 
-    ``width`` is the block width; ``delta`` the chance that the claim of completeness may be wrong, None where it
-    is not asked for. With ``threshold`` or ``energy``, ``k`` is only where the search begins.
+    ``width`` is the width of the first block, and of all others unless ``later`` names another one; ``timed`` lets the
+    price of the first pass choose that. ``delta`` is the chance that the claim of completeness may be wrong, None where
+    it is not asked for. With ``threshold`` or ``energy``, ``k`` is only where the search begins.
     """
 
     k: int
     tol: float
     width: int
+    later: int | None = None
+    timed: bool = False
     max_products: int | None = None
     seed: int = 0
     start: Sequence[Tensor] | None = None
@@ -92,9 +95,8 @@ def check_options(
         raise InputError(f"tol = {tol!r} is no tolerance: give a number between 0 and 1, such as 1e-3")
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
-    if block is not None and (not _is_whole(block) or block < 1):
-        raise InputError(f"block = {block!r} is no width: give 1 or more, or None to let the solver choose")
-    held = k or (DEFAULT_K if threshold is None and energy is None else 1)
+    check_block("block", block)
+    held = k or 1
     least = 2 * held + (ENERGY_PROBES if energy is not None else 0)
     if max_products is not None and (not _is_whole(max_products) or max_products < least):
         raise InputError(
@@ -110,6 +112,12 @@ def check_options(
         raise InputError(f"method {method!r} cannot take up what probes find: choose 'lanczos', 'dense' or 'auto'")
     if callback is not None and not callable(callback):
         raise InputError(f"callback = {callback!r} cannot be called: give a function of one argument, or None")
+
+
+def check_block(name: str, width: int | None) -> None:
+    """Raise :class:`InputError` for a block width that is none."""
+    if width is not None and (not _is_whole(width) or width < 1):
+        raise InputError(f"{name} = {width!r} is no width: give 1 or more, or None to let the solver choose")
 
 
 def _check_goal(k: int | None, threshold: float | None, energy: float | None, method: str) -> None:

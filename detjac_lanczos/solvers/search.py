@@ -65,6 +65,8 @@ class Search:
     state : Factorisation
     triplets : RitzTriplets or None
         The latest k Ritz triplets, of ``scale`` times the operator.
+    width : int
+        Of the blocks to come.
     scale : float
         Power of two that products are multiplied with, so that squares neither overflow nor vanish.
     wanted : int
@@ -95,7 +97,8 @@ class Search:
         self.further = 0
         self.sketch = None if options.energy is None else EnergySketch(self.state.U.rows, options.seed)
         self.energy: tuple[float, float] | None = None
-        self._first_width = options.width
+        self.width = options.width
+        self._begun_with = 0
         self._largest = 0.0
         self._fresh = True
         self._exact = False
@@ -145,15 +148,16 @@ class Search:
         direction = Direction.TRANSPOSED if start is None else Direction.FORWARD
         most = max(self._affordable(direction), self.left // 2)
         if start is None:
-            width = min(self.options.width, self.shape[0], most)
+            width = min(self.width, self.shape[0], most)
             self.block = orthonormal_rows(random_rows(width, self.state.U.rows, self.generator))
         else:
             given = start.T.to(device=self.state.V.rows.device, dtype=torch.float64)
             given = (given * safe_scale(given)).to(self.dtype)
             length = float(torch.linalg.matrix_norm(given))
             block, _ = dominant_rows(given, most - 1, deflation_threshold(epsilon(self.dtype), length))
-            self._first_width = max(self.options.width, block.shape[0] + 1)
-            self.block = complete_block(block, self.state.V.rows, min(self._first_width, most), self.generator)
+            self._begun_with = block.shape[0] + 1
+            width = min(max(self.width, self._begun_with), most)
+            self.block = complete_block(block, self.state.V.rows, width, self.generator)
         self._drawn = self.block.shape[0]
         return direction
 
@@ -188,7 +192,7 @@ class Search:
             block, width = self._plain_directions(direction, basis.shape[0])
         else:
             block, wanted = self._open_directions(direction)
-            width = block.shape[0] if wanted.any() else self.options.width
+            width = block.shape[0] if wanted.any() else self.width
             self._fresh = not wanted.any()
         width = min(width, room, self._affordable(direction))
         self._drawn += max(width - block.shape[0], 0)
@@ -214,13 +218,18 @@ class Search:
 
     def _make_room(self, capacity: int) -> bool:
         """Restart where the next blocks, those of a probe included, would not fit; never within a probe."""
-        reserve = RESERVED_BLOCKS * self.options.width
+        reserve = RESERVED_BLOCKS * self.width
         fullest = max(self.state.U.count, self.state.V.count)
         if self.triplets is not None and not self._probing and fullest + reserve > capacity:
             keep = max(self.wanted + SPARE_VECTORS, (capacity - reserve) // 2)
-            self.state.restart(keep, 2 * self.options.width)
+            self.state.restart(keep, 2 * self.width)
             return True
         return False
+
+    def count_again(self) -> None:
+        """Count a pass of one column that was made before."""
+        self.passes += 1
+        self.products += 1
 
     def count_probe(self) -> None:
         """Count a pass of one column that a probe made of this operator."""
@@ -305,10 +314,10 @@ class Search:
 
     def _plain_directions(self, direction: Direction, count: int) -> tuple[Tensor, int]:
         """Return what the products have outside the basis, none at the start of a probe, and the width wanted."""
-        width = self._first_width
+        width = max(self.width, self._begun_with)
         if self._probing:
-            latest, start = self.state.outside(direction, self.options.width), self._probing == _PROBE_PASSES
-            candidates, width = (latest[:0] if start else latest), self.options.width
+            latest, start = self.state.outside(direction, self.width), self._probing == _PROBE_PASSES
+            candidates, width = (latest[:0] if start else latest), self.width
         else:
             candidates = self.state.outside(direction)
         block = dominant_rows(candidates, width, deflation_threshold(self.eps, self._largest))[0]
@@ -326,10 +335,10 @@ class Search:
         weights = np.r_[wanted / allowed[:count], next_ones]
         forward = direction is Direction.FORWARD
         residuals = self._ritz.left_residuals if forward else self._ritz.right_residuals
-        return dominant_rows(like(weights, residuals)[:, None] * residuals, self.options.width, 1.0)[0], wanted
+        return dominant_rows(like(weights, residuals)[:, None] * residuals, self.width, 1.0)[0], wanted
 
     def _judge(self) -> None:
-        self._ritz = self.state.ritz(self.wanted + self.options.width // 2)
+        self._ritz = self.state.ritz(self.wanted + self.width // 2)
         self.triplets = self._ritz.head(self.wanted)
         self._largest = max(self._largest, float(self.triplets.values[0]))
         full = self.state.U.count == self.shape[0] or self.state.V.count == self.shape[1]

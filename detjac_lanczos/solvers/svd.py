@@ -17,7 +17,7 @@ from detjac_lanczos.solvers.finish import Road
 from detjac_lanczos.solvers.journal import open_journal
 from detjac_lanczos.solvers.lanczos import solve_lanczos
 from detjac_lanczos.solvers.memory import basis_capacity
-from detjac_lanczos.solvers.options import DEFAULT_K, Callback, Options, check_fit, check_options
+from detjac_lanczos.solvers.options import DEFAULT_K, Callback, Options, check_block, check_fit, check_options
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.shared_basis import solve_shared_basis
@@ -71,7 +71,9 @@ def svd(
         "shared_basis" is the survey of a long prompt: estimates for every operator of a batch from one left basis, in a
         third of the rows of dense; it certifies nothing, see :func:`polish`.
     block : int, optional
-        Width of the Lanczos blocks; by default 3. Width 1 misses values.
+        Width of the Lanczos blocks. By default 3, or up to 16 where a pass costs more than its columns (weights read
+        from a disk, say): a first pass that takes 0.05 s or more is followed by one of a single column, which shows
+        it, and what is chosen is in ``SVDResult.choices``. Width 1 misses values.
     max_products : int, optional
         Columns both ways that may be spent.
     start : Tensor or ndarray, shape (d_in, w), optional
@@ -168,11 +170,15 @@ def svd_batch(
     decided = choices or {}
     if not isinstance(decided, dict):
         raise InputError(f"choices = {choices!r} are none of an earlier solve: give SVDResult.choices, or None")
+    timed = block is None and "block" not in decided and max_products is None and memory is None and start is None
+    first = decided.get("first_block") if block is None else None
     block = decided.get("block") if block is None else block
     if method == "auto":
         method = decided.get("method", "auto" if memory is None else "lanczos")
+    operators = as_batch(batch)
+    wanted = max(min(DEFAULT_K, *map(min, operators.shapes)), 1) if k is None else k
     check_options(
-        k=k,
+        k=wanted if threshold is None and energy is None else k,
         threshold=threshold,
         energy=energy,
         tol=tol,
@@ -184,17 +190,18 @@ def svd_batch(
         delta=delta,
         callback=callback,
     )
-    operators = as_batch(batch)
+    check_block("first_block", first)
     blocks = check_fit(operators.shapes, k=k, method=method, max_products=max_products, start=start)
     if memory is not None and (method != "lanczos" or threshold is not None or energy is not None):
         raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")
-    wanted = min(DEFAULT_K, *map(min, operators.shapes)) if k is None else int(k)
-    width = int(block or _DEFAULT_WIDTH)
+    width = int(first or block or _DEFAULT_WIDTH)
     begun = 0 if blocks is None else max(given.shape[1] for given in blocks)
     options = Options(
-        k=wanted,
+        k=int(wanted),
         tol=float(tol),
         width=width,
+        later=None if first is None or block is None else int(block),
+        timed=timed,
         max_products=None if max_products is None else int(max_products),
         seed=int(seed),
         start=blocks,
@@ -202,7 +209,7 @@ def svd_batch(
         delta=float(delta) if certify == "complete" else None,
         threshold=None if threshold is None else float(threshold),
         energy=None if energy is None else float(energy),
-        capacity=basis_capacity(memory, operators.shapes, operators.dtype, k=wanted, width=width, start=begun),
+        capacity=basis_capacity(memory, operators.shapes, operators.dtype, k=int(wanted), width=width, start=begun),
     )
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
         journal = open_journal(checkpoint, operators, options, method=method, certify=certify, choices=decided)

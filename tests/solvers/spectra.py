@@ -91,3 +91,29 @@ class SharingBatch:
 
     def shared_cost(self) -> float:
         return max(self.rows)
+
+
+class TimedBatch(SharingBatch):
+    """A batch whose sweeps move a clock by a given time a pass and a row, and more in those of ``hiccups``."""
+
+    def __init__(self, matrices, rows, per_pass: float, per_row: float) -> None:
+        super().__init__(matrices, rows)
+        self.per_pass, self.per_row, self.now, self.hiccups = per_pass, per_row, 0.0, {}
+
+    def matmat(self, blocks):
+        self.wait(sum(self.rows[index] * X.shape[1] for index, X in blocks))
+        return super().matmat(blocks)
+
+    def rmatmat(self, blocks):
+        self.wait(sum(self.rows[index] * Y.shape[1] for index, Y in blocks))
+        return super().rmatmat(blocks)
+
+    def rmatmat_shared(self, Y):
+        self.wait(self.shared_cost() * Y.shape[1])
+        return super().rmatmat_shared(Y)
+
+    def wait(self, rows: float) -> None:
+        self.now += self.per_pass + self.per_row * rows + self.hiccups.get(len(self.calls), 0.0)
+
+    def perf_counter(self) -> float:
+        return self.now

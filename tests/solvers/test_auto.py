@@ -6,35 +6,9 @@ import pytest
 import torch
 
 from detjac_lanczos.solvers import auto, counting, svd, svd_batch
-from detjac_lanczos.solvers.auto import expected_columns, sweep_rates
+from detjac_lanczos.solvers.auto import sweep_rates
 from detjac_lanczos.solvers.dense import chunk_width
-from tests.solvers.spectra import SharingBatch, matrix, spectrum
-
-
-class TimedBatch(SharingBatch):
-    """A batch whose sweeps move a clock by a given time a pass and a row."""
-
-    def __init__(self, matrices, rows, per_pass: float, per_row: float) -> None:
-        super().__init__(matrices, rows)
-        self.per_pass, self.per_row, self.now = per_pass, per_row, 0.0
-
-    def matmat(self, blocks):
-        self.wait(sum(self.rows[index] * X.shape[1] for index, X in blocks))
-        return super().matmat(blocks)
-
-    def rmatmat(self, blocks):
-        self.wait(sum(self.rows[index] * Y.shape[1] for index, Y in blocks))
-        return super().rmatmat(blocks)
-
-    def rmatmat_shared(self, Y):
-        self.wait(self.shared_cost() * Y.shape[1])
-        return super().rmatmat_shared(Y)
-
-    def wait(self, rows: float) -> None:
-        self.now += self.per_pass + self.per_row * rows
-
-    def perf_counter(self) -> float:
-        return self.now
+from tests.solvers.spectra import SharingBatch, TimedBatch, matrix, spectrum
 
 
 def tokens(count: int, size: int) -> tuple[list[torch.Tensor], list[float]]:
@@ -103,33 +77,6 @@ def test_rates_are_fitted_and_never_negative() -> None:
     assert sweep_rates([(10.0, 0.02), (110.0, 0.12)]) == pytest.approx((0.01, 0.001))
     assert sweep_rates([(10.0, 0.5), (110.0, 0.11)]) == pytest.approx((0.0, 0.001))
     assert sweep_rates([(50.0, 0.5), (50.0, 0.1)])[0] == 0.0
-
-
-def test_expected_columns_never_exceed_the_space() -> None:
-    assert expected_columns(30, 1e-6, 2, (30, 40)) <= 70
-
-
-@pytest.mark.parametrize(
-    ("k", "tol", "width", "mean"),
-    [
-        (1, 1e-2, 3, 11.7),
-        (1, 1e-3, 3, 13.1),
-        (4, 1e-3, 3, 35.9),
-        (8, 1e-2, 3, 49.4),
-        (8, 1e-3, 1, 51.7),
-        (8, 1e-3, 2, 51.6),
-        (8, 1e-3, 3, 58.1),
-        (8, 1e-3, 4, 63.7),
-        (8, 1e-3, 8, 79.0),
-        (8, 1e-5, 3, 74.6),
-        (16, 1e-3, 3, 91.1),
-        (32, 1e-3, 3, 143.6),
-        (32, 1e-5, 3, 172.0),
-    ],
-)
-def test_expected_columns_are_those_spent_on_smollm2(k: int, tol: float, width: int, mean: float) -> None:
-    """Mean columns over the tokens of "The bridge out of Marin is the", counted."""
-    assert expected_columns(k, tol, width, (576, 576)) == pytest.approx(mean, rel=0.2)
 
 
 def test_chunks_are_even_and_hold_about_a_thousand_rows() -> None:

@@ -263,3 +263,10 @@ def test_any_matrix_any_width(rows, columns, block, exponents, seed, data) -> No
     assert float((true_residuals(A, result) - result.residuals).max()) <= rounding
     assert float((result.U.T @ result.U - torch.eye(k, dtype=A.dtype)).abs().max()) <= 1e-13
     assert float((result.V.T @ result.V - torch.eye(k, dtype=A.dtype)).abs().max()) <= 1e-13
+
+
+def test_a_small_operator_needs_no_products_for_triplets_that_it_lacks() -> None:
+    A = torch.diag(torch.arange(5.0, 0.0, -1.0, dtype=torch.float64))
+    assert svd(A, max_products=10, method="lanczos").S.shape == (5,)
+    with pytest.raises(InputError, match="max_products = 9 cannot hold k = 5 triplets: give 10 or more"):
+        svd(A, max_products=9)
