@@ -148,6 +148,7 @@ def _svd(arguments: argparse.Namespace) -> int:
             delta=arguments.delta,
             max_products=arguments.max_products,
             method=arguments.method,
+            polish=None if arguments.polish == "none" else arguments.polish,
             seed=arguments.seed,
             block=arguments.block,
             freeze=arguments.freeze,
@@ -166,10 +167,12 @@ def _svd(arguments: argparse.Namespace) -> int:
         if arguments.out is not None:
             folder = Path(arguments.out)
             progress.say(f"wrote {folder}; the page is {folder / 'report.html'}")
-        short = [token for token in run.tokens if token.status not in ("converged", "breakdown_exact")]
+        short = [token for token in run.tokens if not token.settled]
         if short:
             progress.say(f"{len(short)} of {len(run.tokens)} tokens stopped short: {short[0].advice}")
-    return 0 if run.converged else _STOPPED_SHORT
+        if any(token.estimated for token in run.tokens):
+            progress.say("estimates are no claims: --polish flagged, or a number, certifies the worst of them")
+    return _STOPPED_SHORT if short else 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -321,7 +324,11 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
     packed = "pack the weights of the blocks by bitsandbytes; J is that of the decoded ones (default: as stored)"
     add("--quantization", choices=("nf4", "fp4", "int8"), help=packed)
-    add("--method", choices=("auto", "lanczos", "randomized", "dense"), default="auto", help="(default: auto)")
+    methods = ("auto", "lanczos", "randomized", "dense", "shared_basis")
+    shared = "shared_basis surveys a long prompt: estimates from shared rows (default: %(default)s)"
+    add("--method", choices=methods, default="auto", help=shared)
+    polished = "of a survey, certify the flagged tokens, or so many, the worst first (default: %(default)s)"
+    add("--polish", type=_polish, default="none", metavar="none|flagged|N", help=polished)
     add("--seed", type=_seed, default=0, help="(default: 0)")
     add("--block", type=_count, help="width of the Lanczos blocks (default: the solver's choice)")
     add("--max-products", type=_count, help="products both ways that each token may take (default: what it needs)")
@@ -382,6 +389,10 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
+
+
+def _polish(text: str) -> int | str:
+    return text if text in ("none", "flagged") else _count(text)
 
 
 def _seed(text: str) -> int:

@@ -102,6 +102,13 @@ def test_work_that_stops_short_is_no_success(folder: Path, capsys: pytest.Captur
     assert "stopped short" in err
 
 
+def test_a_survey_that_was_asked_for_is_a_success(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("svd", PROMPT, "--model", folder, "-k", 3, "--method", "shared_basis", "--polish", 2, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert sorted(token["status"] for token in record["tokens"]) == ["converged"] * 2 + ["estimate"] * 4
+    assert "--polish" in _refused(capsys, "svd", PROMPT, "--model", folder, "--polish", "all")
+
+
 def test_failed_claim_is_no_success(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert _main("svd", PROMPT, "--model", folder, "-k", 2, "--out", out, "-q") == 0

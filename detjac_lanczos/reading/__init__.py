@@ -1,11 +1,16 @@
 """What singular vectors mean: decoding, contributions, stable rank, figures, the page and the table."""
 
-from detjac_lanczos.reading.contribution import Contribution, contributions, measure_contribution
+from detjac_lanczos.reading.contribution import (
+    Contribution,
+    contributions,
+    estimate_contributions,
+    measure_contribution,
+)
 from detjac_lanczos.reading.decode import Decoded, decode_left, decode_right
 from detjac_lanczos.reading.figures import plot_contributions, plot_reconstruction, plot_spectra, save_figures
 from detjac_lanczos.reading.ordinary import ordinary_estimate, ordinary_products
 from detjac_lanczos.reading.page import render_page
-from detjac_lanczos.reading.stable_rank import StableRank, stable_ranks
+from detjac_lanczos.reading.stable_rank import StableRank, stable_ranks, surveyed_stable_rank
 from detjac_lanczos.reading.table import render_table
 
 __all__ = [
@@ -15,6 +20,7 @@ __all__ = [
     "contributions",
     "decode_left",
     "decode_right",
+    "estimate_contributions",
     "measure_contribution",
     "ordinary_estimate",
     "ordinary_products",
@@ -25,4 +31,5 @@ __all__ = [
     "render_table",
     "save_figures",
     "stable_ranks",
+    "surveyed_stable_rank",
 ]

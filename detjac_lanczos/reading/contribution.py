@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from detjac_lanczos.operators import JacobianBatch
+from detjac_lanczos.solvers.batch import Subset
 
 
 class Triplets(Protocol):
@@ -33,8 +36,8 @@ class Contribution:
 
     Attributes
     ----------
-    product : Tensor, shape (d_out,)
-        J_i x_i.
+    product : Tensor, shape (d_out,), or None
+        J_i x_i; None where only its length was estimated.
     share : float
         ‖J_i x_i‖ / ‖y‖. Shares do not sum to 1: contributions may cancel.
     cosine : float
@@ -44,7 +47,7 @@ class Contribution:
         exact triplets U S Vᵀ x is the projection of J x on the left vectors, and this is ‖U S Vᵀ x‖² / ‖J x‖².
     """
 
-    product: Tensor
+    product: Tensor | None
     share: float
     cosine: float
     captured: float
@@ -68,11 +71,60 @@ def contributions(batch: JacobianBatch, triplets: Sequence[Triplets]) -> list[Co
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the singular vectors of J_i carry J_i x_i.
     """
     inputs = [operator.x for operator in batch.operators]
-    products = batch.matmat([(i, x[:, None].contiguous()) for i, x in enumerate(inputs)])
+    products = Subset(batch, range(len(batch))).matmat([(i, x[:, None].contiguous()) for i, x in enumerate(inputs)])
     return [
         measure_contribution(product[:, 0], x, operator.y, found)
         for product, x, operator, found in zip(products, inputs, batch.operators, triplets, strict=True)
     ]
+
+
+def estimate_contributions(
+    batch: JacobianBatch, triplets: Sequence[Triplets], *, probes: int = 16, seed: int = 0
+) -> list[Contribution]:
+    """Estimate every token's contribution from cotangents that all operators share, n rows a column.
+
+    U S Vᵀ x is exact, for the triplets of a survey: U spans UUᵀJ x. The rest of ‖J x‖² is the mean of
+    ((ω − UUᵀω)ᵀ J x)² over standard normal ω, without bias, and ⟨y, J x⟩ comes from y as a cotangent.
+
+    Parameters
+    ----------
+    batch : JacobianBatch
+    triplets : sequence of Triplets
+        One per operator, with UᵀJ = S Vᵀ.
+    probes : int
+        The work is this many times ``batch.shared_cost()`` row-sweeps, and one more for each prompt.
+    seed : int
+
+    Returns
+    -------
+    list of Contribution
+        Lengths (``share``, and what follows from it) are estimates.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    Omega = torch.randn(batch.shapes[0][0], probes, generator=generator, dtype=torch.float64)
+    outputs = {operator.prompt: operator.y for operator in batch.operators}
+    Y = torch.stack([y.to(batch.device, batch.dtype) for y in outputs.values()], dim=1)
+    images = batch.rmatmat_shared(torch.cat([Omega.to(Y), Y], dim=1))
+    found = []
+    for operator, image, own in zip(batch.operators, images, triplets, strict=True):
+        pulled = image.double()
+        x, y = operator.x.to(pulled), operator.y.to(pulled)
+        U, S, V = (part.to(pulled) for part in (own.U, own.S, own.V))
+        inside = S * (V.T @ x)
+        sketch = pulled[:, :probes].T @ x - (U.T @ Omega.to(U)).T @ inside
+        known, total = float(inside.square().sum()), float(y.norm())
+        length = math.sqrt(known + float(sketch.square().mean()))
+        along = float(pulled[:, probes + list(outputs).index(operator.prompt)] @ x)
+        cosine = along / (length * total) if length * total else 0.0
+        found.append(
+            Contribution(
+                product=None,
+                share=length / total if total else 0.0,
+                cosine=max(-1.0, min(1.0, cosine)),
+                captured=known / length**2 if length else 1.0,
+            )
+        )
+    return found
 
 
 def measure_contribution(product: Tensor, x: Tensor, y: Tensor, triplets: Triplets) -> Contribution:

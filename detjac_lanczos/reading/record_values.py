@@ -10,6 +10,7 @@ from detjac_lanczos.reading.visible import visible
 Record = Mapping[str, Any]
 
 SUCCESSFUL = ("converged", "breakdown_exact")
+ESTIMATE = "estimate"
 
 
 def singular_values(token: Record) -> list[float]:
@@ -28,16 +29,24 @@ def asked_for(record: Record) -> str:
     return f"{options['k']} triplets each"
 
 
+def surveyed(record: Record) -> bool:
+    """Whether a run is a survey: estimates, and certificates of those tokens alone that were polished."""
+    return any(token.get("survey") for token in record["tokens"])
+
+
 def needs_advice(token: Record) -> bool:
     """Whether a token stopped short of its triplets, or of a claim of completeness."""
     claim = (token["certificate"] or {}).get("completeness")
-    return token["status"] not in SUCCESSFUL or (claim is not None and not claim["complete"])
+    return token["status"] not in (*SUCCESSFUL, ESTIMATE) or (claim is not None and not claim["complete"])
 
 
 def relative_residual(token: Record) -> float | None:
-    """Return the largest residual of a token's triplets, relative to σ_j, or to σ_1 where σ_j is under the floor."""
+    """Return the largest residual of a token's triplets, relative to σ_j, or to σ_1 where σ_j is under the floor.
+
+    A survey has not measured it.
+    """
     values, floor = singular_values(token), token.get("floor") or 0.0
-    if not values or not values[0]:
+    if not values or not values[0] or None in token["residuals"][0]:
         return None
     pairs = zip(token["residuals"], values, strict=True)
     return max(max(pair) / (value if value > floor else values[0]) for pair, value in pairs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.contribution import Triplets
+from detjac_lanczos.solvers.missed import Missed
 from detjac_lanczos.solvers.trace_interval import check_probes, rest_interval
 
 
@@ -77,6 +78,28 @@ def stable_ranks(
     Omega = torch.randn(d_out, probes, generator=generator, dtype=torch.float64).to(batch.device, batch.dtype)
     images = batch.rmatmat_shared(Omega)
     return [_estimate(image, Omega, found, confidence) for image, found in zip(images, triplets, strict=True)]
+
+
+def surveyed_stable_rank(missed: Missed, confidence: float = 0.95) -> StableRank:
+    """Return what a survey's measurements say of the stable rank, at no product.
+
+    What its basis holds of ‖J‖_F² is exact; of the rest nothing is assumed, which only widens the interval. σ_1 lies
+    in an interval of its own: both hold with at least the sum of their probabilities less 1.
+    """
+    low, high = missed.sigma_1
+    chance = confidence + missed.confidence - 1
+    if low == 0:
+        return StableRank(0.0, (0.0, 0.0), 0.0, chance, missed.probes)
+    total = missed.frobenius**2
+    rest = missed.share * total
+    least, most = rest_interval(rest, missed.probes, math.inf, confidence)
+    return StableRank(
+        value=total / float(missed.values[0]) ** 2,
+        interval=((total - rest + least) / high**2, (total - rest + most) / low**2),
+        frobenius=missed.frobenius,
+        confidence=chance,
+        probes=missed.probes,
+    )
 
 
 def _estimate(image: Tensor, Omega: Tensor, triplets: Triplets, confidence: float) -> StableRank:

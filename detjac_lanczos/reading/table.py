@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from detjac_lanczos.reading.record_values import (
     Record,
     needs_advice,
@@ -13,9 +11,11 @@ from detjac_lanczos.reading.record_values import (
     relative_residual,
     significant,
     singular_values,
+    surveyed,
     tokens_of,
 )
-from detjac_lanczos.reading.visible import columns, fit, visible
+from detjac_lanczos.reading.survey_table import survey_heading, survey_line, survey_summary
+from detjac_lanczos.reading.visible import fit, joined, visible
 
 _VALUES = 8
 _INDENT = 4
@@ -44,14 +44,19 @@ def render_table(record: Record, width: int = 110) -> str:
         f"from {definition['input']} to {definition['target_definition']}"
     )
     lines = [fit(asked, width).rstrip()]
+    survey = surveyed(record)
     shown = min(_VALUES, max((len(singular_values(token)) for token in record["tokens"]), default=0))
     for prompt in range(len(record["prompts"])):
-        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip(), _heading(shown), "─" * width]
-        for token in tokens_of(record, prompt):
-            lines += _token_lines(token, shown, width)
+        heading = survey_heading() if survey else _heading(shown)
+        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip(), heading, "─" * width]
+        tokens = tokens_of(record, prompt)
+        for token in tokens:
+            lines += [survey_line(token, width)] if survey else _token_lines(token, shown, width)
         lines.append("─" * width)
+        if survey:
+            lines += [_labelled("" if row else "survey", told) for row, told in enumerate(survey_summary(tokens))]
         candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
-        lines.append(_labelled("next token", _joined(candidates, "   ", width - _LABEL)))
+        lines.append(_labelled("next token", joined(candidates, "   ", width - _LABEL)))
         lines.append(_labelled("reconstruction", _reconstruction(reconstruction_of(record, prompt))))
     return "\n".join([*lines, *_closing_lines(record, width)])
 
@@ -88,17 +93,7 @@ def _stable_rank(token: Record) -> str:
 
 def _tokens(decoded: list[list[Record]], width: int) -> str:
     """Return what the leading vector decodes to, as many tokens as fit."""
-    return _joined((visible(entry["token"]) for entry in decoded[0]), "  ", width) if decoded else ""
-
-
-def _joined(parts: Iterable[str], separator: str, width: int) -> str:
-    line = ""
-    for part in parts:
-        longer = line + separator + part if line else part
-        if columns(longer) > width:
-            return line or fit(part, width)
-        line = longer
-    return line
+    return joined((visible(entry["token"]) for entry in decoded[0]), "  ", width) if decoded else ""
 
 
 def _labelled(label: str, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 _MARKS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
@@ -40,3 +41,14 @@ def fit(text: str, width: int) -> str:
             text = text[:-1]
         text += "…"
     return text + " " * (width - columns(text))
+
+
+def joined(parts: Iterable[str], separator: str, width: int) -> str:
+    """Return as many whole parts as ``width`` terminal columns hold; of a first one that is too long, its beginning."""
+    line = ""
+    for part in parts:
+        longer = line + separator + part if line else part
+        if columns(longer) > width:
+            return line or fit(part, width)
+        line = longer
+    return line

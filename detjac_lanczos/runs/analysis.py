@@ -22,8 +22,10 @@ from detjac_lanczos.runs.readings import read_prompts, read_tokens
 from detjac_lanczos.runs.record import PromptReading, make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
+from detjac_lanczos.runs.surveying import METHOD as SURVEY
+from detjac_lanczos.runs.surveying import Polish, check_survey, estimates_of, survey_batch
 from detjac_lanczos.solvers import SVDResult, svd_batch
-from detjac_lanczos.solvers.options import DEFAULT_K, Callback, check_options
+from detjac_lanczos.solvers.options import DEFAULT_K, Callback
 
 
 def analyze(
@@ -38,6 +40,7 @@ def analyze(
     certify: str | None = "triplets",
     delta: float = 1e-6,
     method: str = "auto",
+    polish: Polish = None,
     seed: int = 0,
     block: int | None = None,
     max_products: int | None = None,
@@ -75,13 +78,18 @@ def analyze(
     certify : {"triplets", "complete", None}
     delta : float
         Probability, for each token, that the claim "complete" makes is wrong; see `svd`.
-    method : {"auto", "lanczos", "randomized", "dense"}
+    method : {"auto", "lanczos", "randomized", "dense", "shared_basis"}
+        "shared_basis" surveys a long prompt: estimates for every token, in a third of the rows of dense, and no
+        certificate but those of the tokens that are polished.
+    polish : "flagged" or int, optional
+        Tokens of a survey to bring to the certificate: those whose σ_1 it may have missed by more than 5 %, or so many,
+        the worst first.
     seed : int
         Seeds the start of the search and the probes of the stable rank.
     block : int, optional
         Width of the Lanczos blocks.
     max_products : int, optional
-        Columns both ways that may be spent on each token; see `svd`.
+        Columns both ways that may be spent on each token, by a survey before any polish; see `svd`.
     freeze : {"gate", "up", "half"}
         Which factor of a gated MLP is frozen; see `detach`.
     dtype, device : optional
@@ -124,12 +132,7 @@ def analyze(
         "delta": delta,
         "callback": callback,
     }
-    check_options(k=k, **search)
-    if method == "shared_basis":
-        raise InputError(
-            "method 'shared_basis' gives estimates, and a run holds claims: choose another, or survey the tokens by "
-            "svd_batch(detach(model, prompt).jacobians(), method='shared_basis')"
-        )
+    check_survey(k, polish, search)
     if k is None and threshold is None and energy is None:
         k = DEFAULT_K
     k, seed = None if k is None else int(k), int(seed)
@@ -152,9 +155,15 @@ def analyze(
     _require_distinct(batch)
     clock.lap("capture")
     replay_choices(choices)
-    results = svd_batch(batch, k, **search, choices=None if choices is None else dict(choices["solver"]))
+    decided = {} if choices is None else dict(choices["solver"])
+    if method == SURVEY:
+        results = survey_batch(batch, k, polish, search, decided)
+    else:
+        results = svd_batch(batch, k, **search, choices=decided)
     clock.lap("solve")
-    signed, token_readings = read_tokens(network, batch, results, source=source, target=target, seed=seed)
+    signed, token_readings = read_tokens(
+        network, batch, results, source=source, target=target, seed=seed, estimates=estimates_of(results)
+    )
     prompt_readings = read_prompts(network, batch, source=source, target=target, position=position)
     clock.lap("read")
     options = {
@@ -163,6 +172,7 @@ def analyze(
         "energy": None if energy is None else float(energy),
         "tol": float(tol),
         "method": method,
+        "polish": polish,
         "seed": seed,
         "certify": certify,
         "delta": float(delta),
@@ -215,6 +225,9 @@ def _vectors(
     network: DetachedNetwork, batch: JacobianBatch, results: Sequence[SVDResult], prompts: Sequence[PromptReading]
 ) -> dict[str, Tensor]:
     vectors: dict[str, Tensor] = {}
+    missed = next((result.missed for result in results if result.missed is not None), None)
+    if missed is not None:
+        vectors["survey.basis"] = missed.basis
     for operator, result in zip(batch.operators, results, strict=True):
         place = f"{operator.prompt}.{operator.token}"
         vectors |= {f"U.{place}": result.U, f"S.{place}": result.S, f"V.{place}": result.V, f"x.{place}": operator.x}

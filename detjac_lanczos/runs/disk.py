@@ -138,13 +138,22 @@ def _token_mismatch(run: Run, token: TokenResult) -> str | None:
     if claim is not None and not _has_guards(token, claim, k):
         return "lacks guards, bounds or steps of the claim"
     unknown = None in record["singular_values"]
-    if any(None in pair for pair in record["residuals"]) and not unknown:
+    if any(None in pair[1 if token.estimated else 0 :] for pair in record["residuals"]) and not unknown:
         return "lacks residuals"
+    if (token.estimated or token.survey) and not _has_survey(run, token, k):
+        return "lacks what the survey estimated, or its basis,"
     if any(len(record[side]) != (0 if unknown else k) for side in ("left", "right")):
         return f"lacks decodings for the {k} triplets"
     if (record["stable_rank"] is None) != (record["stable_rank_interval"] is None):
         return "lacks the stable rank or its interval"
     return None
+
+
+def _has_survey(run: Run, token: TokenResult, k: int) -> bool:
+    """Whether the estimates of a survey and its basis are there."""
+    survey, basis = token.survey, run.vectors["survey.basis"]
+    sized = basis.ndim == 2 and basis.shape[1] == token.U.shape[0] and basis.dtype in (torch.float32, torch.float64)
+    return sized and survey is not None and len(survey["values"]) == len(survey["residuals"]) == k
 
 
 def _has_guards(token: TokenResult, claim: dict[str, Any], k: int) -> bool:

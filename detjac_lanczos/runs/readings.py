@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -15,12 +15,18 @@ from detjac_lanczos.reading import (
     contributions,
     decode_left,
     decode_right,
+    estimate_contributions,
     ordinary_estimate,
     stable_ranks,
+    surveyed_stable_rank,
 )
 from detjac_lanczos.runs.record import PromptReading, TokenReading
 from detjac_lanczos.runs.run import TokenResult
-from detjac_lanczos.solvers import SVDResult
+from detjac_lanczos.solvers import Missed, SVDResult
+
+NOTHING: Mapping[int, Missed] = {}
+_AFTER_A_SURVEY = 2
+"""A survey draws its basis by the seed and measures by the next one: what reads it has to know neither."""
 
 _Found = TypeVar("_Found", SVDResult, TokenResult)
 
@@ -33,12 +39,14 @@ def read_tokens(
     source: str | Place,
     target: str | Place,
     seed: int,
+    estimates: Mapping[int, Missed] = NOTHING,
     top: int = 10,
 ) -> tuple[list[_Found], list[TokenReading]]:
     """Decode and measure the triplets of every token; return them with their signs fixed, and the readings.
 
-    Results (`SVDResult`, or the tokens of a stored run) without finite triplets pass through, unread. ``top`` is the
-    number of tokens that each vector is decoded to.
+    Results (`SVDResult`, or the tokens of a stored run) without finite triplets pass through, unread. ``estimates``
+    are what a survey knows of those that it leaves as estimates, by their index: these are read from shared rows.
+    ``top`` is the number of tokens that each vector is decoded to.
     """
     signed = list(results)
     readings = [TokenReading([], [], None, None) for _ in results]
@@ -51,11 +59,18 @@ def read_tokens(
         signed[index] = replace(result, U=result.U * signs[index], V=result.V * signs[index])
     vectors = torch.cat([signed[index].V for index in found], dim=1)
     right = _split(decode_right(network, vectors, torch.ones_like(vectors[0]), source, top), found, results)
-    part = JacobianBatch([batch.operators[index] for index in found])
-    triplets = [signed[index] for index in found]
-    shares, ranks = contributions(part, triplets), stable_ranks(part, triplets, seed=seed)
-    for index, share, rank in zip(found, shares, ranks, strict=True):
-        readings[index] = TokenReading(left[index], right[index], share, rank)
+    for members, estimated in (([i for i in found if i not in estimates], False), (sorted(estimates), True)):
+        if not members:
+            continue
+        part = JacobianBatch([batch.operators[index] for index in members])
+        triplets = [signed[index] for index in members]
+        if estimated:
+            shares = estimate_contributions(part, triplets, seed=seed + _AFTER_A_SURVEY)
+            ranks = [surveyed_stable_rank(estimates[index]) for index in members]
+        else:
+            shares, ranks = contributions(part, triplets), stable_ranks(part, triplets, seed=seed)
+        for index, share, rank in zip(members, shares, ranks, strict=True):
+            readings[index] = TokenReading(left[index], right[index], share, rank)
     return signed, readings
 
 

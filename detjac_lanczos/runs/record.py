@@ -20,6 +20,7 @@ from detjac_lanczos.reading import Contribution, Decoded, StableRank
 from detjac_lanczos.runs.folder import KIND
 from detjac_lanczos.solvers.certificate import Certificate, Cluster
 from detjac_lanczos.solvers.completeness import Completeness
+from detjac_lanczos.solvers.missed import Missed
 from detjac_lanczos.solvers.result import SVDResult
 
 FORMAT = 1
@@ -130,6 +131,13 @@ def certificate_record(certificate: Certificate) -> dict[str, Any]:
     return plain | {"line": certificate.line, "radius": as_plain(certificate.radius)}
 
 
+def survey_record(missed: Missed) -> dict[str, Any]:
+    """Return what a survey estimated of one token as plain data."""
+    names = ("values", "residuals", "sigma_1", "confidence", "share", "frobenius", "probes", "flagged")
+    plain: dict[str, Any] = as_plain({name: getattr(missed, name) for name in names})
+    return plain
+
+
 def certificate_from(record: Mapping[str, Any]) -> Certificate:
     """Return the certificate that `certificate_record` wrote down."""
     values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Certificate)}
@@ -167,6 +175,7 @@ def _token(result: SVDResult, reading: TokenReading) -> dict[str, Any]:
         "status": result.status,
         "advice": result.advice,
         "certificate": None if result.certificate is None else certificate_record(result.certificate),
+        "survey": None if result.missed is None else survey_record(result.missed),
         "stable_rank": None if rank is None else rank.value,
         "stable_rank_interval": None if rank is None else rank.interval,
         "stable_rank_confidence": None if rank is None else rank.confidence,

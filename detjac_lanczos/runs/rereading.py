@@ -17,6 +17,7 @@ from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.readings import read_tokens
 from detjac_lanczos.runs.record import total_work
 from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.solvers import Missed
 from detjac_lanczos.solvers.rounding import SAFETY, adjoint_bound, epsilon, working_dtype
 
 _SPARE = 10  # near-ties at the end of a list of candidates may change places
@@ -28,12 +29,16 @@ def token_claims(
     batch: JacobianBatch,
     tokens: Sequence[TokenResult],
     places: Mapping[str, Any],
+    estimates: Mapping[int, Missed],
 ) -> Iterator[Claim]:
     """Read the stored triplets of ``tokens`` again; ``batch`` holds their operators.
 
+    ``estimates``: what a survey knows of those that it left as estimates, found anew.
+
     Scores follow from the stored vectors and the weights: cosines may differ by c ε √d, logits by that times the
     longest row of the head, and the logarithm of a share of softmax by 2 ‖y‖ times as much. Stable ranks and
-    contributions need fresh products of the operator, which may differ by c ε √d of their length.
+    contributions need fresh products of the operator, which may differ by c ε √d of their length; those of estimates
+    rest on random cotangents, √d as long as unit vectors.
     """
     lists = [entries for token in tokens for side in ("left", "right") for entries in token.record[side]]
     _, readings = read_tokens(
@@ -43,19 +48,21 @@ def token_claims(
         source=places["source"],
         target=places["target"],
         seed=run.record["options"]["seed"],
+        estimates=estimates,
         top=max(map(len, lists), default=0) + _SPARE,
     )
     cosines = SAFETY * epsilon(working_dtype(batch.dtype)) * math.sqrt(max(batch.shapes[0]))
     products = adjoint_bound(epsilon(batch.dtype), max(batch.shapes[0]))
     row = float(head_table(network).norm(dim=1).max())
-    for token, operator, reading in zip(tokens, batch.operators, readings, strict=True):
+    for index, (token, operator, reading) in enumerate(zip(tokens, batch.operators, readings, strict=True)):
+        rounding = products * (math.sqrt(batch.shapes[0][0]) if index in estimates else 1.0)
         length = max(float(operator.y.double().norm()), float(network.streams.output.double().norm(dim=1).max()))
         yield _decoding_claim(token, "left", reading.left, cosines * row, 2 * max(length, 1.0))
         yield _decoding_claim(token, "right", reading.right, cosines)
         if reading.stable_rank is not None:
-            yield _stable_rank_claim(token, reading.stable_rank, products)
+            yield _stable_rank_claim(token, reading.stable_rank, rounding)
         if reading.contribution is not None:
-            yield _contribution_claim(token, operator, reading.contribution, products)
+            yield _contribution_claim(token, operator, reading.contribution, rounding)
 
 
 def prompt_claims(run: Run, network: DetachedNetwork) -> Iterator[Claim]:
@@ -136,7 +143,7 @@ def _contribution_claim(token: TokenResult, operator: Jacobian, fresh: Contribut
     written, apart = token.contribution, math.inf
     if written is not None:
         apart = max(abs(written[name] - getattr(fresh, name)) for name in ("share", "cosine", "captured"))
-    length = float(fresh.product.double().norm())
+    length = fresh.share * float(operator.y.double().norm())
     error = slack * float(token.S[0]) * float(operator.x.double().norm())
     allowed = 4 * error / length * max(1.0, fresh.share) if length else 0.0
     return Claim(f"difference in the contribution of {token.name}", 0.0, apart, allowed)

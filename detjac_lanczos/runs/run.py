@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from detjac_lanczos.operators import Reconstruction
 from detjac_lanczos.operators.network import Candidate
-from detjac_lanczos.reading.record_values import asked_for
+from detjac_lanczos.reading.record_values import ESTIMATE, SUCCESSFUL, asked_for
 from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate
@@ -91,14 +91,19 @@ class TokenResult:
         return [float(value) for value in self.S]
 
     @property
-    def residuals(self) -> list[list[float]]:
-        """[ρ_R, ρ_L] of each triplet, absolute."""
+    def residuals(self) -> list[list[float | None]]:
+        """[ρ_R, ρ_L] of each triplet, absolute; ρ_R is None in a survey, which only estimates it."""
         return list(self.record["residuals"])
 
     @property
     def status(self) -> str:
-        """How the solve ended: "converged" and "breakdown_exact" are successes, "budget" and others are not."""
+        """How the solve ended: "converged" and "breakdown_exact" are successes, "estimate" and others are not."""
         return str(self.record["status"])
+
+    @property
+    def settled(self) -> bool:
+        """Whether all that was asked for was done: triplets were found, or estimated where that was asked for."""
+        return self.status in (*SUCCESSFUL, ESTIMATE)
 
     @property
     def advice(self) -> str:
@@ -110,6 +115,19 @@ class TokenResult:
         """What is claimed, or None where no certificate was asked for."""
         found = self.record["certificate"]
         return None if found is None else certificate_from(found)
+
+    @property
+    def survey(self) -> dict[str, Any] | None:
+        """What a survey estimated: ``values``, ``residuals`` (ρ_R), ``sigma_1`` (interval), ``share`` and ``flagged``.
+
+        See `detjac_lanczos.solvers.Missed`; None where there was no survey.
+        """
+        return self.record.get("survey")
+
+    @property
+    def estimated(self) -> bool:
+        """Whether a survey is all that is known: nothing is certified."""
+        return self.status == ESTIMATE
 
     @property
     def stable_rank(self) -> float | None:
@@ -143,7 +161,7 @@ class Run:
     vectors : dict of str to Tensor
         ``U.{prompt}.{index}``, ``S.…``, ``V.…``, ``x.…``, ``y.{prompt}``, ``reconstruction.detached.{prompt}`` and,
         where they exist, ``guards.U.{prompt}.{index}`` …, ``reconstruction.ordinary.{prompt}`` and
-        ``embeds.{prompt}`` (given in place of token ids).
+        ``embeds.{prompt}`` (given in place of token ids); ``survey.basis``, the left vectors that a survey shares.
     """
 
     record: dict[str, Any]
@@ -207,7 +225,7 @@ class Run:
     @property
     def converged(self) -> bool:
         """Whether every triplet of every token was found."""
-        return all(token.status in ("converged", "breakdown_exact") for token in self.tokens)
+        return all(token.status in SUCCESSFUL for token in self.tokens)
 
     def spectrum(self) -> Tensor:
         """Return the singular values of every token: (tokens, k), NaN where a token has fewer than another."""

@@ -34,6 +34,13 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class AnyOf:
+    """A part that has one of a few shapes."""
+
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
 class Values:
     """An object with any names, whose values have one shape."""
 
@@ -82,6 +89,16 @@ _CERTIFICATE = {
     "completeness": Later(_COMPLETENESS),
     "line": str,
 }
+_SURVEY = {
+    "values": [float],
+    "residuals": [float],
+    "sigma_1": Pair(float),
+    "confidence": float,
+    "share": float,
+    "frobenius": float,
+    "probes": int,
+    "flagged": bool,
+}
 _WORK = {"row_sweeps": float, "passes": int, "seconds": float}
 _TOKEN = {
     "prompt": int,
@@ -95,6 +112,7 @@ _TOKEN = {
     "status": str,
     "advice": str,
     "certificate": Maybe(_CERTIFICATE),
+    "survey": Later(_SURVEY),
     "stable_rank": Maybe(float),
     "stable_rank_interval": Maybe(Pair(float)),
     "stable_rank_confidence": Maybe(float),
@@ -121,6 +139,7 @@ RECORD: dict[str, Shape] = {
         "energy": Later(float),
         "tol": float,
         "method": str,
+        "polish": Later(AnyOf((OneOf(("flagged",)), int))),
         "seed": int,
         "certify": Maybe(str),
         "delta": Later(float),
@@ -161,6 +180,9 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
     """Return what is wrong with the first part that has not its shape, such as "lacks tokens[2].id", or None."""
     if isinstance(shape, Maybe | Later):
         return None if value is None else first_fault(value, shape.shape, place)
+    if isinstance(shape, AnyOf):
+        faults = [first_fault(value, one, place) for one in shape.shapes]
+        return faults[0] if all(faults) else None
     if isinstance(shape, OneOf):
         return None if value in shape.words else f"says {place} is {value!r}, not {' or '.join(shape.words)}"
     if isinstance(shape, tuple):
@@ -174,8 +196,8 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"says {place} is {_shown(value)}, not a list"
-        faults = (first_fault(item, shape[0], f"{place}[{number}]") for number, item in enumerate(value))
-        return next((fault for fault in faults if fault), None)
+        items = (first_fault(item, shape[0], f"{place}[{number}]") for number, item in enumerate(value))
+        return next((fault for fault in items if fault), None)
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
             return f"says {place} is {_shown(value)}, not an object"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from detjac_lanczos.runs.energy import energy_claims
 from detjac_lanczos.runs.place_names import parse_place
 from detjac_lanczos.runs.rereading import copies_claim, prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.survey_claims import survey_claims
+from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
 from detjac_lanczos.solvers.rounding import SAFETY, epsilon, working_dtype
@@ -88,11 +90,10 @@ def verify(
     part = [run.tokens[index] for index in measured]
     if part:
         operators = JacobianBatch([batch.operators[index] for index in measured])
-        vectors = ([getattr(token, name) for token in part] for name in "USV")
-        fresh = measure_triplets(operators, *vectors, tol=record["options"]["tol"], passes=passes)
-        for token, found in zip(part, fresh, strict=True):
-            claims += _triplet_claims(token, found, epsilon(working_dtype(batch.dtype)))
-        claims += [*energy_claims(run, operators, part), *token_claims(run, network, operators, part, places)]
+        told, estimates = survey_claims(run, operators, part)
+        claims += [*told, *_certified_claims(run, operators, part, passes)]
+        claims += token_claims(run, network, operators, part, places, estimates)
+    return Verification(claims)
     return Verification(claims)
 
 
@@ -161,12 +162,28 @@ def _finite_claim(token: TokenResult) -> Claim:
     return Claim(f"numbers of {token.name} that are not finite", 0.0, float(count), allowed)
 
 
+def _certified_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult], passes: int) -> Iterator[Claim]:
+    """Send the triplets of ``tokens`` through their operators, one pass each way; estimates claim none of it."""
+    certified = [index for index, token in enumerate(tokens) if not token.estimated]
+    if not certified:
+        return
+    operators = JacobianBatch([batch.operators[index] for index in certified])
+    part = [tokens[index] for index in certified]
+    vectors = ([getattr(token, name) for token in part] for name in "USV")
+    sweeps = Subset(operators, range(len(part)))
+    fresh = measure_triplets(sweeps, *vectors, tol=run.record["options"]["tol"], passes=passes)
+    for token, found in zip(part, fresh, strict=True):
+        yield from _triplet_claims(token, found, epsilon(working_dtype(batch.dtype)))
+    yield from energy_claims(run, operators, part)
+
+
 def _triplet_claims(token: TokenResult, found: Measurement, eps: float) -> Iterator[Claim]:
     record, name = token.record, token.name
     fresh, residuals = found.certificate, found.residuals
     floor = fresh.floor
     for j, (claimed, measured) in enumerate(zip(token.residuals, residuals.tolist(), strict=True)):
-        yield Claim(f"residual of triplet {j + 1} of {name}", max(claimed), max(measured), max(claimed) + floor)
+        largest = max(part for part in claimed if part is not None)
+        yield Claim(f"residual of triplet {j + 1} of {name}", largest, max(measured), largest + floor)
     written = torch.tensor(record["singular_values"], dtype=torch.float64)
     apart = float((written - token.S.double()).abs().max())
     yield Claim(f"difference between record and vectors in the values of {name}", 0.0, apart, 0.0)

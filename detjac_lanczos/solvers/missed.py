@@ -57,8 +57,12 @@ class Missed:
     @property
     def flagged(self) -> bool:
         """Whether the value found for σ_1 may lack more than 5 % of it: such operators are worth a polish."""
-        low, high = self.sigma_1
-        return low < (1.0 - FLAG_LEVEL) * high
+        return is_flagged(*self.sigma_1)
+
+
+def is_flagged(low: float, high: float) -> bool:
+    """Whether an interval of σ_1 leaves room for more than 5 % above what was found."""
+    return low < (1.0 - FLAG_LEVEL) * high
 
 
 def measure_missed(

@@ -1,22 +1,26 @@
 """The survey road: estimates for every operator of a large batch, out of one left basis that all of them share."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers.basis import random_rows, thin_svd
+from detjac_lanczos.solvers.basis import project_out, random_rows, thin_svd
+from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.finish import Road, finish
 from detjac_lanczos.solvers.missed import measure_missed
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult, Work
-from detjac_lanczos.solvers.rounding import epsilon, noise_floor
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor, safe_scale
 from detjac_lanczos.solvers.survey import STEERING_PROBES, Survey
 
 MEASURING_PROBES = 16
+_COLUMNS_AT_ONCE = 8
 _SHARE_OF_DENSE = 1 / 3
 
 
@@ -44,6 +48,42 @@ def solve_shared_basis(batch: CountingBatch, options: Options, road: Road, *, ce
             status = survey.fault or Status.NOT_FINITE
             results.append(finish(batch, index, None, status, road, options, seconds=batch.seconds, certify=certify))
     return results
+
+
+def estimate_again(
+    A: Any, basis: Tensor, lefts: Sequence[Tensor], *, k: int, seed: int
+) -> list[tuple[SVDResult, Tensor]]:
+    """Estimate the leading triplets of all operators from the basis of an earlier survey, in its shared rows.
+
+    Parameters
+    ----------
+    A : OperatorBatch, or a sequence of operators of one output space
+    basis : Tensor, shape (m, d_out)
+        ``Missed.basis``, Q.
+    lefts : sequence of Tensor, each (d_out, ·)
+        Vectors u of each operator, such as those that it found.
+    k, seed : int
+        Those of the survey.
+
+    Returns
+    -------
+    list of (SVDResult, Tensor)
+        The estimates of each operator, as the survey left them up to rounding (and to signs and turns inside clusters),
+        and Aᵀ QᵀQ u, (d_in, ·) float64.
+    """
+    batch = CountingBatch(as_batch(A))
+    basis = basis.to(batch.device, batch.dtype)
+    rows = torch.cat([basis, project_out(_measuring_probes(basis, seed), basis)])
+    passes = [batch.apply_shared(part) for part in rows.split(_COLUMNS_AT_ONCE)]
+    found = []
+    for index, (parts, left) in enumerate(zip(zip(*passes, strict=True), lefts, strict=True)):
+        product = torch.cat(parts)
+        scale = safe_scale(product)
+        known, outside = (product * scale).split([len(basis), len(rows) - len(basis)])
+        measured = Products(basis, known, outside, scale)
+        result = _estimate(batch, index, measured, k, Road("shared_basis", "measured again", {}))
+        found.append((result, known.double().T @ (basis.double() @ left.to(basis.device).double()) / scale))
+    return found
 
 
 def _measuring_probes(basis: Tensor, seed: int) -> Tensor:

@@ -208,7 +208,7 @@ def test_integers_of_any_kind_choose_tokens(tiny: LoadedModel, tokens: Any) -> N
         {"tokens": "x"},
         {"position": "last"},
         {"method": "magic"},
-        {"method": "shared_basis"},
+        {"method": "shared_basis", "polish": "all"},
         {"certify": "no"},
     ],
 )

@@ -15,6 +15,7 @@ _DEFAULTS: dict[str, Any] = {
     "certify": "triplets",
     "delta": 1e-6,
     "method": "auto",
+    "polish": None,
     "seed": 0,
     "block": None,
     "max_products": None,
@@ -25,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "add_special_tokens": True,
     "memory": None,
 }
-_FLAGS = ("threshold", "energy", "tol", "certify", "delta", "max_products", "method", "seed", "memory")
+_FLAGS = ("threshold", "energy", "tol", "certify", "delta", "max_products", "method", "polish", "seed", "memory")
 
 
 def python_call(record: Record) -> str:

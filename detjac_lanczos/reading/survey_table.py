@@ -1,0 +1,55 @@
+"""The lines of a survey in the text table: one for each token, with what is claimed of it."""
+
+from __future__ import annotations
+
+from detjac_lanczos.reading.record_values import ESTIMATE, Record, percent, significant, singular_values
+from detjac_lanczos.reading.visible import columns, fit, joined, visible
+
+_TOKEN = 13
+_CLAIM = 34
+
+
+def survey_heading() -> str:
+    """Return the heading of `survey_line`."""
+    return (
+        f"{'#':>4} {'token':<{_TOKEN}}{'σ1':>8}   {'at least, at most':<18}{'missed':>8}   {'claim':<{_CLAIM}}u1 says"
+    )
+
+
+def survey_line(token: Record, width: int) -> str:
+    """Return one token: σ_1 (≈ an estimate), its interval, the missed part of ‖J‖², and the claim made of it."""
+    name = f"{token['index']:>4} {fit(visible(token['token']), _TOKEN - 1)} "
+    survey, values = token["survey"], singular_values(token)
+    if survey is None or not values:
+        return f"{name}{token['status']}: {token['advice']}".rstrip()
+    low, high = survey["sigma_1"]
+    estimated = token["status"] == ESTIMATE
+    first = f"≈{significant(survey['values'][0])}" if estimated else significant(values[0])
+    between = f"{significant(low)}, {significant(high)}"
+    told = f"{name}{first:>8}   {between:<18}{percent(survey['share']):>8}   {_claim(token):<{_CLAIM}}"
+    words = (visible(entry["token"]) for entry in token["left"][0])
+    return (told + joined(words, "  ", width - columns(told))).rstrip()
+
+
+def survey_summary(tokens: list[Record]) -> list[str]:
+    """Return what became of the tokens of a survey, counted, in two lines."""
+    surveyed = [token["survey"] for token in tokens if token["survey"]]
+    estimated = [token["survey"] for token in tokens if token["status"] == ESTIMATE]
+    counted = f"{len(estimated)} of {len(tokens)} tokens estimated, {len(surveyed) - len(estimated)} polished"
+    if not surveyed:
+        return [counted]
+    flags = sum(survey["flagged"] for survey in surveyed)
+    left = sum(survey["flagged"] for survey in estimated)
+    chance = f"{surveyed[0]['confidence']:g}"
+    return [
+        f"{counted}; {flags} flagged (σ1 may be 5 % larger), {left} of them left",
+        f"at most: with probability {chance} for each token · missed: share of ‖J‖² outside the basis",
+    ]
+
+
+def _claim(token: Record) -> str:
+    """Return the certificate; of an estimate, only whether it is flagged."""
+    if token["status"] == ESTIMATE:
+        return "estimate, flagged" if token["survey"]["flagged"] else "estimate"
+    line = token["certificate"]["line"] if token["certificate"] else token["status"]
+    return fit(line, _CLAIM - 2)

@@ -1,0 +1,204 @@
+"""Surveys through `analyze`: estimates are told from claims, stored, read, measured again and shown."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.operators import detach
+from detjac_lanczos.reading import contributions, estimate_contributions, render_table
+from detjac_lanczos.runs import Run, analyze, load_run, verify
+from tests.tiny_llama import PROMPT
+
+K = 3
+POLISHED = 2
+
+
+@pytest.fixture(scope="module")
+def survey(tiny: LoadedModel) -> Run:
+    """Return a survey of two prompts, with the worst tokens polished."""
+    return analyze(tiny, [PROMPT, "most of the bridge"], K, method="shared_basis", polish=POLISHED)
+
+
+@pytest.fixture(scope="module")
+def stored(survey: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return survey.save(tmp_path_factory.mktemp("runs") / "survey")
+
+
+@pytest.fixture
+def harmed(stored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stored, tmp_path / "harmed"))
+
+
+def test_tokens_are_estimated_and_the_worst_certified(survey: Run, tiny: LoadedModel) -> None:
+    network = detach(tiny, [PROMPT, "most of the bridge"])
+    certified = [token for token in survey.tokens if not token.estimated]
+    assert len(survey.tokens) == 10 and len(certified) == POLISHED
+    assert max(_found(token) for token in certified) <= min(_found(t) for t in survey.tokens if t.estimated)
+    for token in survey.tokens:
+        exact = torch.linalg.svdvals(network.jacobian((token.prompt, token.index)).dense().double())
+        assert token.survey is not None
+        low, high = token.survey["sigma_1"]
+        assert low <= exact[0] * (1 + 1e-5) and exact[0] <= high * (1 + 1e-5)
+        assert bool((exact[:K] * (1 + 1e-5) >= token.S).all())
+        true_rank = float(exact.square().sum() / exact[0] ** 2)
+        assert token.record["stable_rank_interval"][0] <= true_rank <= token.record["stable_rank_interval"][1]
+        if token.estimated:
+            assert token.certificate is None
+            assert [pair[0] for pair in token.residuals] == [None] * K
+        else:
+            assert token.certificate is not None and token.certificate.claimed == K
+            torch.testing.assert_close(token.S.double(), exact[:K], rtol=1e-5, atol=0)
+    assert not survey.converged
+    assert all(token.settled for token in survey.tokens)
+
+
+def _found(token: Any) -> float:
+    return float(token.survey["sigma_1"][0] / token.survey["sigma_1"][1])
+
+
+def test_work_is_that_of_the_survey_and_the_polish(survey: Run, tiny: LoadedModel) -> None:
+    alone = analyze(tiny, [PROMPT, "most of the bridge"], K, method="shared_basis")
+    assert survey.work["method"] == "shared_basis"
+    assert f"{POLISHED} of 10 tokens polished" in survey.work["why"]
+    assert alone.work["row_sweeps"] < survey.work["row_sweeps"]
+    for token, only in zip(survey.tokens, alone.tokens, strict=True):
+        more = token.record["work"]["products_forward"] > only.record["work"]["products_forward"]
+        assert more != token.estimated
+        assert token.survey == only.survey
+    assert alone.converged is False and {token.status for token in alone.tokens} == {"estimate"}
+
+
+def test_recorded_choices_repeat_the_survey_and_its_polish(survey: Run, tiny: LoadedModel) -> None:
+    again = analyze(
+        tiny,
+        [PROMPT, "most of the bridge"],
+        K,
+        method="shared_basis",
+        polish=POLISHED,
+        choices=survey.record["choices"],
+    )
+    assert again.record["choices"]["solver"] == survey.record["choices"]["solver"]
+    for name, vector in survey.vectors.items():
+        assert torch.equal(vector, again.vectors[name]), name
+
+
+def test_a_stored_survey_is_read_and_holds(survey: Run, stored: Path, tiny: LoadedModel) -> None:
+    run = load_run(stored)
+    assert run.record == json.loads(json.dumps(survey.record))
+    found = verify(run, tiny)
+    assert found.ok, str(found)
+    told = [claim.what for claim in found.claims]
+    for token in run.tokens:
+        assert any(f"difference in the estimates of {token.name}" == what for what in told)
+        assert any(f"residual of triplet 1 of {token.name}" == what for what in told) != token.estimated
+        assert any(f"difference in the lower bounds of {token.name}" == what for what in told) == token.estimated
+
+
+def _estimated(record: dict[str, Any]) -> dict[str, Any]:
+    return next(token for token in record["tokens"] if token["status"] == "estimate")
+
+
+def _sure(token: dict[str, Any]) -> None:
+    token["survey"]["sigma_1"][1] = token["survey"]["sigma_1"][0]
+    token["survey"]["flagged"] = False
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (_sure, "estimates of"),
+        (lambda token: token["survey"].__setitem__("flagged", not token["survey"]["flagged"]), "contradictions"),
+        (lambda token: token["survey"].__setitem__("confidence", 0.999), "contradictions"),
+        (lambda token: token["survey"].__setitem__("share", token["survey"]["share"] / 2 + 0.1), "estimates of"),
+        (lambda token: token["survey"]["values"].__setitem__(2, 9.0), "estimates of"),
+        (lambda token: token["survey"]["residuals"].__setitem__(0, 0.0), "estimates of"),
+        (lambda token: token["singular_values"].__setitem__(0, 9.0), "between record and vectors"),
+        (lambda token: token["contribution"].__setitem__("share", 0.9), "contribution of"),
+        (lambda token: token.__setitem__("stable_rank", 1.0), "stable rank of"),
+        (lambda token: token.__setitem__("status", "converged"), "residual of triplet"),
+    ],
+)
+def test_a_changed_estimate_fails(
+    harmed: Path, tiny: LoadedModel, change: Callable[[dict[str, Any]], None], what: str
+) -> None:
+    record = json.loads((harmed / "run.json").read_text("utf-8"))
+    token = _estimated(record)
+    change(token)
+    if token["status"] == "converged":
+        token["residuals"] = [[0.0, pair[1]] for pair in token["residuals"]]
+    (harmed / "run.json").write_text(json.dumps(record), "utf-8")
+    assert any(what in claim.what for claim in verify(harmed, tiny).failed)
+
+
+@pytest.mark.parametrize("name", ["U", "S", "V", "survey.basis"])
+def test_a_changed_vector_fails(harmed: Path, tiny: LoadedModel, name: str) -> None:
+    vectors = load_file(harmed / "vectors.safetensors")
+    token = _estimated(json.loads((harmed / "run.json").read_text("utf-8")))
+    key = name if name == "survey.basis" else f"{name}.{token['prompt']}.{token['index']}"
+    vectors[key] = vectors[key] * 1.01
+    save_file(vectors, harmed / "vectors.safetensors")
+    assert not verify(harmed, tiny).ok
+
+
+def test_a_survey_without_its_estimates_is_no_run(harmed: Path) -> None:
+    from detjac_lanczos.errors import RunFileError
+
+    record = json.loads((harmed / "run.json").read_text("utf-8"))
+    del _estimated(record)["survey"]
+    (harmed / "run.json").write_text(json.dumps(record), "utf-8")
+    with pytest.raises(RunFileError, match="lacks what the survey estimated"):
+        load_run(harmed)
+
+
+def test_contributions_are_estimated_from_shared_rows(tiny: LoadedModel) -> None:
+    """With many probes they come to what separate sweeps measure; the cosine needs its length alone."""
+    network = detach(tiny, PROMPT)
+    batch = network.jacobians()
+    run = analyze(tiny, PROMPT, K, method="shared_basis")
+    measured = contributions(batch, run.tokens)
+    for exact, found in zip(measured, estimate_contributions(batch, run.tokens, probes=4000), strict=True):
+        assert found.share == pytest.approx(exact.share, rel=0.03)
+        assert found.cosine == pytest.approx(exact.cosine, rel=0.03)
+        assert found.captured == pytest.approx(exact.captured, rel=0.06)
+
+
+def test_the_table_has_a_line_for_each_token_and_says_what_is_claimed(survey: Run) -> None:
+    shown = render_table(survey.record)
+    lines = shown.splitlines()
+    assert sum("TRIPLETS 3/3" in line for line in lines) == POLISHED
+    assert sum("estimate" in line and "≈" in line for line in lines) == 10 - POLISHED
+    assert max(len(line) for line in lines if not line.startswith("time")) <= 110
+    refused = copy.deepcopy(survey.record)
+    refused["tokens"][0] |= {"status": "not_finite", "survey": None, "advice": "the operator gave a NaN"}
+    assert "not_finite: the operator gave a NaN" in render_table(refused)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"polish": "flagged"}, "makes none: give 'shared_basis'"),
+        ({"method": "shared_basis", "polish": 0}, "polish = 0 chooses no tokens"),
+        ({"method": "shared_basis", "polish": "worst"}, "polish = 'worst' chooses no tokens"),
+        ({"method": "shared_basis", "certify": "complete"}, "cannot take up what probes find"),
+        ({"method": "shared_basis", "threshold": 1.0}, "finds a given number of triplets"),
+    ],
+)
+def test_what_no_survey_can_do_is_one_clear_line(tiny: LoadedModel, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        analyze(tiny, PROMPT, **options)
+
+
+def test_a_polish_may_claim_completeness(tiny: LoadedModel) -> None:
+    run = analyze(tiny, PROMPT, K, method="shared_basis", polish=1, certify="complete")
+    (token,) = (token for token in run.tokens if not token.estimated)
+    assert token.certificate is not None and token.certificate.completeness is not None
+    assert verify(run, tiny).ok
