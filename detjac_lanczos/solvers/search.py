@@ -1,11 +1,10 @@
 """The search for one operator's leading triplets: what to multiply next, and when to stop."""
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from detjac_lanczos.solvers import copies
 from detjac_lanczos.solvers.basis import (
     complete_block,
     dominant_rows,
@@ -19,6 +18,7 @@ from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.energy import EnergySketch, count_for
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.patience import Patience
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import (
     adjoint_bound,
@@ -29,10 +29,7 @@ from detjac_lanczos.solvers.rounding import (
     working_dtype,
 )
 
-_STALLED_AFTER = 8
-_PROGRESS = 0.1
-_PROBE_PASSES = 6
-RESERVED_BLOCKS = _PROBE_PASSES // 2 + 1
+RESERVED_BLOCKS = copies.PASSES // 2 + 1
 """Blocks of a side that may follow one another without a restart: those of a probe, and the one before it."""
 
 SPARE_VECTORS = 7
@@ -103,11 +100,8 @@ class Search:
         self._fresh = True
         self._exact = False
         self._idle = 0
-        self._drawn = 0
-        self._probing = 0
-        self._probe_found_more = False
-        self._best = math.inf
-        self._since_best = 0
+        self._copies = copies.CopyProbe()
+        self._patience = Patience()
 
     @property
     def k(self) -> int:
@@ -158,7 +152,7 @@ class Search:
             self._begun_with = block.shape[0] + 1
             width = min(max(self.width, self._begun_with), most)
             self.block = complete_block(block, self.state.V.rows, width, self.generator)
-        self._drawn = self.block.shape[0]
+        self._copies.drawn = self.block.shape[0]
         return direction
 
     def absorb_sketch(self, products: Tensor) -> None:
@@ -188,14 +182,14 @@ class Search:
         restarted = self.options.capacity is not None and self._make_room(self.options.capacity)
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
         room = basis.shape[1] - basis.shape[0]
-        if self.triplets is None or self._probing:
+        if self.triplets is None or self._copies.passes_left:
             block, width = self._plain_directions(direction, basis.shape[0])
         else:
             block, wanted = self._open_directions(direction)
             width = block.shape[0] if wanted.any() else self.width
             self._fresh = not wanted.any()
         width = min(width, room, self._affordable(direction))
-        self._drawn += max(width - block.shape[0], 0)
+        self._copies.drawn += max(width - block.shape[0], 0)
         self.block = complete_block(block[:width], basis, width, self.generator) if width else None
         self._idle = 0 if width else self._idle + 1
         if self._affordable(direction) == 0:
@@ -220,7 +214,7 @@ class Search:
         """Restart where the next blocks, those of a probe included, would not fit; never within a probe."""
         reserve = RESERVED_BLOCKS * self.width
         fullest = max(self.state.U.count, self.state.V.count)
-        if self.triplets is not None and not self._probing and fullest + reserve > capacity:
+        if self.triplets is not None and not self._copies.passes_left and fullest + reserve > capacity:
             keep = max(self.wanted + SPARE_VECTORS, (capacity - reserve) // 2)
             self.state.restart(keep, 2 * self.width)
             return True
@@ -257,11 +251,11 @@ class Search:
     def reopen(self) -> None:
         """Judge again, after the rows of one more random vector were taken."""
         self.status = None
-        self._drawn += 1
+        self._copies.drawn += 1
+        self._copies.passes_left = 0
         self._exact = False
-        self._probing = 0
         self._idle = 0
-        self._best, self._since_best = math.inf, 0
+        self._patience = Patience()
         self._look()
 
     def want_further(self) -> None:
@@ -315,9 +309,9 @@ class Search:
     def _plain_directions(self, direction: Direction, count: int) -> tuple[Tensor, int]:
         """Return what the products have outside the basis, none at the start of a probe, and the width wanted."""
         width = max(self.width, self._begun_with)
-        if self._probing:
-            latest, start = self.state.outside(direction, self.width), self._probing == _PROBE_PASSES
-            candidates, width = (latest[:0] if start else latest), self.width
+        if self._copies.passes_left:
+            latest, width = self.state.outside(direction, self.width), self.width
+            candidates = latest[:0] if self._copies.starts else latest
         else:
             candidates = self.state.outside(direction)
         block = dominant_rows(candidates, width, deflation_threshold(self.eps, self._largest))[0]
@@ -345,17 +339,12 @@ class Search:
         if self._exact and self._solved(exact=True):
             self.status = Status.BREAKDOWN_EXACT
         elif self._solved(exact=False):
-            if self._probing > 1:
-                self._probing -= 1
-            elif not full and self._doubtful():
-                self._probing = _PROBE_PASSES
-            else:
+            if not self._copies.goes_on(self.triplets, full=full):
                 self.status = Status.CONVERGED
         elif full and self._solved(exact=True):
             self.status = Status.BREAKDOWN_EXACT
         else:
-            self._probe_found_more |= self._probing > 0
-            self._probing = 0
+            self._copies.found_something()
             self.status = Status.NOISE_FLOOR if self._stalled() else None
 
     def _solved(self, *, exact: bool) -> bool:
@@ -368,35 +357,13 @@ class Search:
             met |= (self.triplets.values <= self.floor) & (worst <= self.floor)
         return bool(met.all())
 
-    def _doubtful(self) -> bool:
-        """Whether converged triplets call for a probe: fresh random columns, a few passes of their own.
-
-        A Krylov space holds at most as many copies of a multiple singular value as random columns it grew from: where
-        that many values coincide, more copies may exist unseen. A probe that found something calls for another.
-        """
-        assert self.triplets is not None
-        if self._probe_found_more:
-            self._probe_found_more = False
-            return True
-        if self._probing:
-            return False
-        worst = self.triplets.norms.max(axis=1)
-        apart = self.triplets.values[:-1] - self.triplets.values[1:] > worst[:-1] + worst[1:]
-        sizes = np.diff(np.concatenate([[-1], np.flatnonzero(apart), [self.wanted - 1]]))
-        return bool(sizes.max() >= self._drawn)
-
     def _stalled(self) -> bool:
         """Whether every open residual is under the noise floor and none has moved for some passes."""
         assert self.triplets is not None
         allowed = np.maximum(self._tolerated(self.triplets.values), self.floor)
         if (self.triplets.norms.max(axis=1) > allowed).any():
             return False
-        level = float(np.log(np.maximum(self.relative, self.options.tol)).sum())
-        if level < self._best - _PROGRESS:
-            self._best, self._since_best = level, 0
-        else:
-            self._since_best += 1
-        return self._since_best >= _STALLED_AFTER
+        return self._patience.ends(float(np.log(np.maximum(self.relative, self.options.tol)).sum()))
 
     def _affordable(self, direction: Direction) -> int:
         """Columns that the budget leaves for ``direction``, what the other side needs to reach k set aside."""
