@@ -149,7 +149,7 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
     _require_as_it_is(model, dtype, device)
     name = inner.config.name_or_path or type(inner).__name__
     require_not_repacked(model)
-    return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name))
+    return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), live=True)
 
 
 def _require_as_it_is(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:

@@ -27,6 +27,8 @@ class LoadedModel:
         SHA-256 over its weights, see `fingerprint_of`.
     quantization
         How `load_model` was asked to pack its weights; None where they were taken as they came.
+    live
+        Whether it was given live: its name says what it is, and need not load it again.
     """
 
     model: Any
@@ -34,6 +36,7 @@ class LoadedModel:
     name: str
     fingerprint: str
     quantization: str | None = None
+    live: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

@@ -80,6 +80,7 @@ def make_record(
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "versions": versions(),
         "model": network.loaded.name,
+        "live": network.loaded.live,
         "fingerprint": network.loaded.fingerprint,
         "quantization": network.loaded.quantization,
         "prompt": network.prompts[0].text,

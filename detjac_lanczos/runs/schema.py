@@ -125,6 +125,7 @@ RECORD: dict[str, Shape] = {
     "versions": {"detjac_lanczos": str},
     "created": str,
     "model": str,
+    "live": Later(bool),
     "fingerprint": str,
     "quantization": Later(OneOf(("nf4", "fp4", "int8"))),
     "prompts": [Maybe(str)],

@@ -3,13 +3,14 @@
 import ast
 import itertools
 import re
-import shlex
+import subprocess
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 import torch
 
+from detjac_lanczos.cli import _parser
 from detjac_lanczos.reading import render_page
 from detjac_lanczos.reading.page.charts import Axis, scatter, spectra
 from detjac_lanczos.reading.page.markup import dotted
@@ -98,20 +99,52 @@ def test_the_python_call_repeats_the_run(run: Run) -> None:
     call = ast.parse(python_call(run.record)).body[1]
     assert isinstance(call, ast.Assign) and isinstance(call.value, ast.Call)
     options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.value.keywords}
-    assert options == {"k": 4, "input_ids": [list(ids) for ids in run.record["token_ids"]]}
+    assert options == {"k": 4, "dtype": "float32", "input_ids": [list(ids) for ids in run.record["token_ids"]]}
+    assert ast.unparse(call.value.args[0]) == "(model, tokenizer)"
 
 
-def test_the_command_says_what_differs_from_the_defaults(run: Run) -> None:
-    record = dict(run.record) | {"prompts": ["it's $HOME; rm"], "freeze": "up"}
-    record["options"] = dict(run.record["options"]) | {"seed": 3, "tokens": [[0, 0], [0, 4]]}
-    words = shlex.split(command_line(record) or "")
-    assert words[:3] == ["detjac", "svd", "it's $HOME; rm"]
-    told = dict(zip(words[3::2], words[4::2], strict=True))
-    assert told == {"--model": record["model"], "-k": "4", "--dtype": "float32", "--tokens": "0,4", "--freeze": "up",
-                    "--seed": "3"}  # fmt: skip
-    record["options"]["target"] = "layer(1)"
-    assert command_line(record) is None
-    assert "target=dl.layer(1)" in python_call(record)
+COMMANDS = (
+    (),
+    ("--source", "layer(1)", "--target", "mlp(2)", "--position=-2", "--chat", "--block", "3", "--freeze", "half"),
+    ("--certify", "none", "--seed", "-7", "--method", "shared_basis", "--polish", "3", "--memory", "2000000"),
+    ("--threshold", "0.5", "--delta", "0.001", "--certify", "complete", "--max-products", "90", "--tokens", "0,4"),
+    ("--energy", "0.9", "--device", "cuda:0", "--quantization", "nf4", "--tokens=-1,0"),
+)
+
+
+@pytest.mark.parametrize("options", COMMANDS)
+@pytest.mark.parametrize("prompts", [("it's $HOME; rm",), ("a\nb\t\\ \x07\u202e'!", "-5 °C", "金門")])
+def test_the_command_says_the_whole_run_again(run: Run, prompts: tuple[str, ...], options: tuple[str, ...]) -> None:
+    """A shell takes the words apart and the command's own parser reads them: it asks for what was asked for."""
+    parser = _parser()
+    asked = parser.parse_args(["svd", "--model", "a folder/model", *options, "--", *prompts])
+    lengths = range(6, 6 + len(prompts))
+    tokens = [[i, t % n] for i, n in enumerate(lengths) for t in asked.tokens] if asked.tokens else None
+    record = dict(run.record) | {"prompts": list(prompts), "token_ids": [[0] * n for n in lengths], "live": False}
+    record |= {name: getattr(asked, name) for name in ("model", "freeze", "quantization")}
+    record |= {"dtype": "float64", "device": asked.device or "cpu"}
+    record["options"] = {name: getattr(asked, name, old) for name, old in run.record["options"].items()}
+    k = None if asked.threshold or asked.energy else asked.k or 8
+    absent = {name: None for name in ("certify", "polish") if getattr(asked, name) == "none"}
+    record["options"] |= {"k": k, "tokens": tokens} | absent
+    shell = ["bash", "-c", f"printf '%s\\0' {command_line(record)}"]
+    words = subprocess.run(shell, capture_output=True, check=True).stdout.decode().split("\0")[:-1]
+    assert words[0] == "detjac"
+    again = parser.parse_args(words[1:])
+    same = asked.tokens and [token % lengths[0] for token in asked.tokens] if len(prompts) == 1 else asked.tokens
+    assert vars(again) == vars(asked) | {"dtype": "float64", "k": k, "tokens": same}
+
+
+def test_what_no_command_can_say_is_said_in_python(run: Run) -> None:
+    record = dict(run.record) | {"prompts": ["the bridge"], "live": False}
+    assert command_line(record) is not None
+    for changes in ({"live": True}, {"prompts": [None]}, {"prompts": ["a\0b"]}, {"position_ids": [[3]]}):
+        assert command_line(record | changes) is None
+    for options in ({"add_special_tokens": False}, {"target": "probe(3 rows)"}):
+        assert command_line(record | {"options": record["options"] | options}) is None
+    call = python_call(record | {"options": record["options"] | {"target": "probe(3 rows)", "source": "layer(1)"}})
+    assert "stored = dl.load_run(" in call and "target=dl.probe(stored['probe'])" in call
+    assert "source=dl.layer(1)" in call
 
 
 @pytest.mark.parametrize("log", [False, True])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
 from detjac_lanczos.reading.record_values import Record
 
 _DEFAULTS: dict[str, Any] = {
-    "k": 8,
     "threshold": None,
     "energy": None,
     "tol": 1e-3,
@@ -26,7 +26,7 @@ _DEFAULTS: dict[str, Any] = {
     "add_special_tokens": True,
     "memory": None,
 }
-_FLAGS = ("threshold", "energy", "tol", "certify", "delta", "max_products", "method", "polish", "seed", "memory")
+_NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")
 
 
 def python_call(record: Record) -> str:
@@ -34,56 +34,110 @@ def python_call(record: Record) -> str:
     options = record["options"]
     prompts = record["prompts"]
     texts = None not in prompts
-    packed = f", quantization={record['quantization']!r}" if record.get("quantization") else ""
-    said = [f"dl.load_model({record['model']!r}, dtype={record['dtype']!r}{packed})"]
+    stored = [f"embeds.{prompt}" for prompt in range(len(prompts))] if not all(record["token_ids"]) else []
+    said = [_model(record)]
     if texts:
         said.append(repr(prompts[0] if len(prompts) == 1 else list(prompts)))
     if options["k"] is not None:
         said.append(f"k={options['k']}")
-    if all(record["token_ids"]):
-        if not texts:
-            said.append(f"input_ids={record['token_ids']}")
-    else:
-        stored = ", ".join(f"stored['embeds.{prompt}']" for prompt in range(len(prompts)))
-        said.append(f"inputs_embeds=[{stored}]")
+    if stored:
+        said.append(f"inputs_embeds=[{', '.join(f'stored[{name!r}]' for name in stored)}]")
+    elif not texts:
+        said.append(f"input_ids={record['token_ids']}")
     if record.get("position_ids"):
         said.append(f"position_ids={record['position_ids']}")
     if options["tokens"] is not None:
         said.append(f"tokens={[tuple(pair) for pair in options['tokens']]}")
     if record["freeze"] != "gate":
         said.append(f"freeze={record['freeze']!r}")
-    for name in _changed(options):
-        said.append(f"{name}={_literal(options[name])}")
+    for name, value in _changed(options).items():
+        said.append(f"{name}={_literal(value)}")
     body = ",\n    ".join(said)
-    stored = "" if all(record["token_ids"]) else 'stored = dl.load_run("the folder of this run").vectors\n'
-    return f"import detjac_lanczos as dl\n\n{stored}run = dl.analyze(\n    {body},\n)\nprint(run)"
+    needed = stored or _is_probe(options["target"])
+    opened = 'stored = dl.load_run("the folder of this run").vectors\n' if needed else ""
+    return f"import detjac_lanczos as dl\n\n{opened}run = dl.analyze(\n    {body},\n)\nprint(run)"
 
 
 def command_line(record: Record) -> str | None:
     """Return the ``detjac svd`` command, or None where only the Python call can say what was run."""
-    options = record["options"]
+    options, prompts = record["options"], record["prompts"]
     changed = _changed(options)
-    unsaid = [name for name in changed if name not in _FLAGS or options[name] is None]
-    prompt = record["prompts"][0]
-    if len(record["prompts"]) > 1 or prompt is None or not prompt.isprintable() or unsaid:
+    tokens = None if options["tokens"] is None else _same_of_each(options["tokens"], record["token_ids"])
+    unsaid = "add_special_tokens" in changed or _is_probe(options["target"]) or tokens == []
+    if record.get("live") or record.get("position_ids") or unsaid or not all(map(_can_be_typed, prompts)):
         return None
-    words = ["detjac", "svd", prompt, "--model", record["model"]]
-    words += [] if options["k"] is None else ["-k", options["k"]]
-    words += ["--dtype", record["dtype"]]
-    words += ["--quantization", record["quantization"]] if record.get("quantization") else []
-    if options["tokens"] is not None:
-        words += ["--tokens", ",".join(str(token) for _, token in options["tokens"])]
-    if record["freeze"] != "gate":
-        words += ["--freeze", record["freeze"]]
-    for name in changed:
-        words += [f"--{name.replace('_', '-')}", options[name]]
-    return shlex.join(str(word) for word in words)
+    flags = {"model": record["model"], "k": options["k"], "dtype": record["dtype"]}
+    flags["quantization"] = record.get("quantization")
+    flags["device"] = None if record.get("device", "cpu") == "cpu" else record["device"]
+    flags["tokens"] = None if tokens is None else ",".join(map(str, tokens))
+    flags["freeze"] = None if record["freeze"] == "gate" else record["freeze"]
+    flags |= {name.replace("_", "-"): "none" if value is None else value for name, value in changed.items()}
+    words = [word for name, value in flags.items() if value is not None for word in _flag(name, str(value), value)]
+    # A prompt that looks like an option stands behind all of them.
+    given = [_quoted(prompt) for prompt in prompts]
+    if any(prompt.startswith("-") for prompt in prompts):
+        return " ".join(["detjac svd", *words, "--", *given])
+    return " ".join(["detjac svd", *given, *words])
 
 
-def _changed(options: Record) -> list[str]:
-    return [name for name, usual in _DEFAULTS.items() if name != "k" and options.get(name, usual) != usual]
+def _model(record: Record) -> str:
+    if record.get("live"):
+        return f"(model, tokenizer),  # {record['model']!r}, as it was\n    dtype={record['dtype']!r}"
+    packed = f", quantization={record['quantization']!r}" if record.get("quantization") else ""
+    device = f", device={record['device']!r}" if record.get("device", "cpu") != "cpu" else ""
+    return f"dl.load_model({record['model']!r}, dtype={record['dtype']!r}{packed}{device})"
+
+
+def _changed(options: Record) -> dict[str, Any]:
+    """Return the options that differ from their defaults; those that a record of an earlier version lacks do not."""
+    told = {name: options.get(name, usual) for name, usual in _DEFAULTS.items()}
+    return {name: value for name, value in told.items() if value != _DEFAULTS[name]}
+
+
+def _same_of_each(chosen: list[list[int]], token_ids: list[list[int]]) -> list[int]:
+    """Return the tokens chosen of every prompt, counted from either end; none where prompts differ in them."""
+    lists = [[token for number, token in chosen if number == prompt] for prompt in range(len(token_ids))]
+    in_order = [[prompt, token] for prompt, tokens in enumerate(lists) for token in tokens] == chosen
+    if not in_order or len(set(map(len, lists))) > 1:
+        return []
+    same = []
+    for column in zip(*lists, strict=True):
+        from_end = [token - len(ids) for token, ids in zip(column, token_ids, strict=True)]
+        if len(set(column)) > 1 and len(set(from_end)) > 1:
+            return []
+        same.append(column[0] if len(set(column)) == 1 else from_end[0])
+    return same
+
+
+def _flag(name: str, word: str, value: Any) -> list[str]:
+    flag = f"-{name}" if len(name) == 1 else f"--{name}"
+    if value is True:
+        return [flag]
+    if word.startswith("-") and not _NEGATIVE.fullmatch(word):
+        return [f"{flag}={_quoted(word)}"]
+    return [flag, _quoted(word)]
+
+
+def _quoted(word: str) -> str:
+    """Return a word for a shell; what cannot be seen or pasted is written as the bytes of its UTF-8."""
+    if word.isprintable():
+        return shlex.quote(word)
+    marks = {"\n": r"\n", "\t": r"\t", "\\": r"\\", "'": r"\'"}
+    signs = (marks.get(s) or (s if s.isprintable() else "".join(rf"\{byte:03o}" for byte in s.encode())) for s in word)
+    return f"$'{''.join(signs)}'"
+
+
+def _can_be_typed(prompt: str | None) -> bool:
+    """Whether a shell can hand a prompt on: text, in UTF-8, without the sign that ends a word."""
+    return prompt is not None and "\0" not in prompt and not re.search("[\ud800-\udfff]", prompt)
+
+
+def _is_probe(target: str) -> bool:
+    return target.startswith("probe(")
 
 
 def _literal(value: Any) -> str:
-    places = ("layer(", "attention(", "mlp(", "probe(")
+    if isinstance(value, str) and _is_probe(value):
+        return "dl.probe(stored['probe'])"
+    places = ("layer(", "attention(", "mlp(")
     return f"dl.{value}" if isinstance(value, str) and value.startswith(places) else repr(value)
