@@ -43,6 +43,15 @@ def fit(text: str, width: int) -> str:
     return text + " " * (width - columns(text))
 
 
+def shortened(text: str, length: int) -> str:
+    """Return a text whole, or words of its beginning and its end around an ellipsis, ``length`` characters at most."""
+    if len(text) <= length:
+        return text
+    half = (length - 3) // 2
+    begin, end = text[:half], text[-half:]
+    return f"{begin.rpartition(' ')[0] or begin} … {end.partition(' ')[2] or end}"
+
+
 def joined(parts: Iterable[str], separator: str, width: int) -> str:
     """Return as many whole parts as ``width`` terminal columns hold; of a first one that is too long, its beginning."""
     line = ""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detjac_lanczos.reading.visible import columns, fit, visible
+from detjac_lanczos.reading.visible import columns, fit, shortened, visible
 
 ANY_TEXT = st.text(st.characters(), max_size=30)
 
@@ -47,3 +47,10 @@ def test_east_asian_characters_take_two_columns_and_marks_none() -> None:
     assert columns("金門") == 4
     assert columns("e\u0301") == 1
     assert fit("金門大橋", 6) == "金門… "
+
+
+@given(ANY_TEXT, st.integers(5, 40))
+def test_shortened_text_is_no_longer_than_asked_and_whole_where_it_fits(text: str, length: int) -> None:
+    found = shortened(text, length)
+    assert len(found) <= length
+    assert found == text or (len(text) > length and " … " in found)

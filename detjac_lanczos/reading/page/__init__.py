@@ -10,11 +10,14 @@ from torch import Tensor
 from detjac_lanczos.reading.page.markup import text
 from detjac_lanczos.reading.page.sections import about, heading, prompt_section
 from detjac_lanczos.reading.record_values import Record, prompt_text
+from detjac_lanczos.reading.visible import shortened
 
 __all__ = ["render_page"]
 
 # Even if an escape were missed, nothing of a prompt or a vocabulary could run or reach the network.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+_TITLE = 120
 
 
 def render_page(record: Record, vectors: Mapping[str, Tensor]) -> str:
@@ -36,11 +39,12 @@ def render_page(record: Record, vectors: Mapping[str, Tensor]) -> str:
     style = files(__package__).joinpath("style.css").read_text("utf-8")
     prompts = "".join(prompt_section(record, vectors, prompt) for prompt in range(len(record["prompts"])))
     version = record["versions"]["detjac_lanczos"]
+    title = shortened(prompt_text(record, 0), _TITLE)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(prompt_text(record, 0))} · detached Jacobians of {text(record['model'])}</title>"
+        f"<title>{text(title)} · detached Jacobians of {text(record['model'])}</title>"
         f"<style>{style}</style></head><body>{heading(record)}<main>{prompts}{about(record)}</main>"
         f"<footer>Written by detjac_lanczos {text(version)}. This page is one file: it needs no network and runs no "
         "script.</footer></body></html>\n"

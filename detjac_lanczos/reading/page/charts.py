@@ -70,7 +70,7 @@ def spectra(lines: Sequence[tuple[str, Sequence[float]]], summary: str, width: f
     y = Axis(*log_range([v for _, values in lines for v in values]), height - 40, 14, log=True)
     few = int((x.end - x.start) / _PIXELS_A_TICK)
     columns = [float(j) for j in range(1, longest + 1)] if longest <= few else x.ticks(few)
-    parts = _axes(x, y, columns, "index j", "singular value σⱼ")
+    parts = axes(x, y, columns, "index j", "singular value σⱼ")
     labels = _apart([(y(values[-1]), name) for name, values in lines if values], 15, y.end, y.start)
     for order, (name, values) in enumerate(lines):
         if not values:
@@ -83,7 +83,7 @@ def spectra(lines: Sequence[tuple[str, Sequence[float]]], summary: str, width: f
             label = text(fit(name, _LABEL).rstrip())
             parts.append(f'<text x="{x(len(values)) + 9:.1f}" y="{labels[name] + 4:.1f}">{label}</text>')
         parts.append("</g>")
-    return _svg(parts, width, height, summary)
+    return svg(parts, width, height, summary)
 
 
 def spectrum(values: Sequence[float], span: tuple[float, float], summary: str) -> str:
@@ -91,7 +91,7 @@ def spectrum(values: Sequence[float], span: tuple[float, float], summary: str) -
     width, height = 330.0, 190.0
     x = Axis(0.5, len(values) + 0.5, 40, width - 8)
     y = Axis(*span, height - 28, 20, log=True)
-    parts = _axes(x, y, [float(j) for j in range(1, len(values) + 1)] if len(values) <= 12 else x.ticks(), "", "")
+    parts = axes(x, y, [float(j) for j in range(1, len(values) + 1)] if len(values) <= 12 else x.ticks(), "", "")
     for j, value in enumerate(values, 1):
         at, top = x(j), y(value) if value > 0 else y.start
         parts.append(
@@ -101,7 +101,7 @@ def spectrum(values: Sequence[float], span: tuple[float, float], summary: str) -
         if len(values) <= 10:
             parts.append(f'<text x="{at:.1f}" y="{top - 9:.1f}" class="mid">{significant(value, 3)}</text>')
         parts.append("</g>")
-    return _svg(parts, width, height, summary)
+    return svg(parts, width, height, summary)
 
 
 def scatter(
@@ -126,7 +126,7 @@ def scatter(
     x = Axis(low - air, high + air, 52, width - 10)
     y = Axis(low - air, high + air, height - 44, 10)
     parts = [f'<path class="grid" d="M{x(value):.1f} {y.start:.1f}V{y.end:.1f}"/>' for value in x.ticks()]
-    parts += _axes(x, y, x.ticks(), "output of the model, entry of y", "sum over tokens of J x")
+    parts += axes(x, y, x.ticks(), "output of the model, entry of y", "sum over tokens of J x")
     parts.append(f'<path class="diagonal" d="M{x.start} {y.start}L{x.end} {y.end}"/>')
     for kind, cloud in clouds:
         marks = []
@@ -135,7 +135,7 @@ def scatter(
             cross = f"M{px - 2.5:.1f} {py - 2.5:.1f}l5 5m0-5l-5 5"
             marks.append(cross if kind == "cross" else f"M{px:.1f} {py:.1f}h0")
         parts.append(f'<path class="cloud {kind}" d="{"".join(marks)}"/>')
-    return _svg(parts, width, height, summary)
+    return svg(parts, width, height, summary)
 
 
 def _thinned(truth: Sequence[float]) -> list[int]:
@@ -146,7 +146,8 @@ def _thinned(truth: Sequence[float]) -> list[int]:
     return [order[round(i * (len(order) - 1) / (_POINTS - 1))] for i in range(_POINTS)]
 
 
-def _axes(x: Axis, y: Axis, columns: Sequence[float], below: str, beside: str) -> list[str]:
+def axes(x: Axis, y: Axis, columns: Sequence[float], below: str, beside: str) -> list[str]:
+    """Return both axes with their grid, ticks and names; ``columns`` are the ticks of ``x``."""
     parts = []
     for value in y.ticks():
         parts.append(f'<path class="grid" d="M{x.start:.1f} {y(value):.1f}H{x.end:.1f}"/>')
@@ -181,7 +182,8 @@ def _apart(wanted: Sequence[tuple[float, str]], gap: float, top: float, bottom: 
     return placed
 
 
-def _svg(parts: Sequence[str], width: float, height: float, summary: str) -> str:
+def svg(parts: Sequence[str], width: float, height: float, summary: str) -> str:
+    """Return a drawing of its own size, told in words by ``summary``."""
     return (
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{text(summary)}" '
         f'style="max-width:{width:g}px">{"".join(parts)}</svg>'

@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from detjac_lanczos.reading.record_values import SUCCESSFUL, Record, percent
+from detjac_lanczos.reading.record_values import ESTIMATE, SUCCESSFUL, Record, percent
 from detjac_lanczos.reading.visible import visible
 
 _SPECIAL = re.compile(r"·|↵|⇥|␍|∅|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8}")
+
+_BADGES = {ESTIMATE: ("plain", "≈"), "flagged": ("warn", "◆")}
 
 
 def text(value: object) -> str:
@@ -45,8 +47,7 @@ def pills(entries: Sequence[Record], side: str, count: int) -> str:
 
 def badge(status: str) -> str:
     """Return a solve's status as a badge with a sign, so that colour is not all that tells."""
-    good = status in SUCCESSFUL
-    kind, sign = ("good", "✓") if good else ("bad", "!")
+    kind, sign = _BADGES.get(status, ("good", "✓") if status in SUCCESSFUL else ("bad", "!"))
     return f'<span class="badge {kind}">{sign} {text(status.replace("_", " "))}</span>'
 
 

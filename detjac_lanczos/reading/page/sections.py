@@ -9,6 +9,7 @@ from torch import Tensor
 from detjac_lanczos.reading.page import charts
 from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, meter, text, token_text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
+from detjac_lanczos.reading.page.survey import certificates_of_survey, survey_sections
 from detjac_lanczos.reading.page.token_card import anchor, token_card
 from detjac_lanczos.reading.record_values import (
     SUCCESSFUL,
@@ -20,12 +21,14 @@ from detjac_lanczos.reading.record_values import (
     scientific,
     significant,
     singular_values,
+    surveyed,
     tokens_of,
 )
-from detjac_lanczos.reading.visible import visible
+from detjac_lanczos.reading.visible import shortened, visible
 
 _COLUMNS = 8
 _LONG = 90
+_LONGEST = 420
 _NARROW = 360.0
 _FROZEN = {
     "gate": "the activation act(gate x) of every MLP, so that its up projection stays linear",
@@ -36,7 +39,7 @@ _FROZEN = {
 
 def heading(record: Record) -> str:
     """Return the title: the (first) prompt and the token the model goes on with, and the key figures of the run."""
-    title = prompt_text(record, 0)
+    title = shortened(prompt_text(record, 0), _LONGEST)
     following = record["predictions"][0][0]
     size = ' class="long"' if len(title) > _LONG else ""
     more = len(record["prompts"]) - 1
@@ -44,13 +47,14 @@ def heading(record: Record) -> str:
     work, errors = record["work"], reconstruction_of(record, 0)
     found = sum(token["status"] in SUCCESSFUL for token in record["tokens"])
     share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
+    others_of_survey = f"; {certificates_of_survey(record['tokens'])}" if surveyed(record) else ""
     key = [
         ("Next token", f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>"),
         ("Reconstruction error", f"{scientific(errors['relative_error'])} <small>std(ŷ − y) / std(y)</small>"),
         (
             "Tokens certified" if record["options"]["certify"] else "Tokens converged",
             f"{found} of {len(record['tokens'])} <small>{text(asked_for(record))}, "
-            f"tolerance {record['options']['tol']:g}</small>",
+            f"tolerance {record['options']['tol']:g}{others_of_survey}</small>",
         ),
         ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),
         ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
@@ -73,11 +77,15 @@ def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -
     title = f"<h2><bdi>{text(prompt_text(record, prompt))}</bdi></h2>" if len(record["prompts"]) > 1 else ""
     values = [value for token in tokens for value in singular_values(token)]
     span = charts.log_range(values)
-    cards = "".join(token_card(token, span) for token in tokens)
-    return (
+    begin = (
         f"<section>{title}{_chips(record, prompt, tokens)}"
         f'<div class="columns">{_prediction(record, prompt)}{_reconstruction(record, vectors, prompt)}</div></section>'
-        f"<section><h2>Spectra</h2>{_spectra(tokens)}</section>"
+    )
+    if surveyed(record):
+        return begin + survey_sections(tokens, span)
+    cards = "".join(token_card(token, span) for token in tokens)
+    return (
+        f"{begin}<section><h2>Spectra</h2>{_spectra(tokens)}</section>"
         f"<section><h2>At a glance</h2>{_glance(tokens)}</section>"
         "<section><h2>Token by token</h2>"
         '<p class="note"><span class="side-left">Left vectors</span> are read through the head, with the sign that '
@@ -125,11 +133,15 @@ def _choices(choices: Record) -> str:
     """Return the choices of a run in a line; long lists of them only counted."""
     parts = []
     for name, made in choices.items():
-        few = [f"{key} {value}" for key, value in made.items()] if isinstance(made, Mapping) else [str(made)]
+        few = [f"{key} {_choice(value)}" for key, value in made.items()] if isinstance(made, Mapping) else [str(made)]
         parts.append(
             f"{name}: {', '.join(few)}" if len(few) <= 4 else f"{name}: {len(few)} choices, listed in run.json"
         )
     return " · ".join(parts) or "none"
+
+
+def _choice(made: object) -> str:
+    return ", ".join(f"{key} {value}" for key, value in made.items()) if isinstance(made, Mapping) else str(made)
 
 
 def _chips(record: Record, prompt: int, tokens: list[Record]) -> str:
