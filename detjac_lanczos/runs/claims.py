@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from detjac_lanczos.runs.record import as_plain
 
-RECORDED_ONLY = ("work", "times", "choices", "created", "versions")
+RECORDED_ONLY = (
+    "work",
+    "times",
+    "choices",
+    "plan",
+    "created",
+    "versions",
+    "device",
+    "advice",
+    "why a method was taken",
+    "how a search ended that found less than was asked for",
+    "the model's name (its weights are compared) and how it was loaded",
+    "options that steer a search (block, max_products, memory)",
+)
 """Parts of a record that no measurement can repeat: they are what the run wrote down."""
 
 
@@ -16,18 +30,20 @@ class Claim:
     """One number that a run claims, measured again.
 
     ``claimed`` and ``measured`` are in the claim's own unit; ``allowed`` is the largest ``measured`` that bears the
-    claim out: the claim itself and what rounding can add.
+    claim out: the claim itself and what rounding can add. ``least`` is the smallest, where one that measures less than
+    it claims is as wrong.
     """
 
     what: str
     claimed: float
     measured: float
     allowed: float
+    least: float = -math.inf
 
     @property
     def holds(self) -> bool:
         """Whether the measurement bears the claim out; one that is not a number does not."""
-        return self.measured <= self.allowed
+        return self.least <= self.measured <= self.allowed
 
     def __str__(self) -> str:
         """Return the claim and its measurement in one line."""

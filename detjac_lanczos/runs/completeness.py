@@ -33,9 +33,12 @@ def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenRe
     again = measure_completeness(operators, U, S, V, claims, tol=options["tol"], passes=passes)
     for token, claim, fresh in zip(part, claims, again, strict=True):
         slack = 2 * fresh.floor
-        yield Claim(f"bound of what the triplets of {token.name} leave", claim.tau, fresh.tau, claim.tau + slack)
-        over = max(now - was for was, now in zip(claim.upper, fresh.upper, strict=True))
-        yield Claim(f"excess over the bounds of the singular values of {token.name}", 0.0, over, slack)
+        left = claim.tau - slack, claim.tau + slack
+        yield Claim(f"bound of what the triplets of {token.name} leave", claim.tau, fresh.tau, left[1], left[0])
+        apart = max(abs(now - was) for was, now in zip(claim.upper, fresh.upper, strict=True))
+        yield Claim(f"difference in the bounds of the singular values of {token.name}", 0.0, apart, slack)
+        apart = abs(claim.rounding - fresh.rounding)
+        yield Claim(f"difference in the rounding that the bounds of {token.name} hold", 0.0, apart, slack)
         wrong = _contradictions(claim, fresh, token, options)
         yield Claim(f"contradictions in the claim of completeness of {token.name}", 0.0, float(wrong), 0.0)
 
@@ -64,9 +67,9 @@ def _contradictions(claim: Completeness, fresh: Completeness, token: TokenResult
             abs(claim.sigma_k - last) > digits * first,
             claim.threshold != options.get("threshold"),
             claim.seed != options["seed"],
-            claim.delta not in (0, options["delta"]),
+            claim.delta not in (0, options.get("delta")),
             claim.products < sum(claim.steps),
-            claim.products != token.record["work"]["probe_products"],
+            claim.products != token.record["work"].get("probe_products"),
         )
     )
 

@@ -33,6 +33,7 @@ def energy_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult])
         low, high = sketch.total(token.U.T.to(image), products.T, float(token.S[0]), _CONFIDENCE)
         held = float(token.S.double().square().sum())
         least, most = (held / high, held / low) if low > 0.0 else (1.0, 1.0)
-        asked = run.record["options"]["energy"] if token.status == "converged" else 0.0
-        apart = max(written[0] - most, least - written[1], asked - written[0], 0.0)
+        asked = (run.record["options"].get("energy") or 0.0) if token.status == "converged" else 0.0
+        inside = max(asked - written[0], written[0] - written[1], written[1] - 1.0)
+        apart = max(written[0] - most, least - written[1], inside, 0.0)
         yield Claim(f"difference in the share of the energy of {token.name}", 0.0, apart, slack)

@@ -28,6 +28,9 @@ NOTHING: Mapping[int, Missed] = {}
 _AFTER_A_SURVEY = 2
 """A survey draws its basis by the seed and measures by the next one: what reads it has to know neither."""
 
+CANDIDATES = 10
+"""Tokens that each vector is decoded to."""
+
 _Found = TypeVar("_Found", SVDResult, TokenResult)
 
 
@@ -40,7 +43,7 @@ def read_tokens(
     target: str | Place,
     seed: int,
     estimates: Mapping[int, Missed] = NOTHING,
-    top: int = 10,
+    top: int = CANDIDATES,
 ) -> tuple[list[_Found], list[TokenReading]]:
     """Decode and measure the triplets of every token; return them with their signs fixed, and the readings.
 

@@ -60,8 +60,8 @@ def make_record(
     times: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the record of a run: JSON data, non-finite numbers as None."""
-    definition = {name: value for name, value in batch.operators[0].definition.items() if name != "token"}
-    reconstructions = [_reconstruction(network, batch, prompt, reading) for prompt, reading in enumerate(prompts)]
+    definition = definition_of(batch)
+    reconstructions = [reconstruction_record(network, batch, prompt, reading) for prompt, reading in enumerate(prompts)]
     predictions = [[asdict(candidate) for candidate in found] for found in network.predictions]
     entries = []
     for operator, result, reading in zip(batch.operators, results, tokens, strict=True):
@@ -107,6 +107,11 @@ def make_record(
     }
     plain: dict[str, Any] = as_plain(record)
     return plain
+
+
+def definition_of(batch: JacobianBatch) -> dict[str, Any]:
+    """Return what all operators of a batch are, in plain words."""
+    return {name: value for name, value in batch.operators[0].definition.items() if name != "token"}
 
 
 def _positions(prompts: Sequence[Prompt]) -> list[list[int]] | None:
@@ -192,9 +197,10 @@ def _token(result: SVDResult, reading: TokenReading) -> dict[str, Any]:
     }
 
 
-def _reconstruction(
+def reconstruction_record(
     network: DetachedNetwork, batch: JacobianBatch, prompt: int, reading: PromptReading
 ) -> dict[str, float | None]:
+    """Return how far one prompt's output is from what was rebuilt, and from what the ordinary Jacobians give."""
     detached, model, ordinary = reading.detached, None, None
     if str(batch.operators[0].target) == "output":
         output = network.streams.model_output[network.start_of(prompt) + reading.position]

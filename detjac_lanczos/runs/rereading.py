@@ -14,7 +14,7 @@ from detjac_lanczos.operators import DetachedNetwork, Jacobian, JacobianBatch
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
 from detjac_lanczos.reading.decode import head_table
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.readings import read_tokens
+from detjac_lanczos.runs.readings import CANDIDATES, read_tokens
 from detjac_lanczos.runs.record import total_work
 from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.solvers import Missed
@@ -40,7 +40,6 @@ def token_claims(
     contributions need fresh products of the operator, which may differ by c ε √d of their length; those of estimates
     rest on random cotangents, √d as long as unit vectors.
     """
-    lists = [entries for token in tokens for side in ("left", "right") for entries in token.record[side]]
     _, readings = read_tokens(
         network,
         batch,
@@ -49,7 +48,7 @@ def token_claims(
         target=places["target"],
         seed=run.record["options"]["seed"],
         estimates=estimates,
-        top=max(map(len, lists), default=0) + _SPARE,
+        top=CANDIDATES + _SPARE,
     )
     cosines = SAFETY * epsilon(working_dtype(batch.dtype)) * math.sqrt(max(batch.shapes[0]))
     products = adjoint_bound(epsilon(batch.dtype), max(batch.shapes[0]))
@@ -80,7 +79,7 @@ def prompt_claims(run: Run, network: DetachedNetwork) -> Iterator[Claim]:
         yield Claim(f"differences between the text and the tokens of prompt {number}", 0.0, float(wrong), 0.0)
         probabilities = torch.softmax(network.streams.logits[number].double(), dim=-1)
         best = probabilities.sort(descending=True).values.tolist()
-        apart = 0.0
+        apart = 0.0 if len(run.predictions[number]) == len(network.predictions[number]) else math.inf
         for candidate, ranked in zip(run.predictions[number], best, strict=False):
             known = 0 <= candidate.id < len(best) and decode(network.loaded, candidate.id) == candidate.token
             own = float(probabilities[candidate.id]) if known else 0.0
@@ -114,6 +113,8 @@ def _decoding_claim(
     recorded = token.record[side]
     worst = 0.0 if len(recorded) == len(fresh) else math.inf
     for entries, candidates in zip(recorded, fresh, strict=False):
+        if len(entries) != min(CANDIDATES, len(candidates)):
+            worst = math.inf
         by_id = {candidate.id: candidate for candidate in candidates}
         for entry, ranked in zip(entries, candidates, strict=False):
             same = by_id.get(entry["id"])

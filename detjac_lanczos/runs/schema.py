@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from detjac_lanczos.solvers import Status
+
 Shape = Any
 """A class (float: any finite number), a list of one shape (its items), a dict of shapes,
 a tuple of shapes that hold together, or one of the kinds below."""
@@ -109,7 +111,7 @@ _TOKEN = {
     "residuals": [Pair(Maybe(float))],
     "energy": Later(Pair(float)),
     "floor": Later(float),
-    "status": str,
+    "status": OneOf(tuple(status.value for status in Status)),
     "advice": str,
     "certificate": Maybe(_CERTIFICATE),
     "survey": Later(_SURVEY),
@@ -145,6 +147,7 @@ RECORD: dict[str, Shape] = {
         "certify": Maybe(str),
         "delta": Later(float),
         "block": Maybe(int),
+        "max_products": Later(int),
         "tokens": Maybe([Pair(int)]),
         "source": str,
         "target": str,
@@ -160,6 +163,7 @@ RECORD: dict[str, Shape] = {
             "norm_error": Maybe(float),
             "offset_share": Maybe(float),
             "ordinary_relative_error": Maybe(float),
+            "model_relative_error": Later(float),
         }
     ],
     "tokens": [_TOKEN],

@@ -77,8 +77,9 @@ def _claims(batch: JacobianBatch, token: TokenResult, fresh: SVDResult, pulled: 
     yield Claim(f"loss of orthonormality of {token.name}", 0.0, loss, SAFETY * eps * math.sqrt(d_out))
     residuals = (pulled - token.V.double() * S).norm(dim=0).tolist()
     for j, (pair, measured) in enumerate(zip(token.residuals, residuals, strict=True)):
-        claimed = pair[1] or 0.0
-        yield Claim(f"residual ρ_L of triplet {j + 1} of {token.name}", claimed, measured, claimed + product)
+        claimed = math.nan if pair[0] is not None or pair[1] is None else pair[1]
+        allowed = claimed + product
+        yield Claim(f"residual ρ_L of triplet {j + 1} of {token.name}", claimed, measured, allowed, claimed - product)
 
 
 def _apart(written: dict[str, Any], fresh: Missed) -> float:

@@ -1,18 +1,23 @@
 """Verifying a run measures its claims again: sound runs pass, any change that matters fails."""
 
+import copy as copying
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from detjac_lanczos import detach
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models import LoadedModel, load_model
-from detjac_lanczos.runs import Run, analyze, load_run, verify
+from detjac_lanczos.runs import Run, analyze, disk, load_run, verify
+from detjac_lanczos.runs.coherence import coherence_claims
+from detjac_lanczos.runs.schema import first_fault
 from tests.tiny_llama import PROMPT
 
 
@@ -34,8 +39,6 @@ def test_the_model_is_loaded_by_its_recorded_name(saved: Path) -> None:
 
 
 def test_it_measures_true_residuals(saved: Path, tiny: LoadedModel) -> None:
-    from detjac_lanczos import detach
-
     found = {claim.what: claim.measured for claim in verify(saved, tiny).claims}
     run = load_run(saved)
     J = detach(tiny, PROMPT).jacobian(2).dense().double()
@@ -100,40 +103,116 @@ def test_a_changed_vector_fails(
     assert "FAILS" in str(found)
 
 
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda token: token["singular_values"].__setitem__(0, 99.0), "values of token 0"),
-        (lambda token: token["residuals"].__setitem__(0, [0.0, 0.0]), None),
-        (lambda token: token["certificate"].__setitem__("line", "TRIPLETS 400/400"), "its line"),
-        (lambda token: token["certificate"].__setitem__("residual", 1e-12), "certified residual"),
-        (lambda token: token["certificate"].__setitem__("tol", 0.9), "certified tolerance"),
-        (lambda token: token["left"][0][0].__setitem__("id", 3), "decoded left vectors of token 0"),
-        (lambda token: token["left"][1][2].__setitem__("token", "gold"), "decoded left vectors of token 0"),
-        (lambda token: token["left"][3][4].__setitem__("score", 0.08), "decoded left vectors of token 0"),
-        (lambda token: token["left"][3][4].__setitem__("logit", 0.9), "decoded left vectors of token 0"),
-        (lambda token: token["left"][0].reverse(), "decoded left vectors of token 0"),
-        (lambda token: token["right"][0].insert(0, token["right"][0].pop()), "decoded right vectors of token 0"),
-        (lambda token: token["right"][2][1].__setitem__("score", 0.99), "decoded right vectors of token 0"),
-        (lambda token: token.__setitem__("stable_rank", token["stable_rank"] * 1.01), "stable rank of token 0"),
-        (lambda token: token["stable_rank_interval"].__setitem__(1, 2.0), "stable rank of token 0"),
-        (lambda token: token["contribution"].__setitem__("captured", 1.0), "contribution of token 0"),
-        (lambda token: token.__setitem__("token", "gold"), "tokens of prompt 0"),
-        (lambda token: token["work"].__setitem__("passes", 10**12), "work of the run"),
-    ],
+HARMED = (
+    (lambda token: token["left"][1][2].__setitem__("token", "gold"), "decoded left vectors of"),
+    (lambda token: token["left"][0].reverse(), "decoded left vectors of"),
+    (lambda token: token["right"][0].insert(0, token["right"][0].pop()), "decoded right vectors of"),
+    (lambda token: token["certificate"].__setitem__("line", "TRIPLETS 400/400"), "its line"),
+    (lambda token: token["certificate"].__setitem__("residual", 1e-12), "certified residual of"),
+    (lambda token: token["work"].__setitem__("passes", 10**12), "work of the run"),
 )
-def test_a_changed_record_fails(
-    copy: Path, tiny: LoadedModel, change: Callable[[dict], None], what: str | None
-) -> None:
+
+
+def test_a_changed_record_fails(copy: Path, tiny: LoadedModel) -> None:
+    """Each token is harmed in another way."""
     record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    measured = max(record["tokens"][0]["residuals"][0])
-    change(record["tokens"][0])
+    for token, (change, _) in zip(record["tokens"], HARMED, strict=True):
+        change(token)
     (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    found = verify(copy, tiny)
-    if what is None:
-        assert found.ok == (measured <= record["tokens"][0]["floor"])
-    else:
-        assert any(what in claim.what for claim in found.failed), str(found)
+    failed = [claim.what for claim in verify(copy, tiny).failed]
+    for index, (_, what) in enumerate(HARMED):
+        named = what if what.startswith("work") else f"token {index}"
+        assert any(what in claim and named in claim for claim in failed), what
+
+
+def test_understated_residuals_fail_only_above_the_floor(copy: Path, tiny: LoadedModel) -> None:
+    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    token = record["tokens"][0]
+    measured, token["residuals"][0] = max(token["residuals"][0]), [0.0, 0.0]
+    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert verify(copy, tiny).ok == (measured <= token["floor"])
+
+
+UNVERIFIABLE = {"advice", "work.passes", "work.seconds", "work.row_sweeps", "work.products_forward"}
+"""Parts of a token that only the run knows; of its work the sum is compared, of what converged the status."""
+
+
+def test_no_part_of_a_token_can_be_altered_without_failing(run: Run, tiny: LoadedModel) -> None:
+    """Every part: taken out, emptied or altered. What loads is caught: of six tokens another part each, at once."""
+    parts = [path for path in _leaves(run.record["tokens"][0]) if ".".join(map(str, path)) not in UNVERIFIABLE]
+    harms = [(path, how) for path in parts for how in (_lose, _empty, _alter)]
+    spared = [(path, how) for path, how in harms if _harmed(run, [(0, path, how)])]
+    assert len(spared) > 40
+    for start in range(0, len(spared), 6):
+        group = [(index, *harm) for index, harm in enumerate(spared[start : start + 6])]
+        harmed = _harmed(run, group)
+        assert harmed is not None, group
+        failed = [claim.what for claim in verify(harmed, tiny).failed]
+        for index, path, how in group:
+            shared = {"work": "work of the run", "index": "options.tokens"}
+            shared |= dict.fromkeys(("id", "token"), "tokens of prompt 0")
+            named = shared.get(path[0], f"token {index} of")
+            assert any(named in what for what in failed), (path, how)
+
+
+def test_no_part_of_a_definition_or_option_can_be_altered_without_failing(run: Run, tiny: LoadedModel) -> None:
+    network = detach(tiny, PROMPT)
+    places = {"source": "embeddings", "target": "output", "position": -1}
+    batch = network.jacobians(**places)
+    sound = run.record
+    steering = {"block", "memory", "max_products", "seed", "delta", "chat", "add_special_tokens", "source", "position"}
+    parts = [("definition", name) for name in sound["definition"]] + [("freeze",), ("route",), ("dtype",)]
+    parts += [("options", name) for name in sound["options"].keys() - steering]
+    for path in parts:
+        for how in (_lose, _empty, _alter):
+            record = copying.deepcopy(sound)
+            if not how(record, path) or first_fault(record):
+                continue
+            harmed = Run(record, run.vectors)
+            assert not all(claim.holds for claim in coherence_claims(harmed, network, batch, places)), (path, how)
+
+
+def _leaves(part: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every number, text and list; of lists the last item."""
+    names = list(part) if isinstance(part, dict) else [len(part) - 1] if isinstance(part, list) and part else []
+    for name in names:
+        yield (name,)
+        yield from ((name, *rest) for rest in _leaves(part[name]))
+
+
+def _lose(record: Any, path: tuple[Any, ...]) -> bool:
+    for name in path[:-1]:
+        record = record[name]
+    return record.pop(path[-1]) is not None
+
+
+def _empty(record: Any, path: tuple[Any, ...]) -> bool:
+    for name in path[:-1]:
+        record = record[name]
+    before, record[path[-1]] = record[path[-1]], None
+    return before is not None
+
+
+def _alter(record: Any, path: tuple[Any, ...]) -> bool:
+    for name in path[:-1]:
+        record = record[name]
+    before = record[path[-1]]
+    altered = {bool: lambda: not before, int: lambda: before + 1, float: lambda: 1.5 * before + 0.01,
+               str: lambda: f"{before}x", list: lambda: before[:-1], dict: dict, type(None): lambda: 0.5}  # fmt: skip
+    record[path[-1]] = altered[type(before)]()
+    return bool(record[path[-1]] != before)
+
+
+def _harmed(run: Run, harms: Sequence[tuple[int, tuple[Any, ...], Any]]) -> Run | None:
+    """Return a run with tokens harmed; None where that changes nothing, or is noticed when the run is loaded."""
+    record = copying.deepcopy(run.record)
+    changed = [how(record["tokens"][index], path) for index, path, how in harms]
+    harmed = Run(record, run.vectors)
+    try:
+        noticed = first_fault(record) or disk._mismatch(harmed)
+    except (KeyError, IndexError):
+        return None
+    return harmed if all(changed) and not noticed else None
 
 
 @pytest.mark.parametrize(
@@ -146,7 +225,7 @@ def test_a_changed_record_fails(
         (lambda record: record["prompt_tokens"][0].__setitem__(1, "gold"), "tokens of prompt 0"),
         (lambda record: record["predictions"][0][3].__setitem__("probability", 0.6), "predictions after prompt 0"),
         (lambda record: record["predictions"][0][3].__setitem__("token", "gold"), "predictions after prompt 0"),
-        (lambda record: record["reconstructions"][0].__setitem__("offset_share", 0.5), "offset's share"),
+        (lambda record: record["reconstructions"][0].__setitem__("offset_share", 0.5), "offset share of prompt 0"),
     ],
 )
 def test_a_changed_run_fails(copy: Path, tiny: LoadedModel, change: Callable[[dict], None], what: str) -> None:
@@ -171,8 +250,6 @@ def test_what_is_not_measured_is_said(run: Run, tiny: LoadedModel) -> None:
 
 
 def test_other_weights_are_refused(saved: Path, tiny: LoadedModel) -> None:
-    import copy as copying
-
     other = copying.deepcopy(tiny.model)
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight[0, 0] += 1

@@ -1,0 +1,131 @@
+"""What a record says of itself: parts that follow from the network, from the options or from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.operators import DetachedNetwork, JacobianBatch
+from detjac_lanczos.reading.record_values import SUCCESSFUL
+from detjac_lanczos.runs.claims import Claim
+from detjac_lanczos.runs.record import definition_of
+from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.surveying import METHOD, check_survey
+from detjac_lanczos.solvers.certificate import Certificate
+from detjac_lanczos.solvers.options import METHODS
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor
+
+
+def coherence_claims(
+    run: Run, network: DetachedNetwork, batch: JacobianBatch, places: Mapping[str, Any]
+) -> Iterator[Claim]:
+    """Compare what a run says it is with the network made again, and its results with what was asked for.
+
+    Each claim counts the parts that contradict the rest, and names them. ``batch``: the operators of the run's tokens,
+    ``places``: their source, target and position.
+    """
+    yield _claim("definition", _of_definition(run.record, network, batch))
+    every = [[operator.prompt, operator.token] for operator in network.jacobians(**places).operators]
+    yield _claim("options", _of_options(run, str(batch.operators[0].target), every))
+    for token in run.tokens:
+        yield _claim(token.name, _of_token(run, token, epsilon(batch.dtype)))
+
+
+def _claim(where: str, wrong: Iterable[tuple[str, bool]]) -> Claim:
+    found = [name for name, contradicts in wrong if contradicts]
+    named = f": {', '.join(found)}" if found else ""
+    return Claim(f"contradictions in the {where}{named}", 0.0, float(len(found)), 0.0)
+
+
+def _of_definition(
+    record: Mapping[str, Any], network: DetachedNetwork, batch: JacobianBatch
+) -> Iterator[tuple[str, bool]]:
+    written, true = record["definition"], definition_of(batch)
+    for name in sorted(written.keys() | true.keys()):
+        yield f"definition.{name}", written.get(name) != true.get(name)
+    for name in ("freeze", "route", "dtype"):
+        yield name, record.get(name) != true[name]
+    yield "quantization", record.get("quantization") is not None and network.loaded.packing is None
+
+
+def _of_options(run: Run, target: str, every: list[list[int | None]]) -> Iterator[tuple[str, bool]]:
+    options, method = run.record["options"], run.record["work"]["method"]
+    chosen = [[token.prompt, token.index] for token in run.tokens]
+    yield "options.tokens", chosen != (every if options["tokens"] is None else options["tokens"])
+    yield "options.target", options["target"] != target
+    yield "options.method", options["method"] not in ("auto", method)
+    yield "work.method", method not in METHODS
+    yield from _of_search(options)
+    yield "options.polish", not _polished_as_asked(run.tokens, options.get("polish"))
+    yield "prompts", options["chat"] and None in run.prompts
+
+
+def _of_search(options: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Ask the solver whether it would take these options; records of earlier versions lack some."""
+    later = {"threshold": None, "energy": None, "max_products": None, "delta": 1e-6}
+    names = (*later, "tol", "method", "block", "seed", "certify")
+    search = {name: options.get(name, later.get(name)) for name in names} | {"callback": None}
+    try:
+        check_survey(options["k"], options.get("polish"), search)
+        yield "options.k", all(options.get(name) is None for name in ("k", "threshold", "energy"))
+    except InputError as error:
+        yield f"options ({error})", True
+
+
+def _polished_as_asked(tokens: Sequence[TokenResult], wanted: str | int | None) -> bool:
+    surveyed = [token for token in tokens if token.survey is not None]
+    polished = [token for token in surveyed if not token.estimated]
+    if isinstance(wanted, str):
+        return all((token in polished) == token.survey["flagged"] for token in surveyed if token.survey is not None)
+    return len(polished) == min(wanted or 0, len(surveyed))
+
+
+def _of_token(run: Run, token: TokenResult, eps: float) -> Iterator[tuple[str, bool]]:
+    options, record = run.record["options"], token.record
+    unknown, surveyed = None in record["singular_values"], run.record["work"]["method"] == METHOD
+    done = token.status in SUCCESSFUL
+    yield "status", (unknown and token.settled) or (token.estimated and not surveyed)
+    yield "singular_values", token.settled and options["k"] not in (None, len(token.S))
+    certified = options["certify"] is not None and not unknown and not token.estimated
+    yield "certificate", (token.certificate is not None) != certified
+    if token.certificate is not None:
+        yield from _of_certificate(token, token.certificate, options, eps)
+    yield "survey", not unknown and (token.survey is not None) != surveyed
+    shared, wanted = record.get("energy") is not None, options.get("energy") is not None
+    yield "energy", (shared and not wanted) or (wanted and done and not shared)
+    yield "floor", not unknown and not _is_floor(record.get("floor"), token, surveyed, eps)
+    spent = record["work"]["products_forward"] + record["work"]["products_transposed"]
+    yield "work", options.get("max_products") is not None and not surveyed and spent > options["max_products"]
+    yield "work.probe_products", options["certify"] != "complete" and bool(record["work"].get("probe_products"))
+
+
+def _of_certificate(
+    token: TokenResult, certificate: Certificate, options: Mapping[str, Any], eps: float
+) -> Iterator[tuple[str, bool]]:
+    written, claim = token.record["certificate"], certificate.completeness
+    asked = options["certify"] == "complete"
+    # Only a budget that ran out, or a search that went wrong, leaves a claim that was asked for unmade.
+    due = asked and options.get("max_products") is None and token.status in (*SUCCESSFUL, "noise_floor")
+    yield "certificate.completeness", (claim is None and due) or (claim is not None and not asked)
+    yield "certificate.radius", written.get("radius") != certificate.radius
+    yield "certificate.floor", certificate.floor != token.record.get("floor")
+    yield "certificate.tol", certificate.tol != options["tol"]
+    yield "certificate.k", certificate.k != len(token.S)
+    first = float(token.S.max()) if len(token.S) else 0.0
+    yield "certificate.sigma_1", abs(certificate.sigma_1 - first) > 4 * eps * first
+    yield "certificate.claimed", token.status in SUCCESSFUL and certificate.claimed < certificate.k
+    if claim is not None:
+        yield "completeness.floor", not 0 <= claim.floor <= certificate.floor * (1 + 4 * eps)
+
+
+def _is_floor(floor: float | None, token: TokenResult, surveyed: bool, eps: float) -> bool:
+    """Whether a floor is c ε σ_1 √passes; of the passes of a token that was surveyed and polished, some are counted."""
+    if floor is None:
+        return False
+    claim = None if token.certificate is None else token.certificate.completeness
+    first = float(token.S[0]) if len(token.S) else 0.0 if claim is None else claim.sigma_1
+    if not first:
+        return len(token.S) == 0 or floor == 0.0
+    least, most = (noise_floor(eps, first, passes) for passes in (1, token.record["work"]["passes"]))
+    return (least if surveyed else most) * (1 - 4 * eps) <= floor <= most * (1 + 4 * eps)

@@ -1,0 +1,103 @@
+"""The triplets of a run and their certificates, measured again: one pass of the stored vectors each way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.operators import JacobianBatch
+from detjac_lanczos.runs.claims import Claim
+from detjac_lanczos.runs.energy import energy_claims
+from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.solvers.batch import Subset
+from detjac_lanczos.solvers.certificate import Certificate
+from detjac_lanczos.solvers.measure import Measurement, measure_triplets
+from detjac_lanczos.solvers.rounding import SAFETY, epsilon, working_dtype
+
+
+def finite_claim(token: TokenResult) -> Claim:
+    """Triplets and guards are numbers, unless the record itself says that none were found."""
+    guards = token.guards
+    parts = (token.U, token.S, token.V, *(() if guards is None else (guards.U, guards.S, guards.V)))
+    count = sum(int((~torch.isfinite(part)).sum()) for part in parts)
+    allowed = math.inf if None in token.record["singular_values"] else 0.0
+    return Claim(f"numbers of {token.name} that are not finite", 0.0, float(count), allowed)
+
+
+def triplet_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult], passes: int) -> Iterator[Claim]:
+    """Send the triplets of ``tokens`` through their operators, one pass each way; estimates claim none of it."""
+    certified = [index for index, token in enumerate(tokens) if not token.estimated]
+    if not certified:
+        return
+    operators = JacobianBatch([batch.operators[index] for index in certified])
+    part = [tokens[index] for index in certified]
+    vectors = ([getattr(token, name) for token in part] for name in "USV")
+    sweeps = Subset(operators, range(len(part)))
+    fresh = measure_triplets(sweeps, *vectors, tol=run.record["options"]["tol"], passes=passes)
+    for token, found in zip(part, fresh, strict=True):
+        yield from _of_token(token, found, epsilon(working_dtype(batch.dtype)))
+    yield from energy_claims(run, operators, part)
+
+
+def _of_token(token: TokenResult, found: Measurement, eps: float) -> Iterator[Claim]:
+    record, name = token.record, token.name
+    fresh, residuals = found.certificate, found.residuals
+    floor, certificate = fresh.floor, token.certificate
+    for j, (claimed, measured) in enumerate(zip(token.residuals, residuals.tolist(), strict=True)):
+        largest = max(part for part in claimed if part is not None)
+        yield Claim(f"residual of triplet {j + 1} of {name}", largest, max(measured), largest + floor)
+    recorded = torch.tensor(token.residuals, dtype=torch.float64)
+    yield Claim(f"difference in the residuals of {name}", 0.0, float((recorded - residuals).abs().max()), floor)
+    written = torch.tensor(record["singular_values"], dtype=torch.float64)
+    apart = float((written - token.S.double()).abs().max())
+    yield Claim(f"difference between record and vectors in the values of {name}", 0.0, apart, 0.0)
+    wanted = len(token.S) if token.status in ("converged", "breakdown_exact") else 0
+    if certificate is not None:
+        wanted = max(wanted, certificate.claimed)
+        yield from _of_certificate(certificate, found, name, eps, token.S.double())
+        different = float(certificate.line != record["certificate"]["line"])
+        yield Claim(f"difference between the certificate of {name} and its line", 0.0, different, 0.0)
+    met = residuals.amax(dim=1) <= fresh.tol * token.S.double() + floor
+    yield Claim(f"triplets of {name} short of those claimed", 0.0, max(0.0, float(wanted - met.sum())), 0.0)
+
+
+def _of_certificate(claimed: Certificate, found: Measurement, name: str, eps: float, values: Tensor) -> Iterator[Claim]:
+    """Compare every number of a certificate, either way: none may say less, or more, than was measured."""
+    fresh, root, smallest = found.certificate, math.sqrt(claimed.k), float(values.min())
+    slack = SAFETY * eps * root
+    for side, was, measured in zip(("left", "right"), claimed.orthonormality, fresh.orthonormality, strict=True):
+        yield _either_way(f"loss of orthonormality, {side} vectors of {name}", was, measured, slack)
+    if fresh.claimed == claimed.claimed:
+        yield _either_way(f"block residual of {name}", claimed.e_k, fresh.e_k, root * fresh.floor)
+        allowed = fresh.floor / smallest if smallest > 0 else math.inf
+        yield _either_way(f"certified residual of {name}", claimed.residual, fresh.residual, allowed)
+    scale = fresh.sigma_1 or 1.0
+    allowed = slack + root * fresh.floor / scale
+    yield _either_way(f"adjoint defect of {name}", claimed.adjoint_defect, fresh.adjoint_defect, allowed)
+    wrong = _wrong_clusters(claimed, found, values)
+    yield Claim(f"differences in the clusters of {name}", 0.0, float(wrong), 0.0)
+    yield Claim(f"difference of the certified tolerance of {name}", 0.0, abs(claimed.tol - fresh.tol), 0.0)
+
+
+def _either_way(what: str, claimed: float, measured: float, slack: float) -> Claim:
+    return Claim(what, claimed, measured, claimed + slack, claimed - slack)
+
+
+def _wrong_clusters(claimed: Certificate, found: Measurement, values: Tensor) -> int:
+    """Count neighbours that are clearly in one cluster or clearly not, and residuals, that are written otherwise."""
+    fresh, worst = found.certificate, found.residuals.amax(dim=1)
+    together = {(j, j + 1) for cluster in claimed.clusters for j in cluster.indices[:-1]}
+    joined = all(tuple(range(c.indices[0], c.indices[-1] + 1)) == c.indices for c in claimed.clusters if c.indices)
+    wrong = int(not joined) + sum(not 0 <= j < len(values) - 1 for j, _ in together)
+    for j in range(len(values) - 1):
+        excess = float(values[j] - values[j + 1] - worst[j] - worst[j + 1])
+        if abs(excess) > 4 * fresh.floor:
+            wrong += ((j, j + 1) in together) != (excess <= 0)
+    measured = {cluster.indices: cluster.residual for cluster in fresh.clusters}
+    for cluster in claimed.clusters:
+        again = measured.get(cluster.indices, cluster.residual)
+        wrong += abs(again - cluster.residual) > math.sqrt(claimed.k) * fresh.floor
+    return wrong
