@@ -1,6 +1,6 @@
 """Products with every prologue and epilogue against float64, on every road; a recorded choice of roads is obeyed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -97,6 +97,24 @@ def test_a_choice_is_made_once_and_a_recorded_one_is_obeyed(monkeypatch: pytest.
         assert roads.choices()["f32 xWt 8x16->12"] == name
     roads.replay({"f32 xWt 8x16->12": "a road of another version"})
     assert roads.choices()["f32 xWt 8x16->12"] == "onednn"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("part", [lambda w: w[:, 4:20], lambda w: w[::2]])
+def test_parts_of_a_wider_matrix_take_the_default_road_whatever_was_chosen(
+    monkeypatch: pytest.MonkeyPatch, part: Callable[[Tensor], Tensor], turned: bool
+) -> None:
+    """A whole matrix of the same shape shares their key; oneDNN multiplies them by its reference, for seconds."""
+
+    def refused(x: Tensor, weight: Tensor) -> Tensor:
+        raise AssertionError("oneDNN was given a matrix with gaps")
+
+    monkeypatch.setitem(roads._ROADS, "onednn", refused)
+    weight = part(torch.randn(24, 24))
+    weight = weight.t() if turned else weight
+    x = torch.randn(5, weight.shape[1])
+    roads.replay({f"f32 {way} 8x{weight.shape[1]}->{len(weight)}": "onednn" for way in ("xWt", "yW")})
+    torch.testing.assert_close(linear(x, weight), x @ weight.T)
 
 
 @settings(max_examples=40, deadline=None)
