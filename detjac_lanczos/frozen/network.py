@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen import store
+from detjac_lanczos.frozen.assembly import assemble
 from detjac_lanczos.frozen.capture import Streams, branch_values
-from detjac_lanczos.frozen.declare import Family, Stream
+from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.drop import Expert, Head, name_of, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
@@ -25,9 +26,8 @@ from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.schedule import Plan, make_plan
-from detjac_lanczos.frozen.sweep import Program, forward, linear_part
-from detjac_lanczos.frozen.words import Freeze, Softcap, Word
-from detjac_lanczos.frozen.words.choices import chain_maps
+from detjac_lanczos.frozen.sweep import Program, forward
+from detjac_lanczos.frozen.words import Freeze, Softcap
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.weights import DenseWeight
@@ -167,34 +167,7 @@ class FrozenNetwork:
 
     @property
     def _unfolded_stages(self) -> Iterator[Stage]:
-        family, decoder = self.family, self.family.decoder_of(self.model)
-        if family.entry:
-            yield self._on_stream("entry", family.entry, decoder, "entry.", -1)
-        for index, block in enumerate(family.blocks_of(self.model)):
-            prefix = f"blocks.{index}."
-            for stage in family.block:
-                if isinstance(stage, Stream):
-                    yield self._on_stream(f"stream.{index}", stage.words, block, prefix, index)
-                    continue
-                branches = []
-                for branch in stage:
-                    name = f"{branch.role}.{index}"
-                    chain = self._chain(branch.whole, block, prefix)
-                    branches.append(Branch(name, linear_part(chain) if name in self.dropped else chain))
-                yield Stage(tuple(branches), block=index)
-        yield self._on_stream("output", family.tail, decoder, "final.", self.blocks)
-
-    def _on_stream(self, name: str, words: Sequence[Word], module: Any, prefix: str, block: int) -> Stage:
-        return Stage((Branch(name, self._chain(words, module, prefix)),), residual=False, block=block)
-
-    def _chain(self, words: Sequence[Word], module: Any, prefix: str) -> tuple[Map, ...]:
-        try:
-            return tuple(chain_maps(words, module, prefix, self.coefficients, self.freeze))
-        except KeyError as missing:
-            raise UnsupportedModelError(
-                f"{missing.args[0]} was not seen in the forward pass: this model does not call its modules as "
-                f"{self.family.name} does"
-            ) from None
+        return assemble(self.family, self.model, self.coefficients, self.freeze, self.dropped)
 
     def program(self, source: int, target: Place) -> Program:
         """Return the stages from a source to a target.
