@@ -67,7 +67,7 @@ def row(blocks: int, config: LlamaConfig | None = None) -> dict[str, Any]:
         model.config, TOKENS, device="h100", width=WIDTH, k=K, tol=TOL, dtype="float32", quantization="nf4-double"
     )
     weights = sum(plan.weights.values())
-    predicted = plan.scratch + plan.schedule.resident + max(plan.working, plan.every_token.bytes)
+    predicted = plan.every_token.peak - plan.resident_weights
     taken = {}
 
     def job() -> Any:

@@ -14,6 +14,7 @@ from detjac_lanczos.frozen.words import Freeze, Project, Scale, Word
 from detjac_lanczos.frozen.words.choices import shape_of
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.linear_modules import linear_shape
+from detjac_lanczos.models.packed_modules import scratch_of
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ class Family:
             output_size=output,
             vocabulary=vocabulary,
             itemsize=parameter.dtype.itemsize,
+            scratch=scratch_of(whole, parameter.dtype.itemsize),
+            parallel=any(not isinstance(stage, Stream) and len(stage) > 1 for stage in self.block),
         )
 
     @property

@@ -1,18 +1,24 @@
 """What the capture and a sweep hold besides the coefficients and the streams, from shapes alone.
 
 Each count follows the code that allocates, at its fullest moment: `attention` and the hooks of the words for the
-capture, `_run` and the maps for a sweep. The buffers that a matrix library keeps to itself are not known here.
+capture, `_run` and the maps for a sweep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from detjac_kernels.decoded import rows_at_once
 from detjac_kernels.rebuilt_mixing import TILE_CELLS as REBUILT_CELLS
 from detjac_lanczos.frozen.attention import TILE_CELLS
 from detjac_lanczos.frozen.layout import PADDED_CELLS
 from detjac_lanczos.frozen.sizes import BlockShape, NetworkShape
 from detjac_lanczos.frozen.sweep import ROWS_AT_ONCE
+
+_LIBRARY = 257 << 10
+"""Bytes that oneDNN takes for a float32 product on each thread, at most: a padded panel of the matrix. Measured."""
 
 
 def capture_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
@@ -27,9 +33,11 @@ def capture_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
         scores = 4 * _tile(block, n, TILE_CELLS) * wide
         # gate, up, activation, their product, and the factor that is recorded
         gates = max((5 * n * gate.width for gate in block.gates), default=0) * item
-        most = max(most, vectors + scores, gates + 3 * n * d * item)
+        # of experts all positions may have chosen one: gate and up side by side and apart, and the same
+        experts = max((7 * n * e.width + e.gathered for e in block.experts), default=0) * item
+        most = max(most, vectors + scores, max(gates, experts) + 3 * n * d * item)
     masks = n * n * (item + 1) * (2 if len(set(shape.blocks)) > 1 else 1)
-    return most + masks + 2 * shape.vocabulary * wide
+    return most + masks + 2 * shape.vocabulary * wide + shape.scratch + _library(shape)
 
 
 def sweep_bytes(
@@ -39,63 +47,111 @@ def sweep_bytes(
     *,
     rebuilt: tuple[bool, bool] = (False, False),
     lockstep: bool = False,
+    met: bool = False,
 ) -> int:
     """Return the bytes of a sweep of ``width`` columns over all positions of all prompts, its rows included.
 
-    ``rebuilt``: whether some block's attention weights, and some block's gates, are made again on the way.
-    ``lockstep``: whether ``lengths`` are of segments of one prompt, each entered at its first position only.
+    Parameters
+    ----------
+    shape : NetworkShape
+    lengths : sequence of int
+    width : int
+    rebuilt : (bool, bool)
+        Whether some block's attention weights, and some block's gates, are made again on the way.
+    lockstep : bool
+        Whether ``lengths`` are of segments of one prompt, each entered at its first position only.
+    met : bool
+        Whether products of these shapes were made before: a GEMM of a new shape runs on both its roads at first, and
+        the products are compared.
     """
     rows = sum(lengths) * width
     given = len(lengths) * width if lockstep else rows
-    d, wide = shape.hidden_size, shape.wide
+    products = 2 if shape.itemsize == 4 and not met else 1
+    products += shape.scratch > 0  # the part of a matrix that is decoded gives a part of the product
     most = 0
     for block in shape.blocks:
+        mixed = block.heads * block.head_dim
+        values = block.kv_heads * block.head_dim
+        around = max(shape.hidden_size + values * products, mixed + shape.hidden_size * products)
+        around = max(around, shape.hidden_size + mixed * products)
         most = max(
             most,
-            _attending(block, lengths, width, rebuilt[0], lockstep),
-            # a GEMM of a new shape runs on both its roads at first, and the products are compared
-            rows * (block.heads * block.head_dim + 2 * d),
-            _gated(block, rows, width, d, rebuilt[1]),
+            _attending(shape, block, lengths, width, rebuilt[0], lockstep),
+            rows * around * shape.itemsize,
+            _rowwise(shape, block, rows, width, rebuilt[1], products),
         )
-    # what the caller gave, and the stream; indices of rows and of their slots
+    # what the caller gave, the stream, and the sum so far where branches read one stream
+    streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize
+    # indices of rows, of their slots, and of their experts
     heads = max(block.heads + block.kv_heads for block in shape.blocks)
-    return (most + (given + rows) * d) * wide + 8 * rows * (heads + 8)
+    chosen = max((expert.chosen for block in shape.blocks for expert in block.experts), default=0)
+    return most + streams + 8 * rows * (heads + 8 + 2 * chosen) + shape.scratch + _library(shape)
 
 
 def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[bool, bool] = (False, False)) -> int:
     """Return the bytes of the self-check of a model's first network: four inputs at once for its first prompt.
 
-    Besides the rows of their sweep there are the inputs, once more side by side, and what they are drawn from.
+    Besides the rows of their sweep there are the inputs, once more side by side, and what they are drawn from. The
+    logits are compared with the model's: both, their difference, and one of them in float64.
     """
     inputs = 11 * lengths[0] * shape.hidden_size * shape.wide
-    return sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt) + inputs
+    logits = shape.vocabulary * (2 * shape.itemsize + 8) + shape.scratch + _library(shape)
+    return max(sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt) + inputs, logits)
 
 
-def _attending(block: BlockShape, lengths: Sequence[int], width: int, rebuilt: bool, lockstep: bool) -> int:
-    """Numbers held while attention weights meet values: all values, all mixed ones, and both in a tile's rectangle."""
+def _attending(
+    shape: NetworkShape, block: BlockShape, lengths: Sequence[int], width: int, rebuilt: bool, lockstep: bool
+) -> int:
+    """Bytes held while attention weights meet values: all values, all mixed ones, and both in a tile's rectangle."""
     n, rows = max(lengths), sum(lengths) * width
-    padded = n * width
+    wide, d = shape.wide, block.head_dim
+    padded = tile = n * width
+    copied = 0
     if lockstep:
-        padded = min(padded * len(lengths), max(padded, PADDED_CELLS))
-    held = (rows + padded) * (block.kv_heads + block.heads) * block.head_dim
+        tile = max(tile, PADDED_CELLS)
+        padded = min(padded * len(lengths), tile)
+        copied = block.heads * n * n if padded == tile else 0  # a tile that leaves out positions copies the others
+    held = rows * (block.kv_heads + block.heads) * d * shape.itemsize
+    held += (padded * (block.kv_heads + block.heads) * d + copied) * wide
+    if shape.itemsize < wide:  # rows of a tile once more, as they are turned from one precision into the other
+        held += max(0, min(rows, tile) * block.heads - padded * block.kv_heads) * d * wide
     if not rebuilt:
         return held
     cells = _tile(block, n, REBUILT_CELLS)
-    return held + (rows * block.kv_heads + cells // n * width) * block.head_dim + 2 * cells
+    return held + ((rows * block.kv_heads + cells // n * width) * d + 2 * cells) * wide
 
 
-def _gated(block: BlockShape, rows: int, width: int, d: int, rebuilt: bool) -> int:
-    """Numbers held while a part of the rows is in the wide middle of an MLP."""
+def _rowwise(shape: NetworkShape, block: BlockShape, rows: int, width: int, rebuilt: bool, products: int) -> int:
+    """Bytes held while a part of the rows is in the wide middle of an MLP, or all of it in that of one expert."""
     parts = -(-rows // ROWS_AT_ONCE)
     part = -(-rows // parts)
-    whole = rows * d + part * d if parts > 1 else 0
-    middle = max((part * (d + 3 * gate.width) for gate in block.gates), default=part * d)
-    if rebuilt:
-        positions = -(-part // width)
-        made = max((positions * (gate.inputs + 4 * gate.width) for gate in block.gates), default=0)
-        middle = max(middle, made + max((part * gate.width for gate in block.gates), default=0) * (width > 1))
+    d, item, wide = shape.hidden_size, shape.itemsize, shape.wide
+    whole = (rows * d + part * d) * item if parts > 1 else 0
+    middle = part * d * item
+    # the factor; where it has another precision, the product with it in that one, and what it multiplies
+    factor = wide if item == wide else 3 * wide
+    for gate in block.gates:
+        others = (gate.factors - 1) * part * gate.width * item  # of the mean of two maps, the one that is done
+        multiplied = part * (d * item + gate.width * (factor + products * item)) + others
+        if shape.scratch:  # on the way back the whole width is made again by each part of the matrix
+            wider, narrower = rows_at_once(gate.width, d), rows_at_once(d, gate.width)
+            forwards = d + gate.width + (products - 1) * wider
+            backwards = gate.width * products + narrower
+            multiplied = part * (gate.width * factor + max(forwards, backwards) * item) + others
+        middle = max(middle, multiplied)
+        if rebuilt:
+            positions = -(-part // width)
+            made = positions * (gate.inputs * item + 4 * gate.width * wide)
+            middle = max(middle, made + multiplied)
+    for expert in block.experts:
+        multiplied = part * (3 * d * item + expert.width * (factor + products * item))
+        middle = max(middle, multiplied + expert.gathered * item)
     return whole + middle
 
 
 def _tile(block: BlockShape, n: int, cells: int) -> int:
     return min(max(cells, 32 * block.heads * n), block.heads * n * n)
+
+
+def _library(shape: NetworkShape) -> int:
+    return torch.get_num_threads() * _LIBRARY if shape.itemsize == 4 else 0

@@ -97,6 +97,11 @@ class Plan:
         return self.coefficients + self.streams
 
     @property
+    def rebuilt(self) -> tuple[bool, bool]:
+        """Whether attention weights, and gates, of some block are made again in every sweep."""
+        return "rebuild" in self.mixing, "rebuild" in self.gates
+
+    @property
     def offloaded(self) -> int:
         """Bytes of frozen factors that lie elsewhere."""
         return sum(self.bytes_of(kind, "offload") for kind in KINDS)
@@ -111,11 +116,10 @@ class Plan:
         width : int
             Columns of the sweeps.
         """
-        rebuilt = ("rebuild" in self.mixing, "rebuild" in self.gates)
         return self.resident + max(
             capture_bytes(self.shape, self.lengths),
-            check_bytes(self.shape, self.lengths, rebuilt=rebuilt),
-            sweep_bytes(self.shape, self.lengths, width, rebuilt=rebuilt),
+            check_bytes(self.shape, self.lengths, rebuilt=self.rebuilt),
+            sweep_bytes(self.shape, self.lengths, width, rebuilt=self.rebuilt),
         )
 
     def seconds_with(self, rates: Rates) -> float:

@@ -23,13 +23,26 @@ class GateShape:
 
 
 @dataclass(frozen=True)
+class ExpertShape:
+    """Routed experts of ``width`` f, ``chosen`` for each position; ``gathered`` weights are copied for a product."""
+
+    width: int
+    chosen: int
+    gathered: int
+
+
+@dataclass(frozen=True)
 class BlockShape:
-    """Frozen factors of one block: attention weights, gates, and for each position ``numbers`` and ``integers``."""
+    """Frozen factors of one block: attention weights, gates, and for each position ``numbers`` and ``integers``.
+
+    Those of routed ``experts`` are among the numbers.
+    """
 
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
     gates: tuple[GateShape, ...] = ()
+    experts: tuple[ExpertShape, ...] = ()
     numbers: int = 0
     integers: int = 0
 
@@ -40,6 +53,7 @@ class BlockShape:
             self.kv_heads or other.kv_heads,
             self.head_dim or other.head_dim,
             self.gates + other.gates,
+            self.experts + other.experts,
             self.numbers + other.numbers,
             self.integers + other.integers,
         )
@@ -61,6 +75,10 @@ class NetworkShape:
         Widths of the streams that are kept.
     itemsize : int
         Bytes of a number in the model's precision; frozen factors take at least four.
+    scratch : int
+        Bytes that packed weights pass through; 0 where no weight is packed.
+    parallel : bool
+        Whether some branches of a block read one stream.
     """
 
     blocks: tuple[BlockShape, ...]
@@ -70,6 +88,8 @@ class NetworkShape:
     output_size: int
     vocabulary: int
     itemsize: int
+    scratch: int = 0
+    parallel: bool = False
 
     @property
     def wide(self) -> int:

@@ -49,6 +49,8 @@ class Mxfp4Rows:
 class Mxfp4Experts(nn.Module):
     """The routed experts of a gpt-oss block. Codes are (experts, f, d / 32, 16), their scales (experts, f, d / 32)."""
 
+    MATRICES = ("gate_up_proj", "down_proj")
+
     gate_up_proj_bias: Tensor
     down_proj_bias: Tensor
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from detjac_kernels.decoded import CHUNK as WEIGHTS_DECODED_AT_ONCE
+from detjac_kernels.decoded import scratch_bytes
+from detjac_kernels.four_bit import PAIRS_BYTES
 from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models.cache import cache_folder_of
 from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
@@ -18,11 +19,11 @@ from detjac_lanczos.models.dtypes import parse_dtype
 from detjac_lanczos.models.hub import options_for_hub
 
 __all__ = [
-    "WEIGHTS_DECODED_AT_ONCE",
     "Quantization",
     "outline",
     "packed_bytes",
     "read_quantization",
+    "scratch",
     "weight_bytes",
 ]
 
@@ -83,6 +84,16 @@ def weight_bytes(model: nn.Module, quantization: Quantization | None = None) -> 
         else:
             found[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
     return found
+
+
+def scratch(model: nn.Module, quantization: Quantization | None) -> int:
+    """Return the bytes that packed weights pass through when they are used; 0 where none is packed."""
+    packed = _packed_parameters(model, quantization)
+    matrices = [p for p in model.parameters() if id(p) in packed]
+    coded = quantization != "int8"
+    parts = (scratch_bytes(p.shape[-2], p.shape[-1], p.dtype.itemsize, coded=coded) for p in matrices)
+    tables = PAIRS_BYTES * len(matrices) if coded and quantization != "mxfp4" else 0
+    return max(parts, default=0) + tables
 
 
 def _packed_parameters(model: nn.Module, quantization: Quantization | None) -> set[int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import nn
 
+from detjac_kernels.decoded import scratch_bytes
+from detjac_kernels.four_bit import PAIRS_BYTES
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models import bitsandbytes
 from detjac_lanczos.models.decoded import DecodedWeight, runs_of
@@ -36,6 +39,26 @@ def packing_of(model: nn.Module) -> str | None:
         elif isinstance(module, Mxfp4Experts):
             found["MXFP4 experts"] = None
     return ", ".join(found) or None
+
+
+def scratch_of(model: nn.Module, itemsize: int) -> int:
+    """Return the bytes that packed weights pass through, for rows of ``itemsize`` bytes a number; 0 for plain weights.
+
+    A format that is decoded by its own ``dequantize()`` gives a whole matrix.
+    """
+    most = tables = 0
+    for module in model.modules():
+        inside: Any = module
+        kind = bitsandbytes.kind_of(module)
+        tables += PAIRS_BYTES if kind == "4-bit" else 0
+        if kind is not None:
+            most = max(most, scratch_bytes(inside.out_features, inside.in_features, itemsize, coded=kind == "4-bit"))
+        elif isinstance(module, Mxfp4Experts):
+            shapes = (module.weight(name, 0).shape for name in module.MATRICES)
+            most = max(most, *(scratch_bytes(*shape, itemsize, coded=True) for shape in shapes))
+        elif offers_dequantize(module):
+            most = max(most, inside.out_features * inside.in_features * (4 + itemsize))
+    return most + tables
 
 
 def packed_weight(module: nn.Module, name: str, part: Part | None = None) -> Weight:

@@ -10,7 +10,6 @@ import torch
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.schedule import Rates
-from detjac_lanczos.models.outline import WEIGHTS_DECODED_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def _this_processor() -> Machine:
     flops = 2 * x.shape[0] * w.numel() / _seconds(lambda: x @ w)
     large = torch.empty(1 << 25)
     bandwidth = 2 * large.nbytes / _seconds(lambda: large.clone())
-    codes, table = torch.randint(0, 16, (WEIGHTS_DECODED_AT_ONCE,)), torch.randn(16)
+    codes, table = torch.randint(0, 16, (1 << 20,)), torch.randn(16)
     decode = codes.numel() / _seconds(lambda: table[codes])
     threads = torch.get_num_threads()
     source = f"measured now, {threads} thread{'s' if threads > 1 else ''}"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from detjac_lanczos.frozen.schedule import KINDS
 
 if TYPE_CHECKING:
-    from detjac_lanczos.runs.planning import Job, JobPlan
+    from detjac_lanczos.runs.job_plan import Job, JobPlan
 
-_LABEL, _DETAIL, _NUMBER, _COLUMN = 20, 20, 12, 15
-_WIDTH = _LABEL + 4 * _COLUMN
+_LABEL, _DETAIL, _NUMBER, _COLUMN = 20, 20, 12, 14
+_WIDTH = _LABEL + 5 * _COLUMN
 
 
 def render(plan: JobPlan) -> str:
@@ -39,12 +39,12 @@ def render(plan: JobPlan) -> str:
     if schedule.offloaded:
         lines.append(row("", "offloaded", schedule.offloaded, "not in the peak"))
     lines.append(row("streams", "of the forward pass", schedule.streams))
-    lines.append(row("working set", "rows, bases, capture", max(plan.working, plan.joint.bytes) + plan.scratch))
+    lines.append(row("working set", "rows, bases, capture", max(plan.working, plan.joint.bytes)))
     limit = "" if plan.memory is None else f"of {plan.memory / scale:.2f}: " + ("fits" if plan.fits else "does not fit")
     lines += ["─" * _WIDTH, row("peak", "", plan.peak, limit), ""]
-    headings = ("rows a sweep", "passes", "row-sweeps", "seconds")
+    headings = ("rows a sweep", "passes", "row-sweeps", "seconds", f"peak {unit}")
     lines += [f"{'work':<{_LABEL}}" + "".join(f"{heading:>{_COLUMN}}" for heading in headings), "─" * _WIDTH]
-    lines += [_work("all tokens jointly", plan.joint), _work("every token", plan.every_token)]
+    lines += [_work("all tokens jointly", plan.joint, scale), _work("every token", plan.every_token, scale)]
     lines.append(f"{'forward passes':<{_LABEL + 3 * _COLUMN}}{_seconds(plan.capture_seconds):>{_COLUMN}}")
     if plan.memory is not None and plan.fits:
         lines += _lockstep(plan)
@@ -53,19 +53,19 @@ def render(plan: JobPlan) -> str:
     return "\n".join([*lines, "", f"Rates: {plan.device.source}."])
 
 
-def _work(label: str, job: Job) -> str:
-    cells = (f"{job.rows:,}", f"{job.passes}", f"{job.row_sweeps:,.0f}", _seconds(job.seconds))
+def _work(label: str, job: Job, scale: float) -> str:
+    peak = f"{job.peak / scale:,.2f}"
+    cells = (f"{job.rows:,}", f"{job.passes}", f"{job.row_sweeps:,.0f}", _seconds(job.seconds), peak)
     return f"{label:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
 
 
 def _lockstep(plan: JobPlan) -> list[str]:
     """Say how many tokens can be asked at once where all of them are too many."""
-    room = (plan.memory or 0) - plan.resident_weights - plan.scratch - plan.schedule.resident
+    room = (plan.memory or 0) - plan.resident_weights - plan.schedule.resident
     if plan.every_token.bytes <= room:
         return []
     at_once = max(1, int(plan.tokens * room / plan.every_token.bytes))
-    held = plan.every_token.bytes / 1e9
-    return ["", f"Rows of every token at once would take {held:,.0f} GB; ask about {at_once} at a time."]
+    return ["", f"Rows of every token at once would take too much; ask about {at_once} at a time."]
 
 
 def _seconds(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""How many vectors the Lanczos bases of a batch may hold in a given memory."""
+"""What a Lanczos search holds besides its operators, and how many vectors its bases may hold in a given memory."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,51 @@ import torch
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.rounding import working_dtype
 from detjac_lanczos.solvers.search import RESERVED_BLOCKS, SPARE_VECTORS
+
+FIRST_ROOM = 32
+"""Vectors that each basis, and each store of products, has room for from the start; the room doubles."""
+
+
+def room_for(vectors: float) -> int:
+    """Return the room of a basis that has grown to so many vectors."""
+    room = FIRST_ROOM
+    while room < vectors:
+        room *= 2
+    return room
+
+
+def searching_bytes(shape: tuple[int, int], dtype: torch.dtype, *, width: int, room: int, triplets: int) -> int:
+    """Return the bytes of one operator's search while a pass runs: as `Search` and `Factorisation` allocate them.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        (d_out, d_in) of the operator.
+    dtype : torch.dtype
+        Of the operator.
+    width : int
+    room : int
+        Of each basis.
+    triplets : int
+        Ritz triplets, guards included: they are held with their products and residuals.
+    """
+    pair, item = sum(shape), working_dtype(dtype).itemsize
+    stored = 2 * room + 3 * triplets
+    sent = dtype.itemsize * (1 if dtype.itemsize == item else 2)
+    return stored * pair * item + width * max(shape) * (item + sent)
+
+
+def finishing_bytes(shape: tuple[int, int], dtype: torch.dtype, k: int) -> int:
+    """Return the bytes that a result is made in: triplets with products, these scaled, and residuals, in float64.
+
+    As `finish` does.
+    """
+    return 8 * k * (4 * sum(shape) + 2 * max(shape)) + result_bytes(shape, dtype, k)
+
+
+def result_bytes(shape: tuple[int, int], dtype: torch.dtype, k: int) -> int:
+    """Return the bytes of the vectors of one result."""
+    return k * sum(shape) * working_dtype(dtype).itemsize
 
 
 def basis_capacity(

@@ -35,8 +35,28 @@ def _pieces(runs: Sequence[range], count: int, width: int) -> Iterator[tuple[sli
     """Cut runs into parts of about `CHUNK` values, at least one row each; none where there are no rows to multiply."""
     start = 0
     for run in runs if count else ():
-        parts = min(len(run), -(-len(run) * width // CHUNK))
+        parts = _parts(len(run), width)
         ends = [len(run) * i // parts for i in range(parts + 1)]
         for a, b in pairwise(ends):
             yield slice(start + a, start + b), run[a:b]
         start += len(run)
+
+
+def scratch_bytes(rows: int, width: int, itemsize: int, *, coded: bool) -> int:
+    """Return the bytes that a matrix (rows, width) passes through, for rows of ``itemsize`` bytes a number.
+
+    A part of it in float32, and once more in another precision; ``coded`` ones also have their pairs of codes as int32,
+    and the scales of a part in the six steps in which scales of 64 values are decoded.
+    """
+    values = rows_at_once(rows, width) * width
+    converted = 0 if itemsize == 4 else itemsize * values
+    return 4 * values + converted + (2 * values + 6 * 4 * values // 64 if coded else 0)
+
+
+def rows_at_once(rows: int, width: int) -> int:
+    """Return how many rows of a matrix (rows, width) are decoded at a time, at most."""
+    return -(-rows // _parts(rows, width))
+
+
+def _parts(rows: int, width: int) -> int:
+    return min(rows, -(-rows * width // CHUNK))

@@ -17,6 +17,9 @@ from detjac_kernels.decoded import product, product_transposed
 from detjac_kernels.gemm import epilogue
 from detjac_kernels.scratch import converted, scratch
 
+PAIRS_BYTES = 256 * 8
+"""Bytes of the table of pairs that a matrix keeps once it was decoded."""
+
 
 @dataclass(frozen=True, eq=False)
 class Nested:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detjac_lanczos.frozen.experts import Experts
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, RowScale
-from detjac_lanczos.frozen.sizes import BlockShape
+from detjac_lanczos.frozen.sizes import BlockShape, ExpertShape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
 from detjac_lanczos.models.expert_matrices import expert_weight
@@ -79,8 +79,12 @@ class RoutedExperts:
         """For each position and each of its experts: frozen factors, the weight, and the position itself."""
         experts: Any = block.get_submodule(self.path)
         chosen: int = experts.config.num_experts_per_tok if self.router is None else self._router(block).top_k
-        width = self._half(0, 0, experts).shape[0]
-        return BlockShape(numbers=chosen * (1 + width * len(self.product.names(freeze))), integers=chosen)
+        width, d = self._half(0, 0, experts).shape
+        return BlockShape(
+            experts=(ExpertShape(width, chosen, width * d if self.interleaved else 0),),
+            numbers=chosen * (1 + width * len(self.product.names(freeze))),
+            integers=chosen,
+        )
 
     def _router(self, block: nn.Module) -> Any:
         return block.get_submodule(self.router or "")

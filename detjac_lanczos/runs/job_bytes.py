@@ -1,0 +1,156 @@
+"""What a job holds besides the weights, and what to change where that is too much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+import torch
+
+from detjac_lanczos.frozen.peak import sweep_bytes
+from detjac_lanczos.frozen.schedule import Plan, make_plan
+from detjac_lanczos.frozen.sizes import NetworkShape
+from detjac_lanczos.frozen.words.word import Way
+from detjac_lanczos.solvers.memory import FIRST_ROOM, finishing_bytes, result_bytes, room_for, searching_bytes
+from detjac_lanczos.solvers.rounding import working_dtype
+from detjac_lanczos.solvers.width import expected_columns
+
+_JOINT = 1.4
+"""Columns that the joint operator takes over those of one token's: 1.2 to 1.5 on SmolLM2, 16 to 128 tokens."""
+
+_PASSES = 1.8
+"""Passes over columns / width: blocks narrow when triplets are found, and tokens that are slow go on alone. Measured on
+SmolLM2, as `_JOINT`: 15 to 22 passes where this gives 19."""
+
+_QUICKEST, _SLOWEST = 3, 6
+"""Blocks on each side by which the quickest of many searches undercuts the expected one, and the slowest outlasts it.
+Measured on SmolLM2 and Gemma 3 270m, 16 and 48 tokens, k from 4 to 16: up to 3 and 6."""
+
+
+_STILL_OPEN = 7 / 8
+"""Share of the rows that may be left in a sweep when the slowest searches outgrow their room."""
+
+_DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What searches on a network hold: of all tokens side by side, or of each in lockstep."""
+
+    shape: NetworkShape
+    k: int
+    tol: float
+
+    def columns(self, tokens: int, width: int) -> float:
+        """Return the columns both ways that a search is expected to need, of ``tokens`` side by side."""
+        return (_JOINT if tokens > 1 else 1.0) * self._alone(tokens, width)
+
+    def passes(self, tokens: int, width: int) -> int:
+        """Return the sweeps one after another that it is expected to take."""
+        return round(_PASSES * self._alone(tokens, width) / width) + 2
+
+    def joint(self, tokens: int, width: int, rebuilt: tuple[bool, bool] = (False, False)) -> int:
+        """Bytes of the rows and the search of all tokens side by side."""
+        return self._most([tokens], tokens, width, rebuilt, lockstep=False)
+
+    def every_token(self, tokens: int, width: int, rebuilt: tuple[bool, bool] = (False, False)) -> int:
+        """Bytes of the rows and the searches of every token in lockstep."""
+        return self._most(list(range(tokens, 0, -1)), 1, width, rebuilt, lockstep=True)
+
+    def smallest(self, tokens: int) -> Plan:
+        """Return the schedule that keeps nothing that can lie elsewhere."""
+        elsewhere: tuple[Way, ...] = tuple("offload" for _ in self.shape.blocks)
+        return replace(make_plan(self.shape, [tokens], None), mixing=elsewhere, gates=elsewhere)
+
+    def total(self, schedule: Plan, width: int) -> int:
+        """Bytes that the joint job holds with a schedule, weights apart."""
+        joint = self.joint(sum(schedule.lengths), width, schedule.rebuilt)
+        return max(schedule.peak(width), schedule.resident + joint)
+
+    def least(self, tokens: int, width: int) -> int:
+        """Bytes that it holds at least."""
+        return self.total(self.smallest(tokens), width)
+
+    def fitting_tokens(self, width: int, room: int, most: int) -> int:
+        """Return how many tokens fit into ``room`` bytes, at most ``most``; 0 if not even one does."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.least(middle, width) <= room:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def _most(self, lengths: list[int], span: int, width: int, rebuilt: tuple[bool, bool], *, lockstep: bool) -> int:
+        """Return the most of four moments: the first sweeps, those before blocks narrow, the last ones, the results."""
+        shape, count = self._operator(span), len(lengths)
+        dtype = _DTYPES[self.shape.itemsize]
+        side = self.columns(span, width) / 2
+        most = side + _SLOWEST * width if lockstep else side
+        last = room_for(most)
+        # those that outgrow half of it, if all numbers between the extremes are as likely
+        grown = ceil(count * min(1.0, (most - last / 2) / ((_QUICKEST + _SLOWEST) * width))) if lockstep else count
+
+        def sweep(columns: int, met: bool) -> int:
+            return sweep_bytes(self.shape, lengths, columns, rebuilt=rebuilt, lockstep=lockstep, met=met)
+
+        def searches(room: int, triplets: int = self.k + width // 2, many: int = count) -> int:
+            return many * searching_bytes(shape, dtype, width=width, room=room, triplets=triplets)
+
+        # the first sweep with fewer rows than the next power of two below meets its products anew
+        rows = sum(lengths) * width
+        narrower = sweep(width, met=False) * (1 << (rows - 1).bit_length() - 1) // rows
+        rooms, growing = searches(last), 0
+        if last > FIRST_ROOM:
+            rooms = searches(last, many=grown) + searches(last // 2, many=count - grown)
+            growing = last // 2 * max(shape) * working_dtype(dtype).itemsize
+        results = (count - 1) * result_bytes(shape, dtype, self.k) + finishing_bytes(shape, dtype, self.k)
+        return max(
+            searches(FIRST_ROOM, triplets=width if self.k <= width else 0) + sweep(width, met=False),
+            searches(room_for(side - 2 * width)) + max(sweep(width, met=True), narrower),
+            rooms + max(int(_STILL_OPEN * sweep(width, met=True)), growing),
+            rooms + results,
+        )
+
+    def _alone(self, tokens: int, width: int) -> float:
+        return expected_columns(self.k, self.tol, width, self._operator(tokens))
+
+    def _operator(self, tokens: int) -> tuple[int, int]:
+        return self.shape.output_size, tokens * self.shape.embedding_size
+
+
+def advice(
+    demand: Demand, limit: int, tokens: int, width: int, weights: int, packing: tuple[int, Demand] | None
+) -> tuple[str, ...]:
+    """Return changes of which each is enough, for a job that does not fit however it is scheduled.
+
+    Parameters
+    ----------
+    demand : Demand
+    limit : int
+        Bytes for everything.
+    tokens, width : int
+    weights : int
+        Bytes of weights that must be there.
+    packing : (int, Demand) or None
+        Bytes of the weights, and what is demanded, if they were packed in NF4; None where they are packed already.
+    """
+    changes = []
+    if packing is not None and packing[0] + packing[1].least(tokens, width) <= limit:
+        changes.append("pack the weights (quantization nf4)")
+    if width > 1 and weights + demand.least(tokens, 1) <= limit:
+        changes.append("take a narrower block (width 1)")
+    ways = [("", weights, demand)]
+    ways += [(" with the weights packed (quantization nf4)", *packing)] if packing is not None else []
+    for how, held, wanted in ways:
+        fewer = wanted.fitting_tokens(width, limit - held, tokens - 1)
+        if fewer:
+            changes.append(f"give {fewer} tokens or fewer{how}")
+            break
+    changes.append(f"give {_up(weights + demand.least(tokens, width))} GB of memory")
+    return tuple(changes)
+
+
+def _up(count: int) -> str:
+    return f"{int(count / 1e7 + 1) / 100:.2f}"

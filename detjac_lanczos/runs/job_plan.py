@@ -1,0 +1,116 @@
+"""What a job will take, as data and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from detjac_lanczos.frozen.schedule import Plan
+from detjac_lanczos.runs.machines import Machine
+from detjac_lanczos.runs.plan_table import render
+
+
+@dataclass(frozen=True)
+class Job:
+    """One way to ask: of all tokens side by side ("joint"), or of every token in lockstep ("tokens").
+
+    ``rows`` of a full sweep, ``passes`` (sweeps one after another), ``row_sweeps`` in all, ``bytes`` of the rows and of
+    the search, ``peak`` of everything, weights included, ``seconds`` of all sweeps.
+    """
+
+    name: str
+    rows: int
+    passes: int
+    row_sweeps: float
+    bytes: int
+    peak: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job will take; ``print`` shows it as a table.
+
+    Attributes
+    ----------
+    model, dtype, freeze : str
+    quantization : str or None
+    tokens, width, k : int
+    device : Machine
+    memory : int or None
+        Bytes that everything has to fit into.
+    weights : mapping of str to int
+        Bytes by precision; what is resident of them is `resident_weights`.
+    resident_weights : int
+        All of them, or two blocks' and what is outside the blocks where they have to stream.
+    schedule : Plan
+        Of the frozen factors.
+    working : int
+        The forward pass, its self-check or the sweep of all positions, whichever is largest; what packed weights are
+        decoded in is part of it, and of the jobs.
+    joint, every_token : Job
+    capture_seconds : float
+    advice : tuple of str
+        What to change where it does not fit; empty where it does.
+    """
+
+    model: str
+    dtype: str
+    freeze: str
+    quantization: str | None
+    tokens: int
+    width: int
+    k: int
+    device: Machine
+    memory: int | None
+    weights: Mapping[str, int]
+    resident_weights: int
+    schedule: Plan
+    working: int
+    joint: Job
+    every_token: Job
+    capture_seconds: float
+    advice: tuple[str, ...]
+
+    @property
+    def streams_weights(self) -> bool:
+        """Whether weights are read from host memory or disk in every sweep."""
+        return self.resident_weights < sum(self.weights.values())
+
+    @property
+    def peak(self) -> int:
+        """Bytes held at once at most, in the joint job."""
+        return self.joint.peak
+
+    @property
+    def fits(self) -> bool:
+        """Whether the joint job fits."""
+        return not self.advice
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        plain = {
+            key: getattr(self, key) for key in ("model", "dtype", "freeze", "quantization", "tokens", "width", "k")
+        }
+        return {
+            **plain,
+            "device": asdict(self.device),
+            "memory": self.memory,
+            "bytes": {
+                "weights": dict(self.weights),
+                "resident_weights": self.resident_weights,
+                "working": self.working,
+                "peak": self.peak,
+            },
+            "schedule": self.schedule.record,
+            "jobs": [asdict(self.joint), asdict(self.every_token)],
+            "capture_seconds": self.capture_seconds,
+            "fits": self.fits,
+            "advice": list(self.advice),
+        }
+
+    def __str__(self) -> str:
+        """Return the table that ``detjac plan`` prints."""
+        return render(self)
