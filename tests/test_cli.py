@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import detjac_lanczos
 from detjac_lanczos.cli import main
+from detjac_lanczos.cli.parser import make_parser
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.reading import figures
 from detjac_lanczos.runs import analyze, load_run, verify
@@ -419,6 +420,20 @@ def test_output_in_another_encoding_replaces_what_it_lacks() -> None:
     done = _run("models", stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"from its Q4_1 file ? Apache-2.0" in done.stdout
+
+
+def test_a_prompt_in_utf8_is_read_in_any_locale() -> None:
+    """Python takes the bytes of arguments apart where the locale cannot read them."""
+    escaped = "the bridge 橋".encode().decode("ascii", "surrogateescape")
+    assert make_parser().parse_args(["svd", escaped]).prompt == ["the bridge 橋"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        done = _run("models", stdout=closed)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

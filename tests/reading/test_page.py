@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from detjac_lanczos.cli import _parser
+from detjac_lanczos.cli.parser import make_parser
 from detjac_lanczos.reading import render_page
 from detjac_lanczos.reading.page.charts import Axis, scatter, spectra
 from detjac_lanczos.reading.page.markup import dotted
@@ -116,7 +116,7 @@ COMMANDS = (
 @pytest.mark.parametrize("prompts", [("it's $HOME; rm",), ("a\nb\t\\ \x07\u202e'!", "-5 °C", "金門")])
 def test_the_command_says_the_whole_run_again(run: Run, prompts: tuple[str, ...], options: tuple[str, ...]) -> None:
     """A shell takes the words apart and the command's own parser reads them: it asks for what was asked for."""
-    parser = _parser()
+    parser = make_parser()
     asked = parser.parse_args(["svd", "--model", "a folder/model", *options, "--", *prompts])
     lengths = range(6, 6 + len(prompts))
     tokens = [[i, t % n] for i, n in enumerate(lengths) for t in asked.tokens] if asked.tokens else None

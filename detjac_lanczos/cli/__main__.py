@@ -1,0 +1,7 @@
+"""``python -m detjac_lanczos.cli``."""
+
+import sys
+
+from detjac_lanczos.cli import main
+
+sys.exit(main())

