@@ -14,6 +14,7 @@ from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
+from detjac_lanczos.models.saved_weights import weights_read_again
 from detjac_lanczos.operators.passes import Passes
 
 _ROWS_AT_ONCE = 1024
@@ -98,7 +99,8 @@ class AutogradSweeps:
         products = [x.new_empty(0, *x.shape)]
         with _one_at_a_time, torch.enable_grad():
             leaf = x.clone().requires_grad_()
-            y = self._run(leaf[None], prompt, position)[0]
+            with weights_read_again(self.passes.model):
+                y = self._run(leaf[None], prompt, position)[0]
 
             def pull(cotangent: Tensor) -> Tensor:
                 return torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0]

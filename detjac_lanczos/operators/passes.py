@@ -18,6 +18,7 @@ from detjac_lanczos.frozen.structural_copy import observed_copy
 from detjac_lanczos.frozen.words import Scale
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
+from detjac_lanczos.models.saved_weights import forget_gradients
 
 
 class Passes:
@@ -29,6 +30,7 @@ class Passes:
 
     def __init__(self, model: nn.Module, family: Family, prompts: Sequence[Prompt]) -> None:
         self.model = without_adapters(observed_copy(model))
+        forget_gradients(self.model)
         for config in (self.model.config, self.model.config.get_text_config()):
             config._experts_implementation = "eager"
         self.family, self.prompts = family, tuple(prompts)

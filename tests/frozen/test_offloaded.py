@@ -81,6 +81,25 @@ def test_a_sweep_reads_every_weight_once_and_holds_two_blocks_at_most(target: st
         assert counts.threads != {threading.current_thread().name}
 
 
+def test_an_ordinary_jacobian_holds_one_module_at_a_time_either_way(tmp_path: Path) -> None:
+    def make() -> Any:
+        return tiny_models.llama(torch.float32, hidden_size=64, num_hidden_layers=5)
+
+    model = on_disk(make(), tmp_path)
+    counts = Counts(model)
+    resident, J = (
+        detach(load_model(m), input_ids=tiny_models.prompt_ids(9)[0]).jacobian("joint", frozen=False)
+        for m in (make(), model)
+    )
+    norms = counts.live
+    largest = max(module.weight.nbytes for module in model.model.layers.modules() if isinstance(module, nn.Linear))
+    for product, expected, width in ((J.matmat, resident.matmat, J.shape[1]), (J.rmatmat, resident.rmatmat, 64)):
+        counts.reset()
+        assert torch.equal(product(torch.eye(width, 8)), expected(torch.eye(width, 8)))
+        assert counts.most <= norms + largest
+        assert counts.live == norms
+
+
 class Paper:
     """An offloaded module that notes when it is read, held and left."""
 
