@@ -17,7 +17,7 @@ import detjac_lanczos as dl
 from bench import memory
 from bench.completeness import completeness
 from bench.floor_ratio import ratios
-from bench.measure import in_turns, middle
+from bench.measure import CLOCKS, in_turns, middle
 from bench.roads import Job, autograd, glued, ours, residual, value_error
 from bench.wide_models import WIDE
 from bench.widen import widen
@@ -36,13 +36,18 @@ def main(argv: list[str] | None = None) -> int:
         help="comma-separated (default: all)",
     )
     parser.add_argument("--widen", default="1,2", help="widenings of SmolLM2 (default: 1,2; 4 needs 20 GB)")
+    parser.add_argument("--families", default=",".join(WIDE), help="kinds of families to sweep (default: all)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of the families' sweeps (default: wall)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of the fast roads (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/bench.json"))
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")
-    unknown = set(parts) - {"roads", *_PARTS}
-    if unknown:
-        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from roads, {', '.join(_PARTS)}")
+    for what, given, known in (
+        ("part", parts, ("roads", "families", *_PARTS)),
+        ("family", arguments.families.split(","), WIDE),
+    ):
+        if unknown := set(given) - set(known):
+            parser.error(f"unknown {what} {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
 
     loaded = dl.load_model("smollm2")
     ids = loaded.tokenizer(PROMPT)["input_ids"]
@@ -55,6 +60,11 @@ def main(argv: list[str] | None = None) -> int:
             for r in map(int, arguments.widen.split(",")):
                 figures[part].append(_roads(widen(loaded.model, r), ids, r, arguments.repeats))
                 _print_roads(figures[part][-1])
+        elif part == "families":
+            names = arguments.families.split(",")
+            rows, lines = _families(names, ids, arguments.clock)
+            figures[part] = [row for row in figures.get(part, []) if row["family"] not in names] + rows
+            print("\n".join(lines))
         else:
             figures[part], lines = _PARTS[part](loaded, ids)
             print("\n".join(lines))
@@ -169,10 +179,15 @@ def _floor(loaded: Any, ids: list[int]) -> tuple[list[dict[str, float]], list[st
     return rows, [_SWEEP.format(**row) for row in rows]
 
 
-def _families(loaded: Any, ids: list[int]) -> tuple[list[dict[str, Any]], list[str]]:
+def _families(names: list[str], ids: list[int], clock: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Run sweeps of wide random models, one of each kind of family, over a prompt as long."""
     prompt = list(range(len(ids)))
-    rows = [{"family": name, **row} for name, make in WIDE.items() for row in ratios(make(), prompt, widths=(4, 8))]
+    how = {"clock": clock, "threads": torch.get_num_threads()}
+    rows = [
+        {"family": name, **how, **row}
+        for name in names
+        for row in ratios(WIDE[name](), prompt, widths=(4, 8), clock=clock)
+    ]
     return rows, [("{family:11s} " + _SWEEP).format(**row) for row in rows]
 
 
@@ -257,7 +272,6 @@ _PARTS = {
     "glued": _glued,
     "auto": _auto,
     "floor": _floor,
-    "families": _families,
     "memory": _memory,
     "gemma": _gemma,
     "seeds": _seeds,

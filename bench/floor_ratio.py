@@ -7,12 +7,14 @@ import torch
 
 import detjac_lanczos as dl
 from bench.floor import Floor
-from bench.measure import in_turns, middle
+from bench.measure import CLOCKS, in_turns, middle
 from detjac_lanczos.frozen.layout import Layout
 from detjac_lanczos.frozen.places import target_place
 
 
-def ratios(model: Any, ids: list[int], widths: tuple[int, ...], repeats: int = 31) -> list[dict[str, float]]:
+def ratios(
+    model: Any, ids: list[int], widths: tuple[int, ...], repeats: int = 31, clock: str = "wall"
+) -> list[dict[str, float]]:
     """Return, per width of the blocks of all tokens in lockstep, milliseconds of the sweep and of its floor."""
     network = dl.detach((model, None), input_ids=ids)
     batch = network.jacobians()
@@ -30,7 +32,7 @@ def ratios(model: Any, ids: list[int], widths: tuple[int, ...], repeats: int = 3
             "transposed floor": Floor(program, layout, transposed=True),
         }
         in_turns(roads, dict.fromkeys(roads, 2))
-        seconds = in_turns(roads, dict.fromkeys(roads, repeats))
+        seconds = in_turns(roads, dict.fromkeys(roads, repeats), CLOCKS[clock])
         times = {name: 1e3 * middle(s) for name, s in seconds.items()}
         table.append(
             {

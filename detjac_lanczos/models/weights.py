@@ -163,7 +163,10 @@ class PerHeadWeight(UnfusedWeight):
 
     def product(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ``: (R, d) to (R, heads · rows)."""
-        return torch.cat([linear(x, head) for head in self.parameter], dim=1)
+        out = x.new_empty(len(x), self.shape[0])
+        for part, head in zip(out.chunk(len(self.parameter), dim=1), self.parameter, strict=True):
+            torch.mm(x, head.t(), out=part)  # straight to its place
+        return out
 
     def product_transposed(self, y: Tensor) -> Tensor:
         """Return ``y W``: (R, heads · rows) to (R, d)."""
