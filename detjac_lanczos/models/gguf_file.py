@@ -34,6 +34,8 @@ def unpack(path: Path, folder: Path) -> str:
     ------
     ModelError
         If the file is truncated, damaged, of an architecture transformers cannot read, or holds non-finite weights.
+    OSError
+        If the folder cannot be written.
     """
     model, tokenizer = _read(path)
     require_finite(model, path.name)
@@ -44,8 +46,13 @@ def unpack(path: Path, folder: Path) -> str:
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _save_weights(model, folder / "model.safetensors")
+    try:
+        tokenizer.save_pretrained(folder)
+        _save_weights(model, folder / "model.safetensors")
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers and safetensors have errors of their own for a disk that is full
+        raise OSError(str(error).strip()) from error
     return fingerprint_of(model)
 
 

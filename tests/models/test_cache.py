@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models import load_model
@@ -101,6 +103,18 @@ def test_a_cache_that_cannot_be_written_is_said(gguf_path: Path, own_cache: Path
     own_cache.parent.write_text("a file where the folder should be")
     with pytest.raises(ModelError, match="XDG_CACHE_HOME"):
         load_model(gguf_path)
+
+
+def test_a_disk_that_is_full_is_said_whoever_notices_it(
+    gguf_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(ModelError, match=r"cannot keep unpacked weights in .*No space left"):
+        load_model(gguf_path)
+    assert folders(own_cache) == []
 
 
 SLOW_LOAD = """
