@@ -40,6 +40,13 @@ def table(figures: Mapping[str, Any]) -> str:
     rows = [_row(_HEAD), _row(["---"] * len(_HEAD))]
     for tokens, found in sorted(figures.items(), key=lambda item: int(item[0])):
         polished = found["polished"]
+        after = ("–", "–", "–")
+        if polished["tokens"]:
+            after = (
+                str(polished["claims"].get("TRIPLETS 8/8", 0)),
+                f"{polished['share of dense rows']:.2f} ({', '.join(polished['methods'])})",
+                f"{polished['largest error of σ_1']:.0e}",
+            )
         cells = (
             f"{int(tokens):,}",
             f"{found['share of dense rows']:.3f}",
@@ -49,9 +56,7 @@ def table(figures: Mapping[str, Any]) -> str:
             found["above 5 % and not flagged"],
             found["flagged"],
             polished["tokens"],
-            polished["claims"].get("TRIPLETS 8/8", 0),
-            f"{polished['share of dense rows']:.2f} ({', '.join(polished['methods'])})",
-            f"{polished['largest error of σ_1']:.0e}",
+            *after,
         )
         rows.append(_row(cells))
     return "\n".join(rows) + "\n"

@@ -23,7 +23,7 @@ from detjac_lanczos.runs.record import PromptReading, make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.surveying import METHOD as SURVEY
-from detjac_lanczos.runs.surveying import Polish, check_survey, estimates_of, survey_batch
+from detjac_lanczos.runs.surveying import Polish, check_survey, estimates_of, name_the_survey, survey_batch
 from detjac_lanczos.solvers import SVDResult, svd_batch
 from detjac_lanczos.solvers.options import DEFAULT_K, Callback
 
@@ -160,6 +160,8 @@ def analyze(
         results = survey_batch(batch, k, polish, search, decided)
     else:
         results = svd_batch(batch, k, **search, choices=decided)
+        if method == "auto" and k is not None:
+            results = name_the_survey(results)
     clock.lap("solve")
     signed, token_readings = read_tokens(
         network, batch, results, source=source, target=target, seed=seed, estimates=estimates_of(results)

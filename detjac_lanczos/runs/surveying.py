@@ -12,6 +12,9 @@ from detjac_lanczos.solvers import Missed, Status, SVDResult, Work, flagged, pol
 from detjac_lanczos.solvers.options import check_options
 
 METHOD = "shared_basis"
+_LONG = 24
+"""Tokens from which on matrices are written out for want of anything cheaper that certifies."""
+_TINY = 256
 Polish = int | str | None
 
 
@@ -53,6 +56,14 @@ def survey_batch(
         work = _sum(surveyed[index].work, results[index].work)
         results[index] = replace(results[index], work=work, missed=surveyed[index].missed)
     return [replace(result, method=METHOD, why=why, choices=made) for result in results]
+
+
+def name_the_survey(results: Sequence[SVDResult]) -> list[SVDResult]:
+    """Say, where "auto" wrote many matrices out, that estimates cost a third; it never chooses them by itself."""
+    first = results[0]
+    if first.method != "dense" or len(results) < _LONG or len(first.U) <= _TINY:
+        return list(results)
+    return [replace(r, why=f"{r.why}; method {METHOD!r} gives estimates for a third of that") for r in results]
 
 
 def estimates_of(results: Sequence[SVDResult]) -> dict[int, Missed]:

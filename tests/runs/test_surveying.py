@@ -16,6 +16,8 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
 from detjac_lanczos.reading import contributions, estimate_contributions, render_table
 from detjac_lanczos.runs import Run, analyze, load_run, verify
+from detjac_lanczos.runs.surveying import name_the_survey
+from detjac_lanczos.solvers import svd_batch
 from tests.tiny_llama import PROMPT
 
 K = 3
@@ -202,3 +204,13 @@ def test_a_polish_may_claim_completeness(tiny: LoadedModel) -> None:
     (token,) = (token for token in run.tokens if not token.estimated)
     assert token.certificate is not None and token.certificate.completeness is not None
     assert verify(run, tiny).ok
+
+
+def test_auto_names_the_survey_where_it_writes_many_matrices_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(257, 3, generator=generator) for _ in range(24)]
+    dense = svd_batch(matrices, 2, method="dense")
+    assert all("'shared_basis' gives estimates" in result.why for result in name_the_survey(dense))
+    assert all(one is other for one, other in zip(dense[:23], name_the_survey(dense[:23]), strict=True))
+    lanczos = svd_batch(matrices[:1], 2, method="lanczos")
+    assert name_the_survey(lanczos * 24)[0].why == "asked for"
