@@ -1,7 +1,8 @@
 """A prompt of thousands of tokens under a budget of memory: joint operator and chosen tokens, checked against the pass.
 
-``python -m bench.long_prompts`` runs SmolLM2 and Gemma 3 270m (whose windows of 512 cut) at 4,096 tokens under 2 GiB
-and adds what it finds to ``bench/results/schedule.json``.
+``python -m bench.long_prompts`` runs SmolLM2 and Gemma 3 270m (whose windows of 512 cut) at 4,096 tokens under 2 GiB;
+with ``--compare`` it holds products of SmolLM2 at 2,048 tokens, under budgets, against those of a network without one.
+Both add what they find to ``bench/results/schedule.json``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ import torch
 
 import detjac_lanczos as dl
 from bench.memory import _peak as peak_of_process
-from bench.schedule import text_ids
+from bench.schedule import as_planned, text_ids
+
+_COMPARED = 2048
 
 
 def main() -> None:
@@ -27,13 +31,54 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--memory", default="2GiB")
     parser.add_argument("--out", type=Path, default=Path("bench/results/schedule.json"))
+    parser.add_argument("--compare", action="store_true", help="with a network that keeps everything")
     arguments = parser.parse_args()
+    if arguments.compare:
+        _write(arguments.out, "smollm2", "unbounded", str(_COMPARED), compare("smollm2", _COMPARED))
+        return
     for name in arguments.models.split(","):
         row = long_prompt(name, arguments.tokens, arguments.memory)
-        figures = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-        figures.setdefault(name, {}).setdefault("long", {})[str(arguments.tokens)] = row
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
-        print(name, json.dumps(row, indent=1), flush=True)
+        _write(arguments.out, name, "long", str(arguments.tokens), row)
+
+
+def _write(path: Path, model: str, kind: str, tokens: str, row: Any) -> None:
+    figures = json.loads(path.read_text()) if path.exists() else {}
+    figures.setdefault(model, {}).setdefault(kind, {})[tokens] = row
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    print(model, json.dumps(row, indent=1), flush=True)
+
+
+def compare(name: str, tokens: int) -> list[dict[str, Any]]:
+    """Return the largest difference of products, both ways, from those of a network that keeps everything."""
+    loaded = dl.load_model(name)
+    ids = text_ids(loaded, tokens)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens * loaded.model.config.hidden_size, 1, generator=generator)
+    u = torch.randn(loaded.model.config.hidden_size, 1, generator=generator)
+    products: list[list[torch.Tensor]] = []
+    rows = []
+    networks: list[tuple[str, Callable[[], Any]]] = [
+        ("no budget", lambda: dl.detach(loaded, input_ids=ids)),
+        ("all in files", lambda: as_planned(loaded, ids, "offload", "offload")),
+        ("2GiB", lambda: dl.detach(loaded, input_ids=ids, memory="2GiB")),
+    ]
+    for budget, make in networks:
+        network = make()
+        J = network.jacobian("joint")
+        products.append([J.matmat(x), J.rmatmat(u)])
+        rows.append(
+            {
+                "budget": budget,
+                "plan": network.plan.record,
+                "equal bits": all(map(torch.equal, products[-1], products[0])),
+                "difference": max(
+                    float((a - b).norm() / b.norm()) for a, b in zip(products[-1], products[0], strict=True)
+                ),
+            }
+        )
+        print({key: rows[-1][key] for key in ("budget", "equal bits", "difference")}, flush=True)
+        del J, network
+    return rows
 
 
 def long_prompt(name: str, tokens: int, memory: str) -> dict[str, Any]:

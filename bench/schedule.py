@@ -128,7 +128,7 @@ def cost(loaded: Any, ids: list[int], width: int) -> dict[str, Any]:
         "rebuild gates": ("keep", "rebuild"),
         "rebuild": ("rebuild", "rebuild"),
     }
-    networks = {name: _as(loaded, ids, *way) for name, way in ways.items()}
+    networks = {name: as_planned(loaded, ids, *way) for name, way in ways.items()}
     generator = torch.Generator().manual_seed(0)
     source = dl.layer(max(0, networks["keep"].blocks - _BLOCKS))
     J = networks["keep"].jacobian("joint", source=source)
@@ -157,7 +157,9 @@ def cost(loaded: Any, ids: list[int], width: int) -> dict[str, Any]:
     }
 
 
-def _as(loaded: Any, ids: list[int], mixing: Any, gates: Any) -> Any:
+def as_planned(loaded: Any, ids: list[int], mixing: Any, gates: Any) -> Any:
+    """Return a network whose blocks all go one way for each kind of coefficient."""
+
     def plan(*arguments: Any) -> Plan:
         made = make_plan(*arguments)
         return replace(made, mixing=(mixing,) * len(made.mixing), gates=(gates,) * len(made.gates))

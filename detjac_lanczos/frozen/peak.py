@@ -37,7 +37,7 @@ def capture_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
         experts = max((7 * n * e.width + e.gathered for e in block.experts), default=0) * item
         most = max(most, vectors + scores, max(gates, experts) + 3 * n * d * item)
     masks = n * n * (item + 1) * (2 if len(set(shape.blocks)) > 1 else 1)
-    return most + masks + 2 * shape.vocabulary * wide + shape.scratch + _library(shape)
+    return most + masks + 2 * shape.vocabulary * wide + _others(shape)
 
 
 def sweep_bytes(
@@ -85,7 +85,7 @@ def sweep_bytes(
     # indices of rows, of their slots, and of their experts
     heads = max(block.heads + block.kv_heads for block in shape.blocks)
     chosen = max((expert.chosen for block in shape.blocks for expert in block.experts), default=0)
-    return most + streams + 8 * rows * (heads + 8 + 2 * chosen) + shape.scratch + _library(shape)
+    return most + streams + 8 * rows * (heads + 8 + 2 * chosen) + _others(shape)
 
 
 def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[bool, bool] = (False, False)) -> int:
@@ -95,7 +95,7 @@ def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[b
     logits are compared with the model's: both, their difference, and one of them in float64.
     """
     inputs = 11 * lengths[0] * shape.hidden_size * shape.wide
-    logits = shape.vocabulary * (2 * shape.itemsize + 8) + shape.scratch + _library(shape)
+    logits = shape.vocabulary * (2 * shape.itemsize + 8) + _others(shape)
     return max(sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt) + inputs, logits)
 
 
@@ -153,5 +153,7 @@ def _tile(block: BlockShape, n: int, cells: int) -> int:
     return min(max(cells, 32 * block.heads * n), block.heads * n * n)
 
 
-def _library(shape: NetworkShape) -> int:
-    return torch.get_num_threads() * _LIBRARY if shape.itemsize == 4 else 0
+def _others(shape: NetworkShape) -> int:
+    """Bytes that do not depend on the prompt: of packed weights, of what weights are made into, of the library."""
+    library = torch.get_num_threads() * _LIBRARY if shape.itemsize == 4 else 0
+    return shape.scratch + shape.made + library

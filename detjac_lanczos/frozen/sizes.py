@@ -35,7 +35,7 @@ class ExpertShape:
 class BlockShape:
     """Frozen factors of one block: attention weights, gates, and for each position ``numbers`` and ``integers``.
 
-    Those of routed ``experts`` are among the numbers.
+    Those of routed ``experts`` are among the numbers. ``made``: numbers that a sweep makes of weights and keeps, 1 + w.
     """
 
     heads: int = 0
@@ -45,6 +45,7 @@ class BlockShape:
     experts: tuple[ExpertShape, ...] = ()
     numbers: int = 0
     integers: int = 0
+    made: int = 0
 
     def __add__(self, other: BlockShape) -> BlockShape:
         """Return the factors of both."""
@@ -56,6 +57,7 @@ class BlockShape:
             self.experts + other.experts,
             self.numbers + other.numbers,
             self.integers + other.integers,
+            self.made + other.made,
         )
 
 
@@ -95,6 +97,11 @@ class NetworkShape:
     def wide(self) -> int:
         """Bytes of a number of a frozen factor."""
         return max(self.itemsize, 4)
+
+    @property
+    def made(self) -> int:
+        """Bytes that a sweep makes of weights and keeps."""
+        return self.wide * (self.ends.made + sum(block.made for block in self.blocks))
 
     def streams(self, lengths: Sequence[int]) -> int:
         """Bytes of the streams of the forward pass: embeddings, residual streams, outputs, logits."""

@@ -37,8 +37,9 @@ class RMSNorm:
         module.register_forward_pre_hook(hook)
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
-        """One number for each position."""
-        return BlockShape(numbers=1)
+        """One number for each position, and 1 + w where a sweep multiplies by that."""
+        weight: Any = running_module(block.get_submodule(self.path)).weight
+        return BlockShape(numbers=1, made=weight.numel() if self.plus_one else 0)
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the frozen row scale and the weight."""
