@@ -1,0 +1,90 @@
+"""Write the measured tables of docs/memory.md from bench/results: ``python -m bench.memory_page``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).parents[1]
+PAGE = TOP / "docs" / "memory.md"
+MIB = 1 << 20
+
+
+def main() -> None:
+    """Replace what lies between the marks of each table."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, (file, table) in TABLES.items():
+        path = TOP / "bench" / "results" / file
+        if path.exists():
+            made = table(json.loads(path.read_text(encoding="utf-8")))
+            text = re.sub(
+                rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)",
+                lambda found, made=made: found[1] + made + found[2],  # type: ignore[misc]
+                text,
+                flags=re.DOTALL,
+            )
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def table(headings: list[str], rows: list[list[Any]]) -> str:
+    """Return a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def peaks(figures: dict[str, Any]) -> str:
+    """Predicted and measured peaks of SmolLM2 under budgets."""
+    rows = []
+    for tokens, found in sorted(figures["smollm2"]["peaks"].items(), key=lambda item: int(item[0])):
+        for row in found:
+            sizes = [row[f"{key}_MiB"] for key in ("resident", "offloaded", "predicted", "measured")]
+            rows.append([tokens, f"{row['budget_MiB']:.0f}", *(f"{s:.1f}" for s in sizes), f"{row['ratio']:.3f}"])
+    return table(["tokens", "budget", "in memory", "in files", "peak, predicted", "peak, measured", "ratio"], rows)
+
+
+def unbounded(figures: dict[str, Any]) -> str:
+    """Differences of products from those of a network without a budget."""
+    rows = []
+    for tokens, found in figures["smollm2"].get("unbounded", {}).items():
+        for row in found[1:]:
+            ways = [", ".join(f"{way} {b}" for way, b in row["plan"][kind].items()) for kind in ("mixing", "gates")]
+            difference = "none, bit for bit" if row["equal bits"] else f"{row['difference']:.1e}"
+            rows.append([tokens, row["budget"], *ways, difference])
+    return table(["tokens", "budget", "attention weights", "gates", "difference"], rows)
+
+
+def packed(figures: dict[str, Any]) -> str:
+    """What the main job allocates above a model in NF4."""
+    keys = ["above it, measured", "above it, predicted", "one decoded block", "of which decoded at a time"]
+    keys += ["coefficients and streams", "rows and bases, predicted"]
+    rows = []
+    for name, row in figures.items():
+        sizes = [row["bytes"]["packed model"], *(row["bytes"][key] for key in keys)]
+        rows.append([name, row["tokens"], *(f"{size / MIB:.1f}" for size in sizes)])
+    return table(["model", "tokens", "packed model", *keys], rows)
+
+
+def large(figures: dict[str, Any]) -> str:
+    """A Llama of the shapes of 70B with few blocks."""
+    rows = []
+    for blocks, row in sorted(figures["rows"].items(), key=lambda item: int(item[0])):
+        count = row["bytes"]
+        sizes = [count["weights"], count["others, predicted"], count["others, measured"]]
+        shares = [f"{row['ratio of the others']:.4f}", f"{row['ratio with the weights']:.4f}"]
+        rows.append([blocks, row["passes"], *(f"{size / 1e6:.1f}" for size in sizes), *shares])
+    headings = ["blocks", "passes", "packed weights, MB", "others, predicted", "others, measured"]
+    return table([*headings, "ratio", "ratio with the weights"], rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "peaks": ("schedule.json", peaks),
+    "unbounded": ("schedule.json", unbounded),
+    "packed": ("packed.json", packed),
+    "large": ("large.json", large),
+}
+
+if __name__ == "__main__":
+    main()
