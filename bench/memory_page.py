@@ -36,7 +36,7 @@ def table(headings: list[str], rows: list[list[Any]]) -> str:
 
 
 def peaks(figures: dict[str, Any]) -> str:
-    """Predicted and measured peaks of SmolLM2 under budgets."""
+    """Tabulate predicted and measured peaks of SmolLM2 under budgets."""
     rows = []
     for tokens, found in sorted(figures["smollm2"]["peaks"].items(), key=lambda item: int(item[0])):
         for row in found:
@@ -46,7 +46,7 @@ def peaks(figures: dict[str, Any]) -> str:
 
 
 def unbounded(figures: dict[str, Any]) -> str:
-    """Differences of products from those of a network without a budget."""
+    """Tabulate differences of products from those of a network without a budget."""
     rows = []
     for tokens, found in figures["smollm2"].get("unbounded", {}).items():
         for row in found[1:]:
@@ -57,7 +57,7 @@ def unbounded(figures: dict[str, Any]) -> str:
 
 
 def packed(figures: dict[str, Any]) -> str:
-    """What the main job allocates above a model in NF4."""
+    """Tabulate what the main job allocates above a model in NF4."""
     keys = ["above it, measured", "above it, predicted", "one decoded block", "of which decoded at a time"]
     keys += ["coefficients and streams", "rows and bases, predicted"]
     rows = []
@@ -68,7 +68,7 @@ def packed(figures: dict[str, Any]) -> str:
 
 
 def large(figures: dict[str, Any]) -> str:
-    """A Llama of the shapes of 70B with few blocks."""
+    """Tabulate the peaks of a Llama of the shapes of 70B with few blocks."""
     rows = []
     for blocks, row in sorted(figures["rows"].items(), key=lambda item: int(item[0])):
         count = row["bytes"]
