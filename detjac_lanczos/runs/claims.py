@@ -24,6 +24,8 @@ RECORDED_ONLY = (
 )
 """Parts of a record that no measurement can repeat: they are what the run wrote down."""
 
+_NAMED = 6
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -53,9 +55,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verification:
-    """Every claim of a run, measured again; `RECORDED_ONLY` names what is not."""
+    """Every claim of a run, measured again; `RECORDED_ONLY` names what is not.
+
+    ``estimated`` names the tokens of which a survey claims no triplets: lower bounds, and an interval of σ_1.
+    """
 
     claims: list[Claim]
+    estimated: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -72,11 +78,15 @@ class Verification:
         """Every claim as plain data: what ``detjac verify --json`` prints."""
         claims = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
         plain: dict[str, Any] = as_plain({"ok": self.ok, "claims": claims, "recorded_only": RECORDED_ONLY})
-        return plain
+        return plain | ({"estimated": list(self.estimated)} if self.estimated else {})
 
     def __str__(self) -> str:
         """Return a line for each failed claim, the count, and what was not measured."""
         lines = [str(claim) for claim in self.failed]
-        held = len(self.claims) - len(lines)
+        held = len(self.claims) - len(self.failed)
         told = f"{held} of {len(self.claims)} claims hold; recorded, not measured again: {', '.join(RECORDED_ONLY)}"
+        if self.estimated:
+            more = len(self.estimated) - _NAMED
+            named = ", ".join(self.estimated[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"estimates, no certificates (σ_j at least the value given): {named}")
         return "\n".join([*lines, told])

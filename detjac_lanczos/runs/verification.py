@@ -88,7 +88,7 @@ def verify(
         told, estimates = survey_claims(run, operators, part)
         claims += [*told, *triplet_claims(run, operators, part, passes)]
         claims += token_claims(run, network, operators, part, places, estimates)
-    return Verification(claims)
+    return Verification(claims, tuple(token.name for token in run.tokens if token.estimated))
 
 
 def _require_fit(run: Run, batch: JacobianBatch) -> None:

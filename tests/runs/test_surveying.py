@@ -98,6 +98,8 @@ def test_a_stored_survey_is_read_and_holds(survey: Run, stored: Path, tiny: Load
     assert run.record == json.loads(json.dumps(survey.record))
     found = verify(run, tiny)
     assert found.ok, str(found)
+    assert list(found.estimated) == [token.name for token in run.tokens if token.estimated]
+    assert f"estimates, no certificates (σ_j at least the value given): {found.estimated[0]}" in str(found)
     told = [claim.what for claim in found.claims]
     for token in run.tokens:
         assert any(f"difference in the estimates of {token.name}" == what for what in told)
