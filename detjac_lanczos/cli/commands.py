@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import subprocess
 import sys
 import time
@@ -171,8 +173,11 @@ def bench(arguments: argparse.Namespace) -> int:
 
 
 def _quiet_libraries(arguments: argparse.Namespace) -> None:
+    if arguments.quiet:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of unpacking is tqdm's own, made while it is imported
+        logging.getLogger("detjac_lanczos").addHandler(logging.NullHandler())
     if not arguments.verbose:
-        from transformers.utils import logging
+        from transformers.utils import logging as of_transformers
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        of_transformers.set_verbosity_error()
+        of_transformers.disable_progress_bar()
