@@ -1,5 +1,6 @@
 """The command line: results on standard output, one line for bad input, exit codes that mean something."""
 
+import errno
 import importlib
 import json
 import os
@@ -121,6 +122,21 @@ def test_failed_claim_is_no_success(folder: Path, tmp_path: Path, capsys: pytest
     found = json.loads(capsys.readouterr().out)
     assert not found["ok"]
     assert any(not claim["holds"] and "token 1" in claim["what"] for claim in found["claims"])
+
+
+def test_a_disk_that_filled_up_meanwhile_costs_no_result(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(figures, "save_figures", full)
+    options = ("-k", 2, "--tokens", 0, "--out", tmp_path / "out", "-q")
+    assert _main("svd", PROMPT, "--model", folder, *options) == 2
+    out, err = capsys.readouterr()
+    assert "TRIPLETS 2/2" in out
+    assert "No space left on device" in err and err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
 
 
 def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,11 +75,17 @@ def svd(arguments: argparse.Namespace) -> int:
             memory=arguments.memory,
             callback=progress,
         ).with_times(load=loaded)
+        unsaved: InputError | None = None
         if arguments.out is not None:
             progress.stage(f"writing {arguments.out}")
-            run.save(arguments.out)
+            try:
+                run.save(arguments.out)
+            except InputError as error:  # a disk that has filled up meanwhile: what was found is worth printing still
+                unsaved = error
         progress.close()
         show(json.dumps(run.record) if arguments.json else run)
+        if unsaved is not None:
+            raise unsaved
         if arguments.out is not None:
             folder = Path(arguments.out)
             progress.say(f"wrote {folder}; the page is {folder / 'report.html'}")
