@@ -18,45 +18,16 @@ from detjac_kernels.four_bit import (
     Packed4,
     packed_linear,
     packed_linear_transposed,
-    rows_in_scratch,
 )
 from detjac_kernels.scratch import converted, scratch
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.decoded import DecodedWeight, PackedRows
 
 
-@dataclass(frozen=True, eq=False)
-class FourBitRows:
-    """NF4 or FP4: ``table[code] · scale``, a scale for each block of values."""
-
-    matrix: Packed4
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (f, d)."""
-        return self.matrix.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where its bytes lie."""
-        return self.matrix.codes.device
-
-    def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
-        """Return rows in a dtype: (len(rows), d); the next call may overwrite them."""
-        return rows_in_scratch(self.matrix, rows, dtype)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield codes, scales and tables."""
-        matrix, nested = self.matrix, self.matrix.nested
-        yield from (matrix.codes, matrix.absmax, matrix.table)
-        if nested is not None:
-            yield from (nested.absmax, nested.table, torch.tensor(nested.offset, dtype=torch.float64))
-
-
 class FourBitWeight(DecodedWeight):
     """Rows of a 4-bit matrix; where they are whole blocks, products take their neighbours along."""
 
-    packed: FourBitRows
+    packed: Packed4
 
     def apply(
         self,
@@ -90,7 +61,7 @@ class FourBitWeight(DecodedWeight):
 
     def _whole(self) -> Packed4 | None:
         """Return these rows as a matrix of their own, in place, where they are one run of whole blocks."""
-        matrix, (run, *others) = self.packed.matrix, self.runs
+        matrix, (run, *others) = self.packed, self.runs
         (f, d), block = matrix.shape, matrix.block
         if others or run.step != 1 or run.start * d % block or (run.stop * d % block and run.stop < f):
             return None
@@ -196,7 +167,7 @@ def _state_of(module: Any) -> Any:
     return getattr(module, "quant_state", None) if state is None else state
 
 
-def _four_bit(module: Any, name: str) -> FourBitRows:
+def _four_bit(module: Any, name: str) -> Packed4:
     state, stored = _state_of(module), module.weight.detach().as_subclass(Tensor)
     if state is None:
         raise UnsupportedModelError(f"{name} is not quantised yet; move the model to its device, that quantises it")
@@ -208,7 +179,7 @@ def _four_bit(module: Any, name: str) -> FourBitRows:
         nested = Nested(inner.code.float(), inner.absmax.float(), inner.blocksize, float(state.offset))
     codes = stored.contiguous().view(-1).view(torch.uint8)[: -(-f * d // 2)]
     absmax = state.absmax if state.nested else state.absmax.float()
-    return FourBitRows(Packed4(codes, absmax, state.code.float(), state.blocksize, (f, d), nested))
+    return Packed4(codes, absmax, state.code.float(), state.blocksize, (f, d), nested)
 
 
 def _eight_bit(module: Any, name: str) -> EightBitRows:

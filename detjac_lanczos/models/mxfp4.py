@@ -7,43 +7,17 @@ experts, which hold the checkpoint's tensors under the checkpoint's names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detjac_kernels.mxfp4 import BLOCK, PackedMxfp4, rows_in_scratch
+from detjac_kernels.mxfp4 import BLOCK, PackedMxfp4
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.decoded import DecodedWeight
 from detjac_lanczos.models.decoded_modules import decoded_product
-
-
-@dataclass(frozen=True, eq=False)
-class Mxfp4Rows:
-    """Rows of one expert's matrix (f, d)."""
-
-    matrix: PackedMxfp4
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (f, d)."""
-        return self.matrix.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where its bytes lie."""
-        return self.matrix.codes.device
-
-    def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
-        """Return rows in a dtype: (len(rows), d); the next call overwrites them."""
-        return rows_in_scratch(self.matrix, rows, dtype)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield codes and scales."""
-        yield from (self.matrix.codes, self.matrix.scales)
 
 
 class Mxfp4Experts(nn.Module):
@@ -73,7 +47,7 @@ class Mxfp4Experts(nn.Module):
         """Return some rows of the matrix "gate_up_proj" or "down_proj" of one expert."""
         codes, scales = getattr(self, f"{name}_blocks")[expert], getattr(self, f"{name}_scales")[expert]
         packed = PackedMxfp4(codes.detach().flatten(1), scales.detach())
-        return DecodedWeight(Mxfp4Rows(packed), (range(packed.shape[0])[rows],))
+        return DecodedWeight(packed, (range(packed.shape[0])[rows],))
 
     def forward(self, hidden_states: Tensor, router_indices: Tensor, routing_weights: Tensor) -> Tensor:
         """Send positions (n, d) to their experts (n, k), weighted (n, k): (n, d)."""

@@ -7,8 +7,9 @@ dtype computes with it. A block of scales may straddle rows.
 Everything here is plain torch: the specification of the device kernels of the same signatures.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,6 +69,22 @@ class Packed4:
         if not (self.codes.is_contiguous() and self.absmax.is_contiguous()):
             raise ValueError("codes and scales of a 4-bit matrix must be contiguous")
 
+    @property
+    def device(self) -> torch.device:
+        """Where its bytes lie."""
+        return self.codes.device
+
+    def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
+        """Return ascending rows, (len(rows), d), in scratch memory that the next call overwrites."""
+        return converted(_decoded(self, rows[0], rows[-1] + 1), dtype)[:: rows.step]
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield codes, scales and tables."""
+        yield from (self.codes, self.absmax, self.table)
+        if self.nested is not None:
+            offset = torch.tensor(self.nested.offset, dtype=torch.float64)
+            yield from (self.nested.absmax, self.nested.table, offset)
+
     @cached_property
     def pairs(self) -> Tensor:
         """Both values of every byte, the 8 bytes of two float32 read as one integer: int64 (256,)."""
@@ -97,11 +114,6 @@ def decode_rows(packed: Packed4, start: int, stop: int, dtype: torch.dtype, out:
     """
     rows = _decoded(packed, start, stop)
     return rows.to(dtype, copy=True) if out is None else out.copy_(rows)
-
-
-def rows_in_scratch(packed: Packed4, rows: range, dtype: torch.dtype) -> Tensor:
-    """Return ascending rows of the decoded matrix, (len(rows), d), in scratch memory that the next call overwrites."""
-    return converted(_decoded(packed, rows[0], rows[-1] + 1), dtype)[:: rows.step]
 
 
 def packed_linear(
@@ -161,7 +173,7 @@ def _fused(
             return packed_roads.product(x, packed, transposed, scale, gate, out_scale, add)
     x = x if scale is None else (x * scale).to(x.dtype)
     f, d = packed.shape
-    decode, whole = partial(rows_in_scratch, packed), [range(f)]
+    decode, whole = packed.decode, [range(f)]
     out = product_transposed(x, decode, whole, d) if transposed else product(x, decode, whole)
     return epilogue(out, gate, out_scale, add)
 

@@ -5,6 +5,7 @@ float of one sign, two exponent and one mantissa bit (E2M1), two a byte, value 2
 s of a block stands for 2^(s − 127). Decoded weights have two significant bits: they are exact in any floating dtype.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,17 +45,25 @@ class PackedMxfp4:
         """Output and input width, (f, d)."""
         return self.codes.shape[0], 2 * self.codes.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where its bytes lie."""
+        return self.codes.device
 
-def rows_in_scratch(packed: PackedMxfp4, rows: range, dtype: torch.dtype) -> Tensor:
-    """Return ascending rows of the decoded matrix, (len(rows), d), in scratch memory that the next call overwrites."""
-    cut, (_, d), device = slice(rows.start, rows.stop, rows.step), packed.shape, packed.codes.device
-    pairs, powers = _tables(device)
-    index = scratch("codes", len(rows) * d // 2, torch.int32, device)
-    index.view(len(rows), -1).copy_(packed.codes[cut])
-    flat = scratch("decoded", len(rows) * d, torch.float32, device)
-    torch.index_select(pairs, 0, index, out=flat.view(torch.int64))
-    flat.view(-1, BLOCK).mul_(powers[packed.scales[cut].int()].view(-1, 1))
-    return converted(flat.view(len(rows), d), dtype)
+    def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
+        """Return ascending rows, (len(rows), d), in scratch memory that the next call overwrites."""
+        cut, (_, d), device = slice(rows.start, rows.stop, rows.step), self.shape, self.device
+        pairs, powers = _tables(device)
+        index = scratch("codes", len(rows) * d // 2, torch.int32, device)
+        index.view(len(rows), -1).copy_(self.codes[cut])
+        flat = scratch("decoded", len(rows) * d, torch.float32, device)
+        torch.index_select(pairs, 0, index, out=flat.view(torch.int64))
+        flat.view(-1, BLOCK).mul_(powers[self.scales[cut].int()].view(-1, 1))
+        return converted(flat.view(len(rows), d), dtype)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield codes and scales."""
+        yield from (self.codes, self.scales)
 
 
 @cache

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GptOssForCausalLM
 from transformers.integrations.mxfp4 import Mxfp4GptOssExperts, convert_moe_packed_tensors
 
-from detjac_kernels.mxfp4 import PackedMxfp4, rows_in_scratch
+from detjac_kernels.mxfp4 import PackedMxfp4
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.outline import outline, weight_bytes
@@ -59,7 +59,7 @@ def test_rows_decode_as_transformers_unpacks_them(dtype: torch.dtype) -> None:
     expected = convert_moe_packed_tensors(codes, scales, dtype=dtype)[1].T
     matrix = PackedMxfp4(codes[1].flatten(1), scales[1])
     for rows in (range(10), range(3, 4), range(1, 10, 2), range(2, 9, 3)):
-        assert torch.equal(rows_in_scratch(matrix, rows, dtype), expected[rows.start : rows.stop : rows.step])
+        assert torch.equal(matrix.decode(rows, dtype), expected[rows.start : rows.stop : rows.step])
 
 
 @pytest.mark.parametrize(
