@@ -11,6 +11,9 @@ from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.search import Search
 from detjac_lanczos.solvers.width import MEASURED_FROM, fastest_width, price
 
+_PASSES_BEFORE_A_PRICE = 2
+"""One each way: the first may share its columns, and pays for what is made once; the second costs what others cost."""
+
 
 class Lockstep:
     """Searches over a batch, advanced one pass at a time; converged operators leave, the others go on.
@@ -24,7 +27,7 @@ class Lockstep:
     ended : list of float
         When each search ended, in seconds from the start of the solve.
     width : int
-        Of the blocks to come; the first one has ``options.width``.
+        Of the blocks to come; the first one each way has ``options.width``.
     why : str
         What made the width another one, empty where nothing did.
     claimed : int
@@ -41,6 +44,7 @@ class Lockstep:
         self.width = options.width
         self.why = ""
         self._begun = False
+        self._made = 0
         if options.energy is not None:
             self._send_sketches()
         for search, start in zip(self.searches, starts, strict=True):
@@ -59,11 +63,11 @@ class Lockstep:
 
     def advance(self) -> None:
         """Make one pass in the current direction, and prepare the opposite one."""
-        first = not self._begun
         turn = [index for index in self.active if self.searches[index].block is not None]
         if turn:
             self._sweep(turn)
-        if first:
+        self._made += 1
+        if self._made == _PASSES_BEFORE_A_PRICE:
             self._settle_width()
         self.direction = self.direction.other
         for index in self.active:
@@ -91,7 +95,7 @@ class Lockstep:
         self.report()
 
     def _settle_width(self) -> None:
-        """After the first pass: set the width of the blocks to come, by what it cost where that is to decide."""
+        """After one pass each way: set the width of the blocks to come, by what the last one cost if that decides."""
         if self.options.later is not None:
             self.width = self.options.later
         elif self.options.timed and self.active and self.batch.sweeps[-1][1] >= MEASURED_FROM:
@@ -113,20 +117,15 @@ class Lockstep:
         return width
 
     def _time_one_column(self) -> tuple[float, float]:
-        """Send one column of the first pass again, and return the rows and seconds of that; it must come out alike."""
+        """Send one column of the last pass again, and return the rows and seconds of that; it must come out alike."""
         turn = self.active
-        rows = [(index, self.searches[index].state.U.rows[:1]) for index in turn]
-        if self._sharing_pays:
-            shared = self.batch.apply_shared(rows[0][1])
-            products = [shared[index] for index in turn]
-        else:
-            products = self.batch.apply(Direction.TRANSPOSED, rows)
-        for index, product in zip(turn, products, strict=True):
+        rows = [(index, self.searches[index].state.V.rows[:1]) for index in turn]
+        for index, product in zip(turn, self.batch.apply(Direction.FORWARD, rows), strict=True):
             search = self.searches[index]
             search.count_again()
             if index in self.batch.nonfinite:
                 search.status = Status.NOT_FINITE
-            elif not self.batch.alike(index, product * search.scale, search.state.AtU.rows[:1]):
+            elif not self.batch.alike(index, product * search.scale, search.state.AV.rows[:1]):
                 search.status = Status.NOT_DETERMINISTIC
             self._note_end(index)
         return self.batch.sweeps[-1]

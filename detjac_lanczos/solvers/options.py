@@ -50,9 +50,9 @@ Callback = Callable[[Progress], None]
 class Options:
     """Checked options of :func:`~detjac_lanczos.solvers.svd`; ``capacity`` is the most vectors of a Lanczos basis.
 
-    ``width`` is the width of the first block, and of all others unless ``later`` names another one; ``timed`` lets the
-    price of the first pass choose that. ``delta`` is the chance that the claim of completeness may be wrong, None where
-    it is not asked for. With ``threshold`` or ``energy``, ``k`` is only where the search begins.
+    ``width`` is the width of the first block each way, and of all others unless ``later`` names another one; ``timed``
+    lets the price of the second pass choose that. ``delta`` is the chance that the claim of completeness may be
+    wrong, None where it is not asked for. With ``threshold`` or ``energy``, ``k`` is only where the search begins.
     """
 
     k: int

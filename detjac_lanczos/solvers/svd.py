@@ -71,8 +71,8 @@ def svd(
         "shared_basis" is the survey of a long prompt: estimates for every operator of a batch from one left basis, in a
         third of the rows of dense; it certifies nothing, see :func:`polish`.
     block : int, optional
-        Width of the Lanczos blocks. By default 3, or up to 16 where a pass costs more than its columns (weights read
-        from a disk, say): a first pass that takes 0.05 s or more is followed by one of a single column, which shows
+        Width of the Lanczos blocks. By default 3, or up to 8 where a pass costs more than its columns (weights read
+        from a disk, say): a second pass that takes 0.5 s or more is followed by one of a single column, which shows
         it, and what is chosen is in ``SVDResult.choices``. Width 1 misses values.
     max_products : int, optional
         Columns both ways that may be spent.
