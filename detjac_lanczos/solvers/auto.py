@@ -13,7 +13,7 @@ from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
-from detjac_lanczos.solvers.width import expected_columns, expected_passes
+from detjac_lanczos.solvers.width import expected_columns, expected_passes, price
 
 _CLEAR = 2.0
 _TINY = 256
@@ -98,15 +98,10 @@ def _rates_of_dense(dense: Materialisation) -> tuple[float, float]:
 
 
 def sweep_rates(sweeps: list[tuple[float, float]]) -> tuple[float, float]:
-    """Return seconds a pass and seconds a row from the first two passes' (rows, seconds).
-
-    All time is put on the rows where the passes are too alike to tell the two apart.
-    """
-    (few, short), (many, long) = sorted(sweeps[:2])
-    if many < 1.5 * few or long <= short:
-        return 0.0, long / many
-    per_row = (long - short) / (many - few)
-    return max(short - per_row * few, 0.0), per_row
+    """Return seconds a pass and seconds a row from the first two passes' (rows, seconds); see :func:`price`."""
+    few, many = sorted(sweeps[:2])
+    # A first pass that took longer for fewer rows warmed the machine up: what it took says nothing of a pass.
+    return price(few, many) if few[1] < many[1] else price(many, many)
 
 
 def decomposition_seconds(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:

@@ -28,7 +28,10 @@ def expected_passes(columns: float, width: int) -> float:
 
 
 def price(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, float]:
-    """Return t₀ and t₁ of t = t₀ + t₁ · rows from (rows, seconds) of two passes; t₀ = 0 where they are too alike."""
+    """Return t₀ and t₁ of t = t₀ + t₁ · rows from (rows, seconds) of two passes.
+
+    t₀ = 0 where their rows are too alike to tell the two apart; t₁ = 0 where more rows took no longer.
+    """
     if many[0] < _ALIKE * few[0]:
         return 0.0, many[1] / many[0]
     per_row = max(many[1] - few[1], 0.0) / (many[0] - few[0])
