@@ -3,6 +3,7 @@
 import os
 import re
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.gguf_file import sha256_of
 from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.loaded import LoadedModel
+from detjac_lanczos.models.loading import loading_of
 from detjac_lanczos.models.offloaded import execution_device
 from detjac_lanczos.models.pretrained import load_pretrained, without_progress_bars
 from detjac_lanczos.models.quantization import load_quantized, parse_quantization
@@ -92,17 +94,29 @@ def load_model(
 
     if device is not None and "device_map" in from_pretrained:
         raise InputError("device and device_map both say where the weights go; give one of them")
-    name = os.fspath(name_or_model)
+    options = {"trust_remote_code": trust_remote_code} | from_pretrained
+    loaded = _named(name_or_model, wanted, place, kind, options)
+    return replace(loaded, loading=loading_of(loaded.model, options))
+
+
+def _named(
+    name_or_path: str | os.PathLike[str],
+    wanted: torch.dtype | None,
+    place: torch.device | None,
+    kind: str | None,
+    options: dict[str, Any],
+) -> LoadedModel:
+    name = os.fspath(name_or_path)
     path = path_of(name)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code} | from_pretrained
+    own = options | {"trust_remote_code": False}  # what we unpacked ourselves brings no code
     if name in EMBEDDED:
         embedded = EMBEDDED[name]
         folder = unpacked_folder(
             embedded.file_name, embedded.sha256, embedded.conversion_seconds, lambda: embedded.whole_file()
         )
-        return _from_cache(folder, name, wanted, place, kind, **from_pretrained)
+        return _from_cache(folder, name, wanted, place, kind, **own)
     if path.is_file():
-        return _from_cache(_unpacked_file(path), name, wanted, place, kind, **from_pretrained)
+        return _from_cache(_unpacked_file(path), name, wanted, place, kind, **own)
     if path.is_dir():
         if not (path / options.get("subfolder", "") / "config.json").is_file():
             if (path / "adapter_config.json").is_file():
@@ -111,7 +125,7 @@ def load_model(
                 )
             raise InputError(f"folder {name} holds no config.json; give a model folder or a .gguf file")
         source = str(path)
-    elif _looks_like_a_path(name_or_model) or not HUB_ID.fullmatch(name):
+    elif _looks_like_a_path(name_or_path) or not HUB_ID.fullmatch(name):
         raise InputError(f"no model at {name!r}; give an existing folder or .gguf file, or one of {_names()}")
     else:
         source, options = name, options_for_hub(name, list(EMBEDDED), options)
@@ -181,8 +195,7 @@ def _from_cache(
     fingerprint = check_small_files(folder)
     try:
         with without_progress_bars():
-            options = {"trust_remote_code": False} | from_pretrained
-            model, tokenizer = load_pretrained(str(folder), name, torch.float32, **options)
+            model, tokenizer = load_pretrained(str(folder), name, torch.float32, **from_pretrained)
     except ModelError:
         raise damaged(folder, WEIGHTS) from None
     if fingerprint_of(model) != fingerprint:

@@ -1,6 +1,7 @@
 """The pair every other room starts from: a transformers model and its tokenizer, with a name and a fingerprint."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +30,8 @@ class LoadedModel:
         How `load_model` was asked to pack its weights; None where they were taken as they came.
     live
         Whether it was given live: its name says what it is, and need not load it again.
+    loading
+        Options that it was loaded with, where they differ from the defaults; see `loading_of`.
     """
 
     model: Any
@@ -37,6 +40,7 @@ class LoadedModel:
     fingerprint: str
     quantization: str | None = None
     live: bool = False
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:

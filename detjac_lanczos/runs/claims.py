@@ -58,10 +58,12 @@ class Verification:
     """Every claim of a run, measured again; `RECORDED_ONLY` names what is not.
 
     ``estimated`` names the tokens of which a survey claims no triplets: lower bounds, and an interval of σ_1.
+    ``notes`` are lines that are told and not judged: how the model was loaded, words that have changed since.
     """
 
     claims: list[Claim]
     estimated: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -78,7 +80,8 @@ class Verification:
         """Every claim as plain data: what ``detjac verify --json`` prints."""
         claims = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
         plain: dict[str, Any] = as_plain({"ok": self.ok, "claims": claims, "recorded_only": RECORDED_ONLY})
-        return plain | ({"estimated": list(self.estimated)} if self.estimated else {})
+        told = {"estimated": list(self.estimated), "notes": list(self.notes)}
+        return plain | {name: lines for name, lines in told.items() if lines}
 
     def __str__(self) -> str:
         """Return a line for each failed claim, the count, and what was not measured."""
@@ -89,4 +92,4 @@ class Verification:
             more = len(self.estimated) - _NAMED
             named = ", ".join(self.estimated[:_NAMED]) + (f" and {more} more" if more > 0 else "")
             lines.append(f"estimates, no certificates (σ_j at least the value given): {named}")
-        return "\n".join([*lines, told])
+        return "\n".join([*lines, *self.notes, told])

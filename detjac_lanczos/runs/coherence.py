@@ -9,6 +9,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch
 from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
+from detjac_lanczos.runs.notes import WORDED
 from detjac_lanczos.runs.record import definition_of
 from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.runs.surveying import METHOD, check_survey
@@ -43,7 +44,9 @@ def _of_definition(
 ) -> Iterator[tuple[str, bool]]:
     written, true = record["definition"], definition_of(batch)
     for name in sorted(written.keys() | true.keys()):
-        yield f"definition.{name}", written.get(name) != true.get(name)
+        apart = written.get(name) != true.get(name)
+        reworded = name in WORDED and isinstance(written.get(name), str) and name in true
+        yield f"definition.{name}", apart and not reworded
     for name in ("freeze", "route", "dtype"):
         yield name, record.get(name) != true[name]
     yield "quantization", record.get("quantization") is not None and network.loaded.packing is None

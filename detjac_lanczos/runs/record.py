@@ -83,6 +83,7 @@ def make_record(
         "live": network.loaded.live,
         "fingerprint": network.loaded.fingerprint,
         "quantization": network.loaded.quantization,
+        "loading": dict(network.loaded.loading),
         "prompt": network.prompts[0].text,
         "prompts": [prompt.text for prompt in network.prompts],
         "token_ids": [list(prompt.ids) for prompt in network.prompts],

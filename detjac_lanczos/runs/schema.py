@@ -101,6 +101,15 @@ _SURVEY = {
     "probes": int,
     "flagged": bool,
 }
+_LOADING = {
+    "revision": Later(str),
+    "commit": Later(str),
+    "subfolder": Later(str),
+    "device_map": Later(AnyOf((str, Values(AnyOf((str, int)))))),
+    "max_memory": Later(Values(AnyOf((str, int)))),
+    "offload_folder": Later(str),
+    "trust_remote_code": Later(bool),
+}
 _WORK = {"row_sweeps": float, "passes": int, "seconds": float}
 _TOKEN = {
     "prompt": int,
@@ -130,6 +139,7 @@ RECORD: dict[str, Shape] = {
     "live": Later(bool),
     "fingerprint": str,
     "quantization": Later(OneOf(("nf4", "fp4", "int8"))),
+    "loading": Later(_LOADING),
     "prompts": [Maybe(str)],
     "token_ids": [[int]],
     "prompt_tokens": [[str]],

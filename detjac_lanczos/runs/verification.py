@@ -9,12 +9,14 @@ from detjac_lanczos.errors import ModelError, RunFileError
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place, probe
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.loading import options_from
 from detjac_lanczos.operators import JacobianBatch, detach
 from detjac_lanczos.runs.choices import replay_choices
 from detjac_lanczos.runs.claims import Verification
 from detjac_lanczos.runs.coherence import coherence_claims
 from detjac_lanczos.runs.completeness import completeness_claims
 from detjac_lanczos.runs.disk import load_run
+from detjac_lanczos.runs.notes import loading_notes, wording_notes
 from detjac_lanczos.runs.output_claims import input_claims, output_claims
 from detjac_lanczos.runs.place_names import parse_place
 from detjac_lanczos.runs.rereading import copies_claim, prompt_claims, token_claims, work_claim
@@ -88,7 +90,8 @@ def verify(
         told, estimates = survey_claims(run, operators, part)
         claims += [*told, *triplet_claims(run, operators, part, passes)]
         claims += token_claims(run, network, operators, part, places, estimates)
-    return Verification(claims, tuple(token.name for token in run.tokens if token.estimated))
+    estimated = tuple(token.name for token in run.tokens if token.estimated)
+    return Verification(claims, estimated, (*loading_notes(record), *wording_notes(record, batch)))
 
 
 def _require_fit(run: Run, batch: JacobianBatch) -> None:
@@ -111,8 +114,11 @@ def _inputs(run: Run) -> dict[str, Any]:
 
 def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | None, device: str | None) -> LoadedModel:
     if model is None or isinstance(model, str | os.PathLike):
-        options = {"dtype": record["dtype"], "quantization": record.get("quantization")}
-        loaded = load_model(model or record["model"], **options, device=device)
+        name = model or record["model"]
+        options = {"dtype": record["dtype"], "quantization": record.get("quantization"), "device": device}
+        moved = os.fspath(name) != record["model"]
+        loading = options_from(record.get("loading") or {}, moved=moved, placed=device is not None)
+        loaded = load_model(name, **options, **loading)
     else:
         loaded = load_converted(model, record["dtype"], device)
     if loaded.fingerprint != record["fingerprint"]:

@@ -9,6 +9,7 @@ import torch
 
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.loading import options_from
 
 
 def test_a_folder_gives_the_weights_that_were_saved(folder: Path, live: tuple[Any, Any]) -> None:
@@ -52,6 +53,16 @@ def test_a_live_model_is_returned_untouched(live: tuple[Any, Any]) -> None:
     assert not model.model.norm.weight.requires_grad and model.lm_head.weight.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert load_model(loaded) is loaded
+
+
+def test_how_a_model_was_loaded_is_kept_as_data(folder: Path) -> None:
+    options = {"revision": "v2", "device_map": {"": torch.device("cpu")}, "max_memory": {0: "1GB", "cpu": "2GB"}}
+    loading = load_model(folder, trust_remote_code=True, token="secret", **options).loading
+    assert loading.pop("trust_remote_code") is True
+    assert loading == {"revision": "v2", "device_map": {"": "cpu"}, "max_memory": {"0": "1GB", "cpu": "2GB"}}
+    assert options_from(loading) == options | {"device_map": {"": "cpu"}}
+    assert options_from(loading, moved=True, placed=True) == {}
+    assert load_model(folder).loading == {}
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16", torch.float64])

@@ -142,6 +142,11 @@ def test_what_no_command_can_say_is_said_in_python(run: Run) -> None:
         assert command_line(record | changes) is None
     for options in ({"add_special_tokens": False}, {"target": "probe(3 rows)"}):
         assert command_line(record | {"options": record["options"] | options}) is None
+    loading = {"revision": "v2", "device_map": {"": "cpu"}, "trust_remote_code": True, "commit": "abc"}
+    assert command_line(record | {"loading": loading}) is None
+    call = python_call(record | {"loading": loading})
+    said = "revision='v2', device_map={'': 'cpu'}, trust_remote_code=True)"
+    assert f"dl.load_model({record['model']!r}, dtype='float32', {said}" in call
     call = python_call(record | {"options": record["options"] | {"target": "probe(3 rows)", "source": "layer(1)"}})
     assert "stored = dl.load_run(" in call and "target=dl.probe(stored['probe'])" in call
     assert "source=dl.layer(1)" in call

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detjac_lanczos import detach
-from detjac_lanczos.errors import ModelError
+from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.runs import Run, analyze, disk, load_run, verify
 from detjac_lanczos.runs.coherence import coherence_claims
+from detjac_lanczos.runs.notes import WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
 from tests.tiny_llama import PROMPT
 
@@ -169,7 +170,31 @@ def test_no_part_of_a_definition_or_option_can_be_altered_without_failing(run: R
             if not how(record, path) or first_fault(record):
                 continue
             harmed = Run(record, run.vectors)
+            if path[-1] in WORDED and path[0] == "definition":
+                (note,) = wording_notes(record, batch)
+                assert f"definition.{path[-1]} reads" in note
+                continue
             assert not all(claim.holds for claim in coherence_claims(harmed, network, batch, places)), (path, how)
+
+
+def test_other_words_for_the_same_definition_are_told_and_fail_nothing(copy: Path) -> None:
+    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    record["definition"]["input"] = "rows of the table of embeddings"
+    record["loading"] = {"revision": "v2", "device_map": "cpu"}
+    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    found = verify(copy)
+    assert found.ok
+    assert "loaded with revision='v2', device_map='cpu'" in str(found)
+    assert "definition.input reads 'rows of the table of embeddings' in the record" in str(found)
+    assert len(found.record["notes"]) == 2
+
+
+def test_a_record_cannot_have_code_run(copy: Path) -> None:
+    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    record["loading"] = {"trust_remote_code": True}
+    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match="if you trust it, give load_model"):
+        verify(copy)
 
 
 def _leaves(part: Any) -> Iterator[tuple[Any, ...]]:

@@ -64,7 +64,8 @@ def command_line(record: Record) -> str | None:
     changed = _changed(options)
     tokens = None if options["tokens"] is None else _same_of_each(options["tokens"], record["token_ids"])
     unsaid = "add_special_tokens" in changed or _is_probe(options["target"]) or tokens == []
-    if record.get("live") or record.get("position_ids") or unsaid or not all(map(_can_be_typed, prompts)):
+    loaded_so = (record.get("loading") or {}).keys() - {"commit"}
+    if record.get("live") or loaded_so or record.get("position_ids") or unsaid or not all(map(_can_be_typed, prompts)):
         return None
     flags = {"model": record["model"], "k": options["k"], "dtype": record["dtype"]}
     flags["quantization"] = record.get("quantization")
@@ -83,9 +84,13 @@ def command_line(record: Record) -> str | None:
 def _model(record: Record) -> str:
     if record.get("live"):
         return f"(model, tokenizer),  # {record['model']!r}, as it was\n    dtype={record['dtype']!r}"
-    packed = f", quantization={record['quantization']!r}" if record.get("quantization") else ""
-    device = f", device={record['device']!r}" if record.get("device", "cpu") != "cpu" else ""
-    return f"dl.load_model({record['model']!r}, dtype={record['dtype']!r}{packed}{device})"
+    said = {"dtype": record["dtype"], "quantization": record.get("quantization")}
+    loading = record.get("loading") or {}
+    if record.get("device", "cpu") != "cpu" and "device_map" not in loading:
+        said["device"] = record["device"]
+    said |= {name: value for name, value in loading.items() if name != "commit"}
+    options = "".join(f", {name}={value!r}" for name, value in said.items() if value is not None)
+    return f"dl.load_model({record['model']!r}{options})"
 
 
 def _changed(options: Record) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""Ctrl-C at any time: exit code 130, and a folder that is whole, the old one or the new one."""
+
+import importlib
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detjac_lanczos.models import load_model
+from detjac_lanczos.reading import figures
+from detjac_lanczos.runs import analyze, load_run
+from detjac_lanczos.runs.progress import ProgressReporter
+from tests.command_line import call
+from tests.tiny_llama import PROMPT
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_interrupt_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ProgressReporter, "__call__", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert call("svd", PROMPT, "--model", folder, "--method", "lanczos", "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "detjac: interrupted"
+    assert not any(tmp_path.iterdir())
+
+
+STAGES = {
+    "loading": ("detjac_lanczos.models.load", "fingerprint_of"),
+    "detaching": ("detjac_lanczos.operators.detach", "capture"),
+    "decoding": ("detjac_lanczos.runs.analysis", "read_tokens"),
+    "drawing": ("detjac_lanczos.reading.figures", "save_figures"),
+    "writing": ("detjac_lanczos.runs.folder", "_sync"),
+    "renaming": ("detjac_lanczos.runs.folder", "_exchange"),
+    "clearing up": ("shutil", "rmtree"),
+}
+
+
+@pytest.fixture(scope="module")
+def standing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run, without figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_figures", lambda *_: [])
+        return analyze(load_model(folder), PROMPT, 2, tokens=[0]).save(tmp_path_factory.mktemp("standing") / "out")
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupt_at_any_stage_leaves_a_whole_folder(
+    stage: str, folder: Path, standing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One Ctrl-C comes as a stage begins, others while files are cleared up."""
+    out = Path(shutil.copytree(standing, tmp_path / "out"))
+    monkeypatch.setattr(figures, "save_figures", lambda *_: [])
+    module, name = STAGES[stage]
+    place = importlib.import_module(module)
+    monkeypatch.setattr(place, name, _interrupted(getattr(place, name)))
+    monkeypatch.setattr(shutil, "rmtree", _interrupted(shutil.rmtree))
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 1, "--out", out, "-q") == 130
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    expected = 1 if stage in ("renaming", "clearing up") else 0
+    assert [token.index for token in load_run(out).tokens] == [expected]
+
+
+def _interrupted(function: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return function(*args, **options)
+
+    return interrupted
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_interrupt_that_a_library_turned_into_another_error_is_still_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def import_interrupted(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    monkeypatch.setattr(ProgressReporter, "__call__", import_interrupted)
+    assert call("svd", PROMPT, "--model", folder, "--method", "lanczos") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "detjac: interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

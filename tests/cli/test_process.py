@@ -1,0 +1,52 @@
+"""The command as a process: standard output of any kind, and no traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import in_process
+from tests.tiny_llama import PROMPT
+
+
+def test_installed_command_refuses_bad_input_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "detjac_lanczos.cli", "svd", PROMPT, "--model", str(tmp_path), "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "config.json" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_output_in_another_encoding_replaces_what_it_lacks() -> None:
+    done = in_process("models", stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"from its Q4_1 file ? Apache-2.0" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        done = in_process("models", stdout=closed)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_is_full_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        done = in_process("models", stdout=full)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == b"detjac: standard output cannot be written (No space left on device); send the result elsewhere\n"
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are closed as POSIX does")
+def test_output_that_is_closed_is_one_line() -> None:
+    done = in_process("models", preexec_fn=lambda: os.close(1))
+    assert done.returncode == 2
+    assert done.stderr == b"detjac: standard output is closed; leave it open, the result goes there\n"

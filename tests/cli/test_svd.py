@@ -1,0 +1,114 @@
+"""`detjac svd`: what is printed, what is written, and exit codes that mean something."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.reading import figures
+from detjac_lanczos.runs import load_run, verify
+from tests.command_line import call, refused
+from tests.tiny_llama import PROMPT
+
+
+def test_json_is_one_object_and_quiet_is_quiet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", "0,3-5", "--json", "-q") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    record = json.loads(out)
+    assert record["format"] == 1
+    assert [token["index"] for token in record["tokens"]] == [0, 3, 4, 5]
+    assert record["times"]["load"] > 0
+
+
+def test_options_reach_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = ["--freeze", "up", "--dtype", "float64", "--certify", "none"]
+    search = ["--method", "lanczos", "--seed", 7, "--block", 3, "--tol", "1e-6", "--tokens", 0]
+    places = ["--source", "layer(1)", "--target", "mlp(2)", "--position", 1]
+    options = [*rules, *search, *places, "--json", "-q"]
+    assert call("svd", PROMPT, "most of", "--model", folder, *options) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [(token["prompt"], token["index"]) for token in record["tokens"]] == [(0, 0), (1, 0)]
+    assert record["freeze"] == "up"
+    assert record["dtype"] == "float64"
+    expected = {"seed": 7, "block": 3, "tol": 1e-6, "position": 1, "method": "lanczos", "certify": None}
+    assert expected.items() <= record["options"].items()
+    assert (record["options"]["source"], record["options"]["target"]) == ("layer(1)", "mlp(2)")
+    assert record["tokens"][0]["certificate"] is None
+
+
+def test_work_that_stops_short_is_no_success(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("svd", PROMPT, "--model", folder, "-k", 4, "--tokens", 0, "--tol", "1e-12", "--json") == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["tokens"][0]["status"] == "noise_floor"
+    assert "stopped short" in err
+
+
+def test_a_survey_that_was_asked_for_is_a_success(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("svd", PROMPT, "--model", folder, "-k", 3, "--method", "shared_basis", "--polish", 2, "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert sorted(token["status"] for token in record["tokens"]) == ["converged"] * 2 + ["estimate"] * 4
+    assert "--polish" in refused(capsys, "svd", PROMPT, "--model", folder, "--polish", "all")
+
+
+def test_a_disk_that_filled_up_meanwhile_costs_no_result(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(figures, "save_figures", full)
+    options = ("-k", 2, "--tokens", 0, "--out", tmp_path / "out", "-q")
+    assert call("svd", PROMPT, "--model", folder, *options) == 2
+    out, err = capsys.readouterr()
+    assert "TRIPLETS 2/2" in out
+    assert "No space left on device" in err and err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_chat_template_of_the_tokenizer_is_used(
+    harmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(harmed)
+    tokenizer.chat_template = "{% for m in messages %}the {{ m['role'] }} {{ m['content'] }} {% endfor %}only"
+    tokenizer.save_pretrained(harmed)
+    out = tmp_path / "out"
+    assert call("svd", "bridge out", "--chat", "--model", harmed, "-k", 2, "--out", out, "--json", "-q") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["prompt_tokens"] == [["the", "<unk>", "bridge", "out", "only"]]
+    assert record["prompts"] == ["bridge out"] and record["options"]["chat"] is True
+    assert call("verify", out) == 0
+
+
+def test_output_that_is_zero_has_no_error_and_a_run_that_holds(
+    harmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {name: torch.zeros_like(value) for name, value in load_file(harmed / "model.safetensors").items()}
+    save_file(weights, harmed / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", harmed, "-k", 2, "--out", out) == 0
+    assert "reconstruction  – (std/std)" in capsys.readouterr().out
+    assert call("verify", out) == 0
+
+
+def test_the_standard_prompt_on_smollm2(
+    smollm2: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call("svd", "The bridge out of Marin is the", "--model", "smollm2", "-k", 8, "--out", out) == 0
+    assert capsys.readouterr().out.count("TRIPLETS 8/8") == 7
+    run = load_run(out)
+    assert run.tokens[0].singular_values[0] == pytest.approx(63.93, abs=0.01)
+    first = [word for word, _ in run.tokens[0].left[0].decoded]
+    assert {"only", "most"} & set(first[:5])
+    assert run.prediction[0].token == " only"
+    assert run.reconstruction.relative_error <= 1e-6
+    assert run.work["row_sweeps"] / (7 * 576) <= 0.38
+    assert verify(run, smollm2).ok

@@ -1,0 +1,104 @@
+"""`detjac svd` of what cannot be done: exit code 2, one line, nothing written."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.command_line import call, refused
+from tests.tiny_llama import PROMPT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["the " * 33], "context is 32; shorten"),
+        ([PROMPT, "-k", "65"], "from 1 to 64"),
+        ([PROMPT, "--tokens", "6"], "token 6 does not exist"),
+        ([PROMPT, "--position", "6"], "position 6 does not exist"),
+        ([PROMPT, "--source", "layer(3)"], "layer 3 does not exist"),
+        ([PROMPT, "--target", "layer"], "write layer(12)"),
+        ([PROMPT, "--target", "nowhere"], "target must be"),
+        ([PROMPT, "--chat"], "no chat template"),
+        ([PROMPT, "--device", "abacus"], "abacus"),
+    ],
+)
+def test_what_the_model_cannot_do_is_one_line(
+    folder: Path, tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert words in refused(capsys, "svd", *arguments, "--model", folder, "--out", out)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-k", "65"], "from 1 to 64"),
+        (["--target", "mlp(3)"], "layer 3 does not exist"),
+        (["--source", "layer(2)", "--target", "layer(1)"], "before the source"),
+        (["--tokens", "3,32"], "token 32 does not exist; a prompt of harmed has 32 tokens at most"),
+        (["--position", "-33"], "position -33 does not exist"),
+    ],
+)
+def test_what_the_configuration_rules_out_is_said_before_weights_are_read(
+    harmed: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (harmed / "model.safetensors").unlink()
+    assert words in refused(capsys, "svd", PROMPT, *arguments, "--model", harmed)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300, "~nobody-of-this-name/x"])
+def test_names_that_no_file_can_have_are_one_line(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no model at" in refused(capsys, "svd", PROMPT, "--model", name)
+    place = name if name.startswith("~") else f"{tmp_path}/{name}"
+    assert "names no folder" in refused(capsys, "svd", PROMPT, "--model", folder, "--out", place)
+
+
+def test_unknown_model_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no model at" in refused(capsys, "svd", PROMPT, "--model", tmp_path / "nowhere")
+
+
+def test_unsupported_family_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    place = Path(shutil.copytree(folder, tmp_path / "bert", ignore=shutil.ignore_patterns("*.safetensors", "config*")))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertLMHeadModel(BertConfig(vocab_size=12, is_decoder=True, **sizes)).save_pretrained(place)
+    line = refused(capsys, "svd", PROMPT, "--model", place)
+    assert "BertLMHeadModel" in line
+    assert "Llama 2 / 3" in line
+
+
+def test_corrupted_weights_are_one_line(harmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = harmed / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "cannot load" in refused(capsys, "svd", PROMPT, "--model", harmed)
+
+
+def test_corrupt_gguf_file_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "corrupt.gguf").write_bytes(b"GGUF" + bytes(range(256)) * 9)
+    assert "corrupt.gguf cannot be read" in refused(capsys, "svd", PROMPT, "--model", tmp_path / "corrupt.gguf")
+
+
+def test_weights_that_are_not_numbers_are_one_line(harmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = {name: value.clone() for name, value in load_file(harmed / "model.safetensors").items()}
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    save_file(weights, harmed / "model.safetensors", metadata={"format": "pt"})
+    assert "model.layers.1.mlp.up_proj.weight" in refused(capsys, "svd", PROMPT, "--model", harmed)
+
+
+def test_output_folder_is_tried_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("mine", encoding="utf-8")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "below", tmp_path):
+        assert call("svd", PROMPT, "--model", "no-such-model", "--out", out) == 2
+        line = capsys.readouterr().err
+        assert "no-such-model" not in line and "names no folder" not in line
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]

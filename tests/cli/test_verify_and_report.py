@@ -1,0 +1,68 @@
+"""`detjac verify` and `detjac report`: a run on disk, measured and drawn again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from detjac_lanczos.runs import load_run
+from tests.command_line import call, refused
+from tests.tiny_llama import PROMPT
+
+
+def test_result_is_printed_written_and_holds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 3, "--out", out) == 0
+    shown = capsys.readouterr()
+    assert "TRIPLETS 3/3" in shown.out
+    assert "report.html" in shown.err
+    assert len(load_run(out).tokens) == 6
+
+    assert call("verify", out) == 0
+    assert "claims hold" in capsys.readouterr().out
+    (out / "report.html").unlink()
+    assert call("report", out, "--json", "-q") == 0
+    assert json.loads(capsys.readouterr().out) == {"page": str(out / "report.html")}
+    assert (out / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+def test_failed_claim_is_no_success(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--out", out, "-q") == 0
+    vectors = {name: value.clone() for name, value in load_file(out / "vectors.safetensors").items()}
+    vectors["U.0.1"][0, 1] += 0.1
+    save_file(vectors, out / "vectors.safetensors")
+    capsys.readouterr()
+    assert call("verify", out, "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["ok"]
+    assert any(not claim["holds"] and "token 1" in claim["what"] for claim in found["claims"])
+
+
+def test_quiet_and_verbose_mean_the_same_everywhere(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
+    for arguments, words in (
+        (("verify", out), "claims hold"),
+        (("report", out), "report.html"),
+        (("models",), "smollm2"),
+    ):
+        capsys.readouterr()
+        assert call(*arguments, "--quiet") == 0
+        quiet = capsys.readouterr()
+        assert words in quiet.out and quiet.err == ""
+        assert call(*arguments, "--verbose") == 0
+        assert quiet.out in capsys.readouterr().out
+
+
+def test_a_record_nested_too_deeply_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    assert "damaged" in refused(capsys, "report", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_folder_without_a_run_is_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "run.json" in refused(capsys, command, tmp_path)
