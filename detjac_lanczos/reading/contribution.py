@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.solvers.batch import Subset
+from detjac_lanczos.solvers.streams import Stream
 
 
 class Triplets(Protocol):
@@ -100,7 +101,7 @@ def estimate_contributions(
     list of Contribution
         Lengths (``share``, and what follows from it) are estimates.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = Stream.CONTRIBUTION.generator(seed)
     Omega = torch.randn(batch.shapes[0][0], probes, generator=generator, dtype=torch.float64)
     outputs = {operator.prompt: operator.y for operator in batch.operators}
     Y = torch.stack([y.to(batch.device, batch.dtype) for y in outputs.values()], dim=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.contribution import Triplets
 from detjac_lanczos.solvers.missed import Missed
+from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, rest_interval
 
 
@@ -74,7 +75,7 @@ def stable_ranks(
     """
     check_probes(probes, confidence)
     d_out = batch.shapes[0][0]
-    generator = torch.Generator().manual_seed(seed)
+    generator = Stream.STABLE_RANK.generator(seed)
     Omega = torch.randn(d_out, probes, generator=generator, dtype=torch.float64).to(batch.device, batch.dtype)
     images = batch.rmatmat_shared(Omega)
     return [_estimate(image, Omega, found, confidence) for image, found in zip(images, triplets, strict=True)]

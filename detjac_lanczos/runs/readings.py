@@ -25,9 +25,6 @@ from detjac_lanczos.runs.run import TokenResult
 from detjac_lanczos.solvers import Missed, SVDResult
 
 NOTHING: Mapping[int, Missed] = {}
-_AFTER_A_SURVEY = 2
-"""A survey draws its basis by the seed and measures by the next one: what reads it has to know neither."""
-
 CANDIDATES = 10
 """Tokens that each vector is decoded to."""
 
@@ -68,7 +65,7 @@ def read_tokens(
         part = JacobianBatch([batch.operators[index] for index in members])
         triplets = [signed[index] for index in members]
         if estimated:
-            shares = estimate_contributions(part, triplets, seed=seed + _AFTER_A_SURVEY)
+            shares = estimate_contributions(part, triplets, seed=seed)
             ranks = [surveyed_stable_rank(estimates[index]) for index in members]
         else:
             shares, ranks = contributions(part, triplets), stable_ranks(part, triplets, seed=seed)

@@ -1,14 +1,13 @@
 """How much of ‖A‖_F² the leading triplets hold, known while the search goes on."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.basis import random_rows
 from detjac_lanczos.solvers.options import ENERGY_PROBES
+from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import rest_interval
 
-_STREAM = 0x51ED270B
 CONFIDENCE = 0.95
 
 
@@ -25,9 +24,7 @@ class EnergySketch:
     """
 
     def __init__(self, model: Tensor, seed: int) -> None:
-        words = np.random.SeedSequence([_STREAM, seed % 2**64]).generate_state(2)
-        generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
-        self.rows = random_rows(ENERGY_PROBES, model, generator)
+        self.rows = random_rows(ENERGY_PROBES, model, Stream.ENERGY.generator(seed))
         self._products: Tensor | None = None
 
     def absorb(self, products: Tensor) -> None:

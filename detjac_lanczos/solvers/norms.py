@@ -13,6 +13,7 @@ from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.dense import Materialisation
 from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors, rest_interval
 
 
@@ -134,7 +135,7 @@ def norms_batch(
             return [_exact(matrix) for matrix in _finite(counted, Materialisation(counted).run())]
         check_probes(probes, confidence)
         found = _fitting(counted, triplets)
-        generator = torch.Generator().manual_seed(seed)
+        generator = Stream.NORMS.generator(seed)
         totals = _frobenius(counted, found, probes, confidence, generator)
         rows: list[Lengths | None] = [None] * len(counted)
         columns = list(rows)

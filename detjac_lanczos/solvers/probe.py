@@ -10,8 +10,8 @@ from detjac_lanczos.solvers.basis import RowStore, project_out, random_rows, spe
 from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.lanczos_polynomial import largest_ritz_value, largest_root, log_overlap
 from detjac_lanczos.solvers.rounding import deflation_threshold
+from detjac_lanczos.solvers.streams import Stream
 
-_STREAM = 0x9E3779B9
 _FIRST_SHARE = 0.9
 
 
@@ -107,8 +107,7 @@ class Probe:
         self.start = Direction.FORWARD if shape[1] <= shape[0] else Direction.TRANSPOSED
         self.direction = self.start
         self._threshold = deflation_threshold(eps, float(deflation.values[0]))
-        words = np.random.SeedSequence([_STREAM, seed % 2**64, number]).generate_state(2)
-        self._generator = torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+        self._generator = Stream.COMPLETENESS.generator(seed, number)
         self._coefficients: list[list[float]] = []
         self.row: Tensor | None = None
         self.draw()

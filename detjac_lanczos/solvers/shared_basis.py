@@ -17,6 +17,7 @@ from detjac_lanczos.solvers.missed import measure_missed
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult, Work
 from detjac_lanczos.solvers.rounding import epsilon, noise_floor, safe_scale
+from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.survey import STEERING_PROBES, Survey
 
 MEASURING_PROBES = 16
@@ -87,7 +88,7 @@ def estimate_again(
 
 
 def _measuring_probes(basis: Tensor, seed: int) -> Tensor:
-    return random_rows(MEASURING_PROBES, basis, torch.Generator().manual_seed(seed + 1))
+    return random_rows(MEASURING_PROBES, basis, Stream.SURVEY.generator(seed))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,22 @@
+"""Random streams that share a seed and nothing else: what is measured must not have been drawn by what was searched."""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """What random vectors are drawn for; a search itself draws from the seed alone."""
+
+    COMPLETENESS = 0x9E3779B9
+    ENERGY = 0x51ED270B
+    NORMS = 0x2545F491
+    SURVEY = 0x7F4A7C15
+    STABLE_RANK = 0x3C6EF372
+    CONTRIBUTION = 0x1B873593
+
+    def generator(self, seed: int, *number: int) -> torch.Generator:
+        """Return a generator of this stream's own; ``number`` tells further ones of the same seed apart."""
+        words = np.random.SeedSequence([self, seed % 2**64, *number]).generate_state(2)
+        return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
