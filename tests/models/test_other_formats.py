@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = tiny_models.prompt_ids(7)[0]
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 2}
-REASON = "installed by hand: transformers imports it into every process once it is there, and it is loud"
+REASON = "`make formats` installs it apart: transformers imports it into every process where it finds it"
 NAMES = {"int8": "Int8Tensor", "float8": "Float8Tensor", "hqq": "HQQLinear"}
 
 
@@ -25,18 +25,14 @@ def packed(kind: str) -> Any:
     """Return a tiny Llama with the linear modules of its blocks packed."""
     model = dense.llama(torch.float32, **SIZES)
     if kind == "hqq":
-        quantize = pytest.importorskip(
-            "hqq.core.quantize", reason="needs hqq, which transformers imports wherever it is"
-        )
+        quantize = pytest.importorskip("hqq.core.quantize", reason=REASON)
         config = quantize.BaseQuantizeConfig(nbits=4, group_size=64)
         for name, module in list(model.model.named_modules()):
             if isinstance(module, nn.Linear):
                 made = quantize.HQQLinear(module, config, compute_dtype=torch.float32, device="cpu")
                 model.model.set_submodule(name, made)
         return model
-    torchao = pytest.importorskip(
-        "torchao.quantization", reason="needs torchao, which transformers imports wherever it is"
-    )
+    torchao = pytest.importorskip("torchao.quantization", reason=REASON)
     config = torchao.Int8WeightOnlyConfig() if kind == "int8" else torchao.Float8WeightOnlyConfig()
     torchao.quantize_(model.model, config)
     return model
