@@ -72,12 +72,12 @@ class Attempt:
         self.k = search.k
         self.triplets = search.state.ritz(self.k + GUARDS + 1)
         values = self.triplets.values
-        if search.threshold is None:
+        if search.goal.threshold is None:
             self._edge, goals = float(values[self.k - 1]), limits(values[: self.k], options.tol, search.floor)
         else:
             defect = deflation_of(self.triplets.head(self.k + 1)).defect * float(values[0])
-            self._edge = search.threshold
-            goals = np.r_[np.full(self.k, np.inf), search.threshold - _MORE_PASSES * search.floor - defect]
+            self._edge = search.goal.threshold
+            goals = np.r_[np.full(self.k, np.inf), search.goal.threshold - _MORE_PASSES * search.floor - defect]
         count, self._reach = guarded(self.triplets, goals, self._edge, search.floor)
         self.deflation = deflation_of(self.triplets.head(count))
         self.probe = Probe(self.deflation, search.shape, eps=search.eps, seed=options.seed, number=number)
@@ -94,7 +94,7 @@ class Attempt:
         self.probe.absorb(product.to(self.deflation.left.dtype) * self.search.scale)
         self.search.count_probe()
         edge, floor, tol = self._edge, self.search.floor, self.search.options.tol
-        counted = self.search.threshold is None
+        counted = self.search.goal.threshold is None
         tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held
         more_claims = self._next_number < _MOST_CLAIMS
         missed = held > (1.0 + tol if counted else 1.0) * edge + floor
@@ -112,12 +112,12 @@ class Attempt:
     def feed(self) -> None:
         """Give the vectors of the probe to the search, and let it go on; a copy of s_k is to converge beside it."""
         probe, search = self.probe, self.search
-        copy = search.threshold is None and probe.held <= (1.0 + search.options.tol) * self._edge + search.floor
+        copy = search.goal.threshold is None and probe.held <= (1.0 + search.options.tol) * self._edge + search.floor
         if copy:
             self._copies = False
-            search.want_further()
+            search.goal.want_further()
         for direction, sent in probe.sent.items():
-            search.take(direction, sent.rows, probe.returned[direction].rows)
+            search.state.take(direction, sent.rows, probe.returned[direction].rows)
         search.reopen()
 
     def next(self) -> "Attempt":

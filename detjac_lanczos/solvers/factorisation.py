@@ -9,6 +9,8 @@ from torch import Tensor
 from detjac_lanczos.solvers.basis import RowStore, like, project_out, small_svd, to_numpy
 from detjac_lanczos.solvers.counting import Direction
 
+_NEW = 0.1
+
 
 @dataclass(frozen=True)
 class RitzTriplets:
@@ -94,6 +96,23 @@ class Factorisation:
             self._projected[: opposite.count, start : basis.count] = entries.T
         else:
             self._projected[start : basis.count, : opposite.count] = entries
+
+    def take(self, direction: Direction, rows: Tensor, products: Tensor) -> None:
+        """Add rows of any length whose products are known, as far as they are new.
+
+        Combinations of the rows that lie in the basis to nine tenths are left out: what is left of their products
+        would be rounding.
+        """
+        forward = direction is Direction.FORWARD
+        basis, stored = (self.V, self.AV) if forward else (self.U, self.AtU)
+        rows, products = rows.to(basis.rows.dtype), products.to(basis.rows.dtype)
+        for _ in range(2):
+            inside = rows @ basis.rows.T
+            rows, products = rows - inside @ basis.rows, products - inside @ stored.rows
+        mix, strengths, _ = small_svd(to_numpy(rows))
+        new = strengths > _NEW
+        combine = like((mix[:, new] / strengths[new]).T, rows)
+        self.absorb(direction, combine @ rows, combine @ products)
 
     def values(self) -> np.ndarray:
         """Return all Ritz values, descending: lower bounds of the singular values of the same index."""

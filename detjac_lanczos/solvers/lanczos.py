@@ -40,7 +40,7 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
                 certify=certify,
                 completed=completed,
                 probed=search.probed,
-                energy=search.energy,
+                energy=search.goal.energy,
             )
         )
     return results

@@ -145,7 +145,8 @@ class Lockstep:
 
     def _send_sketches(self) -> None:
         """Send the random cotangents that measure ‖A‖_F, of all operators in one pass."""
-        rows = [(index, search.sketch.rows) for index, search in enumerate(self.searches) if search.sketch is not None]
+        sketches = [search.goal.sketch for search in self.searches]
+        rows = [(index, sketch.rows) for index, sketch in enumerate(sketches) if sketch is not None]
         shared = self._sharing_pays
         products = self.batch.apply_shared(rows[0][1]) if shared else self.batch.apply(Direction.TRANSPOSED, rows)
         for index, (search, product) in enumerate(zip(self.searches, products, strict=True)):

@@ -11,12 +11,10 @@ from detjac_lanczos.solvers.basis import (
     like,
     orthonormal_rows,
     random_rows,
-    small_svd,
-    to_numpy,
 )
 from detjac_lanczos.solvers.counting import Direction
-from detjac_lanczos.solvers.energy import EnergySketch, count_for
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
+from detjac_lanczos.solvers.goal import Goal
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.patience import Patience
 from detjac_lanczos.solvers.result import Status
@@ -36,13 +34,10 @@ SPARE_VECTORS = 7
 """Ritz vectors beyond those wanted that a restart keeps: the guards that a claim of completeness may take, and one."""
 
 _UNBOUNDED = 2**62
-_NEW = 0.1
 _NEXT = 0.1
 """Relative residual above which Ritz triplets beyond those wanted share in a block that has room for them. At width 8
 and k = 8 it saves one pass in 28 for one column in 40 more on the Jacobians of both embedded models; 0.01 saves two for
 one in eight."""
-
-_WELL_UNDER = 0.02
 
 
 class Search:
@@ -66,10 +61,8 @@ class Search:
         Of the blocks to come.
     scale : float
         Power of two that products are multiplied with, so that squares neither overflow nor vanish.
-    wanted : int
-        Triplets that must converge: as many as are asked for, or as what is known by now says, and ``further`` ones.
-    energy : (float, float) or None
-        Interval of the share of ‖A‖_F² that the triplets hold, where it is asked for.
+    goal : Goal
+        How many of them, and what residuals they may have.
     products : int
         Columns both ways so far, those of probes included: what ``max_products`` bounds.
     probed : int
@@ -90,10 +83,7 @@ class Search:
         self.passes = 0
         self.products = 0
         self.probed = 0
-        self.wanted = options.k
-        self.further = 0
-        self.sketch = None if options.energy is None else EnergySketch(self.state.U.rows, options.seed)
-        self.energy: tuple[float, float] | None = None
+        self.goal = Goal(shape, options, self.state.U.rows)
         self.width = options.width
         self._begun_with = 0
         self._largest = 0.0
@@ -105,11 +95,9 @@ class Search:
 
     @property
     def k(self) -> int:
-        """Triplets to return: all wanted but the further ones, and but those that lie under the threshold."""
+        """Triplets to return."""
         assert self.triplets is not None
-        if self.threshold is not None:
-            return int((self.triplets.values > self.threshold).sum())
-        return len(self.triplets.values) - self.further
+        return self.goal.count(self.triplets.values)
 
     @property
     def floor(self) -> float:
@@ -156,12 +144,12 @@ class Search:
         return direction
 
     def absorb_sketch(self, products: Tensor) -> None:
-        """Take the products of the random cotangents that ``sketch`` holds, before the first block is sent."""
-        assert self.sketch is not None
+        """Take the products of the random cotangents that the goal has drawn, before the first block is sent."""
+        assert self.goal.sketch is not None
         self.passes += 1
         self.products += products.shape[0]
-        self.scale = safe_scale(products)
-        self.sketch.absorb(products * self.scale)
+        self._choose_scale(products)
+        self.goal.sketch.absorb(products * self.scale)
 
     def absorb(self, direction: Direction, product: Tensor) -> None:
         """Take the product ``(b, d_out)`` or ``(b, d_in)`` of ``block``; sets ``status`` where the search has ended."""
@@ -215,7 +203,7 @@ class Search:
         reserve = RESERVED_BLOCKS * self.width
         fullest = max(self.state.U.count, self.state.V.count)
         if self.triplets is not None and not self._copies.passes_left and fullest + reserve > capacity:
-            keep = max(self.wanted + SPARE_VECTORS, (capacity - reserve) // 2)
+            keep = max(self.goal.wanted + SPARE_VECTORS, (capacity - reserve) // 2)
             self.state.restart(keep, 2 * self.width)
             return True
         return False
@@ -231,23 +219,6 @@ class Search:
         self.products += 1
         self.probed += 1
 
-    def take(self, direction: Direction, rows: Tensor, products: Tensor) -> None:
-        """Add rows whose products (scaled) are known, such as those of a probe, as far as they are new.
-
-        Combinations of the rows that lie in the basis to nine tenths are left out: what is left of their products
-        would be rounding.
-        """
-        forward = direction is Direction.FORWARD
-        basis, stored = (self.state.V, self.state.AV) if forward else (self.state.U, self.state.AtU)
-        rows, products = rows.to(self.dtype), products.to(self.dtype)
-        for _ in range(2):
-            inside = rows @ basis.rows.T
-            rows, products = rows - inside @ basis.rows, products - inside @ stored.rows
-        mix, strengths, _ = small_svd(to_numpy(rows))
-        new = strengths > _NEW
-        combine = like((mix[:, new] / strengths[new]).T, rows)
-        self.state.absorb(direction, combine @ rows, combine @ products)
-
     def reopen(self) -> None:
         """Judge again, after the rows of one more random vector were taken."""
         self.status = None
@@ -258,53 +229,20 @@ class Search:
         self._patience = Patience()
         self._look()
 
-    def want_further(self) -> None:
-        """Look for one more triplet than is asked for."""
-        if self.wanted < min(self.shape):
-            self.further = 1
-            self.wanted += 1
-
     def forgo(self) -> None:
         """Do without the further triplet where the search for it has ended short."""
-        if self.further and self.triplets is not None and self.status in (Status.BUDGET, Status.NOISE_FLOOR):
+        if self.goal.further and self.triplets is not None and self.status in (Status.BUDGET, Status.NOISE_FLOOR):
             self.triplets = self.triplets.head(self.k)
-            self.wanted, self.further = len(self.triplets.values), 0
+            self.goal.forgo(len(self.triplets.values))
             self.status = Status.CONVERGED if self._solved(exact=False) else self.status
 
     def _look(self) -> None:
         """Set how many triplets are wanted by what is known, and judge them once the bases can hold them."""
-        if not self.options.counted:
-            self.wanted = min(self._aim() + self.further, *self.shape)
-        if self.state.steps >= self.wanted:
+        self.goal.reconsider(self.state, self._largest)
+        if self.state.steps >= self.goal.wanted:
             self._judge()
         else:
             self.triplets = None
-
-    def _aim(self) -> int:
-        """Return how many triplets the threshold, the first below it included, or the energy asks for."""
-        values = self.state.values()
-        if self.threshold is not None:
-            return int((values > self.threshold).sum()) + 1
-        assert self.options.energy is not None and self.sketch is not None
-        first = float(values[0]) if len(values) else self._largest
-        low, high = self.sketch.total(self.state.U.rows, self.state.AtU.rows, first)
-        count = count_for(self.options.energy, values, high)
-        held = float((values[:count] ** 2).sum())
-        self.energy = (held / high, min(held / low, 1.0)) if low > 0.0 else (1.0, 1.0)
-        return count
-
-    def _tolerated(self, values: np.ndarray) -> np.ndarray:
-        """Residuals that end the search: ``tol`` σ_j; a value under the threshold is only to stay well under it."""
-        tolerated = self.options.tol * values
-        if self.threshold is None:
-            return np.asarray(tolerated)
-        kept_under = _WELL_UNDER * np.minimum(values, self.threshold - values)
-        return np.where(values <= self.threshold, np.maximum(tolerated, kept_under), tolerated)
-
-    @property
-    def threshold(self) -> float | None:
-        """The threshold in the units of the search, where there is one."""
-        return None if self.options.threshold is None else self.options.threshold * self.scale
 
     def _plain_directions(self, direction: Direction, count: int) -> tuple[Tensor, int]:
         """Return what the products have outside the basis, none at the start of a probe, and the width wanted."""
@@ -316,14 +254,14 @@ class Search:
             candidates = self.state.outside(direction)
         block = dominant_rows(candidates, width, deflation_threshold(self.eps, self._largest))[0]
         self._fresh = not block.shape[0]
-        return block, max(width, self.wanted - count) if self._fresh else width
+        return block, max(width, self.goal.wanted - count) if self._fresh else width
 
     def _open_directions(self, direction: Direction) -> tuple[Tensor, np.ndarray]:
         """Return orthonormal directions of the residuals of open triplets, and which triplets are open on any side."""
         assert self.triplets is not None
         values, count = self._ritz.values, len(self.triplets.values)
         least = np.where(values > self.floor, deflation_threshold(self.eps, self._largest), self.floor)
-        allowed = np.maximum(np.maximum(self._tolerated(values), least), np.finfo(np.float64).tiny)
+        allowed = np.maximum(np.maximum(self.goal.tolerated(values), least), np.finfo(np.float64).tiny)
         wanted = self._ritz.norms.max(axis=1)[:count] > allowed[:count]
         next_ones = wanted.any() / np.maximum(allowed, _NEXT * values)[count:]
         weights = np.r_[wanted / allowed[:count], next_ones]
@@ -332,8 +270,8 @@ class Search:
         return dominant_rows(like(weights, residuals)[:, None] * residuals, self.width, 1.0)[0], wanted
 
     def _judge(self) -> None:
-        self._ritz = self.state.ritz(self.wanted + self.width // 2)
-        self.triplets = self._ritz.head(self.wanted)
+        self._ritz = self.state.ritz(self.goal.wanted + self.width // 2)
+        self.triplets = self._ritz.head(self.goal.wanted)
         self._largest = max(self._largest, float(self.triplets.values[0]))
         full = self.state.U.count == self.shape[0] or self.state.V.count == self.shape[1]
         if self._exact and self._solved(exact=True):
@@ -352,7 +290,7 @@ class Search:
         if self.triplets is None:
             return False
         worst = self.triplets.norms.max(axis=1)
-        met = worst <= self._tolerated(self.triplets.values)
+        met = worst <= self.goal.tolerated(self.triplets.values)
         if exact:
             met |= (self.triplets.values <= self.floor) & (worst <= self.floor)
         return bool(met.all())
@@ -360,7 +298,7 @@ class Search:
     def _stalled(self) -> bool:
         """Whether every open residual is under the noise floor and none has moved for some passes."""
         assert self.triplets is not None
-        allowed = np.maximum(self._tolerated(self.triplets.values), self.floor)
+        allowed = np.maximum(self.goal.tolerated(self.triplets.values), self.floor)
         if (self.triplets.norms.max(axis=1) > allowed).any():
             return False
         return self._patience.ends(float(np.log(np.maximum(self.relative, self.options.tol)).sum()))
@@ -368,14 +306,18 @@ class Search:
     def _affordable(self, direction: Direction) -> int:
         """Columns that the budget leaves for ``direction``, what the other side needs to reach k set aside."""
         other = self.state.U.count if direction is Direction.FORWARD else self.state.V.count
-        reserved = max(self.wanted - other, 0)
+        reserved = max(self.goal.wanted - other, 0)
         return max(self.left - reserved, 0)
 
     def _scaled(self, product: Tensor) -> Tensor:
-        if self._largest == 0.0 and self.sketch is None:
-            self.scale = safe_scale(product)
+        if self._largest == 0.0 and self.goal.sketch is None:
+            self._choose_scale(product)
         if self.scale != 1.0:
             product = product * self.scale
         if self.triplets is None:
             self._largest = max(self._largest, float(torch.linalg.vector_norm(product, dim=1).max()))
         return product
+
+    def _choose_scale(self, product: Tensor) -> None:
+        self.scale = safe_scale(product)
+        self.goal.rescale(self.scale)

@@ -1,0 +1,88 @@
+"""How many triplets a search is to find, and how well each has to be known."""
+
+import numpy as np
+from torch import Tensor
+
+from detjac_lanczos.solvers.energy import EnergySketch, count_for
+from detjac_lanczos.solvers.factorisation import Factorisation
+from detjac_lanczos.solvers.options import Options
+
+_WELL_UNDER = 0.02
+
+
+class Goal:
+    """A number of triplets, all above a threshold, or enough for a share of ‖A‖_F²: the latter two by what is known.
+
+    Attributes
+    ----------
+    wanted : int
+        Triplets that must converge: as many as are asked for, or as what is known by now says, and ``further`` ones.
+    further : int
+    threshold : float or None
+        In the units of the search.
+    sketch : EnergySketch or None
+    energy : (float, float) or None
+        Interval of the share of ‖A‖_F² that the triplets hold, where it is asked for.
+    """
+
+    def __init__(self, shape: tuple[int, int], options: Options, left: Tensor) -> None:
+        self.wanted = options.k
+        self.further = 0
+        self.sketch = None if options.energy is None else EnergySketch(left, options.seed)
+        self.energy: tuple[float, float] | None = None
+        self._shape, self._options = shape, options
+        self.rescale(1.0)
+
+    def rescale(self, scale: float) -> None:
+        """Take the units of the search: ``scale`` times those of the operator."""
+        threshold = self._options.threshold
+        self.threshold = None if threshold is None else threshold * scale
+
+    def count(self, values: np.ndarray) -> int:
+        """Return how many of the wanted triplets to return: not the further ones, nor those under the threshold."""
+        if self.threshold is not None:
+            return int((values > self.threshold).sum())
+        return len(values) - self.further
+
+    def reconsider(self, state: Factorisation, largest: float) -> None:
+        """Set how many triplets are wanted by the Ritz values, where no number is asked for.
+
+        Parameters
+        ----------
+        state : Factorisation
+        largest : float
+            What is known of σ_1 before there are any.
+        """
+        if not self._options.counted:
+            self.wanted = min(self._aim(state, largest) + self.further, *self._shape)
+
+    def want_further(self) -> None:
+        """Look for one more triplet than is asked for."""
+        if self.wanted < min(self._shape):
+            self.further = 1
+            self.wanted += 1
+
+    def forgo(self, count: int) -> None:
+        """Be content with ``count`` triplets, none of them a further one."""
+        self.wanted, self.further = count, 0
+
+    def tolerated(self, values: np.ndarray) -> np.ndarray:
+        """Residuals that end the search: ``tol`` σ_j; a value under the threshold is only to stay well under it."""
+        tolerated = self._options.tol * values
+        if self.threshold is None:
+            return np.asarray(tolerated)
+        kept_under = _WELL_UNDER * np.minimum(values, self.threshold - values)
+        return np.where(values <= self.threshold, np.maximum(tolerated, kept_under), tolerated)
+
+    def _aim(self, state: Factorisation, largest: float) -> int:
+        """Return how many triplets the threshold, the first below it included, or the energy asks for."""
+        values = state.values()
+        if self.threshold is not None:
+            return int((values > self.threshold).sum()) + 1
+        assert self._options.energy is not None and self.sketch is not None
+        first = float(values[0]) if len(values) else largest
+        low, high = self.sketch.total(state.U.rows, state.AtU.rows, first)
+        count = count_for(self._options.energy, values, high)
+        held = float((values[:count] ** 2).sum())
+        self.energy = (held / high, min(held / low, 1.0)) if low > 0.0 else (1.0, 1.0)
+        return count
