@@ -11,12 +11,12 @@ from detjac_lanczos.frozen.peak import sweep_bytes
 from detjac_lanczos.frozen.schedule import Plan, make_plan
 from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.words.word import Way
-from detjac_lanczos.solvers.memory import FIRST_ROOM, finishing_bytes, result_bytes, room_for, searching_bytes
+from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, room_for, searching_bytes
 from detjac_lanczos.solvers.rounding import working_dtype
-from detjac_lanczos.solvers.width import expected_columns
+from detjac_lanczos.solvers.width import expected_columns, expected_room
 
-_JOINT = 1.4
-"""Columns that the joint operator takes over those of one token's: 1.2 to 1.5 on SmolLM2, 16 to 128 tokens."""
+_JOINT = 1.35
+"""Columns that the joint operator takes over those of one token's: 1.1 to 1.6 on SmolLM2, 2 to 128 tokens."""
 
 _PASSES = 1.8
 """Passes over columns / width: blocks narrow when triplets are found, and tokens that are slow go on alone. Measured on
@@ -27,8 +27,8 @@ _QUICKEST, _SLOWEST = 3, 6
 Measured on SmolLM2 and Gemma 3 270m, 16 and 48 tokens, k from 4 to 16: up to 3 and 6."""
 
 
-_STILL_OPEN = 7 / 8
-"""Share of the rows that may be left in a sweep when the slowest searches outgrow their room."""
+_STILL_OPEN = 1 / 2
+"""Share of the rows that may be left in a sweep when the slowest searches outgrow their room: a third was measured."""
 
 _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
@@ -86,31 +86,30 @@ class Demand:
         """Return the most of four moments: the first sweeps, those before blocks narrow, the last ones, the results."""
         shape, count = self._operator(span), len(lengths)
         dtype = _DTYPES[self.shape.itemsize]
-        side = self.columns(span, width) / 2
+        side, triplets = self.columns(span, width) / 2, self.k + width // 2
         most = side + _SLOWEST * width if lockstep else side
-        last = room_for(most)
-        # those that outgrow half of it, if all numbers between the extremes are as likely
-        grown = ceil(count * min(1.0, (most - last / 2) / ((_QUICKEST + _SLOWEST) * width))) if lockstep else count
+        first = expected_room(self.k, self.tol, width, shape)
+        last = room_for(most, first)
+        # those that outgrow the first room, if all numbers between the extremes are as likely
+        grown = ceil(count * min(1.0, max(0.0, (most - first) / ((_QUICKEST + _SLOWEST) * width)))) if lockstep else 1
 
         def sweep(columns: int, met: bool) -> int:
             return sweep_bytes(self.shape, lengths, columns, rebuilt=rebuilt, lockstep=lockstep, met=met)
 
-        def searches(room: int, triplets: int = self.k + width // 2, many: int = count) -> int:
+        def searches(room: int, many: int, triplets: int = triplets) -> int:
             return many * searching_bytes(shape, dtype, width=width, room=room, triplets=triplets)
 
         # the first sweep with fewer rows than the next power of two below meets its products anew
         rows = sum(lengths) * width
         narrower = sweep(width, met=False) * (1 << (rows - 1).bit_length() - 1) // rows
-        rooms, growing = searches(last), 0
-        if last > FIRST_ROOM:
-            rooms = searches(last, many=grown) + searches(last // 2, many=count - grown)
-            growing = last // 2 * max(shape) * working_dtype(dtype).itemsize
-        results = (count - 1) * result_bytes(shape, dtype, self.k) + finishing_bytes(shape, dtype, self.k)
+        judging = judging_bytes(shape, dtype, width=width, triplets=triplets)
+        rooms = searches(last, grown) + searches(first, count - grown)
+        growing = first * max(shape) * working_dtype(dtype).itemsize if last > first else 0
         return max(
-            searches(FIRST_ROOM, triplets=width if self.k <= width else 0) + sweep(width, met=False),
-            searches(room_for(side - 2 * width)) + max(sweep(width, met=True), narrower),
-            rooms + max(int(_STILL_OPEN * sweep(width, met=True)), growing),
-            rooms + results,
+            searches(first, count, triplets=width if self.k <= width else 0) + sweep(width, met=False),
+            searches(first, count) + max(sweep(width, met=True), narrower, judging),
+            rooms + max(int(_STILL_OPEN * sweep(width, met=True)), growing, judging),
+            rooms - searches(last, 1) + finishing_bytes(shape, dtype, self.k, triplets),
         )
 
     def _alone(self, tokens: int, width: int) -> float:

@@ -64,8 +64,10 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
             f"{lanczos_seconds:.2f} s expected against {dense_seconds:.2f} s"
         )
     if fewer:
+        del dense
         choices = {"method": "lanczos", "block": options.width, **measured}
         return conclude(lockstep, Road("lanczos", why, choices), certify=certify)
+    del lockstep
     return decompose(dense, options, Road("dense", why, {"method": "dense", **measured}), certify=certify)
 
 

@@ -9,19 +9,22 @@ _PROJECTIONS = 4
 _MOSTLY_OUTSIDE = 0.5
 
 
+def next_room(room: int) -> int:
+    """Return the room of a store that was full: a quarter more, 16 at least. Vectors of a long prompt are large."""
+    return room + max(room // 4, 16)
+
+
 class RowStore:
-    """Row vectors appended block by block, kept in one tensor that doubles when full, up to ``most`` rows.
+    """Row vectors appended block by block, kept in one tensor that grows when full, up to ``most`` rows.
 
     More than ``most`` are taken where they come, and cost no more room than they need.
     """
 
     def __init__(
-        self, width: int, dtype: torch.dtype, device: torch.device, capacity: int = 32, most: int | None = None
+        self, width: int, dtype: torch.dtype, device: torch.device, room: int = 32, most: int | None = None
     ) -> None:
         self._most = most
-        self._storage = torch.empty(
-            capacity if most is None else min(capacity, most), width, dtype=dtype, device=device
-        )
+        self._storage = torch.empty(room if most is None else min(room, most), width, dtype=dtype, device=device)
         self.count = 0
 
     @property
@@ -33,8 +36,8 @@ class RowStore:
         """Append the rows of ``block``, ``(b, width)``."""
         needed = self.count + block.shape[0]
         if needed > self._storage.shape[0]:
-            doubled = 2 * self._storage.shape[0]
-            size = max(needed, doubled if self._most is None else min(doubled, self._most))
+            larger = next_room(self._storage.shape[0])
+            size = max(needed, larger if self._most is None else min(larger, self._most))
             grown = self._storage.new_empty(size, self._storage.shape[1])
             grown[: self.count] = self.rows
             self._storage = grown

@@ -84,9 +84,20 @@ class Certificate:
 
 
 def certify_triplets(
-    U: Tensor, S: Tensor, V: Tensor, AV: Tensor, AtU: Tensor, *, tol: float, floor: float, exact: bool = False
+    U: Tensor,
+    S: Tensor,
+    V: Tensor,
+    AV: Tensor,
+    AtU: Tensor,
+    *,
+    tol: float,
+    floor: float,
+    exact: bool = False,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Certificate]:
     """Measure triplets against products of the operator and state what they prove.
+
+    It is done in float64, one side after the other: vectors of a long prompt are large, and only residuals are held.
 
     Parameters
     ----------
@@ -98,6 +109,8 @@ def certify_triplets(
         What rounding of the operator alone can do, absolute.
     exact : bool
         The whole spectrum is known: values under the floor are zeros of the operator, and claimed as such.
+    scale : float
+        What the products are of: this times the operator.
 
     Returns
     -------
@@ -105,33 +118,45 @@ def certify_triplets(
         ρ_R and ρ_L, absolute.
     certificate : Certificate
     """
-    U, V, AV, AtU = (block.to(torch.float64) for block in (U, V, AV, AtU))
     sigma = S.to(torch.float64)
     # In units in which squares neither overflow nor vanish: a residual of zero must mean zero.
     unit = safe_scale(sigma)
-    sigma, AV, AtU, floor = sigma * unit, AV * unit, AtU * unit, floor * unit
+    sigma, floor = sigma * unit, floor * unit
     top = float(sigma.max()) if len(sigma) else 0.0
-    right, left = AV - U * sigma, AtU - V * sigma
+    vectors, products = _in_double(U, AV, scale, unit)
+    right_gram, right_defect = vectors.T @ products, _orthonormality(vectors)
+    right = products.sub_(vectors.mul_(sigma))
+    del vectors, products
+    vectors, products = _in_double(V, AtU, scale, unit)
+    left_gram, left_defect = products.T @ vectors, _orthonormality(vectors)
+    left = products.sub_(vectors.mul_(sigma))
+    del vectors, products
     residuals = torch.stack([right.norm(dim=0), left.norm(dim=0)], dim=1)
     worst = residuals.amax(dim=1)
     met = worst <= tol * sigma
     if exact:
         met |= (sigma <= floor) & (worst <= floor)
     relative = torch.where(sigma > floor, worst / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), worst / (top or 1.0))
-    adjoint = spectral_norm(U.T @ AV - AtU.T @ V)
+    adjoint = spectral_norm(right_gram - left_gram)
     certificate = Certificate(
         k=len(sigma),
         claimed=int(met.sum()),
         tol=tol,
         residual=float(relative[met].max()) if bool(met.any()) else 0.0,
-        e_k=max(spectral_norm(right[:, met]), spectral_norm(left[:, met])) / unit,
-        orthonormality=(_orthonormality(U), _orthonormality(V)),
+        e_k=max(spectral_norm(block if bool(met.all()) else block[:, met]) for block in (right, left)) / unit,
+        orthonormality=(right_defect, left_defect),
         adjoint_defect=adjoint / top if top > 0 else 0.0,
         floor=floor / unit,
         clusters=_clusters(sigma, worst, right, left, unit),
         sigma_1=top / unit,
     )
     return residuals / unit, certificate
+
+
+def _in_double(vectors: Tensor, products: Tensor, scale: float, unit: float) -> tuple[Tensor, Tensor]:
+    """Return copies in float64, the products in units of the operator times ``unit``."""
+    vectors, products = (block.to(torch.float64, copy=True) for block in (vectors, products))
+    return vectors, products.div_(scale).mul_(unit)
 
 
 def _orthonormality(block: Tensor) -> float:
@@ -147,7 +172,7 @@ def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor, unit: f
         else:
             groups[-1].append(index)
     return tuple(
-        Cluster(tuple(group), max(spectral_norm(right[:, group]), spectral_norm(left[:, group])) / unit)
+        Cluster(tuple(group), max(spectral_norm(block[:, group[0] : group[-1] + 1]) for block in (right, left)) / unit)
         for group in groups
         if len(group) > 1
     )

@@ -64,11 +64,12 @@ class Materialisation:
     Attributes
     ----------
     matrices : list of Tensor, each (d_out, d_in), in working precision
+        None before the first pass: one that is never made takes no memory.
     """
 
     def __init__(self, batch: CountingBatch) -> None:
         self.batch = batch
-        self.matrices = [torch.zeros(shape, dtype=batch.dtype, device=batch.device) for shape in batch.shapes]
+        self.matrices: list[Tensor] = []
         self._shared = len({d_out for d_out, _ in batch.shapes}) == 1
         self._chunks = self._plan()
 
@@ -85,6 +86,9 @@ class Materialisation:
 
     def advance(self) -> None:
         """Make one pass."""
+        if not self.matrices:
+            batch = self.batch
+            self.matrices = [torch.empty(shape, dtype=batch.dtype, device=batch.device) for shape in batch.shapes]
         group, start, stop = self._chunks.pop(0)
         d_out = self.batch.shapes[group[0]][0]
         rows = torch.zeros(stop - start, d_out, dtype=self.batch.dtype, device=self.batch.device)
@@ -103,29 +107,47 @@ class Materialisation:
         vector, or the first row of the matrix, comes out differently once more, it is the operator that changes.
         """
         generator = torch.Generator().manual_seed(seed)
-        blocks = []
-        for index, matrix in enumerate(self.matrices):
-            if index not in self.batch.nonfinite:
+        found: dict[int, Status] = {}
+        for turn in self._turns():
+            blocks = []
+            for index in turn:
+                matrix = self.matrices[index]
                 row = torch.randn(1, matrix.shape[1], generator=generator, dtype=torch.float64)
                 blocks.append((index, (row / row.norm()).to(matrix)))
-        if not blocks:
-            return {}
-        found = {}
-        products = self.batch.apply(Direction.FORWARD, blocks)
-        for (index, row), product in zip(blocks, products, strict=True):
-            if index in self.batch.nonfinite:
-                continue
-            scale = safe_scale(self.matrices[index])
-            matrix, ahead = self.matrices[index] * scale, product * scale
-            length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
-            bound = adjoint_bound(epsilon(self.batch.operator_dtype), max(matrix.shape))
-            if float((ahead - row @ matrix.T).norm()) > bound * length:
-                unit = torch.eye(1, matrix.shape[0], dtype=row.dtype, device=row.device)
-                same = self.batch.repeats(Direction.FORWARD, index, row, ahead, scale) and self.batch.repeats(
-                    Direction.TRANSPOSED, index, unit, matrix[:1], scale
-                )
-                found[index] = Status.NOT_ADJOINT if same else Status.NOT_DETERMINISTIC
+            for (index, row), product in zip(blocks, self.batch.apply(Direction.FORWARD, blocks), strict=True):
+                if index not in self.batch.nonfinite and self._contradicts(index, row, product):
+                    found[index] = self._why(index, row, product)
         return found
+
+    def _contradicts(self, index: int, row: Tensor, product: Tensor) -> bool:
+        """Whether the product of a row is not that with the matrix, up to rounding."""
+        scale = safe_scale(self.matrices[index])
+        matrix, ahead = self.matrices[index] * scale, product * scale
+        length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
+        bound = adjoint_bound(epsilon(self.batch.operator_dtype), max(matrix.shape))
+        return float((ahead - row @ matrix.T).norm()) > bound * length
+
+    def _why(self, index: int, row: Tensor, product: Tensor) -> Status:
+        matrix = self.matrices[index]
+        scale = safe_scale(matrix)
+        unit = torch.eye(1, matrix.shape[0], dtype=row.dtype, device=row.device)
+        same = self.batch.repeats(Direction.FORWARD, index, row, product * scale, scale) and self.batch.repeats(
+            Direction.TRANSPOSED, index, unit, matrix[:1] * scale, scale
+        )
+        return Status.NOT_ADJOINT if same else Status.NOT_DETERMINISTIC
+
+    def _turns(self) -> list[list[int]]:
+        """Return the operators in groups: a column of each is about as many rows as a chunk has, of one at least."""
+        turns: list[list[int]] = []
+        rows = 0.0
+        for index in range(len(self.matrices)):
+            if index not in self.batch.nonfinite:
+                rows += self.batch.costs[index]
+                if not turns or rows > _CHUNK_ROWS:
+                    turns.append([])
+                    rows = self.batch.costs[index]
+                turns[-1].append(index)
+        return turns
 
     def _plan(self) -> list[tuple[list[int], int, int]]:
         count = len(self.batch)

@@ -53,14 +53,12 @@ class Factorisation:
     """
 
     def __init__(
-        self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, most: int | None = None
+        self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, room: int = 32, most: int | None = None
     ) -> None:
         d_out, d_in = shape
         self.shape = shape
-        self.V = RowStore(d_in, dtype, device, most=most)
-        self.AV = RowStore(d_out, dtype, device, most=most)
-        self.U = RowStore(d_out, dtype, device, most=most)
-        self.AtU = RowStore(d_in, dtype, device, most=most)
+        self.V, self.AtU = (RowStore(d_in, dtype, device, room, most) for _ in range(2))
+        self.U, self.AV = (RowStore(d_out, dtype, device, room, most) for _ in range(2))
         self._projected = np.zeros((32, 32))
 
     @property

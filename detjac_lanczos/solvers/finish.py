@@ -72,28 +72,25 @@ def finish(
     shape = batch.shapes[index]
     if found is None:
         return _nothing_found(batch, index, status, road, options, work, shape)
-    doubles = [
-        block.to(torch.float64).T for block in (found.left, found.right, found.right_products, found.left_products)
-    ]
-    left, right, right_products, left_products = doubles
     sigma = (found.values.to(torch.float64) / found.scale).to(batch.dtype)
     floor = noise_floor(epsilon(batch.operator_dtype), found.first / found.scale, work.passes)
     residuals, certificate = certify_triplets(
-        left,
+        found.left.T,
         sigma,
-        right,
-        right_products / found.scale,
-        left_products / found.scale,
+        found.right.T,
+        found.right_products.T,
+        found.left_products.T,
         tol=options.tol,
         floor=floor,
         exact=status is Status.BREAKDOWN_EXACT,
+        scale=found.scale,
     )
     if status.successful and certificate.claimed < len(sigma):
         status = Status.NOISE_FLOOR
     return SVDResult(
-        U=left.to(batch.dtype),
+        U=found.left.to(batch.dtype, copy=True).T,
         S=sigma,
-        V=right.to(batch.dtype),
+        V=found.right.to(batch.dtype, copy=True).T,
         residuals=residuals,
         certificate=replace(certificate, completeness=None if completed is None else completed.claim)
         if certify

@@ -26,21 +26,24 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
         widths = {"block": lockstep.width, "first_block": lockstep.options.width}
         road = replace(road, why=road.why + lockstep.why, choices=road.choices | widths)
     claims = [None] * len(searches) if lockstep.options.delta is None else complete(lockstep)
-    for index, (search, completed) in enumerate(zip(searches, claims, strict=True)):
+    for index, completed in enumerate(claims):
+        search = searches.pop(0)
         assert search.status is not None
+        found, status, probed, energy = _found(search), search.status, search.probed, search.goal.energy
+        del search  # its bases make room for the result
         results.append(
             finish(
                 lockstep.batch,
                 index,
-                _found(search),
-                search.status,
+                found,
+                status,
                 road,
                 lockstep.options,
                 seconds=lockstep.ended[index],
                 certify=certify,
                 completed=completed,
-                probed=search.probed,
-                energy=search.goal.energy,
+                probed=probed,
+                energy=energy,
             )
         )
     return results

@@ -6,18 +6,16 @@ import numpy as np
 import torch
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers.basis import next_room
 from detjac_lanczos.solvers.rounding import working_dtype
 from detjac_lanczos.solvers.search import RESERVED_BLOCKS, SPARE_VECTORS
 
-FIRST_ROOM = 32
-"""Vectors that each basis, and each store of products, has room for from the start; the room doubles."""
 
-
-def room_for(vectors: float) -> int:
-    """Return the room of a basis that has grown to so many vectors."""
-    room = FIRST_ROOM
+def room_for(vectors: float, first: int) -> int:
+    """Return the room of a basis that has grown to so many vectors from the first room."""
+    room = first
     while room < vectors:
-        room *= 2
+        room = next_room(room)
     return room
 
 
@@ -42,12 +40,22 @@ def searching_bytes(shape: tuple[int, int], dtype: torch.dtype, *, width: int, r
     return stored * pair * item + width * max(shape) * (item + sent)
 
 
-def finishing_bytes(shape: tuple[int, int], dtype: torch.dtype, k: int) -> int:
-    """Return the bytes that a result is made in: triplets with products, these scaled, and residuals, in float64.
+def judging_bytes(shape: tuple[int, int], dtype: torch.dtype, *, width: int, triplets: int) -> int:
+    """Return the bytes that choosing the next block of one search takes: weighted residuals, and what QR makes of them.
 
-    As `finish` does.
+    As `Search.prepare` does.
     """
-    return 8 * k * (4 * sum(shape) + 2 * max(shape)) + result_bytes(shape, dtype, k)
+    return (3 * triplets + 2 * width) * max(shape) * working_dtype(dtype).itemsize
+
+
+def finishing_bytes(shape: tuple[int, int], dtype: torch.dtype, k: int, triplets: int) -> int:
+    """Return the bytes that a result is made in, once its search is gone: triplets, and residuals in float64.
+
+    As `finish` does: one side at a time, its vectors and products; then both residuals, one of them once more for its
+    norm; a few matrices of k × k. The vectors of the result come last.
+    """
+    found = 2 * triplets * sum(shape) * working_dtype(dtype).itemsize
+    return found + max(8 * k * (sum(shape) + max(shape) + 8 * k), result_bytes(shape, dtype, k))
 
 
 def result_bytes(shape: tuple[int, int], dtype: torch.dtype, k: int) -> int:

@@ -26,6 +26,7 @@ from detjac_lanczos.solvers.rounding import (
     safe_scale,
     working_dtype,
 )
+from detjac_lanczos.solvers.width import expected_room
 
 RESERVED_BLOCKS = copies.PASSES // 2 + 1
 """Blocks of a side that may follow one another without a restart: those of a probe, and the one before it."""
@@ -74,11 +75,18 @@ class Search:
         self.shape = shape
         self.eps = epsilon(operator_dtype)
         self.dtype = working_dtype(operator_dtype)
-        self.state = Factorisation(shape, self.dtype, device, most=options.capacity)
+        self.state = Factorisation(
+            shape,
+            self.dtype,
+            device,
+            room=expected_room(options.k, options.tol, options.width, shape),
+            most=options.capacity,
+        )
         self.generator = torch.Generator().manual_seed(options.seed)
         self.block: Tensor | None = None
         self.status: Status | None = None
         self.triplets: RitzTriplets | None = None
+        self._ritz: RitzTriplets | None = None
         self.scale = 1.0
         self.passes = 0
         self.products = 0
@@ -258,7 +266,7 @@ class Search:
 
     def _open_directions(self, direction: Direction) -> tuple[Tensor, np.ndarray]:
         """Return orthonormal directions of the residuals of open triplets, and which triplets are open on any side."""
-        assert self.triplets is not None
+        assert self.triplets is not None and self._ritz is not None
         values, count = self._ritz.values, len(self.triplets.values)
         least = np.where(values > self.floor, deflation_threshold(self.eps, self._largest), self.floor)
         allowed = np.maximum(np.maximum(self.goal.tolerated(values), least), np.finfo(np.float64).tiny)
@@ -270,6 +278,7 @@ class Search:
         return dominant_rows(like(weights, residuals)[:, None] * residuals, self.width, 1.0)[0], wanted
 
     def _judge(self) -> None:
+        self.triplets = self._ritz = None  # the new ones take their place
         self._ritz = self.state.ritz(self.goal.wanted + self.width // 2)
         self.triplets = self._ritz.head(self.goal.wanted)
         self._largest = max(self._largest, float(self.triplets.values[0]))

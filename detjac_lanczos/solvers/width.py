@@ -22,6 +22,14 @@ def expected_columns(k: int, tol: float, width: int, shape: tuple[int, int]) -> 
     return float(min(columns, sum(shape)))
 
 
+def expected_room(k: int, tol: float, width: int, shape: tuple[int, int]) -> int:
+    """Return the vectors that each basis of a search has room for from the start: few searches outgrow it.
+
+    What is expected and three blocks more: 7 of 120 searches on SmolLM2 (k = 4 and 8, width 4) went further.
+    """
+    return math.ceil(expected_columns(k, tol, width, shape) / 2) + 3 * width
+
+
 def expected_passes(columns: float, width: int) -> float:
     """Return the passes of a search of so many columns: blocks shrink at its end, which takes about three more."""
     return columns / width + _MORE_PASSES

@@ -74,7 +74,7 @@ def test_row_sweeps_are_what_the_operators_cost() -> None:
     network = detach(load_model(model), input_ids=tiny_models.prompt_ids(9)[0])
     tokens, joint = network.jacobians(), network.jacobian("joint")
     columns = found.every_token.row_sweeps / sum(map(tokens.cost, range(9)))
-    assert found.joint.row_sweeps == pytest.approx(1.4 * columns * joint.cost())
+    assert found.joint.row_sweeps == pytest.approx(1.35 * columns * joint.cost())
     assert (found.joint.rows, found.every_token.rows) == (9 * 3, 45 * 3)
 
 
