@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from detjac_kernels import mix, mix_transposed
+from detjac_kernels import epilogue, mix, mix_transposed
+from detjac_lanczos.frozen.layout import columns_in_common
 from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.frozen.rebuilt import RebuiltMixing, RebuiltRows
 from detjac_lanczos.models.offloaded import OffloadedModule
@@ -85,6 +86,17 @@ class Gate:
         # an offloaded factor gives its rows where it lies
         return self.g.index_select(0, positions.to(self.g.device)).to(positions.device)
 
+    def multiply_(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Multiply rows (R, f) in place.
+
+        On the CPU the columns of a position share one row of the factor, which stays in cache.
+        """
+        width = columns_in_common(positions) if x.device.type == "cpu" and len(x) else 1
+        if width == 1:
+            return x.mul_(self.rows(positions))
+        x.unflatten(0, (-1, width)).mul_(self.rows(positions[::width])[:, None])
+        return x
+
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, f) to (R, f)."""
         return (x * self.rows(positions)).to(x.dtype)
@@ -113,6 +125,9 @@ class Linear:
     def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
         """(R, d) to (R, f), plus ``add`` (R, f)."""
         product = self.weight.apply_transposed if self.transposed else self.weight.apply
+        if self.gate is not None and x.device.type == "cpu":
+            out = self.gate.multiply_(product(x, scale=self.scale), positions)
+            return epilogue(out, None, self.out_scale, add)
         gate = None if self.gate is None else self.gate.rows(positions)
         return product(x, scale=self.scale, gate=gate, out_scale=self.out_scale, add=add)
 
@@ -211,8 +226,8 @@ class Nested(ABC):
         """Return a factor per position (N,) as the chain ``index`` counts positions."""
 
     @abstractmethod
-    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
-        """(R, d) to (R, f)."""
+    def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
+        """(R, d) to (R, f), plus ``add`` (R, f)."""
 
     def transpose(self) -> Self:
         """Return the same map of the transposed chains."""
@@ -233,9 +248,14 @@ class Sum(Nested):
         """Return the factor itself: every chain sees every position."""
         return r
 
-    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
-        """(R, d) to (R, f)."""
-        return reduce(torch.add, (apply_rowwise(chain, x, positions) for chain in self.chains))
+    def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
+        """(R, d) to (R, f), plus ``add`` (R, f)."""
+        first, *others = self.chains
+        return reduce(
+            lambda total, chain: apply_rowwise(chain, x, positions, total),
+            others,
+            apply_rowwise(first, x, positions, add),
+        )
 
 
 Map = RowScale | ColumnScale | Center | Gate | Linear | Bias | Mix | Nested
@@ -275,13 +295,16 @@ def sources_of(chain: Sequence[Map]) -> Iterator[OffloadedModule]:
             yield source
 
 
-def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:
-    """Run a chain without mixing on rows: (R, d) to (R, f)."""
-    for step in chain:
+def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
+    """Run a chain without mixing on rows: (R, d) to (R, f), plus ``add`` (R, f), which rides on a last GEMM."""
+    last = len(chain) - 1
+    for index, step in enumerate(chain):
         if isinstance(step, Mix):
             raise ValueError("a mixing needs the segments of its rows; this chain acts on each row alone")
+        if index == last and isinstance(step, Linear | Nested):
+            return step.apply(x, positions, add)
         x = step.apply(x, positions)
-    return x
+    return x if add is None else x + add
 
 
 def apply_from_afar(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ from itertools import groupby
 
 from torch import Tensor
 
+from detjac_kernels import keep_freed_memory
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
 from detjac_lanczos.frozen.mapped import expect, let_go
-from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, Stage, sources_of, transpose
+from detjac_lanczos.frozen.maps import Bias, Map, Mix, Nested, Stage, apply_rowwise, sources_of, transpose
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
 from detjac_lanczos.models.offloaded import OffloadedModule
 from detjac_lanczos.models.streaming import in_turn
@@ -125,6 +126,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     Tensor, shape (Σ widths, d_out)
     """
     require_exact_products(rows.dtype, rows.device)
+    keep_freed_memory()
     if len(rows) == layout.rows:
         x = rows
     else:
@@ -171,6 +173,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     Tensor, shape (Σ source rows, d_in), in the order of ``layout.source``
     """
     require_exact_products(rows.dtype, rows.device)
+    keep_freed_memory()
     y = rows
     for index in _stages_in_turn(program, backwards=True):
         stage, chains = program.stages[index], program.transposed_chains[index]
@@ -245,13 +248,8 @@ def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing
 def _run_at_once(
     chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing: Mixing, add: Tensor | None
 ) -> Tensor:
-    last = len(chain) - 1
     for index, step in enumerate(chain):
         if isinstance(step, Mix):
-            x = step.apply(x, mixing)
-            positions = out
-        elif isinstance(step, Linear) and index == last:
-            return step.apply(x, positions, add)
-        else:
-            x = step.apply(x, positions)
-    return x if add is None else x + add
+            mixed = step.apply(apply_rowwise(chain[:index], x, positions), mixing)
+            return apply_rowwise(chain[index + 1 :], mixed, out, add)
+    return apply_rowwise(chain, x, positions, add)

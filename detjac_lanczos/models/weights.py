@@ -170,11 +170,8 @@ class PerHeadWeight(UnfusedWeight):
 
     def product_transposed(self, y: Tensor) -> Tensor:
         """Return ``y W``: (R, heads · rows) to (R, d)."""
-        parts = y.chunk(len(self.parameter), dim=1)
-        total = linear_transposed(parts[0], self.parameter[0])
-        for part, head in zip(parts[1:], self.parameter[1:], strict=True):
-            torch.addmm(total, part, head, out=total)
-        return total
+        by_head = y.unflatten(1, self.parameter.shape[:2]).transpose(0, 1)
+        return torch.addbmm(y.new_zeros(len(y), self.shape[1]), by_head, self.parameter, beta=0)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as a plain matrix (f, d)."""

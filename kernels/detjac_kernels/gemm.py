@@ -56,8 +56,11 @@ def _fused(
 ) -> Tensor:
     if scale is not None:
         x = (x * scale).to(x.dtype)
-    out = x.new_zeros(0, weight.shape[0]) if x.shape[0] == 0 else roads.product(x, weight)
-    return epilogue(out, gate, out_scale, add)
+    if x.shape[0] == 0:
+        return epilogue(x.new_zeros(0, weight.shape[0]), gate, out_scale, add)
+    if gate is None and out_scale is None and add is not None and add.dtype is x.dtype:
+        return roads.product(x, weight, add)
+    return epilogue(roads.product(x, weight), gate, out_scale, add)
 
 
 def epilogue(out: Tensor, gate: Tensor | None, out_scale: Tensor | None, add: Tensor | None) -> Tensor:

@@ -37,15 +37,15 @@ def replay(recorded: Mapping[str, str]) -> None:
         _table.update({shape: road for shape, road in recorded.items() if road in _ROADS})
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x weightᵀ``, a tensor of its own: (R, d) and (f, d), possibly a transposed view, to (R, f)."""
+def product(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+    """Return ``x weightᵀ + add``, a tensor of its own: (R, d) and (f, d), possibly a transposed view, to (R, f)."""
     if x.dtype is not torch.float32 or x.device.type != "cpu" or _has_gaps(weight) or not _onednn_available():
-        return _default(x, weight)
+        return _default(x, weight, add)
     key = _shape_class(x, weight)
     road = _table.get(key)
     if road is None:
         road = _measure(key, x, weight)
-    return _ROADS[road](x, weight)
+    return _ROADS[road](x, weight, add)
 
 
 def _has_gaps(weight: Tensor) -> bool:
@@ -59,15 +59,16 @@ def _shape_class(x: Tensor, weight: Tensor) -> str:
     return f"f32 {direction} {rows}x{weight.shape[1]}->{weight.shape[0]}"
 
 
-def _default(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.mm(x, weight.t())
+def _default(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+    return torch.mm(x, weight.t()) if add is None else torch.addmm(add, x, weight.t())
 
 
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+def _onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+    return out if add is None else out.add_(add)
 
 
-_ROADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"default": _default, "onednn": _onednn}
+_ROADS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"default": _default, "onednn": _onednn}
 
 
 @cache
@@ -94,7 +95,7 @@ def _measure(key: str, x: Tensor, weight: Tensor) -> str:
         for _ in range(_REPEATS if agrees else 0):
             for road in best:
                 start = time.perf_counter()
-                _ROADS[road](x, weight)
+                _ROADS[road](x, weight, None)
                 best[road] = min(best[road], time.perf_counter() - start)
         _table[key] = "onednn" if best["onednn"] < best["default"] else "default"
         return _table[key]

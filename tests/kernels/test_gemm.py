@@ -70,9 +70,13 @@ def test_the_roads_agree(rows: int, backwards: bool) -> None:
     exact = x.double() @ weight.double().T
     # A sum of d products with independent roundings of half an ε each.
     bar = 0.5 * EPS[torch.float32] * x.shape[1] ** 0.5
+    add = draw(generator, *exact.shape).float()
+    before = add.clone()
     for road in roads._ROADS.values():
-        found = road(x, weight)
+        found, added = road(x, weight), road(x, weight, add)
         assert (found.double() - exact).norm() <= bar * exact.norm()
+        assert (added.double() - (exact + add)).norm() <= bar * exact.norm()
+        assert torch.equal(add, before)
 
 
 @pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
