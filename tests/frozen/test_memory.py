@@ -13,7 +13,7 @@ from detjac_kernels import roads
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen import attention, mapped
 from detjac_lanczos.frozen.attention import first_visible
-from detjac_lanczos.models import load_model
+from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, detach, head, layer, mlp
 from detjac_lanczos.operators import attention as attention_of
 from tests import tiny_models
@@ -157,11 +157,11 @@ def test_an_undeclared_model_takes_no_budget() -> None:
         _ = detach((model, None), input_ids=[1, 2, 3]).plan
 
 
-@pytest.mark.parametrize(("tokens", "share"), [(64, 0.0), (64, 0.3), (64, 1.0), (200, 0.3)])
+@pytest.mark.parametrize(("tokens", "share"), [(64, 0.0), (64, 1.0), (200, 0.3)])
 def test_the_peak_is_predicted_within_a_tenth_and_never_below(
-    tokens: int, share: float, monkeypatch: pytest.MonkeyPatch
+    smollm2: LoadedModel, tokens: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = load_model("smollm2")
+    loaded = smollm2
     ids = torch.randint(0, 40000, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     shape = detach(loaded, input_ids=ids[:2]).plan.shape
     least = shape.streams([tokens]) + shape.rest([tokens])

@@ -85,7 +85,7 @@ GATED = ("StableLM", "OLMo", "GLM", "Gemma")
 
 @pytest.mark.parametrize(
     ("name", "freeze"),
-    [*((name, "gate") for name in UNDECLARED), *((name, freeze) for name in GATED for freeze in ("up", "half"))],
+    [*((name, "gate") for name in UNDECLARED), *((name, "half") for name in GATED), ("StableLM", "up")],
 )
 def test_jacobians_agree_with_reverse_mode_through_detached_modules(name: str, freeze: str) -> None:
     model, ids, network = case(name, freeze)
