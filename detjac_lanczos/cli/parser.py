@@ -89,7 +89,7 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     methods = ("auto", "lanczos", "randomized", "dense", "shared_basis")
     shared = "shared_basis surveys a long prompt: estimates from shared rows (default: %(default)s)"
     add("--method", choices=methods, default="auto", help=shared)
-    polished = "of a survey, certify the flagged tokens, or so many, the worst first (default: %(default)s)"
+    polished = "of a survey, certify the flagged (σ_1 may be 5 %% off) or the N worst (default: %(default)s)"
     add("--polish", type=words.polish, default="none", metavar="none|flagged|N", help=polished)
     add("--seed", type=words.seed, default=0, help="(default: 0)")
     add("--block", type=words.count, help="width of the Lanczos blocks (default: the solver's choice)")

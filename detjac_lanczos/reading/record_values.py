@@ -34,6 +34,12 @@ def surveyed(record: Record) -> bool:
     return any(token.get("survey") for token in record["tokens"])
 
 
+def chance_of(survey: Record) -> str:
+    """Return the probability of a survey's upper bounds in words; earlier versions gave it for each token alone."""
+    together = f"all {survey['operators']} tokens at once" if survey.get("operators") else "each token"
+    return f"probability {survey['confidence']:g} for {together}"
+
+
 def needs_advice(token: Record) -> bool:
     """Whether a token stopped short of its triplets, or of a claim of completeness."""
     claim = (token["certificate"] or {}).get("completeness")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detjac_lanczos.reading.record_values import ESTIMATE, Record, percent, significant, singular_values
+from detjac_lanczos.reading.record_values import ESTIMATE, Record, chance_of, percent, significant, singular_values
 from detjac_lanczos.reading.visible import columns, fit, joined, visible
 
 _TOKEN = 13
@@ -40,10 +40,9 @@ def survey_summary(tokens: list[Record]) -> list[str]:
         return [counted]
     flags = sum(survey["flagged"] for survey in surveyed)
     left = sum(survey["flagged"] for survey in estimated)
-    chance = f"{surveyed[0]['confidence']:g}"
     return [
-        f"{counted}; {flags} flagged (σ1 may be 5 % larger), {left} of them left",
-        f"at most: with probability {chance} for each token · missed: share of ‖J‖² outside the basis",
+        f"{counted}; {flags} flagged (σ1 may be 5 % off), {left} of them left",
+        f"at most: with {chance_of(surveyed[0])}; missed: share of ‖J‖² outside",
     ]
 
 

@@ -82,8 +82,8 @@ def analyze(
         "shared_basis" surveys a long prompt: estimates for every token, in a third of the rows of dense, and no
         certificate but those of the tokens that are polished.
     polish : "flagged" or int, optional
-        Tokens of a survey to bring to the certificate: those whose σ_1 it may have missed by more than 5 %, or so many,
-        the worst first.
+        Tokens of a survey to bring to the certificate: those whose σ_1 it may have estimated wrong by more than 5 %, or
+        so many, the worst first.
     seed : int
         Seeds the start of the search and the probes of the stable rank.
     block : int, optional

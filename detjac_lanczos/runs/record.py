@@ -140,7 +140,7 @@ def certificate_record(certificate: Certificate) -> dict[str, Any]:
 
 def survey_record(missed: Missed) -> dict[str, Any]:
     """Return what a survey estimated of one token as plain data."""
-    names = ("values", "residuals", "sigma_1", "confidence", "share", "frobenius", "probes", "flagged")
+    names = ("values", "residuals", "sigma_1", "confidence", "operators", "share", "frobenius", "probes", "flagged")
     plain: dict[str, Any] = as_plain({name: getattr(missed, name) for name in names})
     return plain
 

@@ -96,6 +96,7 @@ _SURVEY = {
     "residuals": [float],
     "sigma_1": Pair(float),
     "confidence": float,
+    "operators": Later(int),
     "share": float,
     "frobenius": float,
     "probes": int,

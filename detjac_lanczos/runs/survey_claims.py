@@ -14,9 +14,9 @@ from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.record import survey_record
 from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.solvers import Missed, SVDResult
-from detjac_lanczos.solvers.missed import is_flagged
+from detjac_lanczos.solvers.missed import FLAG_LEVEL, largest_error
 from detjac_lanczos.solvers.rounding import SAFETY, adjoint_bound, epsilon, working_dtype
-from detjac_lanczos.solvers.shared_basis import estimate_again
+from detjac_lanczos.solvers.shared_basis import MOST_PROBES, estimate_again
 
 
 def survey_claims(
@@ -34,8 +34,17 @@ def survey_claims(
     if not surveyed:
         return [], {}
     basis, options = run.vectors["survey.basis"], run.record["options"]
+    written = tokens[surveyed[0]].record["survey"]["probes"]
     part = JacobianBatch([batch.operators[index] for index in surveyed])
-    fresh = estimate_again(part, basis, [tokens[i].U for i in surveyed], k=options["k"], seed=options["seed"])
+    fresh = estimate_again(
+        part,
+        basis,
+        [tokens[i].U for i in surveyed],
+        k=options["k"],
+        seed=options["seed"],
+        probes=min(max(written, 1), MOST_PROBES),
+        operators=len(run.tokens),
+    )
     claims: list[Claim] = []
     estimates = {}
     for index, (result, pulled) in zip(surveyed, fresh, strict=True):
@@ -61,8 +70,8 @@ def _claims(batch: JacobianBatch, token: TokenResult, fresh: SVDResult, pulled: 
     product = adjoint_bound(epsilon(batch.dtype), max(batch.shapes[0])) * missed.sigma_1[1]
     allowed = product * math.sqrt(missed.probes)
     yield Claim(f"difference in the estimates of {token.name}", 0.0, _apart(written, missed), allowed)
-    wrong = written["flagged"] != is_flagged(*written["sigma_1"])
-    wrong |= any(written[name] != getattr(missed, name) for name in ("probes", "confidence"))
+    wrong = written["flagged"] != (largest_error(written["values"][0], *written["sigma_1"]) > FLAG_LEVEL)
+    wrong |= any(written.get(name) != getattr(missed, name) for name in ("probes", "confidence", "operators"))
     yield Claim(f"contradictions in the survey of {token.name}", 0.0, float(wrong), 0.0)
     if not token.estimated:
         return

@@ -10,20 +10,14 @@ from detjac_lanczos.solvers.svd import svd_batch
 
 
 def flagged(results: Sequence[SVDResult]) -> list[int]:
-    """Return the operators whose σ_1 a survey may have missed by more than 5 %; see :class:`Missed`."""
+    """Return the operators whose σ_1 a survey may have estimated wrong by more than 5 %; see :class:`Missed`."""
     return [index for index, result in enumerate(results) if result.missed is not None and result.missed.flagged]
 
 
 def worst(results: Sequence[SVDResult], count: int) -> list[int]:
-    """Return the ``count`` operators of which a survey may have missed the largest part of σ_1, worst first."""
-    known = [index for index, result in enumerate(results) if result.missed is not None]
-    return sorted(known, key=lambda index: _certain(results[index]))[:count]
-
-
-def _certain(result: SVDResult) -> float:
-    """Return the least share of σ_1 that was found."""
-    low, high = (0.0, 1.0) if result.missed is None else result.missed.sigma_1
-    return low / high if high > 0.0 else 1.0
+    """Return the ``count`` operators whose σ_1 a survey may have estimated worst, the worst first."""
+    doubts = {index: result.missed.doubt for index, result in enumerate(results) if result.missed is not None}
+    return sorted(doubts, key=doubts.__getitem__, reverse=True)[:count]
 
 
 def polish(

@@ -72,9 +72,9 @@ class Survey:
         while self.basis.shape[0] < self.size and self.sound and self.fault is None and self._grow():
             self.report(finished=0)
 
-    def outside(self, rows: Tensor) -> list[Tensor]:
-        """Apply every transpose to what rows ``(p, d_out)`` have outside the basis: ``(p, d_in)`` each, scaled."""
-        products = self._pulled(project_out(rows, self.basis))
+    def pulled(self, rows: Tensor) -> list[Tensor]:
+        """Apply every transpose to rows ``(r, d_out)``: ``(r, d_in)`` each, scaled."""
+        products = self._pulled(rows)
         return [product * scale for product, scale in zip(products, self.scales, strict=True)]
 
     def report(self, *, finished: int) -> None:

@@ -8,7 +8,7 @@ from statistics import median
 from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, text, token_text
 from detjac_lanczos.reading.page.survey_chart import intervals
 from detjac_lanczos.reading.page.token_card import anchor, token_card
-from detjac_lanczos.reading.record_values import ESTIMATE, Record, percent, significant, singular_values
+from detjac_lanczos.reading.record_values import ESTIMATE, Record, chance_of, percent, significant, singular_values
 
 _WIDE, _NARROW = 1152.0, 360.0
 
@@ -44,12 +44,11 @@ def survey_sections(tokens: Sequence[Record], span: tuple[float, float]) -> str:
 def _overview(tokens: Sequence[Record]) -> str:
     if not tokens:
         return "<p>Nothing could be estimated.</p>"
-    chance = f"{tokens[0]['survey']['confidence']:g}"
     caption = (
         "σ₁ of every token's Jacobian. A bar runs from what was found, which σ₁ is at least, to what it is at most "
-        f"with probability {chance} for each token. "
+        f"with {chance_of(tokens[0]['survey'])}. "
         '<span class="mark estimate">●</span> Estimates; <span class="mark flagged">◆</span> flagged ones, which may '
-        'lack 5 % or more; <span class="mark polished">■</span> polished ones, whose σ₁ is certified.'
+        'be off by more than 5 %; <span class="mark polished">■</span> polished ones, whose σ₁ is certified.'
     )
     summary = f"σ₁ of {len(tokens)} tokens with its interval, on a log scale; the table below has the numbers"
     charts = "".join(intervals([_mark(token) for token in tokens], summary, width) for width in (_WIDE, _NARROW))
