@@ -79,7 +79,9 @@ class Certificate:
     @property
     def line(self) -> str:
         """What is claimed, in one line."""
-        triplets = f"TRIPLETS {self.claimed}/{self.k}, residual ≤ {rounded_up(self.residual)}"
+        triplets = f"TRIPLETS {self.claimed}/{self.k}"
+        if self.claimed:
+            triplets += f", residual ≤ {rounded_up(self.residual)}"
         return triplets if self.completeness is None else f"{triplets} · {self.completeness.line}"
 
 

@@ -237,6 +237,11 @@ class CountingBatch:
             raise OperatorError(f"{where}: the product has shape {tuple(product.shape)} instead of {expected}")
         if not product.dtype.is_floating_point:
             raise OperatorError(f"{where}: the product is {product.dtype}, a real floating point type is needed")
+        if epsilon(product.dtype) > epsilon(self.operator_dtype):
+            raise OperatorError(
+                f"{where}: the product is {product.dtype}, coarser than the {self.operator_dtype} that the operator "
+                "declares: give it the dtype that it computes in"
+            )
         if product.device.type != self.device.type:
             raise OperatorError(f"{where}: the product is on {product.device} and the operator on {self.device}")
         if index not in self.nonfinite and not bool(torch.isfinite(product).all()):

@@ -101,6 +101,8 @@ class MatrixOperator:
         if matrix.ndim != 2:
             raise InputError(f"a matrix has two axes, this tensor has {matrix.ndim}: pass one of shape (d_out, d_in)")
         require_real(matrix.dtype)
+        if matrix.is_meta:
+            raise InputError("a tensor on the meta device has no numbers: load it on a real one")
         # Of the sparse layouts, COO alone multiplies both ways, and blocks of any strides.
         self.matrix = matrix.detach() if matrix.layout is torch.strided else matrix.detach().to_sparse_coo()
         self.shape = (matrix.shape[0], matrix.shape[1])
@@ -122,6 +124,9 @@ class ScipyOperator:
     def __init__(self, operator: Any) -> None:
         from scipy.sparse.linalg import aslinearoperator
 
+        axes = getattr(operator, "ndim", 2)
+        if axes != 2:
+            raise InputError(f"a matrix has two axes, this array has {axes}: pass one of shape (d_out, d_in)")
         self.operator = aslinearoperator(operator)
         self.shape = (int(self.operator.shape[0]), int(self.operator.shape[1]))
         dtype = np.dtype(self.operator.dtype) if self.operator.dtype is not None else np.dtype(np.float64)

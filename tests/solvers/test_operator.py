@@ -76,6 +76,9 @@ def test_the_inherited_case_fails_for_another_matrix() -> None:
         (torch.zeros(3, 3, dtype=torch.int64), "floating point"),
         (torch.zeros(3, 3, dtype=torch.float8_e4m3fn), "16 bits"),
         (torch.zeros(3), "two axes"),
+        (np.zeros(3), "two axes, this array has 1"),
+        (np.zeros((2, 2, 2)), "two axes, this array has 3"),
+        (torch.zeros(3, 3, device="meta"), "no numbers"),
         ("a matrix", "no linear operator"),
     ],
 )
@@ -101,6 +104,14 @@ def test_svd_takes_one_operator_that_has_values() -> None:
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_sparse_and_unusual_matrices_are_taken(A: object, method: str) -> None:
     torch.testing.assert_close(svd(A, 2, tol=1e-9, method=method).S, torch.linalg.svdvals(DENSE)[:2])
+
+
+def test_products_coarser_than_declared_are_named() -> None:
+    """Declared as float64, their rounding would look like a wrong transpose."""
+    with pytest.raises(
+        OperatorError, match=r"torch.float32, coarser than the torch.float64 that the operator declares"
+    ):
+        svd(_spoiled(lambda product: product.float()), 2)
 
 
 def test_an_operator_that_reuses_its_output_passes() -> None:
