@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,9 +26,10 @@ class Figures:
         the difference, and its largest entry, each relative to that of J.
     token_norm, token_entry : float
         The same of single tokens' Jacobians.
-    token_truth, reverse_truth : float
+    token_truth, reverse_truth, swept_truth : float
         Of single tokens' Jacobians in float32, the worse of both errors against reverse mode of the same weights in
-        float64: of ours, and of reverse mode in float32 itself.
+        float64: of ours, of reverse mode in float32 itself, and of our float32 sweeps of frozen factors that a float64
+        pass gave, rounded.
     pinned : float
         ‖J δ − (f(x + δ) − f(x))‖ / ‖J δ‖ of the modules with every frozen factor pinned, ‖δ‖ = ‖x‖.
     adjoint : float
@@ -45,6 +46,7 @@ class Figures:
     token_entry: float = 0.0
     token_truth: float = 0.0
     reverse_truth: float = 0.0
+    swept_truth: float = 0.0
     pinned: float = 0.0
     adjoint: float = 0.0
     reconstruction: float = 0.0
@@ -65,10 +67,11 @@ def measure(make: Callable[[torch.dtype], Any], dtype: torch.dtype, freeze: Free
     network = dl.detach((model, None), input_ids=ids, freeze=freeze)
     x = embeddings_of(model, ids)
     reverse, pinned = OracleA(model, x, freeze), OracleB(model, x, freeze)
-    truth = None
+    truth = swept = None
     if dtype is torch.float32:
         double = copy.deepcopy(model).double()
         truth = OracleA(double, embeddings_of(double, ids), freeze)
+        swept = _with_factors_of(network, dl.detach((double, None), input_ids=ids, freeze=freeze))
     generator = torch.Generator().manual_seed(0)
     delta = _normal(x.shape, dtype, generator)
     delta *= x.norm() / delta.norm()
@@ -88,6 +91,8 @@ def measure(make: Callable[[torch.dtype], Any], dtype: torch.dtype, freeze: Free
             expected = reverse.jacobian(source, name, LENGTH - 1)
             exact = None if truth is None else truth.jacobian(source, name, LENGTH - 1)
             figures = figures.worst(_against(network, at, place, expected, exact))
+            if swept is not None and exact is not None:
+                figures = figures.worst(Figures(swept_truth=max(_worst_token(_tokens(swept, at, place), exact))))
             figures = figures.worst(_adjointness(network.jacobian("joint", source=at, target=place), generator))
     return figures.worst(Figures(offset=network.reconstruction.offset_share))
 
@@ -103,16 +108,30 @@ def _targets(blocks: int) -> Iterator[tuple[str, Any, int]]:
 
 def _against(network: Any, source: Any, target: Any, expected: Tensor, exact: Tensor | None) -> Figures:
     """Compare J of every token with (d_out, n, d) of reverse mode, in its precision and in float64."""
-    batch = network.jacobians(source=source, target=target)
-    eye = torch.eye(batch.shapes[0][0], dtype=batch.dtype)
-    products = batch.rmatmat([(token, eye) for token in range(len(batch))])
-    found = torch.stack([product.T for product in products], dim=1)
+    found = _tokens(network, source, target)
     single = _worst_token(found, expected)
     if exact is None:
         return Figures(*_errors(found, expected), *single)
     return Figures(
         *_errors(found, expected), *single, max(_worst_token(found, exact)), max(_worst_token(expected, exact))
     )
+
+
+def _tokens(network: Any, source: Any, target: Any) -> Tensor:
+    """Return J of every token side by side: (d_out, n, d)."""
+    batch = network.jacobians(source=source, target=target)
+    eye = torch.eye(batch.shapes[0][0], dtype=batch.dtype)
+    products = batch.rmatmat([(token, eye) for token in range(len(batch))])
+    return torch.stack([product.T for product in products], dim=1)
+
+
+def _with_factors_of(network: dl.DetachedNetwork, other: dl.DetachedNetwork) -> dl.DetachedNetwork:
+    """Return a network with the frozen factors of another, rounded to its own dtype."""
+    factors = {
+        name: value.to(network.dtype) if value.is_floating_point() else value
+        for name, value in other.coefficients.items()
+    }
+    return replace(network, coefficients=factors)
 
 
 def _worst_token(found: Tensor, expected: Tensor) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import transformers
 
 from bench.exactness import Figures, measure
 from bench.family_page import describe, page
+from bench.undeclared import survey
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import FAMILIES, family_of
 from detjac_lanczos.frozen.words import ActivatedMLP, Freeze
@@ -38,6 +39,7 @@ def main() -> None:
         "tokens": LENGTH,
         "blocks": SIZES["num_hidden_layers"],
         "families": families,
+        "undeclared": survey(),
     }
     RECORD.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.parent.mkdir(exist_ok=True)

@@ -54,7 +54,17 @@ y = Σ J_i x_i + r owes to biases, learned positions and clamps, from the tiny m
 most. **J** is the largest error, by Frobenius norm or by entry, relative to J; token by token in float64, over all
 tokens at once in float32. A single token's share of a float32 network can be small; what rounding in the forward pass
 alone makes of it is in the last columns below: **token**, the largest error of one token's J against reverse mode *in
-float64* of the same weights, and **reverse**, that of reverse mode in float32.
+float64* of the same weights; **reverse**, that of reverse mode in float32; and **sweep**, that of our float32 sweeps
+when a float64 pass has given the frozen factors, rounded to float32. So sweeps add little, and the factors of the
+float32 pass make the rest. Taken apart by hand on the worst case (Ministral 3, `freeze="up"`, 4.4e-6): 4.3e-7 with all
+factors from float64, 2.0e-6 with the attention weights alone; but no step of theirs is the cause: scores in float64
+from float32 queries and keys give 6.0e-6, whole blocks in float64 on the *stream* of the float32 pass 3.9e-6.
+
+What a sweep costs beside its GEMMs is in README (`bench/results/sweeps-xeon.json`). gpt-oss alone is far above them: a
+matrix of gate and up (8 MB at width 1,024) is read whole for the half that is used, and at 9 GB/s a core the other half
+takes 0.47 ms beside the 2.97 that an expert's two GEMMs take for 28 rows (4.14 for 56), so that unless reading hides
+behind arithmetic its experts cost at least 1.16 (1.11) times their GEMMs, in place. Taking the rows apart costs torch
+2 ms instead, and multiplying by the whole matrix, as up to 32 rows do, 1.1 ms.
 
 A class around one of these decoders, such as one that also sees images, is served on text where what it computes there
 is its decoder and its head: Gemma 3, Mistral 3, Llama 4, LLaVA and more (`tests/tiny_models/wrappers.py`). A decoder of
@@ -62,6 +72,20 @@ no declared family runs through its own modules, if its structure is understood 
 
 | family | classes of transformers | its own | frozen | offset | J, float64 | J, float32 |
 |---|---|---|---|---|---|---|
+"""
+
+UNDECLARED = """
+## Decoders that no family declares
+
+All other classes that transformers lists for causal language models, built from their own configurations with small
+sizes. Those of the table are understood by their structure ([undeclared.md](undeclared.md)), run through their own
+modules and pass every self-check. **J** is the largest error of all tokens at once against reverse mode through
+detached modules, in float64; a dash where that oracle does not see all that is frozen (GraniteSWA's sinks) or cannot
+run: there the self-check stands alone. **Σ**: Σ J_i x_i + r against y. A 0 is equality bit for bit: pinned and detached
+modules run the same operations, and what is compared is what they freeze; without biases J x runs those of the pass.
+
+| class | route | J, float64 | Σ, float64 | Σ, float32 |
+|---|---|---|---|---|
 """
 
 DETAILS = """
@@ -92,7 +116,7 @@ def page(found: dict[str, Any]) -> str:
     rows = found["families"]
     heads = [
         f"{precision}: {name}" for precision in ("64", "32") for name in ("norm", "entry", "pinned", "adjoint", "Σ")
-    ] + ["32: token", "32: reverse"]
+    ] + ["32: token", "32: reverse", "32: sweep"]
     lines = [
         HEAD.format(**found).rstrip("\n"),
         *map(_overview, rows),
@@ -101,6 +125,7 @@ def page(found: dict[str, Any]) -> str:
         _row(("family", "tiny models × choices", *heads)),
         _row(["---"] * (2 + len(heads))),
         *map(_details, rows),
+        *_undeclared(found["undeclared"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -123,8 +148,23 @@ def _overview(row: dict[str, Any]) -> str:
 def _details(row: dict[str, Any]) -> str:
     rest = ("pinned", "adjoint", "reconstruction")
     figures = [row["float64"][key] for key in ("token_norm", "token_entry", *rest)]
-    figures += [row["float32"][key] for key in ("norm", "entry", *rest, "token_truth", "reverse_truth")]
+    figures += [row["float32"][key] for key in ("norm", "entry", *rest, "token_truth", "reverse_truth", "swept_truth")]
     return _row((row["name"], f"{len(row['models'])} × {len(row['freeze'])}", *(f"{figure:.1e}" for figure in figures)))
+
+
+def _undeclared(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield UNDECLARED.rstrip("\n")
+    for row in rows:
+        if "route" in row:
+            figures = (row[key] for key in ("reverse", "reconstruction", "reconstruction32"))
+            shown = ("–" if figure is None else f"{figure:.1e}" if figure else "0" for figure in figures)
+            yield _row((f"`{row['class']}`", row["route"], *shown))
+    for key, said in (
+        ("refused", "Refused (for what is in `bench/results/families.json`)"),
+        ("not_built", "Not tried: their configurations do not take these sizes"),
+    ):
+        names = [f"`{row['class']}`" for row in rows if key in row]
+        yield f"\n{said} ({len(names)}): {', '.join(names)}."
 
 
 def _row(cells: Sequence[str]) -> str:

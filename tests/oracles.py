@@ -76,11 +76,19 @@ class Frozen(Lifted):
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is F.layer_norm:
             return self.layer_norm(*args, **kwargs)
+        if func is F.rms_norm:
+            return self.rms_norm(*args, **kwargs)
         if func in (torch.tanh, Tensor.tanh):
             return frozen_activation(func, self.freezer, *args)
         out = func(*args, **kwargs)
         frozen = (torch.rsqrt, Tensor.rsqrt, torch.softmax, Tensor.softmax, F.softmax)
-        return self.freezer(out) if func in frozen else out
+        to_rms = func in (torch.pow, Tensor.pow) and args[1] == -0.5
+        return self.freezer(out) if func in frozen or to_rms else out
+
+    def rms_norm(self, x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+        least = torch.finfo(x.dtype).eps if eps is None else eps
+        normal = x * self.freezer(torch.rsqrt(x.square().mean(-1, keepdim=True) + least))
+        return normal if weight is None else normal * weight
 
     def layer_norm(
         self, x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
