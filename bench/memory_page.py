@@ -41,8 +41,28 @@ def peaks(figures: dict[str, Any]) -> str:
     for tokens, found in sorted(figures["smollm2"]["peaks"].items(), key=lambda item: int(item[0])):
         for row in found:
             sizes = [row[f"{key}_MiB"] for key in ("resident", "offloaded", "predicted", "measured")]
-            rows.append([tokens, f"{row['budget_MiB']:.0f}", *(f"{s:.1f}" for s in sizes), f"{row['ratio']:.3f}"])
-    return table(["tokens", "budget", "in memory", "in files", "peak, predicted", "peak, measured", "ratio"], rows)
+            held = (
+                "none, bit for bit"
+                if row.get("equal bits")
+                else f"{row['difference']:.1e}"
+                if "difference" in row
+                else ""
+            )
+            rows.append([tokens, f"{row['budget_MiB']:.0f}", *(f"{s:.1f}" for s in sizes), f"{row['ratio']:.3f}", held])
+    headings = ["tokens", "budget", "in memory", "in files", "peak, predicted", "peak, measured", "ratio", "difference"]
+    return table(headings, rows)
+
+
+def jobs(figures: dict[str, Any]) -> str:
+    """Tabulate predicted over measured peaks of whole jobs, by precision and length."""
+    ways = {"joint": "all jointly", "tokens": "every token"}
+    lengths = sorted({int(name.split()[2]) for name in figures})
+    rows = []
+    for kind, way in dict.fromkeys(tuple(name.split()[:2]) for name in figures):
+        found = [figures.get(f"{kind} {way} {length}") for length in lengths]
+        cells = [f"{row['predicted'] / row['measured']:.3f}" if row else "" for row in found]
+        rows.append([kind, ways[way], *cells])
+    return table(["precision", "tokens", *map(str, lengths)], rows)
 
 
 def unbounded(figures: dict[str, Any]) -> str:
@@ -81,6 +101,7 @@ def large(figures: dict[str, Any]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "peaks": ("schedule.json", peaks),
+    "jobs": ("jobs.json", jobs),
     "unbounded": ("schedule.json", unbounded),
     "packed": ("packed.json", packed),
     "large": ("large.json", large),

@@ -17,8 +17,12 @@ from detjac_lanczos.frozen.layout import PADDED_CELLS
 from detjac_lanczos.frozen.sizes import BlockShape, NetworkShape
 from detjac_lanczos.frozen.sweep import ROWS_AT_ONCE
 
-_LIBRARY = 257 << 10
-"""Bytes that oneDNN takes for a float32 product on each thread, at most: a padded panel of the matrix. Measured."""
+_LIBRARY = {2: 870 << 10, 4: 257 << 10}
+"""Bytes that oneDNN takes for a product on each thread, at most, by those of a number: a padded panel of the matrix.
+Measured on SmolLM2's."""
+
+_NUMBERS = 1 << 10
+"""Bytes of single numbers and of a few for each head."""
 
 
 def capture_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
@@ -37,7 +41,7 @@ def capture_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
         experts = max((7 * n * e.width + e.gathered for e in block.experts), default=0) * item
         most = max(most, vectors + scores, max(gates, experts) + 3 * n * d * item)
     masks = n * n * (item + 1) * (2 if len(set(shape.blocks)) > 1 else 1)
-    return most + masks + 2 * shape.vocabulary * wide + _others(shape)
+    return most + masks + 2 * shape.vocabulary * wide + _others(shape) + _library(shape)
 
 
 def sweep_bytes(
@@ -77,8 +81,8 @@ def sweep_bytes(
         most = max(
             most,
             _attending(shape, block, lengths, width, rebuilt[0], lockstep),
-            rows * around * shape.itemsize,
-            _rowwise(shape, block, rows, width, rebuilt[1], products),
+            rows * around * shape.itemsize + _library(shape),
+            _rowwise(shape, block, rows, width, rebuilt[1], products) + _library(shape),
         )
     # what the caller gave, the stream, and the sum so far where branches read one stream
     streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize
@@ -96,7 +100,7 @@ def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[b
     """
     inputs = 11 * lengths[0] * shape.hidden_size * shape.wide
     logits = shape.vocabulary * (2 * shape.itemsize + 8) + _others(shape)
-    return max(sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt) + inputs, logits)
+    return max(sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt) + inputs, logits) + _library(shape)
 
 
 def _attending(
@@ -154,6 +158,10 @@ def _tile(block: BlockShape, n: int, cells: int) -> int:
 
 
 def _others(shape: NetworkShape) -> int:
-    """Bytes that do not depend on the prompt: of packed weights, of what weights are made into, of the library."""
-    library = torch.get_num_threads() * _LIBRARY if shape.itemsize == 4 else 0
-    return shape.scratch + shape.made + library
+    """Bytes that do not depend on the prompt: of packed weights, of what weights are made into."""
+    return shape.scratch + shape.made + _NUMBERS
+
+
+def _library(shape: NetworkShape) -> int:
+    """Bytes that a product takes of the library's own."""
+    return torch.get_num_threads() * _LIBRARY.get(shape.itemsize, 0)

@@ -99,16 +99,21 @@ class Demand:
         def searches(room: int, many: int, triplets: int = triplets) -> int:
             return many * searching_bytes(shape, dtype, width=width, room=room, triplets=triplets)
 
+        def fewer(share: float, met: bool) -> int:
+            """Bytes of a sweep of a share of the rows: what it takes in any case is not less."""
+            whole = sweep(width, met)
+            return whole - int((1 - share) * (sweep(2 * width, met) - whole))
+
         # the first sweep with fewer rows than the next power of two below meets its products anew
         rows = sum(lengths) * width
-        narrower = sweep(width, met=False) * (1 << (rows - 1).bit_length() - 1) // rows
+        narrower = fewer((1 << (rows - 1).bit_length() - 1) / rows, met=False)
         judging = judging_bytes(shape, dtype, width=width, triplets=triplets)
         rooms = searches(last, grown) + searches(first, count - grown)
         growing = first * max(shape) * working_dtype(dtype).itemsize if last > first else 0
         return max(
             searches(first, count, triplets=width if self.k <= width else 0) + sweep(width, met=False),
             searches(first, count) + max(sweep(width, met=True), narrower, judging),
-            rooms + max(int(_STILL_OPEN * sweep(width, met=True)), growing, judging),
+            rooms + max(fewer(_STILL_OPEN, met=True), growing, judging),
             rooms - searches(last, 1) + finishing_bytes(shape, dtype, self.k, triplets),
         )
 

@@ -10,8 +10,8 @@ _MOSTLY_OUTSIDE = 0.5
 
 
 def next_room(room: int) -> int:
-    """Return the room of a store that was full: a quarter more, 16 at least. Vectors of a long prompt are large."""
-    return room + max(room // 4, 16)
+    """Return the room of a store that was full: a quarter more, 8 at least. Vectors of a long prompt are large."""
+    return room + max(room // 4, 8)
 
 
 class RowStore:

@@ -58,7 +58,7 @@ def test_a_store_grows_by_a_quarter_and_is_counted_as_it_grows() -> None:
     store = RowStore(3, torch.float32, torch.device("cpu"), room=20)
     for count in range(1, 200):
         store.append(torch.zeros(1, 3))
-        assert store._storage.shape[0] == room_for(count, 20) <= max(1.25 * count + 1, count + 16, 20)
+        assert store._storage.shape[0] == room_for(count, 20) <= max(1.25 * count + 1, count + 8, 20)
 
 
 def test_the_check_of_written_out_matrices_sends_no_more_rows_than_writing_them_did() -> None:
