@@ -16,9 +16,10 @@ def keep_freed_memory() -> None:
     """Have glibc's allocator keep what one sweep frees for the next, instead of handing its pages back each time.
 
     How much it keeps (64 MiB at most) follows the largest block that was ever freed; this frees one, which was never
-    touched. Pages that come back one fault at a time cost a tenth of a sweep of 112 rows of width 1024.
+    touched, and is none of torch's: it would count among what a sweep allocates. Pages that come back one fault at a
+    time cost a tenth of a sweep of 112 rows of width 1024.
     """
-    torch.empty(_KEPT, dtype=torch.uint8)
+    bytearray(_KEPT)
 
 
 def scratch(purpose: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
