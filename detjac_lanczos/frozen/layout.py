@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import gcd
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 PADDED_CELLS = 16384
 """Positions × columns that one mixing product may pad to: bounds the padding and the scratch of long prompts."""
@@ -83,17 +81,6 @@ class Mixing:
     tiles: tuple[Tile, ...]
     key_rows: int
     query_rows: int
-
-
-_columns: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def columns_in_common(positions: Tensor) -> int:
-    """Return w such that rows lie in runs of w at the same position: the columns that all segments have in common."""
-    if positions not in _columns:
-        _columns[positions] = gcd(*positions.unique_consecutive(return_counts=True)[1].tolist())
-    found: int = _columns[positions]
-    return found
 
 
 class Layout:

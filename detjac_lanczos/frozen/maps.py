@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from detjac_kernels import epilogue, mix, mix_transposed
-from detjac_lanczos.frozen.layout import columns_in_common
+from detjac_kernels import mix, mix_transposed
 from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.frozen.rebuilt import RebuiltMixing, RebuiltRows
 from detjac_lanczos.models.offloaded import OffloadedModule
@@ -86,17 +85,6 @@ class Gate:
         # an offloaded factor gives its rows where it lies
         return self.g.index_select(0, positions.to(self.g.device)).to(positions.device)
 
-    def multiply_(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Multiply rows (R, f) in place.
-
-        On the CPU the columns of a position share one row of the factor, which stays in cache.
-        """
-        width = columns_in_common(positions) if x.device.type == "cpu" and len(x) else 1
-        if width == 1:
-            return x.mul_(self.rows(positions))
-        x.unflatten(0, (-1, width)).mul_(self.rows(positions[::width])[:, None])
-        return x
-
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, f) to (R, f)."""
         return (x * self.rows(positions)).to(x.dtype)
@@ -125,9 +113,6 @@ class Linear:
     def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
         """(R, d) to (R, f), plus ``add`` (R, f)."""
         product = self.weight.apply_transposed if self.transposed else self.weight.apply
-        if self.gate is not None and x.device.type == "cpu":
-            out = self.gate.multiply_(product(x, scale=self.scale), positions)
-            return epilogue(out, None, self.out_scale, add)
         gate = None if self.gate is None else self.gate.rows(positions)
         return product(x, scale=self.scale, gate=gate, out_scale=self.out_scale, add=add)
 

@@ -40,7 +40,7 @@ class LoadedModel:
     fingerprint: str
     quantization: str | None = None
     live: bool = False
-    loading: Mapping[str, Any] = field(default_factory=dict)
+    loading: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def dtype(self) -> torch.dtype:
