@@ -152,7 +152,8 @@ def _token_mismatch(run: Run, token: TokenResult) -> str | None:
 def _has_survey(run: Run, token: TokenResult, k: int) -> bool:
     """Whether the estimates of a survey and its basis are there."""
     survey, basis = token.survey, run.vectors["survey.basis"]
-    sized = basis.ndim == 2 and basis.shape[1] == token.U.shape[0] and basis.dtype in (torch.float32, torch.float64)
+    sized = basis.ndim == 2 and k <= basis.shape[0] <= basis.shape[1] == token.U.shape[0]
+    sized = sized and basis.dtype in (torch.float32, torch.float64) and bool(basis.isfinite().all())
     return sized and survey is not None and len(survey["values"]) == len(survey["residuals"]) == k
 
 

@@ -69,7 +69,7 @@ class Missed:
         Estimates of ‖A v_j‖ = √(s_j² + ρ_R²), nearer to σ_j than the lower bound s_j: of what s_1 lacks, about √(2/r)
         times as much is left as chance, and what turning v_1 would add. On either side of σ_j, and without a bound.
     sigma_1 : (float, float)
-        Holds σ_1: the lower end always, up to rounding, the upper end with probability ``confidence``.
+        Holds σ_1: the lower end always, the upper end with probability ``confidence``.
     confidence : float
         1 - δ, for the upper ends of all operators of the survey together.
     operators : int
@@ -137,7 +137,7 @@ def measure_missed(
         For how many operators the bounds have to hold together.
     scale : float
     floor : float
-        What rounding of the operator can do, absolute: the upper bound of σ_1 is raised by it.
+        What rounding of the operator can do, absolute: the bounds of σ_1 are moved apart by it.
     """
     probes, rank = cotangents.factor.shape
     room = basis.shape[1] - basis.shape[0]
@@ -157,7 +157,7 @@ def measure_missed(
         frobenius=math.sqrt(captured + rest) / scale,
         residuals=squares.sqrt() / scale,
         values=estimates / scale,
-        sigma_1=(low / scale, high / scale + floor),
+        sigma_1=(max(low / scale - floor, 0.0), high / scale + floor),
         confidence=CONFIDENCE,
         operators=operators,
         probes=probes,

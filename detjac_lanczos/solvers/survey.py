@@ -12,6 +12,9 @@ from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, 
 
 STEERING_PROBES = 8
 
+_HEADROOM = 1 / 16
+"""How much of the range of the operators' dtype a sum of their products may be expected to fill."""
+
 
 class Survey:
     """Orthonormal rows Q (m × d_out) with the products B_i = Q A_i of every operator A_i.
@@ -98,10 +101,11 @@ class Survey:
 
     def _grow(self) -> bool:
         """Add a block to the basis; False, and nothing added, where no operator lacks more than the tolerance."""
-        weighted, sketches, lacking = [], [], self.basis.shape[0] < self.options.k
+        firsts, weighted, sketches, lacking = [], [], [], self.basis.shape[0] < self.options.k
         for index in self.sound:
             values, right = self._triplets(index)
             first = values[0].clamp_min(torch.finfo(values.dtype).tiny)
+            firsts.append(float(first))
             weighted.append(((values / first) ** 2)[:, None] * right / first)
             sketches.append(weighted[-1] @ self._images[index].T)
             lengths = (right @ self._images[index].T).square().mean(dim=1).sqrt()
@@ -116,6 +120,12 @@ class Survey:
             for index, part, rows in zip(self.sound, parts, weighted, strict=True)
         ]
         largest = max(float(rows.abs().max()) for _, rows in blocks) or 1.0
+        # The sum of all products may not overflow where each of them does not: float16 ends at 65,504.
+        expected = sum(
+            first / self.scales[index] * float(rows.double().norm())
+            for first, (index, rows) in zip(firsts, blocks, strict=True)
+        )
+        largest = max(largest, expected / (torch.finfo(self.batch.operator_dtype).max * _HEADROOM))
         self._absorb([(index, rows / largest) for index, rows in blocks], width)
         return True
 
@@ -165,10 +175,11 @@ class Survey:
 
     def _agrees(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> bool:
         """Whether ⟨Σ A_i x_i, ω⟩ = Σ ⟨x_i, A_iᵀ ω⟩ up to rounding, for the first sum and the steering probes."""
-        difference, size = total @ self._probes.T, 0.0
+        difference, size = total.double() @ self._probes.double().T, 0.0
         for index, rows in blocks:
-            rows = rows * (unit / self.scales[index])
-            difference = difference - rows @ self._images[index].T
-            size += float(torch.linalg.matrix_norm(rows) * torch.linalg.matrix_norm(self._images[index]))
+            # In float64: what brings operators of 1e30 and 1e-30 into one unit is no float32.
+            rows, image = rows.double() * (unit / self.scales[index]), self._images[index].double()
+            difference = difference - rows @ image.T
+            size += float(torch.linalg.matrix_norm(rows) * torch.linalg.matrix_norm(image))
         bound = adjoint_bound(self.eps, max(max(shape) for shape in self.batch.shapes))
         return float(torch.linalg.matrix_norm(difference)) <= bound * size

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
 from detjac_lanczos.reading import contributions, estimate_contributions, render_table
@@ -155,9 +155,16 @@ def test_a_changed_vector_fails(harmed: Path, tiny: LoadedModel, name: str) -> N
     assert not verify(harmed, tiny).ok
 
 
-def test_a_survey_without_its_estimates_is_no_run(harmed: Path) -> None:
-    from detjac_lanczos.errors import RunFileError
+@pytest.mark.parametrize("damage", [lambda Q: Q[:0], lambda Q: Q[: K - 1], lambda Q: Q * float("nan")])
+def test_a_basis_that_is_none_is_named(harmed: Path, damage: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    vectors = load_file(harmed / "vectors.safetensors")
+    vectors["survey.basis"] = damage(vectors["survey.basis"]).clone()
+    save_file(vectors, harmed / "vectors.safetensors")
+    with pytest.raises(RunFileError, match="or its basis"):
+        load_run(harmed)
 
+
+def test_a_survey_without_its_estimates_is_no_run(harmed: Path) -> None:
     record = json.loads((harmed / "run.json").read_text("utf-8"))
     del _estimated(record)["survey"]
     (harmed / "run.json").write_text(json.dumps(record), "utf-8")

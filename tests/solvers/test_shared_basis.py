@@ -355,3 +355,47 @@ def test_what_cannot_be_surveyed_is_one_clear_line() -> None:
         svd_batch([torch.ones(20, 9), torch.ones(30, 9)], 2, method="shared_basis")
     with pytest.raises(InputError, match="holds no survey for k = 4: give 32 or more"):
         survey(neighbours(), max_products=31)
+
+
+def test_operators_of_far_scales_are_no_contradiction() -> None:
+    """1e30 beside 1e-30 in float32: what relates their units is beyond its range."""
+    matrices = [(10.0**power * A).float() for power, A in zip((30, -30, 0), neighbours(count=3), strict=True)]
+    for A, result in zip(matrices, survey(matrices, k=2), strict=True):
+        assert result.status is Status.ESTIMATE
+        low, high = result.missed.sigma_1
+        assert low <= float(torch.linalg.matrix_norm(A.double(), ord=2)) * (1 + 1e-6) <= high * (1 + 1e-5)
+
+
+def test_a_sum_of_many_half_precision_products_does_not_overflow() -> None:
+    """Operators of σ_1 = 20000 that agree: each product is far from 65,504, their sum is not."""
+    one = neighbours(count=1)[0]
+    same = [(one * (20000 / float(torch.linalg.matrix_norm(one, ord=2)))).half()] * 60
+    assert {result.status for result in survey(same, k=2)} == {Status.ESTIMATE}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_lower_ends_hold_in_coarse_products_too(dtype: torch.dtype) -> None:
+    """Products round either way: where the basis holds all of σ_1, half of them would come out above it."""
+    matrices = [A.to(dtype) for A in neighbours(count=6, tail=0.01, turn=0.0)]
+    for seed in range(5):
+        for A, result in zip(matrices, survey(matrices, seed=seed), strict=True):
+            assert result.missed.sigma_1[0] <= float(torch.linalg.matrix_norm(A.double(), ord=2))
+
+
+def test_a_good_estimate_is_not_flagged_in_half_precision() -> None:
+    """Seventy passes: rounding of float16 may not grow with their number, since no product makes the next one."""
+    generator = torch.Generator().manual_seed(5)
+    left = torch.linalg.qr(torch.randn(576, 8, generator=generator, dtype=torch.float64)).Q
+    matrices = [
+        (
+            left @ matrix(spectrum("geometric", 8), (8, D_IN), seed)
+            + 1e-3 * torch.randn(576, D_IN, generator=generator, dtype=torch.float64)
+        ).half()
+        for seed in range(8)
+    ]
+    results = survey(matrices, k=8)
+    assert results[0].work.passes > 50
+    for A, result in zip(matrices, results, strict=True):
+        exact = float(torch.linalg.matrix_norm(A.double(), ord=2))
+        assert result.missed.sigma_1[0] <= exact <= result.missed.sigma_1[1]
+    assert flagged(results) == []
