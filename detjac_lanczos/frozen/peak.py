@@ -69,6 +69,8 @@ def sweep_bytes(
         the products are compared.
     """
     rows = sum(lengths) * width
+    # where segments narrow one by one, fewer rows go in taller parts: at most in as many full ones as there are
+    heights = {rows, rows // ROWS_AT_ONCE * ROWS_AT_ONCE} - {0} if lockstep else {rows}
     given = len(lengths) * width if lockstep else rows
     products = 2 if shape.itemsize == 4 and not met else 1
     products += shape.scratch > 0  # the part of a matrix that is decoded gives a part of the product
@@ -82,7 +84,7 @@ def sweep_bytes(
             most,
             _attending(shape, block, lengths, width, rebuilt[0], lockstep),
             rows * around * shape.itemsize + _library(shape),
-            _rowwise(shape, block, rows, width, rebuilt[1], products) + _library(shape),
+            *(_rowwise(shape, block, height, width, rebuilt[1], products) + _library(shape) for height in heights),
         )
     # what the caller gave, the stream, and the sum so far where branches read one stream
     streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize

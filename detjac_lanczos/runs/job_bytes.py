@@ -94,7 +94,11 @@ class Demand:
         grown = ceil(count * min(1.0, max(0.0, (most - first) / ((_QUICKEST + _SLOWEST) * width)))) if lockstep else 1
 
         def sweep(columns: int, met: bool) -> int:
-            return sweep_bytes(self.shape, lengths, columns, rebuilt=rebuilt, lockstep=lockstep, met=met)
+            """Bytes of a sweep of so many columns or, where fewer rows go in taller parts, of fewer."""
+            return max(
+                sweep_bytes(self.shape, lengths, count, rebuilt=rebuilt, lockstep=lockstep, met=met)
+                for count in range(1, columns + 1)
+            )
 
         def searches(room: int, many: int, triplets: int = triplets) -> int:
             return many * searching_bytes(shape, dtype, width=width, room=room, triplets=triplets)
