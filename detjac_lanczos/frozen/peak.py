@@ -63,14 +63,15 @@ def sweep_bytes(
     rebuilt : (bool, bool)
         Whether some block's attention weights, and some block's gates, are made again on the way.
     lockstep : bool
-        Whether ``lengths`` are of segments of one prompt, each entered at its first position only.
+        Whether ``lengths`` are of segments of one prompt, each entered at its first position only, which narrow one by
+        one after their first sweep.
     met : bool
         Whether products of these shapes were made before: a GEMM of a new shape runs on both its roads at first, and
         the products are compared.
     """
     rows = sum(lengths) * width
-    # where segments narrow one by one, fewer rows go in taller parts: at most in as many full ones as there are
-    heights = {rows, rows // ROWS_AT_ONCE * ROWS_AT_ONCE} - {0} if lockstep else {rows}
+    # fewer rows go in taller parts: at most in as many full ones as there are
+    heights = {rows, rows // ROWS_AT_ONCE * ROWS_AT_ONCE} - {0} if lockstep and met else {rows}
     given = len(lengths) * width if lockstep else rows
     products = 2 if shape.itemsize == 4 and not met else 1
     products += shape.scratch > 0  # the part of a matrix that is decoded gives a part of the product

@@ -94,10 +94,10 @@ class Demand:
         grown = ceil(count * min(1.0, max(0.0, (most - first) / ((_QUICKEST + _SLOWEST) * width)))) if lockstep else 1
 
         def sweep(columns: int, met: bool) -> int:
-            """Bytes of a sweep of so many columns or, where fewer rows go in taller parts, of fewer."""
+            """Bytes of a sweep of so many columns; later on also of fewer, whose rows may go in taller parts."""
             return max(
                 sweep_bytes(self.shape, lengths, count, rebuilt=rebuilt, lockstep=lockstep, met=met)
-                for count in range(1, columns + 1)
+                for count in range(1 if met else columns, columns + 1)
             )
 
         def searches(room: int, many: int, triplets: int = triplets) -> int:
