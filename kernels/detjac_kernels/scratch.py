@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
     touched, and is none of torch's: it would count among what a sweep allocates. Pages that come back one fault at a
     time cost a tenth of a sweep of 112 rows of width 1024.
     """
-    bytearray(_KEPT)
+    bytes(_KEPT)
 
 
 def scratch(purpose: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
