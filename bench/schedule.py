@@ -23,7 +23,8 @@ import torch
 import detjac_lanczos as dl
 from bench.allocations import with_peak
 from detjac_kernels import roads
-from detjac_lanczos.frozen.schedule import Plan, make_plan
+from detjac_lanczos.frozen.plan import Plan
+from detjac_lanczos.frozen.schedule import make_plan
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
 """Five budgets: shares of the way from the smallest plan to everything in memory, or to `_MOST` where that is less."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from detjac_lanczos.frozen.schedule import Plan, make_plan
+from detjac_lanczos.frozen.plan import Plan
+from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.words import Way
 
 _MAKER = "detjac_lanczos.operators.detach.make_plan"

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.declare import Family, Stream
-from detjac_lanczos.frozen.maps import Branch, Map, Stage
+from detjac_lanczos.frozen.maps import Map
+from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.sweep import linear_part
 from detjac_lanczos.frozen.words import Freeze, Word
 from detjac_lanczos.frozen.words.choices import chain_maps

@@ -13,9 +13,9 @@ from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.declare import Family
+from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, Scale, Word

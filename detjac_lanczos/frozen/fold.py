@@ -77,7 +77,7 @@ def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Seque
             return step.rebuilt(chains)
         case Gate():
             if scale_factors:
-                step.g.mul_(r[:, None].to(step.g.device))
+                step.g.mul_(r[:, None])
             return step
         case Mix():
             if scale_factors:
@@ -85,7 +85,7 @@ def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Seque
                     if isinstance(probabilities, RebuiltMixing):
                         (probabilities.scale_keys if scale_comes_first else probabilities.scale_queries)(part)
                     else:
-                        probabilities.mul_((part if scale_comes_first else part[:, None]).to(probabilities.device))
+                        probabilities.mul_(part if scale_comes_first else part[:, None])
             return step
         case _:
             raise TypeError(f"{type(step).__name__} cannot absorb a row scale")

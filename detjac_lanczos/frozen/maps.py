@@ -8,19 +8,18 @@ lets rows of different positions meet.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from detjac_kernels import mix, mix_transposed
-from detjac_lanczos.frozen.mapped import is_mapped
+from detjac_lanczos.frozen.offloaded_factor import OffloadedFactor
 from detjac_lanczos.frozen.rebuilt import RebuiltMixing, RebuiltRows
-from detjac_lanczos.models.offloaded import OffloadedModule
-from detjac_lanczos.models.streaming import source_of
 from detjac_lanczos.models.weights import Weight
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class Center:
 class Gate:
     """``x_t → x_t ∘ g_t``: the frozen factor of a product. ``g``: (N, f), one row per position."""
 
-    g: Tensor | RebuiltRows
+    g: Tensor | RebuiltRows | OffloadedFactor
 
     def transpose(self) -> Gate:
         """Return itself: a diagonal map."""
@@ -82,8 +81,7 @@ class Gate:
 
     def rows(self, positions: Tensor) -> Tensor:
         """Return the factor of every row: (R, f)."""
-        # an offloaded factor gives its rows where it lies
-        return self.g.index_select(0, positions.to(self.g.device)).to(positions.device)
+        return self.g.index_select(0, positions)
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, f) to (R, f)."""
@@ -147,7 +145,7 @@ class Mix:
     them.
     """
 
-    probabilities: tuple[Tensor | RebuiltMixing, ...]
+    probabilities: tuple[Tensor | RebuiltMixing | OffloadedFactor, ...]
     kv_heads: int
     transposed: bool = False
 
@@ -191,10 +189,11 @@ class Mix:
         p = self.probabilities[tile.prompt]
         if isinstance(p, RebuiltMixing):
             return p.product(tile.queries, tile.keys, x, self.transposed)
-        # a view where the tile covers the whole prompt
-        p = p[:, tile.queries.start : tile.queries.stop, tile.keys.start : tile.keys.stop]
-        p = p.reshape(self.kv_heads, -1, len(tile.keys)).to(x.device)
-        return mix_transposed(p, x) if self.transposed else mix(p, x)
+        with p.held() if isinstance(p, OffloadedFactor) else nullcontext(p) as here:
+            # a view where the tile covers the whole prompt
+            part = here[:, tile.queries.start : tile.queries.stop, tile.keys.start : tile.keys.stop]
+            part = part.reshape(self.kv_heads, -1, len(tile.keys))
+            return mix_transposed(part, x) if self.transposed else mix(part, x)
 
 
 class Nested(ABC):
@@ -256,30 +255,6 @@ def device_of(chain: Sequence[Map]) -> torch.device | None:
     return None
 
 
-def frozen_tensors(chain: Sequence[Map]) -> Iterator[Tensor]:
-    """Yield the attention weights and gates of a chain that are stored."""
-    for step in chain:
-        if isinstance(step, Mix):
-            yield from (p for p in step.probabilities if isinstance(p, Tensor))
-        elif isinstance(step, Gate) and isinstance(step.g, Tensor):
-            yield step.g
-        elif isinstance(step, Nested):
-            for part in step.chains:
-                yield from frozen_tensors(part)
-
-
-def sources_of(chain: Sequence[Map]) -> Iterator[OffloadedModule]:
-    """Yield the offloaded modules that the weights of a chain, and those its gates are made of, are read from."""
-    for step in chain:
-        if isinstance(step, Nested):
-            for part in step.chains:
-                yield from sources_of(part)
-        elif isinstance(step, Gate) and isinstance(step.g, RebuiltRows):
-            yield from step.g.sources
-        elif isinstance(step, Linear) and (source := source_of(step.weight)) is not None:
-            yield source
-
-
 def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
     """Run a chain without mixing on rows: (R, d) to (R, f), plus ``add`` (R, f), which rides on a last GEMM."""
     last = len(chain) - 1
@@ -301,35 +276,3 @@ def apply_from_afar(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tenso
 def transpose(chain: Sequence[Map]) -> tuple[Map, ...]:
     """Return the transpose of the linear part of a chain: reversed, each map transposed, biases dropped."""
     return tuple(step.transpose() for step in reversed(chain) if not isinstance(step, Bias))
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A named chain of maps that reads the residual stream."""
-
-    name: str
-    chain: tuple[Map, ...]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Branches that read the same stream; their sum is added to it (or replaces it, without ``residual``)."""
-
-    branches: tuple[Branch, ...]
-    residual: bool = True
-    block: int = field(default=-1)
-
-    @cached_property
-    def device(self) -> torch.device | None:
-        """Where its tensors lie; None where it has none."""
-        return next((device for branch in self.branches if (device := device_of(branch.chain)) is not None), None)
-
-    @cached_property
-    def mapped(self) -> tuple[Tensor, ...]:
-        """Frozen factors that lie in files."""
-        return tuple(t for branch in self.branches for t in frozen_tensors(branch.chain) if is_mapped(t))
-
-    @property
-    def mixes(self) -> bool:
-        """Whether rows of different positions meet here."""
-        return any(isinstance(step, Mix) for branch in self.branches for step in branch.chain)

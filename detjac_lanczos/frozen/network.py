@@ -21,11 +21,13 @@ from detjac_lanczos.frozen.drop import Expert, Head, name_of, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.mapped import let_go
-from detjac_lanczos.frozen.maps import Branch, Linear, Map, Stage, apply_from_afar, device_of
+from detjac_lanczos.frozen.maps import Linear, Map, apply_from_afar, device_of
 from detjac_lanczos.frozen.places import Place, check_reach
+from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.schedule import Plan, make_plan
+from detjac_lanczos.frozen.schedule import make_plan
+from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.sweep import Program, forward
 from detjac_lanczos.frozen.words import Freeze, Softcap
 from detjac_lanczos.models import LoadedModel, load_model
@@ -167,7 +169,8 @@ class FrozenNetwork:
 
     @property
     def _unfolded_stages(self) -> Iterator[Stage]:
-        return assemble(self.family, self.model, self.coefficients, self.freeze, self.dropped)
+        for stage in assemble(self.family, self.model, self.coefficients, self.freeze, self.dropped):
+            yield stage.brought()
 
     def program(self, source: int, target: Place) -> Program:
         """Return the stages from a source to a target.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detjac_kernels import mix_rebuilt, mix_rebuilt_transposed
-from detjac_lanczos.models.offloaded import OffloadedModule
+from detjac_lanczos.models.held import Held
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ class RebuiltRows:
         From rows of ``inputs`` (m, d) to their factors (m, f).
     width : int
         f.
-    sources : tuple of OffloadedModule
+    sources : tuple of Held
         Where weights of those projections are read from.
     """
 
@@ -104,7 +105,7 @@ class RebuiltRows:
     scale: Tensor
     make: Callable[[Tensor], Tensor]
     width: int
-    sources: tuple[OffloadedModule, ...] = ()
+    sources: tuple[Held[Any, Any], ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
@@ -22,8 +23,8 @@ from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
+from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.schedule import Plan
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.offloaded import execution_devices
 
@@ -39,6 +40,7 @@ FILE_NAME = "network.safetensors"
 def save(network: FrozenNetwork, path: Path) -> Path:
     """Write a network under another name beside ``path`` and rename it; see `FrozenNetwork.save`."""
     tensors = _tensors(network)
+    devices = execution_devices(network.model)
     description = {
         "model": network.loaded.name,
         "fingerprint": network.loaded.fingerprint,
@@ -47,6 +49,7 @@ def save(network: FrozenNetwork, path: Path) -> Path:
         "dropped": sorted(network.dropped),
         "altered": network.altered,
         "plan": None if network.planned is None else network.planned.record,
+        "elsewhere": [name for name, value in network.coefficients.items() if value.device not in devices],
         "prompts": [
             {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in network.prompts
         ],
@@ -75,7 +78,7 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
     devices = sorted(map(str, execution_devices(loaded.model)))
     if len(devices) > 1:
         raise RunFileError(f"a saved network joins a model on one device, not on {', '.join(devices)}; load it on one")
-    description, tensors = _read(path, str(loaded.device))
+    description, tensors = _read(path, loaded.device)
     if description["fingerprint"] != loaded.fingerprint:
         raise RunFileError(
             f"{path} was made from other weights than {loaded.name}'s; load it with the model {description['model']}"
@@ -115,9 +118,9 @@ def _plan(description: Mapping[str, Any], loaded: LoadedModel, family: Family) -
     return record and Plan.from_record(record, family.shape(loaded.model, description["freeze"]), lengths)
 
 
-def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(path, "pt", device=device) as file:
+        with safe_open(path, "pt", device="cpu") as file:
             header = file.metadata() or {}
             if header.get("kind") != KIND:
                 raise RunFileError(f"{path} is not a saved network; give a file that network.save wrote")
@@ -128,7 +131,11 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     f"{path} has format {header['format']}, older than {_OLDEST}; save the network again"
                 )
             description = json.loads(header["network"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            elsewhere = {f"coefficient.{name}" for name in description.get("elsewhere", ())}
+            tensors = {
+                name: file.get_tensor(name) if name in elsewhere else file.get_tensor(name).to(device)
+                for name in file.keys()  # noqa: SIM118
+            }
     except FileNotFoundError:
         raise RunFileError(f"{path} does not exist; give a file that network.save wrote") from None
     except (OSError, SafetensorError, ValueError, KeyError) as error:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 from torch import Tensor
 
@@ -17,9 +18,11 @@ from detjac_kernels import keep_freed_memory
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing
 from detjac_lanczos.frozen.mapped import expect, let_go
-from detjac_lanczos.frozen.maps import Bias, Map, Mix, Nested, Stage, apply_rowwise, sources_of, transpose
+from detjac_lanczos.frozen.maps import Bias, Map, Mix, Nested, apply_rowwise, transpose
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
-from detjac_lanczos.models.offloaded import OffloadedModule
+from detjac_lanczos.frozen.sources import sources_of
+from detjac_lanczos.frozen.stage import Stage
+from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.streaming import in_turn
 
 ROWS_AT_ONCE = 1024
@@ -65,8 +68,8 @@ class Program:
         return tuple(tuple(tuple(b.chain) for b in stage.branches) for stage in self.stages)
 
     @cached_property
-    def turns(self) -> tuple[tuple[range, tuple[OffloadedModule, ...]], ...]:
-        """Stages of one block after another, each with the offloaded modules that its weights are read from."""
+    def turns(self) -> tuple[tuple[range, tuple[Held[Any, Any], ...]], ...]:
+        """Stages of one block after another, each with what it needs from elsewhere: weights, frozen factors."""
         turns = []
         start = 0
         for _, members in groupby(self.stages, key=lambda stage: stage.block):
@@ -211,7 +214,7 @@ def _turn_pages(stages: Sequence[Stage], index: int, step: int) -> None:
 
 
 def _stages_in_turn(program: Program, *, backwards: bool = False) -> Iterator[int]:
-    """Yield the stages in order; while one runs, the weights of its block are here and those of the next are read."""
+    """Yield the stages in order; while one runs, what its block needs is here and what the next needs is read."""
     turns = program.turns[::-1] if backwards else program.turns
     for turn in in_turn([sources for _, sources in turns]):
         stages = turns[turn][0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.frozen.mapped import let_go, mapped_zeros
-from detjac_lanczos.frozen.schedule import Plan
+from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.words import Kind, Way
 
 

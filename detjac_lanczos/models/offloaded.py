@@ -7,7 +7,6 @@ read from that map for the moment of use, or held while a sweep is at their bloc
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.side_stream import beside, used_here
 
 _PAGE = 4096
 
 
-class OffloadedModule:
+class OffloadedModule(Held[dict[str, Tensor], nn.Module]):
     """One module and the map that holds its own tensors.
 
     Attributes
@@ -34,23 +34,16 @@ class OffloadedModule:
     """
 
     def __init__(self, module: nn.Module, hook: Any) -> None:
-        self.module, self.device = module, torch.device(hook.execution_device)
+        super().__init__(torch.device(hook.execution_device))
+        self.module = module
         self._map: Mapping[str, Tensor] = hook.weights_map
-        self._here: nn.Module | None = None
-        self._holders = 0
-        self._lock = threading.Lock()
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor of the module, of the type that the module has it in, to where it runs."""
         return self._value(name).to(self.device)
 
-    def read(self) -> dict[str, Tensor] | None:
-        """Read all tensors into host memory, ready to be moved on: what a thread can do ahead; None if they are here.
-
-        On the CPU this faults mapped pages in; for other devices values are put into pinned memory.
-        """
-        if self._here is not None:
-            return None
+    def _read(self) -> dict[str, Tensor]:
+        """On the CPU this faults mapped pages in; for other devices values are put into pinned memory."""
         values = {name: self._value(name) for name in self._names}
         if self.device.type == "cpu":
             for value in values.values():
@@ -58,29 +51,6 @@ class OffloadedModule:
                     value.view(-1).view(torch.uint8)[::_PAGE].sum()
             return values
         return {name: value if value.is_pinned() else value.pin_memory() for name, value in values.items()}
-
-    @contextmanager
-    def held(self, values: dict[str, Tensor] | None = None) -> Iterator[nn.Module]:
-        """Give the module with its tensors where it runs; whoever asks meanwhile gets the same.
-
-        Parameters
-        ----------
-        values : dict of str to Tensor, optional
-            What `read` gave; read now by default.
-        """
-        with self._lock:
-            if self._here is None:
-                self._here = self._placed(values or self.read() or {})
-            self._holders += 1
-            here = self._here
-        del values
-        try:
-            yield here
-        finally:
-            with self._lock:
-                self._holders -= 1
-                if not self._holders:
-                    self._here = None
 
     @property
     def _names(self) -> list[str]:
@@ -91,7 +61,7 @@ class OffloadedModule:
         value, own = self._map[name], _own_tensors(self.module).get(name)
         return value.to(own.dtype) if own is not None and own.is_floating_point() else value
 
-    def _placed(self, values: Mapping[str, Tensor]) -> nn.Module:
+    def _placed(self, values: dict[str, Tensor]) -> nn.Module:
         from accelerate.utils import set_module_tensor_to_device
 
         here: Any = copy.copy(self.module)

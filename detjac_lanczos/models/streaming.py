@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.lora import AdaptedWeight
 from detjac_lanczos.models.offloaded import OffloadedModule, offloaded
 from detjac_lanczos.models.side_stream import Pace
@@ -89,16 +91,16 @@ def source_of(weight: Weight) -> OffloadedModule | None:
     return weight.source if isinstance(weight, StreamedWeight) else None
 
 
-def in_turn(groups: Sequence[Sequence[OffloadedModule]]) -> Iterator[int]:
-    """Yield 0, 1, ...: at each turn the modules of that group are held, and a thread reads those of the next.
+def in_turn(groups: Sequence[Sequence[Held[Any, Any]]]) -> Iterator[int]:
+    """Yield 0, 1, ...: at each turn the values of that group are held, and a thread reads those of the next.
 
-    Each module is read once, and the values of two groups at most are in memory. On a CUDA device values come on a
-    stream of their own, while the group before is at work.
+    Each is read once, and the values of two groups at most are in memory. On a CUDA device they come on a stream of
+    their own, while the group before is at work.
     """
     if not any(groups):
         yield from range(len(groups))
         return
-    pace = Pace(module.device for group in groups for module in group)
+    pace = Pace(source.device for group in groups for source in group)
     with ThreadPoolExecutor(1, "detjac-weights") as reader:
         coming = reader.submit(_read, groups[0])
         for index, group in enumerate(groups):
@@ -113,11 +115,11 @@ def in_turn(groups: Sequence[Sequence[OffloadedModule]]) -> Iterator[int]:
                 pace.after()
 
 
-def _read(group: Sequence[OffloadedModule]) -> list[dict[str, Tensor] | None]:
+def _read(group: Sequence[Held[Any, Any]]) -> list[Any]:
     with torch.no_grad():
-        return [module.read() for module in group]
+        return [source.read() for source in group]
 
 
-def _hold(held: ExitStack, group: Sequence[OffloadedModule], values: list[dict[str, Tensor] | None]) -> None:
-    for module, read in zip(group, values, strict=True):
-        held.enter_context(module.held(read))
+def _hold(held: ExitStack, group: Sequence[Held[Any, Any]], values: Sequence[Any]) -> None:
+    for source, read in zip(group, values, strict=True):
+        held.enter_context(source.held(read))

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.frozen.budget import read_memory
 from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.prompt import read_prompts
-from detjac_lanczos.frozen.schedule import Rates, make_plan, read_memory
+from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.structure import Structure, recognise
+from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters

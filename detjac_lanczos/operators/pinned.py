@@ -16,11 +16,11 @@ from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.declare import Family, Residual
 from detjac_lanczos.frozen.drop import Expert, Head
 from detjac_lanczos.frozen.layout import Segment
-from detjac_lanczos.frozen.maps import Branch, Stage
 from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.schedule import Plan
+from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.structure import Structure
 from detjac_lanczos.frozen.sweep import Program
 from detjac_lanczos.frozen.words import Freeze

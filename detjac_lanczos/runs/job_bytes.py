@@ -8,8 +8,10 @@ from math import ceil
 import torch
 
 from detjac_lanczos.frozen.peak import sweep_bytes
-from detjac_lanczos.frozen.schedule import Plan, make_plan
+from detjac_lanczos.frozen.plan import Plan
+from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.sizes import NetworkShape
+from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words.word import Way
 from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, room_for, searching_bytes
 from detjac_lanczos.solvers.rounding import working_dtype
@@ -40,6 +42,7 @@ class Demand:
     shape: NetworkShape
     k: int
     tol: float
+    rates: Rates
 
     def columns(self, tokens: int, width: int) -> float:
         """Return the columns both ways that a search is expected to need, of ``tokens`` side by side."""
@@ -60,12 +63,12 @@ class Demand:
     def smallest(self, tokens: int) -> Plan:
         """Return the schedule that keeps nothing that can lie elsewhere."""
         elsewhere: tuple[Way, ...] = tuple("offload" for _ in self.shape.blocks)
-        return replace(make_plan(self.shape, [tokens], None), mixing=elsewhere, gates=elsewhere)
+        return replace(make_plan(self.shape, [tokens], None, self.rates), mixing=elsewhere, gates=elsewhere)
 
     def total(self, schedule: Plan, width: int) -> int:
         """Bytes that the joint job holds with a schedule, weights apart."""
         joint = self.joint(sum(schedule.lengths), width, schedule.rebuilt)
-        return max(schedule.peak(width), schedule.resident + joint)
+        return max(schedule.peak(width), schedule.resident + schedule.staged + joint)
 
     def least(self, tokens: int, width: int) -> int:
         """Bytes that it holds at least."""

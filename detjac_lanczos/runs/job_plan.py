@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from detjac_lanczos.frozen.schedule import Plan
+from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.runs.machines import Machine
 from detjac_lanczos.runs.plan_table import render
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.schedule import Plan
+from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.runs.machines import Machine
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.frozen.schedule import Rates
+from detjac_lanczos.frozen.ways import Rates
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,15 @@ class Machine:
     source: str
 
     @property
+    def type(self) -> str:
+        """As torch names it: "cuda", or "cpu" for this processor."""
+        return "cpu" if self.memory is None else "cuda"
+
+    @property
     def rates(self) -> Rates:
         """Its rates as the memory schedule counts them."""
-        return Rates(flops=self.flops, weights=self.bandwidth / 16, bytes=self.link, overlaps=False)
+        kind = Rates.of(torch.device(self.type))
+        return replace(kind, flops=self.flops, weights=self.bandwidth / 16, bytes=self.link)
 
 
 _NVIDIA = "data sheet; 80 % of its bandwidth, 70 % of its bfloat16 rate, decoding bound by 4.5 bytes moved a weight"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from detjac_lanczos.frozen.schedule import KINDS
+from detjac_lanczos.frozen.ways import KINDS
 
 if TYPE_CHECKING:
     from detjac_lanczos.runs.job_plan import Job, JobPlan
@@ -38,6 +38,8 @@ def render(plan: JobPlan) -> str:
     lines.append(row("", "norms and others", schedule.shape.rest(schedule.lengths)))
     if schedule.offloaded:
         lines.append(row("", "offloaded", schedule.offloaded, "not in the peak"))
+    if schedule.staged:
+        lines.append(row("", "of these here", schedule.staged, "two blocks at a time; every sweep reads all"))
     lines.append(row("streams", "of the forward pass", schedule.streams))
     lines.append(row("working set", "rows, bases, capture", max(plan.working, plan.joint.bytes)))
     limit = "" if plan.memory is None else f"of {plan.memory / scale:.2f}: " + ("fits" if plan.fits else "does not fit")
@@ -61,7 +63,7 @@ def _work(label: str, job: Job, scale: float) -> str:
 
 def _lockstep(plan: JobPlan) -> list[str]:
     """Say how many tokens can be asked at once where all of them are too many."""
-    room = (plan.memory or 0) - plan.resident_weights - plan.schedule.resident
+    room = (plan.memory or 0) - plan.resident_weights - plan.schedule.resident - plan.schedule.staged
     if plan.every_token.bytes <= room:
         return []
     at_once = max(1, int(plan.tokens * room / plan.every_token.bytes))

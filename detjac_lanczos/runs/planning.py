@@ -8,14 +8,17 @@ from typing import Any
 import torch
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.budget import read_memory
 from detjac_lanczos.frozen.families import family_of
-from detjac_lanczos.frozen.schedule import Plan, Rates, make_plan, read_memory
+from detjac_lanczos.frozen.plan import Plan
+from detjac_lanczos.frozen.schedule import make_plan
+from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models.outline import outline, read_quantization, scratch, weight_bytes
 from detjac_lanczos.runs.job_bytes import Demand, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
-from detjac_lanczos.runs.machines import Machine, machine
+from detjac_lanczos.runs.machines import machine
 
 __all__ = ["Job", "JobPlan", "plan"]
 
@@ -77,12 +80,12 @@ def plan(
     weights = weight_bytes(whole, kind)
     inside = [sum(weight_bytes(block, kind).values()) for block in family.blocks_of(whole)]
     limit = read_memory(memory) or found.memory
-    demand = Demand(shape, k, tol)
+    demand = Demand(shape, k, tol, Rates.of(torch.device(found.type)))
 
     resident = sum(weights.values())
     if limit is not None and kind is None and resident + demand.least(tokens, width) > limit:
         resident = min(resident, resident - sum(inside) + 2 * max(inside))
-    schedule = _schedule(demand, tokens, width, limit, resident, found)
+    schedule = _schedule(demand, tokens, width, limit, resident)
     streamed = sum(weights.values()) - resident
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
 
@@ -94,7 +97,7 @@ def plan(
             passes=demand.passes(span, width),
             row_sweeps=columns * sum((length * (len(shape.blocks) - 1) + 1) / len(shape.blocks) for length in lengths),
             bytes=held,
-            peak=resident + max(schedule.peak(width), schedule.resident + held),
+            peak=resident + max(schedule.peak(width), schedule.resident + schedule.staged + held),
             seconds=pace.seconds(found, schedule, lengths, columns, demand.passes(span, width)),
         )
 
@@ -111,7 +114,7 @@ def plan(
         weights=dict(weights.most_common()),
         resident_weights=resident,
         schedule=schedule,
-        working=schedule.peak(width) - schedule.resident,
+        working=schedule.peak(width) - schedule.resident - schedule.staged,
         joint=job("joint", [tokens], tokens, demand.joint(tokens, width, schedule.rebuilt)),
         every_token=job("tokens", list(range(tokens, 0, -1)), 1, demand.every_token(tokens, width, schedule.rebuilt)),
         capture_seconds=capture_seconds(whole, weights, streamed, tokens, found),
@@ -126,18 +129,17 @@ def plan(
     return replace(made, advice=advice(demand, limit, tokens, width, resident, packing))
 
 
-def _schedule(demand: Demand, tokens: int, width: int, limit: int | None, weights: int, found: Machine) -> Plan:
+def _schedule(demand: Demand, tokens: int, width: int, limit: int | None, weights: int) -> Plan:
     """Return the cheapest schedule with which the joint job fits beside the weights; that of no budget if none does."""
-    kept, smallest = make_plan(demand.shape, [tokens], None), demand.smallest(tokens)
+    kept, smallest = make_plan(demand.shape, [tokens], None, demand.rates), demand.smallest(tokens)
     if limit is None or weights + demand.total(kept, width) <= limit:
         return kept
     least = demand.total(smallest, width)
     if weights + least > limit:
         return kept
-    rates = Rates.of(torch.device("cpu" if found.memory is None else "cuda"))
     budget = limit - weights - (least - smallest.resident)
     while budget > smallest.resident:
-        made = make_plan(demand.shape, [tokens], budget, rates)
+        made = make_plan(demand.shape, [tokens], budget, demand.rates)
         over = weights + demand.total(made, width) - limit
         if over <= 0:
             return made

@@ -10,6 +10,7 @@ from accelerate.utils import PrefixedDataset
 from torch import Tensor
 
 from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.models import load_model
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp, probe
 from detjac_lanczos.reading import decode_left, decode_right
@@ -79,9 +80,10 @@ def test_so_does_one_that_keeps_less(name: str, way: Any) -> None:
 def transfers(devices: Devices, J: Any, forwards: bool) -> list[tuple[Any, Any, int]]:
     """Return what moves in a sweep of five columns: (from, to, bytes). Index tensors have moved in one before."""
     product, width = (J.matmat, J.shape[1]) if forwards else (J.rmatmat, J.shape[0])
-    product(torch.eye(width, 5, dtype=torch.float64))
+    columns = torch.eye(width, 5, dtype=torch.float64).to(J.device)
+    product(columns)
     devices.transfers.clear()
-    product(torch.eye(width, 5, dtype=torch.float64))
+    product(columns)
     return devices.transfers
 
 
@@ -156,3 +158,40 @@ def test_a_saved_network_asks_for_one_device(tmp_path: Path) -> None:
             DetachedNetwork.load(path, spread_model)
     again = DetachedNetwork.load(path, loaded)
     assert torch.equal(again.jacobian(2).dense(), network.jacobian(2).dense())
+
+
+OFFLOADED = ("self_attn.mixing.0", "mlp.gate_proj.activation")
+
+
+def moved_to(model: Any) -> Any:
+    """Put a whole model on the second device."""
+    for module in model.modules():
+        add_hook_to_module(module, AlignDevicesHook(execution_device=SECOND, place_submodules=False))
+    return model
+
+
+@pytest.mark.parametrize("forwards", [True, False])
+def test_offloaded_factors_move_once_a_sweep_and_nothing_else_does(forwards: bool) -> None:
+    with Devices() as devices, every_block("offload"):
+        network = detach(load_model(moved_to(tiny_models.llama())), input_ids=IDS[0], memory="1GB")
+        away = {name: value for name, value in network.coefficients.items() if value.device == FIRST}
+        assert set(away) == {f"blocks.{i}.{part}" for i in range(3) for part in OFFLOADED}
+        found = transfers(devices, network.jacobian(3), forwards)
+        wanted = [(FIRST, SECOND, value.nbytes) for value in away.values()]
+        assert sorted(found, key=str) == sorted(wanted, key=str)
+        sources = [
+            source for stage in network.stages for branch in stage.branches for source in sources_of(branch.chain)
+        ]
+        assert len(sources) == 6
+        assert all(source._here is None for source in sources)
+
+
+def test_a_saved_network_keeps_offloaded_factors_where_they_are(tmp_path: Path) -> None:
+    with Devices(), every_block("offload"):
+        loaded = load_model(moved_to(tiny_models.llama()))
+        network = detach(loaded, input_ids=IDS[0], memory="1GB")
+        again = DetachedNetwork.load(network.save(tmp_path), loaded)
+        places = {name: value.device for name, value in network.coefficients.items()}
+        assert {FIRST, SECOND} == set(places.values())
+        assert {name: value.device for name, value in again.coefficients.items()} == places
+        assert torch.equal(again.jacobian(3).dense(), network.jacobian(3).dense())

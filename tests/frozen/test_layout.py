@@ -10,7 +10,8 @@ from torch import Tensor
 
 from detjac_lanczos.frozen import layout as layouts
 from detjac_lanczos.frozen.layout import Layout, Segment
-from detjac_lanczos.frozen.maps import Branch, Mix, Stage
+from detjac_lanczos.frozen.maps import Mix
+from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.sweep import Program, forward, transposed
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp
 from tests import tiny_models

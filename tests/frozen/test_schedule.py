@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -11,17 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.frozen.schedule import (
-    KINDS,
-    WAYS,
-    Plan,
-    Rates,
-    format_bytes,
-    make_plan,
-    read_memory,
-)
-from detjac_lanczos.frozen.schedule import _seconds as seconds
+from detjac_lanczos.frozen.budget import format_bytes, read_memory
+from detjac_lanczos.frozen.plan import Plan
+from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.sizes import BlockShape, GateShape, NetworkShape
+from detjac_lanczos.frozen.ways import KINDS, WAYS, Rates
+from detjac_lanczos.frozen.ways import seconds_of as seconds
 from detjac_lanczos.operators import detach
 from tests import tiny_models
 from tests.every_block import every_block
@@ -107,6 +102,25 @@ def test_the_middle_leaves_first_and_the_ends_stay() -> None:
     assert set(found.gates) == {"keep"}
     assert Plan.from_record(json.loads(json.dumps(found.record)), shape, lengths) == found
     assert "rebuild 4-7" in str(found)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_two_neighbouring_blocks_of_offloaded_factors_are_on_a_device_at_once(ahead: bool) -> None:
+    shape, lengths = network_shape(SMALL, LARGE, SMALL, LARGE, SMALL), (9, 4)
+    rates = replace(RATES, overlaps=ahead)
+    plan = replace(
+        make_plan(shape, lengths, None, rates),
+        mixing=("keep", "offload", "offload", "keep", "offload"),
+        gates=("offload", "rebuild", "offload", "offload", "keep"),
+    )
+    P, g = (
+        {block: size(block, lengths, rebuilt=False) for block in (SMALL, LARGE)} for size in (shape.mixing, shape.gates)
+    )
+    of_blocks = [g[SMALL], P[LARGE], P[SMALL] + g[SMALL], g[LARGE], P[SMALL]]
+    assert plan.offloaded == sum(of_blocks)
+    assert plan.staged == (max(map(sum, pairwise(of_blocks))) if ahead else 0)
+    assert plan.peak(4) - replace(plan, ahead=False).peak(4) == plan.staged
+    assert Plan.from_record(json.loads(json.dumps(plan.record)), shape, lengths) == plan
 
 
 def test_a_budget_below_the_smallest_plan_says_what_would_do() -> None:

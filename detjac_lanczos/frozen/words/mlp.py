@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.activations import ratio
-from detjac_lanczos.frozen.maps import Gate, Linear, Map, apply_rowwise, sources_of
+from detjac_lanczos.frozen.maps import Gate, Linear, Map, apply_rowwise
 from detjac_lanczos.frozen.rebuilt import RebuiltRows
 from detjac_lanczos.frozen.sizes import BlockShape, GateShape
+from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.projections import linear_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record

@@ -1,0 +1,36 @@
+"""A budget of memory as people write it."""
+
+from __future__ import annotations
+
+import re
+
+from detjac_lanczos.errors import InputError
+
+
+def read_memory(memory: str | int | None) -> int | None:
+    """Return a budget in bytes from a number, or a text such as "2GiB", "500 MB" or "1e9".
+
+    Raises
+    ------
+    InputError
+        If it is none of these, or not positive.
+    """
+    if memory is None:
+        return None
+    if isinstance(memory, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", memory.lower())
+        if found:
+            power = "kmgt".index(found[2]) + 1 if found[2] else 0
+            memory = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
+        raise InputError(f"memory must be a number of bytes or a text such as '2GiB', not {memory!r}")
+    return memory
+
+
+def format_bytes(count: int, *, up: bool = False) -> str:
+    """Return bytes as a text that `read_memory` reads; ``up`` rounds so that it is no less."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**power:
+            value = count / 1024**power
+            return f"{int(value * 100 + 1) / 100 if up else round(value, 2):g}{unit}"
+    return f"{count}B"
