@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import NamedTuple
 
 import torch
 
@@ -13,7 +15,9 @@ from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words.word import Way
-from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, room_for, searching_bytes
+from detjac_lanczos.solvers.dense import chunk_width
+from detjac_lanczos.solvers.forecast import forecast
+from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, result_bytes, room_for, searching_bytes
 from detjac_lanczos.solvers.rounding import working_dtype
 from detjac_lanczos.solvers.width import expected_columns, expected_room
 
@@ -35,6 +39,16 @@ _STILL_OPEN = 1 / 2
 _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
+class Asked(NamedTuple):
+    """What some tokens take: by which method, rows of a sweep, sweeps, row-sweeps in all, bytes besides the network."""
+
+    method: str
+    rows: int
+    passes: int
+    row_sweeps: float
+    bytes: int
+
+
 @dataclass(frozen=True)
 class Demand:
     """What searches on a network hold: of all tokens side by side, or of each in lockstep."""
@@ -52,13 +66,50 @@ class Demand:
         """Return the sweeps one after another that it is expected to take."""
         return round(_PASSES * self._alone(tokens, width) / width) + 2
 
+    def together(self, tokens: int, width: int, rebuilt: tuple[bool, bool] = (False, False)) -> Asked:
+        """Return what all tokens side by side take, searched by Lanczos."""
+        row_sweeps = self.columns(tokens, width) * self.cost(tokens)
+        return Asked(
+            "lanczos", tokens * width, self.passes(tokens, width), row_sweeps, self.joint(tokens, width, rebuilt)
+        )
+
     def joint(self, tokens: int, width: int, rebuilt: tuple[bool, bool] = (False, False)) -> int:
         """Bytes of the rows and the search of all tokens side by side."""
         return self._most([tokens], tokens, width, rebuilt, lockstep=False)
 
-    def every_token(self, tokens: int, width: int, rebuilt: tuple[bool, bool] = (False, False)) -> int:
-        """Bytes of the rows and the searches of every token in lockstep."""
-        return self._most(list(range(tokens, 0, -1)), 1, width, rebuilt, lockstep=True)
+    def alone(self, lengths: list[int], width: int, rebuilt: tuple[bool, bool] = (False, False)) -> Asked:
+        """Return what tokens take that are asked for one by one, so far from the output: as `auto` counts, if it may.
+
+        Where both ways take much the same rows, `auto` times them and may choose the other.
+        """
+        shape, costs = self._operator(1), [self.cost(length) for length in lengths]
+        chunk = chunk_width(max(costs), shape[0])
+        passes = ceil(shape[0] / chunk)
+        expected = forecast(
+            [shape] * len(lengths),
+            costs,
+            max(costs),
+            k=self.k,
+            tol=self.tol,
+            width=width,
+            dense_passes=passes,
+        )
+        if expected.ratio < 1:
+            held = self._most(lengths, 1, width, rebuilt, lockstep=True)
+            return Asked("lanczos", sum(lengths) * width, self.passes(1, width), expected.lanczos_rows, held)
+        held = self._matrices(lengths, chunk, rebuilt)
+        return Asked("dense", max(lengths) * chunk, passes, expected.dense_rows, held)
+
+    def cost(self, length: int) -> float:
+        """Row-sweeps of one column of a token so far from the output: the last block is met at the output alone."""
+        blocks = len(self.shape.blocks)
+        return (length * (blocks - 1) + 1) / blocks
+
+    def at_once(self, tokens: int, width: int, rebuilt: tuple[bool, bool], room: int) -> int:
+        """Return how many tokens, the first ones, fit into ``room`` bytes if they are asked for together; 0 if none."""
+        return _last(
+            tokens, lambda count: self.alone(list(range(tokens, tokens - count, -1)), width, rebuilt).bytes <= room
+        )
 
     def smallest(self, tokens: int) -> Plan:
         """Return the schedule that keeps nothing that can lie elsewhere."""
@@ -76,14 +127,17 @@ class Demand:
 
     def fitting_tokens(self, width: int, room: int, most: int) -> int:
         """Return how many tokens fit into ``room`` bytes, at most ``most``; 0 if not even one does."""
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.least(middle, width) <= room:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return _last(most, lambda tokens: self.least(tokens, width) <= room)
+
+    def _matrices(self, lengths: list[int], chunk: int, rebuilt: tuple[bool, bool]) -> int:
+        """Bytes of dense matrices, and of a sweep of so many shared cotangents, their products, or an SVD."""
+        shape, count, n = self._operator(1), len(lengths), max(lengths)
+        working = working_dtype(_DTYPES[self.shape.itemsize]).itemsize
+        sweep = sweep_bytes(self.shape, [n], chunk, rebuilt=rebuilt, lockstep=True)
+        products = chunk * shape[1] * (n * self.shape.itemsize + count * working)
+        decomposing = (2 * shape[0] * shape[1] + min(shape) * sum(shape)) * working
+        decomposing += count * result_bytes(shape, _DTYPES[self.shape.itemsize], self.k)
+        return count * shape[0] * shape[1] * working + max(sweep, products, decomposing)
 
     def _most(self, lengths: list[int], span: int, width: int, rebuilt: tuple[bool, bool], *, lockstep: bool) -> int:
         """Return the most of four moments: the first sweeps, those before blocks narrow, the last ones, the results."""
@@ -161,6 +215,18 @@ def advice(
             break
     changes.append(f"give {_up(weights + demand.least(tokens, width))} GB of memory")
     return tuple(changes)
+
+
+def _last(most: int, holds: Callable[[int], bool]) -> int:
+    """Return the largest number up to ``most`` for which something holds that does for all smaller ones; else 0."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _up(count: int) -> str:

@@ -13,13 +13,15 @@ from detjac_lanczos.runs.plan_table import render
 
 @dataclass(frozen=True)
 class Job:
-    """One way to ask: of all tokens side by side ("joint"), or of every token in lockstep ("tokens").
+    """One way to ask: of all tokens side by side ("joint"), or of every token by itself ("tokens").
 
-    ``rows`` of a full sweep, ``passes`` (sweeps one after another), ``row_sweeps`` in all, ``bytes`` of the rows and of
-    the search, ``peak`` of everything, weights included, ``seconds`` of all sweeps.
+    ``method`` that `auto` is expected to take, "lanczos" or "dense", ``rows`` of a full sweep, ``passes`` (sweeps one
+    after another), ``row_sweeps`` in all, ``bytes`` of the rows and of the search or the matrices, ``peak`` of
+    everything, weights included, ``seconds`` of all sweeps.
     """
 
     name: str
+    method: str
     rows: int
     passes: int
     row_sweeps: float
@@ -50,6 +52,8 @@ class JobPlan:
         The forward pass, its self-check or the sweep of all positions, whichever is largest; what packed weights are
         decoded in is part of it, and of the jobs.
     joint, every_token : Job
+    at_once : int
+        Tokens, the first ones, that fit where they are asked about together.
     capture_seconds : float
     advice : tuple of str
         What to change where it does not fit; empty where it does.
@@ -70,6 +74,7 @@ class JobPlan:
     working: int
     joint: Job
     every_token: Job
+    at_once: int
     capture_seconds: float
     advice: tuple[str, ...]
 
@@ -106,6 +111,7 @@ class JobPlan:
             },
             "schedule": self.schedule.record,
             "jobs": [asdict(self.joint), asdict(self.every_token)],
+            "at_once": self.at_once,
             "capture_seconds": self.capture_seconds,
             "fits": self.fits,
             "advice": list(self.advice),

@@ -46,10 +46,11 @@ def render(plan: JobPlan) -> str:
     lines += ["─" * _WIDTH, row("peak", "", plan.peak, limit), ""]
     headings = ("rows a sweep", "passes", "row-sweeps", "seconds", f"peak {unit}")
     lines += [f"{'work':<{_LABEL}}" + "".join(f"{heading:>{_COLUMN}}" for heading in headings), "─" * _WIDTH]
-    lines += [_work("all tokens jointly", plan.joint, scale), _work("every token", plan.every_token, scale)]
+    every = "every token, dense" if plan.every_token.method == "dense" else "every token"
+    lines += [_work("all tokens jointly", plan.joint, scale), _work(every, plan.every_token, scale)]
     lines.append(f"{'forward passes':<{_LABEL + 3 * _COLUMN}}{_seconds(plan.capture_seconds):>{_COLUMN}}")
-    if plan.memory is not None and plan.fits:
-        lines += _lockstep(plan)
+    if plan.fits and plan.at_once < plan.tokens:
+        lines += ["", f"Every token at once would take too much; ask about {plan.at_once} at a time."]
     if plan.advice:
         lines += ["", f"To fit: {'; or '.join(plan.advice)}."]
     return "\n".join([*lines, "", f"Rates: {plan.device.source}."])
@@ -59,15 +60,6 @@ def _work(label: str, job: Job, scale: float) -> str:
     peak = f"{job.peak / scale:,.2f}"
     cells = (f"{job.rows:,}", f"{job.passes}", f"{job.row_sweeps:,.0f}", _seconds(job.seconds), peak)
     return f"{label:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
-
-
-def _lockstep(plan: JobPlan) -> list[str]:
-    """Say how many tokens can be asked at once where all of them are too many."""
-    room = (plan.memory or 0) - plan.resident_weights - plan.schedule.resident - plan.schedule.staged
-    if plan.every_token.bytes <= room:
-        return []
-    at_once = max(1, int(plan.tokens * room / plan.every_token.bytes))
-    return ["", f"Rows of every token at once would take too much; ask about {at_once} at a time."]
 
 
 def _seconds(seconds: float) -> str:

@@ -15,7 +15,7 @@ from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models.outline import outline, read_quantization, scratch, weight_bytes
-from detjac_lanczos.runs.job_bytes import Demand, advice
+from detjac_lanczos.runs.job_bytes import Asked, Demand, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
 from detjac_lanczos.runs.machines import machine
@@ -89,18 +89,18 @@ def plan(
     streamed = sum(weights.values()) - resident
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
 
-    def job(label: str, lengths: list[int], span: int, held: int) -> Job:
-        columns = demand.columns(span, width)
+    def job(label: str, asked: Asked, lengths: list[int]) -> Job:
+        columns = asked.row_sweeps / sum(map(demand.cost, lengths))
         return Job(
             name=label,
-            rows=sum(lengths) * width,
-            passes=demand.passes(span, width),
-            row_sweeps=columns * sum((length * (len(shape.blocks) - 1) + 1) / len(shape.blocks) for length in lengths),
-            bytes=held,
-            peak=resident + max(schedule.peak(width), schedule.resident + schedule.staged + held),
-            seconds=pace.seconds(found, schedule, lengths, columns, demand.passes(span, width)),
+            **asked._asdict(),
+            peak=resident + max(schedule.peak(width), schedule.resident + schedule.staged + asked.bytes),
+            seconds=pace.seconds(found, schedule, lengths, columns, asked.passes),
         )
 
+    every = demand.alone(list(range(tokens, 0, -1)), width, schedule.rebuilt)
+
+    room = None if limit is None else limit - resident - schedule.resident - schedule.staged
     made = JobPlan(
         model=name,
         dtype=str(next(whole.parameters()).dtype).removeprefix("torch."),
@@ -115,8 +115,11 @@ def plan(
         resident_weights=resident,
         schedule=schedule,
         working=schedule.peak(width) - schedule.resident - schedule.staged,
-        joint=job("joint", [tokens], tokens, demand.joint(tokens, width, schedule.rebuilt)),
-        every_token=job("tokens", list(range(tokens, 0, -1)), 1, demand.every_token(tokens, width, schedule.rebuilt)),
+        joint=job("joint", demand.together(tokens, width, schedule.rebuilt), [tokens]),
+        every_token=job("tokens", every, [tokens] if every.method == "dense" else list(range(tokens, 0, -1))),
+        at_once=tokens
+        if room is None or every.bytes <= room
+        else demand.at_once(tokens, width, schedule.rebuilt, room),
         capture_seconds=capture_seconds(whole, weights, streamed, tokens, found),
         advice=(),
     )

@@ -1,7 +1,6 @@
 """Lanczos or dense: counted row-sweeps decide where they can, the first two passes' times where they cannot."""
 
 import time
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -9,35 +8,16 @@ import torch
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import Materialisation, decompose
 from detjac_lanczos.solvers.finish import Road
+from detjac_lanczos.solvers.forecast import Forecast, forecast
 from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
-from detjac_lanczos.solvers.width import expected_columns, expected_passes, price
+from detjac_lanczos.solvers.width import price
 
 _CLEAR = 2.0
 _TINY = 256
 _PROBED_SIZE = 384
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Predicted row-sweeps and passes of both roads."""
-
-    lanczos_rows: float
-    dense_rows: float
-    lanczos_passes: float
-    dense_passes: float
-
-    @property
-    def ratio(self) -> float:
-        """Row-sweeps of Lanczos over those of dense."""
-        return self.lanczos_rows / self.dense_rows
-
-    @property
-    def sentence(self) -> str:
-        """The row-sweeps in words."""
-        return f"{self.lanczos_rows:.0f} row-sweeps expected against {self.dense_rows:.0f} of dense"
 
 
 def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list[SVDResult]:
@@ -46,18 +26,18 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     A road that is begun and kept has lost nothing; one that is left has lost a pass or two.
     """
     lockstep, dense = Lockstep(batch, options), Materialisation(batch)
-    forecast = make_forecast(batch, options, options.width, dense.passes)
-    fewer = forecast.ratio < 1.0 or options.max_products is not None
-    clear = options.max_products is not None or is_tiny(batch) or not 1.0 / _CLEAR < forecast.ratio < _CLEAR
-    why, measured = forecast.sentence, {}
+    expected = _forecast(batch, options, options.width, dense)
+    fewer = expected.ratio < 1.0 or options.max_products is not None
+    clear = options.max_products is not None or is_tiny(batch) or not 1.0 / _CLEAR < expected.ratio < _CLEAR
+    why, measured = expected.sentence, {}
     if not clear:
         per_pass, per_row = _rates_of_lanczos(lockstep) if fewer else _rates_of_dense(dense)
         svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
         measured = batch.settle({"seconds_per_pass": per_pass, "seconds_per_row": per_row, "svd_seconds": svds})
         per_pass, per_row, svds = measured.values()
-        forecast = make_forecast(batch, options, lockstep.width, dense.passes)
-        lanczos_seconds = forecast.lanczos_passes * per_pass + forecast.lanczos_rows * per_row
-        dense_seconds = forecast.dense_passes * per_pass + forecast.dense_rows * per_row + svds
+        expected = _forecast(batch, options, lockstep.width, dense)
+        lanczos_seconds = expected.lanczos_passes * per_pass + expected.lanczos_rows * per_row
+        dense_seconds = expected.dense_passes * per_pass + expected.dense_rows * per_row + svds
         fewer = lanczos_seconds <= dense_seconds
         why += (
             f"; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row and the SVDs {svds:.2f} s: "
@@ -71,19 +51,15 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     return decompose(dense, options, Road("dense", why, {"method": "dense", **measured}), certify=certify)
 
 
-def make_forecast(batch: CountingBatch, options: Options, width: int, dense_passes: int) -> Forecast:
-    """Predict the work of both roads from shapes, costs, k, tol and width."""
-    columns = [expected_columns(options.k, options.tol, width, shape) for shape in batch.shapes]
-    heights = [d_out for d_out, _ in batch.shapes]
-    if len(set(heights)) == 1:
-        dense_rows = heights[0] * batch.shared_cost
-    else:
-        dense_rows = sum(cost * d_out for cost, d_out in zip(batch.costs, heights, strict=True))
-    return Forecast(
-        lanczos_rows=sum(cost * count for cost, count in zip(batch.costs, columns, strict=True)),
-        dense_rows=dense_rows,
-        lanczos_passes=expected_passes(max(columns), width),
-        dense_passes=dense_passes,
+def _forecast(batch: CountingBatch, options: Options, width: int, dense: Materialisation) -> Forecast:
+    return forecast(
+        batch.shapes,
+        batch.costs,
+        batch.shared_cost,
+        k=options.k,
+        tol=options.tol,
+        width=width,
+        dense_passes=dense.passes,
     )
 
 

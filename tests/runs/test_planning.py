@@ -68,14 +68,39 @@ def test_the_head_and_the_embedding_are_not_packed(smollm2: LoadedModel) -> None
     assert wanted["float32"] == sum(p.nbytes for p in packed.parameters() if id(p) not in inside)
 
 
-def test_row_sweeps_are_what_the_operators_cost() -> None:
-    model = tiny_models.llama(torch.float32)
-    found = plan(model.config, 9, dtype="float32", device="h100", width=3, k=2)
-    network = detach(load_model(model), input_ids=tiny_models.prompt_ids(9)[0])
-    tokens, joint = network.jacobians(), network.jacobian("joint")
-    columns = found.every_token.row_sweeps / sum(map(tokens.cost, range(9)))
-    assert found.joint.row_sweeps == pytest.approx(1.35 * columns * joint.cost())
-    assert (found.joint.rows, found.every_token.rows) == (9 * 3, 45 * 3)
+@pytest.mark.parametrize(("tokens", "method"), [(9, "lanczos"), (20, "dense")])
+def test_methods_and_row_sweeps_are_those_of_the_solver(tokens: int, method: str) -> None:
+    model = tiny_models.llama(torch.float32, hidden_size=128)
+    found = plan(model.config, tokens, dtype="float32", device="h100", width=3, k=2)
+    network = detach(load_model(model), input_ids=tiny_models.prompt_ids(tokens)[0])
+    every, joint = network.jacobians(), network.jacobian("joint")
+    assert found.every_token.method == method
+    why = svd_batch(every, k=2, block=3, max_products=1000)[0].why
+    said, dense = (float(word) for word in why.split() if word.isdigit())
+    assert found.every_token.row_sweeps == pytest.approx(said if method == "lanczos" else dense, abs=0.5)
+    columns = said / sum(map(every.cost, range(tokens)))
+    assert found.joint.row_sweeps == pytest.approx(1.35 * columns * joint.cost(), rel=1e-2)
+    rows = tokens * (tokens + 1) // 2 * 3 if method == "lanczos" else tokens * 64
+    assert (found.joint.rows, found.every_token.rows) == (tokens * 3, rows)
+
+
+@pytest.mark.parametrize(("hidden", "tokens"), [(128, 40), (256, 24)])
+def test_the_peak_of_dense_matrices_is_predicted_and_never_below(
+    hidden: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roads, "_table", {})
+    monkeypatch.setattr("detjac_lanczos.operators.self_check._passed", {})
+    model = tiny_models.llama(torch.float32, hidden_size=hidden, intermediate_size=2 * hidden)
+    found = plan(model.config, tokens, dtype="float32", device="h100")
+    assert found.every_token.method == "dense"
+
+    def job() -> Any:
+        network = detach((model, None), input_ids=tiny_models.prompt_ids(tokens)[0])
+        return svd_batch(network.jacobians(), k=8, method="dense")
+
+    _, measured, _ = with_peak(job)
+    ours = found.every_token.peak - found.resident_weights
+    assert measured <= ours <= 1.2 * measured
 
 
 @pytest.mark.parametrize(("tokens", "joint"), [(8, False), (96, True)])

@@ -1,0 +1,66 @@
+"""What both roads are expected to take, before either is begun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detjac_lanczos.solvers.width import expected_columns, expected_passes
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Predicted row-sweeps and passes of both roads."""
+
+    lanczos_rows: float
+    dense_rows: float
+    lanczos_passes: float
+    dense_passes: float
+
+    @property
+    def ratio(self) -> float:
+        """Row-sweeps of Lanczos over those of dense."""
+        return self.lanczos_rows / self.dense_rows
+
+    @property
+    def sentence(self) -> str:
+        """The row-sweeps in words."""
+        return f"{self.lanczos_rows:.0f} row-sweeps expected against {self.dense_rows:.0f} of dense"
+
+
+def forecast(
+    shapes: Sequence[tuple[int, int]],
+    costs: Sequence[float],
+    shared_cost: float,
+    *,
+    k: int,
+    tol: float,
+    width: int,
+    dense_passes: int,
+) -> Forecast:
+    """Predict the work of both roads from shapes, costs, k, tol and width.
+
+    Parameters
+    ----------
+    shapes : sequence of (d_out, d_in)
+    costs : sequence of float
+        Row-sweeps of one column of each operator.
+    shared_cost : float
+        Those of one cotangent that all of them share.
+    k, tol, width
+        As in `svd`.
+    dense_passes : int
+        Sweeps that the dense road has still to make.
+    """
+    columns = [expected_columns(k, tol, width, shape) for shape in shapes]
+    heights = [d_out for d_out, _ in shapes]
+    if len(set(heights)) == 1:
+        dense_rows = heights[0] * shared_cost
+    else:
+        dense_rows = sum(cost * d_out for cost, d_out in zip(costs, heights, strict=True))
+    return Forecast(
+        lanczos_rows=sum(cost * count for cost, count in zip(costs, columns, strict=True)),
+        dense_rows=dense_rows,
+        lanczos_passes=expected_passes(max(columns), width),
+        dense_passes=dense_passes,
+    )
