@@ -1,8 +1,8 @@
 """Jobs against their plans: what a search on SmolLM2 allocates, from capture to results, ``python -m bench.jobs``.
 
 Each row runs in a process of its own, and needs no more than a budget of threads: top 8 of every token, by the method
-that the plan expects, or of all tokens side by side ("joint"), at every length and in every precision. Writes bench/results/jobs.json row by
-row; with ``--resume`` rows that were measured stay, and their predictions are made anew.
+that the plan expects, or of all tokens side by side ("joint"), at every length and in every precision. Writes
+bench/results/jobs.json row by row; with ``--resume`` rows that were measured stay, and their predictions are made anew.
 """
 
 from __future__ import annotations
