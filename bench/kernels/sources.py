@@ -8,7 +8,8 @@ import triton.language as tl
 from bench.kernels.resources import Resources, compiled
 from detjac_kernels.device import captures
 from detjac_kernels.device.configurations import Tiles
-from detjac_kernels.device.decode import FP_FUSION, decode_rectangle_kernel
+from detjac_kernels.device.decode import decode_rectangle_kernel
+from detjac_kernels.device.launching import FP_FUSION
 from detjac_kernels.device.mixing import MixingTiles
 from detjac_kernels.device.mixing_kernel import mixing_kernel
 from detjac_kernels.device.packed_gemm import add_parts_kernel, packed_gemm_kernel

@@ -20,19 +20,25 @@ _COLD = 256 << 20
 """Bytes that are written between two timings, so that a weight comes from memory as it does in a sweep."""
 
 
+_PIECE = 1 << 22
+"""Numbers that are compared at a time: two products in float32 at once would take more memory than the plan knows."""
+
+
 class ChoiceTable:
     """A table from a class of shapes to the name of a road.
 
     Parameters
     ----------
     timer : callable
-        Runs a road and returns its seconds.
+        Runs a road, on the current device, and returns its seconds.
     """
 
     def __init__(self, timer: Timer) -> None:
         self._timer = timer
         self._table: dict[str, str] = {}
         self._seconds: dict[str, dict[str, float]] = {}
+        self._failures: dict[str, dict[str, str]] = {}
+        self._asked: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def choices(self) -> dict[str, str]:
@@ -43,6 +49,10 @@ class ChoiceTable:
         """Return what was measured: class of shapes to road to seconds; roads that failed or disagreed are left out."""
         return {key: dict(row) for key, row in self._seconds.items()}
 
+    def failures(self) -> dict[str, dict[str, str]]:
+        """Return why roads were left out: class of shapes to road to a sentence."""
+        return {key: dict(row) for key, row in self._failures.items()}
+
     def replay(self, recorded: Mapping[str, str]) -> None:
         """Put a recorded table in force: these classes are not measured again, unless their road is missing then."""
         with self._lock:
@@ -50,6 +60,10 @@ class ChoiceTable:
 
     def run(self, key: str, roads: Mapping[str, Road], agreement: float, *, measure: bool = True) -> Tensor:
         """Run the best road of a class of shapes, and find it first where it is not known.
+
+        A road that raises, whatever it is (Triton's errors and torch's have no base in common), loses: only an error of
+        the first road is the caller's. Where memory does not suffice to measure, the first road is run and the choice
+        is left open; it is tried again at the 2nd, 4th, 8th … product of the class.
 
         Parameters
         ----------
@@ -63,33 +77,73 @@ class ChoiceTable:
         measure : bool
             False while a CUDA graph is being captured, say.
         """
-        chosen = self._table.get(key)
-        if chosen is not None and chosen in roads:
+        first = next(iter(roads))
+        if self._table.get(key) not in roads and len(roads) > 1 and measure:
+            with self._lock:
+                asked = self._asked[key] = self._asked.get(key, 0) + 1
+                if self._table.get(key) not in roads and not asked & (asked - 1):
+                    self._measure(key, roads, agreement)
+        chosen = self._table.get(key, first)
+        if chosen == first or chosen not in roads:
+            return roads[first]()
+        try:
             return roads[chosen]()
-        if len(roads) == 1 or not measure:
-            return next(iter(roads.values()))()
-        with self._lock:
-            if self._table.get(key) not in roads:
-                self._measure(key, roads, agreement)
-        return roads[self._table[key]]()
+        except Exception as error:
+            if lacks_memory(error):
+                raise
+            result = roads[first]()
+            self._failures.setdefault(key, {})[chosen] = sentence(error)
+            self._table.pop(key, None)
+            return result
 
     def _measure(self, key: str, roads: Mapping[str, Road], agreement: float) -> None:
         first, *others = roads
-        expected = roads[first]().float()
-        size = expected.norm()
-        seconds = {first: self._timer(roads[first])}
-        for name in others:
-            try:
-                if bool((roads[name]().float() - expected).norm() <= agreement * size):
-                    seconds[name] = self._timer(roads[name])
-            except RuntimeError:
-                continue
+        seconds, failures = {}, {}
+        try:
+            expected = roads[first]()
+            with torch.cuda.device_of(expected):
+                seconds[first] = self._timer(roads[first])
+                for name in others:
+                    try:
+                        off = _difference(roads[name](), expected)
+                        if off <= agreement:
+                            seconds[name] = self._timer(roads[name])
+                        else:
+                            failures[name] = f"differs by {off:.1e}, more than {agreement:.0e}"
+                    except Exception as error:
+                        if lacks_memory(error):
+                            raise
+                        failures[name] = sentence(error)
+        except Exception as error:
+            if lacks_memory(error):
+                return
+            raise
         self._seconds[key] = seconds
+        if failures:
+            self._failures[key] = failures
         self._table[key] = min(seconds, key=lambda name: seconds[name])
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Tell whether an error says that the device's memory is full now, which says nothing about a road."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+
+
+def sentence(error: Exception) -> str:
+    """Return an error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _difference(got: Tensor, expected: Tensor) -> float:
+    """Return the relative difference (Frobenius), in float32, some numbers at a time."""
+    pieces = list(zip(got.reshape(-1).split(_PIECE), expected.reshape(-1).split(_PIECE), strict=True))
+    off = sum(float((a.float() - b.float()).square().sum()) for a, b in pieces)
+    size = sum(float(b.float().square().sum()) for _, b in pieces)
+    return (off / size) ** 0.5 if size else off
+
+
 def seconds_on_device(road: Road) -> float:
-    """Return the median seconds of a road on the device, each time from cold caches."""
+    """Return the median seconds of a road on the current device, each time from cold caches."""
     cold = torch.empty(_COLD, dtype=torch.uint8, device="cuda")
     taken = []
     for _ in range(REPEATS):
@@ -110,7 +164,8 @@ def triton_runs(x: Tensor) -> bool:
 
 def capturing(x: Tensor) -> bool:
     """Tell whether a CUDA graph is being captured, so that nothing may be measured."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device_of(x):
+        return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @cache

@@ -1,6 +1,13 @@
+import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from subprocess import CalledProcessError
+
 import pytest
 import torch
 from torch import Tensor
+from triton import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from detjac_kernels.choice import ChoiceTable, Road
 
@@ -20,13 +27,13 @@ class FakeTimer:
 
 
 class FakeRoad:
-    def __init__(self, name: str, value: Tensor | None = VALUE) -> None:
+    def __init__(self, name: str, value: Tensor | Exception = VALUE) -> None:
         self.name, self.value, self.runs = name, value, 0
 
     def __call__(self) -> Tensor:
         self.runs += 1
-        if self.value is None:
-            raise RuntimeError("out of resources")
+        if isinstance(self.value, Exception):
+            raise self.value
         return self.value
 
 
@@ -46,12 +53,78 @@ def test_the_fastest_road_is_measured_once_and_then_taken() -> None:
     assert made["slow"].runs == ran and timer.asked == ["slow", "fast"]
 
 
-@pytest.mark.parametrize("wrong", [None, VALUE * 1.1, VALUE * float("nan")], ids=["fails", "disagrees", "nan"])
-def test_a_road_that_fails_or_disagrees_is_left_out(wrong: Tensor | None) -> None:
+NODE = ast.parse("x")
+WRONG = {
+    "does not fit": (OutOfResources(300_000, 232_448, "shared memory"), "OutOfResources: out of resource: shared"),
+    "does not compile": (CompilationError("x = 1", NODE, "no such type"), "CompilationError"),
+    "no assembler": (PTXASError("bad code"), "PTXASError: PTXAS error: bad code"),
+    "no C compiler": (CalledProcessError(1, "gcc"), "CalledProcessError"),
+    "fails": (RuntimeError("invalid configuration\nat line 3"), "RuntimeError: invalid configuration"),
+    "disagrees": (VALUE * 1.1, "differs by 1.0e-01, more than 1e-03"),
+    "nan": (VALUE * float("nan"), "differs by nan"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "why"), WRONG.values(), ids=WRONG)
+def test_a_road_that_fails_or_disagrees_is_left_out_and_it_is_said_why(wrong: Tensor | Exception, why: str) -> None:
     table = ChoiceTable(FakeTimer({"first": 2.0, "bad": 0.1}))
     table.run("a", roads(FakeRoad("first"), FakeRoad("bad", wrong)), 1e-3)
     assert table.choices() == {"a": "first"}
     assert table.seconds() == {"a": {"first": 2.0}}
+    assert table.failures()["a"]["bad"].startswith(why)
+
+
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError("full"), RuntimeError("Triton Error [CUDA]: out of memory")])
+def test_memory_that_is_full_now_leaves_the_choice_open(full: Exception) -> None:
+    table = ChoiceTable(FakeTimer({"first": 2.0, "second": 1.0}))
+    made = roads(FakeRoad("first"), FakeRoad("second", full))
+    for turn, tried in enumerate([1, 2, 2, 3], start=1):
+        assert torch.equal(table.run("a", made, 1e-3), VALUE)
+        assert (made["second"].runs, table.choices()) == (tried, {}), turn
+    made["second"].value = VALUE
+    for _ in range(4):
+        table.run("a", made, 1e-3)
+    assert (table.choices(), table.failures()) == ({"a": "second"}, {})
+
+
+def test_a_recorded_road_that_fails_loses_and_the_rest_is_measured() -> None:
+    table = ChoiceTable(FakeTimer({"first": 3.0, "second": 1.0, "third": 2.0}))
+    table.replay({"a": "second"})
+    made = roads(FakeRoad("first"), FakeRoad("second", WRONG["does not fit"][0]), FakeRoad("third"))
+    assert torch.equal(table.run("a", made, 1e-3), VALUE)
+    assert "OutOfResources" in table.failures()["a"]["second"]
+    table.run("a", made, 1e-3)
+    assert table.choices() == {"a": "third"}
+
+
+def test_errors_of_the_first_road_and_full_memory_are_the_callers() -> None:
+    table = ChoiceTable(FakeTimer({}))
+    with pytest.raises(ValueError, match="shapes"):
+        table.run("a", roads(FakeRoad("first", ValueError("shapes")), FakeRoad("second")), 1e-3)
+    table.replay({"a": "second"})
+    with pytest.raises(torch.OutOfMemoryError):
+        table.run("a", roads(FakeRoad("first"), FakeRoad("second", torch.OutOfMemoryError("full"))), 1e-3)
+    assert table.choices() == {"a": "second"}
+
+
+def test_roads_are_timed_on_the_device_of_their_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[Tensor] = []
+
+    @contextmanager
+    def entered(tensor: Tensor) -> Iterator[None]:
+        inside.append(tensor)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", entered)
+    found = []
+
+    def timer(road: Road) -> float:
+        found.append(inside[-1])
+        return 1.0
+
+    ChoiceTable(timer).run("a", roads(FakeRoad("first"), FakeRoad("second")), 1e-3)
+    assert len(found) == 2 and all(tensor is VALUE for tensor in found)
 
 
 def test_a_recorded_table_is_not_measured_again() -> None:

@@ -6,9 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detjac_kernels.captures import Activation
-
-FP_FUSION = False
-"""Whether the compiler may contract ``a · b + c``: pinned, since its default differs between versions of Triton."""
+from detjac_kernels.device.launching import launch
 
 WIDEST = 32768
 """Columns of a norm that one program holds in registers."""
@@ -67,7 +65,9 @@ def captured_rms_norm(x: Tensor, weight: Tensor, eps: float, *, plus_one: bool =
     x = x if x.stride(1) == 1 else x.contiguous()
     normed, rstd = x.new_empty(n, d), x.new_empty(n, dtype=torch.float32)
     if n:
-        rms_norm_kernel[n,](
+        launch(
+            rms_norm_kernel,
+            (n,),
             x,
             weight.contiguous(),
             normed,
@@ -78,7 +78,6 @@ def captured_rms_norm(x: Tensor, weight: Tensor, eps: float, *, plus_one: bool =
             PLUS_ONE=plus_one,
             BLOCK=triton.next_power_of_2(d),
             num_warps=norm_warps(d),
-            enable_fp_fusion=FP_FUSION,
         )
     return normed, rstd
 
@@ -93,7 +92,9 @@ def captured_gate(
     product = up.new_empty(n, f)
     factor = gate.new_empty(n, f, dtype=gate.dtype if rstd is None else torch.float32)
     if gate.numel():
-        gate_kernel[n, triton.cdiv(f, GATE_BLOCK)](
+        launch(
+            gate_kernel,
+            (n, triton.cdiv(f, GATE_BLOCK)),
             gate,
             up,
             product if rstd is None else rstd,
@@ -106,7 +107,6 @@ def captured_gate(
             RSTD=rstd is not None,
             BLOCK=GATE_BLOCK,
             num_warps=4,
-            enable_fp_fusion=FP_FUSION,
         )
     return product, factor
 

@@ -1,7 +1,7 @@
 """4-bit codes to numbers, on the device: tiles for a GEMM, and any rectangle of a matrix written out.
 
 A value is ``table[code] · absmax[flat // block]``, one float32 product, then rounded to the compute dtype: bit for bit
-what the torch twin decodes, as long as products and sums are not contracted (`FP_FUSION`).
+what the torch twin decodes, as long as products and sums are not contracted (`launching.FP_FUSION`).
 """
 
 import torch
@@ -9,10 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detjac_kernels.device.launching import launch
 from detjac_kernels.four_bit import Packed4
-
-FP_FUSION = False
-"""Whether the compiler may contract ``a · b + c``: pinned, since its default differs between versions of Triton."""
 
 _BYTES = 64
 """Bytes of a row that one program decodes, at most."""
@@ -166,7 +164,9 @@ def decode_rectangle(packed: Packed4, rows: range, columns: range, out: Tensor) 
     tile_rows = 2048 // tile_bytes
     if not len(rows) or not len(columns):
         return out
-    decode_rectangle_kernel[triton.cdiv(len(columns) // 2, tile_bytes), triton.cdiv(len(rows), tile_rows)](
+    launch(
+        decode_rectangle_kernel,
+        (triton.cdiv(len(columns) // 2, tile_bytes), triton.cdiv(len(rows), tile_rows)),
         *packed_arguments(packed),
         out,
         rows.start,
@@ -181,7 +181,6 @@ def decode_rectangle(packed: Packed4, rows: range, columns: range, out: Tensor) 
         BLOCK_ROWS=tile_rows,
         BLOCK_BYTES=tile_bytes,
         num_warps=4,
-        enable_fp_fusion=FP_FUSION,
     )
     return out
 

@@ -7,10 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detjac_kernels.device.launching import launch
 from detjac_kernels.device.mixing_kernel import mixing_kernel
-
-FP_FUSION = False
-"""Whether the compiler may contract ``a · b + c``: pinned, since its default differs between versions of Triton."""
 
 _DTYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -212,9 +210,9 @@ def _launch(
     # Operands that are not there are stood in for by a tensor that is: a kernel without them never reads it.
     given = (q, k, lse, first, probabilities, values, key_scale, query_scale)
     tensors = [out if t is None else t.contiguous() for t in given]
-    mixing_kernel[
-        triton.cdiv(own, chosen.own), triton.cdiv(columns, chosen.columns), kv_heads if transposed else heads
-    ](
+    launch(
+        mixing_kernel,
+        (triton.cdiv(own, chosen.own), triton.cdiv(columns, chosen.columns), kv_heads if transposed else heads),
         *tensors,
         out,
         queries,
@@ -238,6 +236,5 @@ def _launch(
         COMPUTE_DTYPE=_DTYPE[values.dtype],
         num_warps=chosen.warps,
         num_stages=chosen.stages,
-        enable_fp_fusion=FP_FUSION,
     )
     return out

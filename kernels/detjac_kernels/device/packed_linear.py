@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from detjac_kernels.device.configurations import Tiles, tiles
-from detjac_kernels.device.decode import FP_FUSION, packed_arguments, pair_table
+from detjac_kernels.device.decode import packed_arguments, pair_table
+from detjac_kernels.device.launching import launch
 from detjac_kernels.device.packed_gemm import add_parts_kernel, packed_gemm_kernel
 from detjac_kernels.four_bit import Packed4
 
@@ -139,7 +140,9 @@ def _launch(
         "OUT_SCALE": out_scale is not None,
         "ADD": add is not None,
     }
-    packed_gemm_kernel[tall, wide, split](
+    launch(
+        packed_gemm_kernel,
+        (tall, wide, split),
         x,
         codes,
         absmax,
@@ -173,10 +176,11 @@ def _launch(
         **flags,
         num_warps=chosen.warps,
         num_stages=chosen.stages,
-        enable_fp_fusion=FP_FUSION,
     )
     if split > 1:
-        add_parts_kernel[triton.cdiv(rows, 16), triton.cdiv(n, 128)](
+        launch(
+            add_parts_kernel,
+            (triton.cdiv(rows, 16), triton.cdiv(n, 128)),
             partial,
             *operands,
             out,
@@ -187,7 +191,6 @@ def _launch(
             **flags,
             BLOCK_ROWS=16,
             BLOCK_OUT=128,
-            enable_fp_fusion=FP_FUSION,
         )
     return out
 
