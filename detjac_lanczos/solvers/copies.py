@@ -1,29 +1,24 @@
-"""Further copies of multiple singular values: when a search has to look for them, and for how long."""
+"""A probe for what one column cannot see: that a singular value has copies."""
 
-import numpy as np
-
-from detjac_lanczos.solvers.factorisation import RitzTriplets
+from detjac_lanczos.solvers.widening import Widening
 
 PASSES = 6
 """Passes that fresh random columns get before the triplets are believed again."""
 
 
 class CopyProbe:
-    """Counts the random columns that a search grew from, and the passes of a probe by fresh ones.
+    """Counts the passes of a probe by a fresh random column, where a search grew from one column alone.
 
-    A Krylov space holds at most as many copies of a multiple singular value as random columns it grew from: where that
-    many values coincide, more copies may exist unseen. A probe that found something calls for another.
+    The Krylov space of one column holds one copy of each singular value, so there is no cluster to tell of others
+    (where there is one, blocks widen). A probe that found something calls for another, unless they have widened.
 
     Attributes
     ----------
-    drawn : int
-        Random columns so far.
     passes_left : int
         Of the probe that runs; 0 where none does.
     """
 
     def __init__(self) -> None:
-        self.drawn = 0
         self.passes_left = 0
         self._found_more = False
 
@@ -32,20 +27,20 @@ class CopyProbe:
         """Whether the next block is the first of a probe."""
         return self.passes_left == PASSES
 
-    def goes_on(self, converged: RitzTriplets, *, full: bool) -> bool:
+    def goes_on(self, widening: Widening, *, full: bool) -> bool:
         """Whether converged triplets call for another pass of a probe, of a new one where none runs.
 
         Parameters
         ----------
-        converged : RitzTriplets
-            All triplets wanted.
+        widening : Widening
+            What has been drawn for the search so far.
         full : bool
             The bases span the space: there is nothing left to draw from.
         """
         if self.passes_left > 1:
             self.passes_left -= 1
             return True
-        if full or not self._called_for(converged):
+        if full or widening.made or not self._called_for(widening.drawn):
             return False
         self.passes_left = PASSES
         return True
@@ -55,15 +50,8 @@ class CopyProbe:
         self._found_more |= self.passes_left > 0
         self.passes_left = 0
 
-    def _called_for(self, converged: RitzTriplets) -> bool:
+    def _called_for(self, drawn: int) -> bool:
         if self._found_more:
             self._found_more = False
             return True
-        return not self.passes_left and largest_group(converged) >= self.drawn
-
-
-def largest_group(triplets: RitzTriplets) -> int:
-    """Return how many neighbouring values at most coincide within their residuals."""
-    worst = triplets.norms.max(axis=1)
-    apart = triplets.values[:-1] - triplets.values[1:] > worst[:-1] + worst[1:]
-    return int(np.diff(np.concatenate([[-1], np.flatnonzero(apart), [len(worst) - 1]])).max())
+        return not self.passes_left and drawn == 1

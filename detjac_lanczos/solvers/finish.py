@@ -61,6 +61,7 @@ def finish(
     completed: Completed | None = None,
     probed: int = 0,
     energy: tuple[float, float] | None = None,
+    widened: tuple[tuple[int, int], ...] = (),
     error: float | None = None,
 ) -> SVDResult:
     """Measure what was found for operator ``index``, state what it proves and say how it ended.
@@ -97,6 +98,7 @@ def finish(
         else None,
         status=status,
         advice=_advice(status, batch, index, options, certificate.claimed, len(sigma))
+        + _on_widening(widened)
         + _on_energy(energy)
         + _on_error(error)
         + _on_completeness(completed, options),
@@ -107,6 +109,7 @@ def finish(
         floor=floor,
         guards=None if completed is None else _guards(completed, found.scale, batch.dtype),
         energy=energy,
+        widened=widened,
         error=error,
     )
 
@@ -118,6 +121,14 @@ def _guards(completed: Completed, scale: float, dtype: torch.dtype) -> Guards | 
         return None
     values = torch.from_numpy(triplets.values[k:] / scale).to(triplets.left.device)
     return Guards(*(block.to(dtype) for block in (triplets.left[k:].T, values, triplets.right[k:].T)))
+
+
+def _on_widening(widened: tuple[tuple[int, int], ...]) -> str:
+    """Return how blocks were widened, where they were."""
+    if not widened:
+        return ""
+    passes, columns = (", ".join(str(number) for number in numbers) for numbers in zip(*widened, strict=True))
+    return f" Some values coincide: from pass {passes} on, {columns} more random columns looked for further copies."
 
 
 def _on_energy(energy: tuple[float, float] | None) -> str:

@@ -30,6 +30,7 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
         search = searches.pop(0)
         assert search.status is not None
         found, status, probed, energy = _found(search), search.status, search.probed, search.goal.energy
+        widened = tuple(search.widening.made)
         del search  # its bases make room for the result
         results.append(
             finish(
@@ -44,6 +45,7 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
                 completed=completed,
                 probed=probed,
                 energy=energy,
+                widened=widened,
             )
         )
     return results

@@ -105,6 +105,9 @@ class SVDResult:
     energy : (float, float) or None
         Interval of the share of ‖A‖_F² that the triplets hold, where a share was asked for: 95 %, or exact where the
         matrix was written out.
+    widened : tuple of (int, int)
+        Passes in which Lanczos blocks were widened to look for further copies of a cluster's value, and by how many
+        random columns.
     error : float or None
         Leave-one-out estimate of ‖A - U S Vᵀ‖_F, of the randomised road; an estimate has no bound.
     """
@@ -124,6 +127,7 @@ class SVDResult:
     missed: Missed | None = None
     guards: Guards | None = None
     energy: tuple[float, float] | None = None
+    widened: tuple[tuple[int, int], ...] = ()
     error: float | None = None
 
     @property

@@ -5,14 +5,9 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers import copies
-from detjac_lanczos.solvers.basis import (
-    complete_block,
-    dominant_rows,
-    like,
-    orthonormal_rows,
-    random_rows,
-)
+from detjac_lanczos.solvers.basis import complete_block, dominant_rows
 from detjac_lanczos.solvers.counting import Direction
+from detjac_lanczos.solvers.directions import open_directions
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.goal import Goal
 from detjac_lanczos.solvers.options import Options
@@ -26,6 +21,9 @@ from detjac_lanczos.solvers.rounding import (
     safe_scale,
     working_dtype,
 )
+from detjac_lanczos.solvers.start import given_block, random_block
+from detjac_lanczos.solvers.streams import Stream
+from detjac_lanczos.solvers.widening import Widening
 from detjac_lanczos.solvers.width import expected_room
 
 RESERVED_BLOCKS = copies.PASSES // 2 + 1
@@ -35,10 +33,6 @@ SPARE_VECTORS = 7
 """Ritz vectors beyond those wanted that a restart keeps: the guards that a claim of completeness may take, and one."""
 
 _UNBOUNDED = 2**62
-_NEXT = 0.1
-"""Relative residual above which Ritz triplets beyond those wanted share in a block that has room for them. At width 8
-and k = 8 it saves one pass in 28 for one column in 40 more on the Jacobians of both embedded models; 0.01 saves two for
-one in eight."""
 
 
 class Search:
@@ -48,6 +42,7 @@ class Search:
     next block. Once k Ritz triplets exist, a block holds only directions in which the residual of an unconverged
     triplet is above ``tol``: blocks shrink as triplets converge, and what is left out stays in the measured residuals.
     Room that is left goes to strong residuals of the next Ritz triplets: those that are open converge by them, too.
+    Where a cluster of values is as large as blocks are wide they widen (``widening``), to see further copies.
 
     Attributes
     ----------
@@ -68,6 +63,7 @@ class Search:
         Columns both ways so far, those of probes included: what ``max_products`` bounds.
     probed : int
         Columns of these that went into probes for completeness.
+    widening : Widening
     """
 
     def __init__(self, shape: tuple[int, int], operator_dtype: torch.dtype, device: torch.device, options: Options):
@@ -98,6 +94,7 @@ class Search:
         self._fresh = True
         self._exact = False
         self._idle = 0
+        self.widening = Widening(Stream.COPIES.generator(options.seed))
         self._copies = copies.CopyProbe()
         self._patience = Patience()
 
@@ -138,17 +135,10 @@ class Search:
         direction = Direction.TRANSPOSED if start is None else Direction.FORWARD
         most = max(self._affordable(direction), self.left // 2)
         if start is None:
-            width = min(self.width, self.shape[0], most)
-            self.block = orthonormal_rows(random_rows(width, self.state.U.rows, self.generator))
+            self.block = random_block(self.state.U.rows, min(self.width, most), self.generator)
         else:
-            given = start.T.to(device=self.state.V.rows.device, dtype=torch.float64)
-            given = (given * safe_scale(given)).to(self.dtype)
-            length = float(torch.linalg.matrix_norm(given))
-            block, _ = dominant_rows(given, most - 1, deflation_threshold(epsilon(self.dtype), length))
-            self._begun_with = block.shape[0] + 1
-            width = min(max(self.width, self._begun_with), most)
-            self.block = complete_block(block, self.state.V.rows, width, self.generator)
-        self._copies.drawn = self.block.shape[0]
+            self.block, self._begun_with = given_block(start, self.state.V.rows, self.width, most, self.generator)
+        self.widening.drawn = self.block.shape[0]
         return direction
 
     def absorb_sketch(self, products: Tensor) -> None:
@@ -167,6 +157,8 @@ class Search:
         product = self._scaled(product)
         first_pair = self.state.steps == 0
         self.state.absorb(direction, self.block, product)
+        opposite = self.state.U.rows if direction is Direction.FORWARD else self.state.V.rows
+        self.widening.absorb(product, opposite, deflation_threshold(self.eps, self._largest))
         if self._fresh and float(torch.linalg.vector_norm(product)) <= self.floor:
             self._exact = True
         self._look()
@@ -181,11 +173,12 @@ class Search:
         if self.triplets is None or self._copies.passes_left:
             block, width = self._plain_directions(direction, basis.shape[0])
         else:
-            block, wanted = self._open_directions(direction)
-            width = block.shape[0] if wanted.any() else self.width
-            self._fresh = not wanted.any()
+            block, any_open = self._open_directions(direction)
+            block = self.widening.beside(block, basis, min(room, self._affordable(direction)))
+            self._fresh = not (any_open or block.shape[0])
+            width = self.width if self._fresh else block.shape[0]
         width = min(width, room, self._affordable(direction))
-        self._copies.drawn += max(width - block.shape[0], 0)
+        self.widening.drawn += max(width - block.shape[0], 0)
         self.block = complete_block(block[:width], basis, width, self.generator) if width else None
         self._idle = 0 if width else self._idle + 1
         if self._affordable(direction) == 0:
@@ -230,7 +223,8 @@ class Search:
     def reopen(self) -> None:
         """Judge again, after the rows of one more random vector were taken."""
         self.status = None
-        self._copies.drawn += 1
+        self.widening.drawn += 1
+        self.widening.strand = None
         self._copies.passes_left = 0
         self._exact = False
         self._idle = 0
@@ -250,7 +244,7 @@ class Search:
         if self.state.steps >= self.goal.wanted:
             self._judge()
         else:
-            self.triplets = None
+            self.triplets = self.widening.strand = None
 
     def _plain_directions(self, direction: Direction, count: int) -> tuple[Tensor, int]:
         """Return what the products have outside the basis, none at the start of a probe, and the width wanted."""
@@ -264,18 +258,15 @@ class Search:
         self._fresh = not block.shape[0]
         return block, max(width, self.goal.wanted - count) if self._fresh else width
 
-    def _open_directions(self, direction: Direction) -> tuple[Tensor, np.ndarray]:
-        """Return orthonormal directions of the residuals of open triplets, and which triplets are open on any side."""
+    def _open_directions(self, direction: Direction) -> tuple[Tensor, bool]:
+        """Return orthonormal directions of the residuals of open triplets, and whether any is open on any side."""
         assert self.triplets is not None and self._ritz is not None
-        values, count = self._ritz.values, len(self.triplets.values)
+        values = self._ritz.values
         least = np.where(values > self.floor, deflation_threshold(self.eps, self._largest), self.floor)
         allowed = np.maximum(np.maximum(self.goal.tolerated(values), least), np.finfo(np.float64).tiny)
-        wanted = self._ritz.norms.max(axis=1)[:count] > allowed[:count]
-        next_ones = wanted.any() / np.maximum(allowed, _NEXT * values)[count:]
-        weights = np.r_[wanted / allowed[:count], next_ones]
         forward = direction is Direction.FORWARD
         residuals = self._ritz.left_residuals if forward else self._ritz.right_residuals
-        return dominant_rows(like(weights, residuals)[:, None] * residuals, self.width, 1.0)[0], wanted
+        return open_directions(self._ritz, residuals, allowed, len(self.triplets.values), self.width)
 
     def _judge(self) -> None:
         self.triplets = self._ritz = None  # the new ones take their place
@@ -285,14 +276,24 @@ class Search:
         full = self.state.U.count == self.shape[0] or self.state.V.count == self.shape[1]
         if self._exact and self._solved(exact=True):
             self.status = Status.BREAKDOWN_EXACT
-        elif self._solved(exact=False):
-            if not self._copies.goes_on(self.triplets, full=full):
+            return
+        widened = self._widens(full=full)
+        if self._solved(exact=False):
+            if not widened and not self._copies.goes_on(self.widening, full=full):
                 self.status = Status.CONVERGED
         elif full and self._solved(exact=True):
             self.status = Status.BREAKDOWN_EXACT
         else:
             self._copies.found_something()
             self.status = Status.NOISE_FLOOR if self._stalled() else None
+
+    def _widens(self, *, full: bool) -> bool:
+        """Whether a strand goes beside the next block; never during the probe of a single column."""
+        assert self.triplets is not None
+        tolerated = self.goal.tolerated(self.triplets.values)
+        return not self._copies.passes_left and self.widening.goes_on(
+            self.triplets, tolerated, passes=self.passes, full=full
+        )
 
     def _solved(self, *, exact: bool) -> bool:
         """Whether all residuals meet ``tol``; ``exact`` lets values under the floor count as zeros of the operator."""

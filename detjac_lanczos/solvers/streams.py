@@ -7,13 +7,14 @@ import torch
 
 
 class Stream(IntEnum):
-    """What random vectors are drawn for; a search itself draws from the seed alone."""
+    """What random vectors are drawn for; a search itself, but for its strands, draws from the seed alone."""
 
     COMPLETENESS = 0x9E3779B9
     ENERGY = 0x51ED270B
     NORMS = 0x2545F491
     SURVEY = 0x7F4A7C15
     STABLE_RANK = 0x3C6EF372
+    COPIES = 0x27D4EB2F
     CONTRIBUTION = 0x1B873593
 
     def generator(self, seed: int, *number: int) -> torch.Generator:

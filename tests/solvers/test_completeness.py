@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binom
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import Status, SVDResult, basis, copies, search, svd, svd_batch
+from detjac_lanczos.solvers import Status, SVDResult, basis, copies, start, strand, svd, svd_batch, widening
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.probe import share_of
 from tests.solvers.spectra import Recorder, matrix, spectrum
@@ -73,7 +73,7 @@ def blind(monkeypatch: pytest.MonkeyPatch, hidden: list[torch.Tensor]) -> None:
                 rows = rows - torch.outer(rows @ direction.to(rows.dtype), direction.to(rows.dtype))
         return rows
 
-    for module in (search, basis):
+    for module in (basis, start, strand):
         monkeypatch.setattr(module, "random_rows", drawn)
 
 
@@ -125,7 +125,8 @@ def test_copies_beyond_width_one_are_never_claimed_away(monkeypatch) -> None:
 
     Fewer than δ of the claims may be false, and the probes must find what makes the sets right.
     """
-    monkeypatch.setattr(copies.CopyProbe, "_called_for", lambda self, converged: False)
+    monkeypatch.setattr(copies.CopyProbe, "_called_for", lambda self, drawn: False)
+    monkeypatch.setattr(widening.Widening, "goes_on", lambda self, triplets, tolerated, **rest: False)
     exact = np.repeat(1 / np.sqrt(np.arange(1, 21)), 3)
     plain, false, complete, trials = 0, 0, 0, 40
     for seed in range(trials):

@@ -55,12 +55,12 @@ def test_overlap_is_the_integral_of_the_paper(dimension: int, delta: float) -> N
 
 def test_overlap_of_sampled_vectors() -> None:
     generator = np.random.default_rng(0)
-    for dimension, delta in [(2, 0.2), (7, 0.05), (40, 0.1)]:
+    for dimension, delta, rows in [(2, 0.2, 1), (7, 0.05, 1), (40, 0.1, 1), (40, 0.01, 2), (7, 0.1, 5)]:
         vectors = generator.standard_normal((20000, dimension))
-        first = np.abs(vectors[:, 0]) / np.linalg.norm(vectors, axis=1)
-        share = float((first < math.exp(log_overlap(dimension, delta))).mean())
+        first = np.linalg.norm(vectors[:, :rows], axis=1) / np.linalg.norm(vectors, axis=1)
+        share = float((first < math.exp(log_overlap(dimension, delta, rows))).mean())
         assert share == pytest.approx(delta, abs=4 * math.sqrt(delta / 20000))
-    assert log_overlap(1, 1e-6) == 0.0
+    assert log_overlap(1, 1e-6) == log_overlap(2, 1e-6, 2) == 0.0
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
