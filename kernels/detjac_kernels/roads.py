@@ -39,24 +39,28 @@ def replay(recorded: Mapping[str, str]) -> None:
 
 def product(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
     """Return ``x weightᵀ + add``, a tensor of its own: (R, d) and (f, d), possibly a transposed view, to (R, f)."""
-    if x.dtype is not torch.float32 or x.device.type != "cpu" or _has_gaps(weight) or not _onednn_available():
+    if x.dtype is not torch.float32 or not x.is_cpu or not _onednn_available() or (way := _way(weight)) is None:
         return _default(x, weight, add)
-    key = _shape_class(x, weight)
+    key = _shape_class(way, (len(x) - 1).bit_length(), *weight.shape)
     road = _table.get(key)
     if road is None:
         road = _measure(key, x, weight)
     return _ROADS[road](x, weight, add)
 
 
-def _has_gaps(weight: Tensor) -> bool:
-    """Whether a matrix is a part of a wider one: oneDNN then falls back to its reference, thousands of times slower."""
-    return not (weight.is_contiguous() or weight.t().is_contiguous())
+def _way(weight: Tensor) -> str | None:
+    """Return how a matrix is multiplied; None for a part of a wider one.
+
+    For such a part oneDNN falls back to its reference, thousands of times slower.
+    """
+    if weight.is_contiguous():
+        return "xWt"
+    return "yW" if weight.stride() == (1, weight.shape[0]) else None
 
 
-def _shape_class(x: Tensor, weight: Tensor) -> str:
-    rows = 1 << (x.shape[0] - 1).bit_length()
-    direction = "xWt" if weight.is_contiguous() else "yW"
-    return f"f32 {direction} {rows}x{weight.shape[1]}->{weight.shape[0]}"
+@cache
+def _shape_class(way: str, bits: int, f: int, d: int) -> str:
+    return f"f32 {way} {1 << bits}x{d}->{f}"
 
 
 def _default(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
