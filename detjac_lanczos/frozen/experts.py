@@ -47,8 +47,8 @@ class Experts(Nested):
         return r[self.routed[index]]
 
     def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
-        """(R, d) to (R, f), plus ``add`` (R, f)."""
-        out = x.new_zeros(len(x), self.width_out) if add is None else add.clone()
+        """(R, d) to (R, f), plus ``add`` (R, f), where the result then lies."""
+        out = x.new_zeros(len(x), self.width_out) if add is None else add
         for chain, rows, place in self._visitors(positions):
             out.index_add_(0, rows, apply_rowwise(chain, x.index_select(0, rows), place))
         return out

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import gcd
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 PADDED_CELLS = 16384
 """Positions × columns that one mixing product may pad to: bounds the padding and the scratch of long prompts."""
@@ -81,6 +83,29 @@ class Mixing:
     tiles: tuple[Tile, ...]
     key_rows: int
     query_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Rows at one position that lie side by side, ``width`` a run: the columns that all segments have in common.
+
+    ``positions``: (R / width,), one for each run.
+    """
+
+    width: int
+    positions: Tensor
+
+
+_runs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def runs_of(positions: Tensor) -> Runs:
+    """Return the runs of rows at these positions (R,); found once for a tensor, and kept as long as it."""
+    if positions not in _runs:
+        width = gcd(*positions.unique_consecutive(return_counts=True)[1].tolist()) or 1
+        _runs[positions] = Runs(width, positions[::width].clone())
+    found: Runs = _runs[positions]
+    return found
 
 
 class Layout:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
-from detjac_kernels import mix, mix_transposed
+from detjac_kernels import epilogue, mix, mix_transposed
+from detjac_lanczos.frozen.layout import runs_of
 from detjac_lanczos.frozen.offloaded_factor import OffloadedFactor
 from detjac_lanczos.frozen.rebuilt import RebuiltMixing, RebuiltRows
 from detjac_lanczos.models.weights import Weight
@@ -83,9 +84,15 @@ class Gate:
         """Return the factor of every row: (R, f)."""
         return self.g.index_select(0, positions)
 
+    def multiply_(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Multiply rows (R, f) in place; columns at one position share a row of the factor."""
+        runs = runs_of(positions)
+        x.view(-1, runs.width, x.shape[1]).mul_(self.rows(runs.positions)[:, None])
+        return x
+
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, f) to (R, f)."""
-        return (x * self.rows(positions)).to(x.dtype)
+        return self.multiply_(x.clone(), positions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +118,9 @@ class Linear:
     def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
         """(R, d) to (R, f), plus ``add`` (R, f)."""
         product = self.weight.apply_transposed if self.transposed else self.weight.apply
+        if self.gate is not None and x.is_cpu:
+            out = self.gate.multiply_(product(x, scale=self.scale), positions)
+            return epilogue(out, None, self.out_scale, add)
         gate = None if self.gate is None else self.gate.rows(positions)
         return product(x, scale=self.scale, gate=gate, out_scale=self.out_scale, add=add)
 
@@ -256,7 +266,10 @@ def device_of(chain: Sequence[Map]) -> torch.device | None:
 
 
 def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
-    """Run a chain without mixing on rows: (R, d) to (R, f), plus ``add`` (R, f), which rides on a last GEMM."""
+    """Run a chain without mixing on rows: (R, d) to (R, f), plus ``add`` (R, f), which rides on a last GEMM.
+
+    What is added is given away: the result may lie where it was.
+    """
     last = len(chain) - 1
     for index, step in enumerate(chain):
         if isinstance(step, Mix):

@@ -15,7 +15,7 @@ from detjac_kernels.rebuilt_mixing import TILE_CELLS as REBUILT_CELLS
 from detjac_lanczos.frozen.attention import TILE_CELLS
 from detjac_lanczos.frozen.layout import PADDED_CELLS
 from detjac_lanczos.frozen.sizes import BlockShape, NetworkShape
-from detjac_lanczos.frozen.sweep import ROWS_AT_ONCE
+from detjac_lanczos.frozen.sweep import ROWS_AT_ONCE, height_of_parts
 
 _LIBRARY = {2: 870 << 10, 4: 257 << 10}
 """Bytes that oneDNN takes for a product on each thread, at most, by those of a number: a padded panel of the matrix.
@@ -71,7 +71,8 @@ def sweep_bytes(
     """
     rows = sum(lengths) * width
     # fewer rows go in taller parts: at most in as many full ones as there are
-    heights = {rows, rows // ROWS_AT_ONCE * ROWS_AT_ONCE} - {0} if lockstep and met else {rows}
+    uneven = lockstep and met
+    heights = {rows, rows // ROWS_AT_ONCE * ROWS_AT_ONCE} - {0} if uneven else {rows}
     given = len(lengths) * width if lockstep else rows
     products = 2 if shape.itemsize == 4 and not met else 1
     products += shape.scratch > 0  # the part of a matrix that is decoded gives a part of the product
@@ -85,7 +86,7 @@ def sweep_bytes(
             most,
             _attending(shape, block, lengths, width, rebuilt[0], lockstep),
             rows * around * shape.itemsize + _library(shape),
-            *(_rowwise(shape, block, height, width, rebuilt[1], products) + _library(shape) for height in heights),
+            *(_rowwise(shape, block, h, width, rebuilt[1], products, uneven) + _library(shape) for h in heights),
         )
     # what the caller gave, the stream, and the sum so far where branches read one stream
     streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize
@@ -96,14 +97,18 @@ def sweep_bytes(
 
 
 def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[bool, bool] = (False, False)) -> int:
-    """Return the bytes of the self-check of a model's first network: four inputs at once for its first prompt.
+    """Return the bytes of the self-check of a model's first network: its first prompt three times at once, then four.
 
+    Products of four mostly have shapes that those of three have met.
     Besides the rows of their sweep there are the inputs, once more side by side, and what they are drawn from. The
     logits are compared with the model's: both, their difference, and one of them in float64.
     """
     inputs = 11 * lengths[0] * shape.hidden_size * shape.wide
     logits = shape.vocabulary * (2 * shape.itemsize + 8) + _others(shape)
-    return max(sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt) + inputs, logits) + _library(shape)
+    met = (3 * lengths[0] - 1).bit_length() == (4 * lengths[0] - 1).bit_length()
+    three = sweep_bytes(shape, lengths[:1], 3, rebuilt=rebuilt)
+    four = sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt, met=met)
+    return max(three + inputs, four + inputs, logits) + _library(shape)
 
 
 def _attending(
@@ -128,32 +133,35 @@ def _attending(
     return held + ((rows * block.kv_heads + cells // n * width) * d + 2 * cells) * wide
 
 
-def _rowwise(shape: NetworkShape, block: BlockShape, rows: int, width: int, rebuilt: bool, products: int) -> int:
-    """Bytes held while a part of the rows is in the wide middle of an MLP, or all of it in that of one expert."""
-    parts = -(-rows // ROWS_AT_ONCE)
-    part = -(-rows // parts)
+def _rowwise(
+    shape: NetworkShape, block: BlockShape, rows: int, width: int, rebuilt: bool, products: int, uneven: bool
+) -> int:
+    """Bytes held while a part of the rows is in the wide middle of an MLP, or all of it in that of one expert.
+
+    There a product is made first, its input at hand, and then meets its factor, which has one row for each position
+    that the rows of the part lie at, or for each row where widths differ.
+    """
+    part = height_of_parts(rows, width)
+    shared = 1 if uneven or width > part else width
+    factors = -(-part // shared)
     d, item, wide = shape.hidden_size, shape.itemsize, shape.wide
-    whole = (rows * d + part * d) * item if parts > 1 else 0
+    turned = 0 if item == wide else 2 * wide  # what is multiplied by a factor of another precision, and the result
     middle = part * d * item
-    # the factor; where it has another precision, the product with it in that one, and what it multiplies
-    factor = wide if item == wide else 3 * wide
     for gate in block.gates:
-        others = (gate.factors - 1) * part * gate.width * item  # of the mean of two maps, the one that is done
-        multiplied = part * (d * item + gate.width * (factor + products * item)) + others
+        others = (gate.factors - 1) * part * (gate.width + d) * item  # of the mean of two maps, the one that is done
+        product = d + gate.width * products
         if shape.scratch:  # on the way back the whole width is made again by each part of the matrix
             wider, narrower = rows_at_once(gate.width, d), rows_at_once(d, gate.width)
-            forwards = d + gate.width + (products - 1) * wider
-            backwards = gate.width * products + narrower
-            multiplied = part * (gate.width * factor + max(forwards, backwards) * item) + others
-        middle = max(middle, multiplied)
+            product = max(d + gate.width + (products - 1) * wider, gate.width * products + narrower)
+        multiplied = part * gate.width * (item + turned) + factors * gate.width * wide
         if rebuilt:
-            positions = -(-part // width)
-            made = positions * (gate.inputs * item + 4 * gate.width * wide)
-            middle = max(middle, made + multiplied)
+            multiplied += -(-part // width) * (gate.inputs * item + 4 * gate.width * wide)
+        middle = max(middle, max(part * product * item, multiplied) + others)
     for expert in block.experts:
-        multiplied = part * (3 * d * item + expert.width * (factor + products * item))
-        middle = max(middle, multiplied + expert.gathered * item)
-    return whole + middle
+        product = part * expert.width * products * item + expert.gathered * item
+        multiplied = part * expert.width * (item + turned) + factors * expert.width * wide
+        middle = max(middle, 2 * part * d * item + max(product, multiplied))
+    return middle
 
 
 def _tile(block: BlockShape, n: int, cells: int) -> int:

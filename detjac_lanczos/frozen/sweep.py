@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detjac_kernels import keep_freed_memory
 from detjac_lanczos.frozen.fold import fuse
-from detjac_lanczos.frozen.layout import Layout, Mixing
+from detjac_lanczos.frozen.layout import Layout, Mixing, runs_of
 from detjac_lanczos.frozen.mapped import expect, let_go
 from detjac_lanczos.frozen.maps import Bias, Map, Mix, Nested, apply_rowwise, transpose
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
@@ -27,6 +27,12 @@ from detjac_lanczos.models.streaming import in_turn
 
 ROWS_AT_ONCE = 1024
 """Rows that go through a chain without mixing together: enough to run its GEMMs at full speed."""
+
+
+def height_of_parts(rows: int, width: int) -> int:
+    """Return how many of ``rows`` go through such a chain together: equal parts, that cut no run of a usual width."""
+    height = -(-rows // -(-rows // ROWS_AT_ONCE))
+    return height if width > ROWS_AT_ONCE // 8 else height + -height % width
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ class Program:
 
     @cached_property
     def affine_chains(self) -> tuple[tuple[tuple[Map, ...], ...], ...]:
-        """Forward chains with their biases, by stage and branch."""
-        return tuple(tuple(tuple(b.chain) for b in stage.branches) for stage in self.stages)
+        """Fused forward chains with their biases, by stage and branch."""
+        return tuple(tuple(fuse(b.chain) for b in stage.branches) for stage in self.stages)
 
     @cached_property
     def turns(self) -> tuple[tuple[range, tuple[Held[Any, Any], ...]], ...]:
@@ -131,7 +137,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     require_exact_products(rows.dtype, rows.device)
     keep_freed_memory()
     if len(rows) == layout.rows:
-        x = rows
+        x = rows.clone()
     else:
         x = rows.new_zeros(layout.rows, program.d_in)
         x.index_copy_(0, layout.source, rows)
@@ -148,7 +154,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
         mixing = here.pruning if prunes else here.square
         out = here.pruned_positions if prunes else positions
         kept = x.index_select(0, here.kept) if prunes else x
-        total = kept if stage.residual else None
+        total = _free(kept, chains) if stage.residual else None
         for chain in chains:
             if prunes and not any(isinstance(step, Mix) for step in chain):
                 total = _run(chain, kept, out, out, mixing, total)
@@ -177,7 +183,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     """
     require_exact_products(rows.dtype, rows.device)
     keep_freed_memory()
-    y = rows
+    y = rows.clone()
     for index in _stages_in_turn(program, backwards=True):
         stage, chains = program.stages[index], program.transposed_chains[index]
         here = layout.on(stage.device)
@@ -187,7 +193,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
         positions = here.positions if index < program.last_mixing else here.pruned_positions
         mixing = here.pruning if prunes else here.square
         out = here.positions if prunes else positions
-        total = y if stage.residual else None
+        total = _free(y, chains) if stage.residual else None
         mixing_chains = [c for c in chains if any(isinstance(step, Mix) for step in c)]
         for chain in chains:
             if not prunes or chain not in mixing_chains:
@@ -221,6 +227,11 @@ def _stages_in_turn(program: Program, *, backwards: bool = False) -> Iterator[in
         yield from reversed(stages) if backwards else stages
 
 
+def _free(stream: Tensor, chains: Sequence[Sequence[Map]]) -> Tensor:
+    """Return what the branches are added to, free to be overwritten: the stream, or a copy while they still read it."""
+    return stream if len(chains) == 1 and len(chains[0]) > 1 else stream.clone()
+
+
 def _spread(y: Tensor, layout: Layout) -> Tensor:
     full = y.new_zeros(layout.rows, y.shape[1])
     full.index_copy_(0, layout.kept, y)
@@ -230,21 +241,23 @@ def _spread(y: Tensor, layout: Layout) -> Tensor:
 def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing: Mixing, add: Tensor | None) -> Tensor:
     """Run one chain; rows change from ``positions`` to ``out`` at its mixing. ``add`` rides on a last GEMM.
 
+    What is added is given away: the result may lie where it was.
+
     A chain without mixing acts on each row alone, so many rows go through it a part at a time: its wide middle then
     stays in the processor's cache and is never as tall as the whole sweep.
     """
-    parts = -(-len(x) // ROWS_AT_ONCE)
-    if parts <= 1 or any(isinstance(step, Mix) for step in chain):
+    if len(x) <= ROWS_AT_ONCE or any(isinstance(step, Mix) for step in chain):
         return _run_at_once(chain, x, positions, out, mixing, add)
-    result: Tensor | None = None
-    done = 0
-    adds = [None] * parts if add is None else add.tensor_split(parts)
-    for rows, where, extra in zip(x.tensor_split(parts), positions.tensor_split(parts), adds, strict=True):
-        part = _run_at_once(chain, rows, where, where, mixing, extra)
+    result = add
+    height = height_of_parts(len(x), runs_of(positions).width)
+    for start in range(0, len(x), height):
+        here = slice(start, start + height)
+        extra = None if add is None else add[here]
+        part = _run_at_once(chain, x[here], positions[here], positions[here], mixing, extra)
         if result is None:
             result = part.new_empty(len(x), part.shape[1])
-        result[done : done + len(part)] = part
-        done += len(part)
+        if part is not extra:
+            result[here] = part
     return x if result is None else result
 
 

@@ -16,7 +16,10 @@ from detjac_kernels import epilogue, linear, linear_transposed
 
 
 class Weight(Protocol):
-    """A linear map on rows: ``apply`` is ``x Wᵀ``, ``apply_transposed`` is ``y W``, with ``shape`` (f, d)."""
+    """A linear map on rows: ``apply`` is ``x Wᵀ``, ``apply_transposed`` is ``y W``, with ``shape`` (f, d).
+
+    What is added is given away: the result may lie where it was.
+    """
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -38,7 +38,10 @@ def replay(recorded: Mapping[str, str]) -> None:
 
 
 def product(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
-    """Return ``x weightᵀ + add``, a tensor of its own: (R, d) and (f, d), possibly a transposed view, to (R, f)."""
+    """Return ``x weightᵀ + add``: (R, d) and (f, d), possibly a transposed view, to (R, f).
+
+    The result is a tensor of its own, or lies where ``add`` was.
+    """
     if x.dtype is not torch.float32 or not x.is_cpu or not _onednn_available() or (way := _way(weight)) is None:
         return _default(x, weight, add)
     key = _shape_class(way, (len(x) - 1).bit_length(), *weight.shape)
@@ -64,7 +67,7 @@ def _shape_class(way: str, bits: int, f: int, d: int) -> str:
 
 
 def _default(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
-    return torch.mm(x, weight.t()) if add is None else torch.addmm(add, x, weight.t())
+    return torch.mm(x, weight.t()) if add is None else torch.addmm(add, x, weight.t(), out=add)
 
 
 def _onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from detjac_lanczos.frozen import layout as layouts
+from detjac_lanczos.frozen import sweep
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Mix
 from detjac_lanczos.frozen.stage import Branch, Stage
@@ -36,8 +37,12 @@ def segment(draw: Any) -> Segment:
 
 def whole(program: Program, segments: list[Segment], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     at = Layout(segments, LENGTHS, torch.device("cpu"))
+    given_x = x.clone()
     out = forward(program, x, at)
+    given_out = out.clone()
     back = transposed(program, out, at)
+    assert torch.equal(x, given_x)
+    assert torch.equal(out, given_out)
     return list(out.split([s.width for s in segments])), list(back.split([s.source_rows for s in segments]))
 
 
@@ -54,6 +59,7 @@ def test_segments_swept_together_are_as_alone(
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(s.source_rows, 24, generator=generator, dtype=torch.float64) for s in segments]
     budget, layouts.PADDED_CELLS = layouts.PADDED_CELLS, cells
+    height, sweep.ROWS_AT_ONCE = sweep.ROWS_AT_ONCE, min(cells, sweep.ROWS_AT_ONCE)
     try:
         out, back = whole(program, segments, torch.cat(rows))
         for s, x, together, together_back in zip(segments, rows, out, back, strict=True):
@@ -61,7 +67,7 @@ def test_segments_swept_together_are_as_alone(
             assert (together - alone[0]).norm() <= 1e-13 * alone[0].norm()
             assert (together_back - alone_back[0]).norm() <= 1e-13 * alone_back[0].norm()
     finally:
-        layouts.PADDED_CELLS = budget
+        layouts.PADDED_CELLS, sweep.ROWS_AT_ONCE = budget, height
 
 
 @pytest.mark.parametrize("name", ["forward", "transposed"])

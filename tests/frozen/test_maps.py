@@ -1,6 +1,7 @@
 """Primitive maps: each transpose is the adjoint; folding and fusing rewrite a chain without changing its map."""
 
 from collections.abc import Callable, Sequence
+from math import gcd
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.activations import _RATIOS, ratio
 from detjac_lanczos.frozen.fold import fold, fuse
-from detjac_lanczos.frozen.layout import Layout, Mixing, Segment
+from detjac_lanczos.frozen.layout import Layout, Mixing, Segment, runs_of
 from detjac_lanczos.frozen.maps import (
     Bias,
     ColumnScale,
@@ -176,6 +177,19 @@ def test_folding_and_fusing_keep_the_affine_map(
 def test_one_absorber_swallows_every_row_scale(before: list[str], absorber: str, seed: int) -> None:
     chain = Draw(seed).chain(["row", *before, absorber, "linear", "row", "column"], 4)
     assert not any(isinstance(step, RowScale) for step in fold(copied(chain), LENGTHS, scale_factors=True))
+
+
+@pytest.mark.parametrize("widths", [(4, 4, 4), (4, 2, 6), (3, 4, 1)])
+def test_columns_share_the_rows_of_a_gate(widths: tuple[int, ...]) -> None:
+    places = zip(widths, ((0, 0), (0, 2), (1, 1)), strict=True)
+    segments = [Segment(prompt, start, LENGTHS[prompt] - 1, width) for width, (prompt, start) in places]
+    positions = Layout(segments, LENGTHS, torch.device("cpu")).positions
+    assert runs_of(positions).width == gcd(*widths)
+    draw = Draw(0)
+    gate, x = Gate(draw.normal(POSITIONS, 5)), draw.normal(len(positions), 5)
+    expected = gate.apply(x, positions)
+    assert torch.equal(gate.multiply_(x, positions), expected)
+    assert torch.equal(x, expected)
 
 
 def test_a_fused_gemm_cannot_be_transposed() -> None:
