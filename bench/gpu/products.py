@@ -1,7 +1,7 @@
 """Seconds of every road to a 4-bit product, at the shapes of one block, beside the floor."""
 
 from collections.abc import Callable
-from typing import Any
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.gpu.packed import random_matrix
 from bench.gpu.rates import Rates, dequantised_floor, fused_floor
 from bench.gpu.sizes import Sizes
-from bench.gpu.timing import seconds
+from bench.gpu.timing import Row, time_roads
 from detjac_kernels import packed_roads
 from detjac_kernels.device.decode import decode_rectangle
 from detjac_kernels.four_bit import Packed4
@@ -17,7 +17,7 @@ from detjac_kernels.four_bit import Packed4
 ROADS = ("fused", "fused pairs", "cached parts", "dequantise + GEMM", "bitsandbytes")
 
 
-def times(sizes: Sizes, rates: Rates) -> list[dict[str, Any]]:
+def times(sizes: Sizes, rates: Rates) -> list[Row]:
     """Time every road for every matrix, direction and number of rows."""
     rows_of_table = []
     for name, (f, d) in sizes.matrices.items():
@@ -25,35 +25,45 @@ def times(sizes: Sizes, rates: Rates) -> list[dict[str, Any]]:
         for transposed in (False, True):
             for rows in sizes.rows:
                 x = torch.randn(rows, f if transposed else d, device=sizes.device, dtype=sizes.dtype)
-                row: dict[str, Any] = {"matrix": name, "transposed": transposed, "rows": rows}
-                for road, work in _roads(x, packed, transposed).items():
-                    row[road] = seconds(sizes.device, work)
+                row: Row = {"matrix": name, "transposed": transposed, "rows": rows}
+                time_roads(row, sizes.device, _roads(x, packed, transposed))
                 row["floor, fused"] = fused_floor(rates, f * d, rows)
                 row["floor, dequantised"] = dequantised_floor(rates, f * d, rows, sizes.dtype.itemsize)
                 rows_of_table.append(row)
     return rows_of_table
 
 
-def sums(table: list[dict[str, Any]], layers: int) -> list[dict[str, Any]]:
-    """Add up a sweep through all blocks for every number of rows: forwards and transposed, halved."""
+def sums(table: list[Row], layers: int) -> list[Row]:
+    """Add up a sweep through all blocks for every number of rows: forwards and transposed, halved.
+
+    A road that failed for one matrix has no sum. bitsandbytes has no transposed product of its own: dequantise + GEMM
+    stands there.
+    """
     totals = []
     for rows in sorted({row["rows"] for row in table}):
         chosen = [row for row in table if row["rows"] == rows]
-        total: dict[str, Any] = {"rows": rows}
+        total: Row = {"rows": rows}
         for road in (*ROADS, "floor, fused", "floor, dequantised"):
-            if road == "bitsandbytes":
-                # It has no transposed product of its own: dequantise + GEMM stands there.
-                parts = [row.get(road, row["dequantise + GEMM"]) for row in chosen]
-            else:
-                parts = [row[road] for row in chosen]
-            total[road] = layers * sum(parts) / 2
+            stand_in = "dequantise + GEMM" if road == "bitsandbytes" else road
+            parts = [row.get(stand_in if row["transposed"] else road) for row in chosen]
+            total[road] = None if None in parts else layers * sum(parts) / 2
         totals.append(total)
     return totals
 
 
-def break_even(totals: list[dict[str, Any]]) -> int | None:
-    """Return the least number of rows at which dequantise + GEMM is as fast as fused; None beyond the last."""
-    return next((row["rows"] for row in totals if row["dequantise + GEMM"] <= row["fused"]), None)
+def break_even(totals: list[Row]) -> float | None:
+    """Return the least number of rows at which dequantise + GEMM is as fast as fused; None beyond the last.
+
+    Between two measured numbers of rows the difference is taken to be a straight line.
+    """
+    both = [row for row in totals if row["fused"] is not None and row["dequantise + GEMM"] is not None]
+    lead = [(row["rows"], row["dequantise + GEMM"] - row["fused"]) for row in both]
+    if lead and lead[0][1] <= 0:
+        return float(lead[0][0])
+    for (r, ahead), (s, behind) in pairwise(lead):
+        if behind <= 0:
+            return float(r + (s - r) * ahead / (ahead - behind))
+    return None
 
 
 def _roads(x: Tensor, packed: Packed4, transposed: bool) -> dict[str, Callable[[], Tensor]]:

@@ -39,6 +39,11 @@ def measure(sizes: Sizes) -> Rates:
     return Rates(2 * sizes.copied_bytes / copied, 2 * n**3 / multiplied, instructions)
 
 
+def floor(rates: Rates, moved: int, operations: int) -> float:
+    """Return the least seconds in which some bytes are moved while some operations are done."""
+    return max(moved / rates.bytes, operations / rates.flops)
+
+
 def fused_floor(rates: Rates, weights: int, rows: int) -> float:
     """Return the least seconds of a fused pass: bytes, operations and decoding overlap, the slowest is left."""
     floors = [weights * PACKED_BYTES / rates.bytes, 2 * weights * rows / rates.flops]

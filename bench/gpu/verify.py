@@ -1,6 +1,7 @@
 """Every kernel against its torch twin on this device, in float32 and in bfloat16."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from bench.gpu.packed import random_matrix
 from bench.gpu.sizes import Sizes
+from bench.gpu.timing import Row, attempt
 from detjac_kernels import captures, four_bit, mixing, packed_roads, rebuilt_mixing
 from detjac_kernels.four_bit import Packed4
 
@@ -23,22 +25,33 @@ BARS = {
 }
 """Largest relative difference (Frobenius). In bfloat16 the weights and the result are rounded once each."""
 
-Row = dict[str, Any]
+Product = Callable[[], Tensor]
+Comparison = tuple[str, str, Product, Product]
+"""What, kind of bar, a kernel's product and its twin's: both are made when they are compared."""
 
 
 def verify(sizes: Sizes, dtypes: tuple[torch.dtype, ...]) -> list[Row]:
-    """Return one row for each comparison: what, dtype, relative difference, bar, and whether it passed."""
+    """Return one row for each comparison: what, dtype, relative difference, bar, and whether it passed.
+
+    A kernel that raises fails its own row, which then holds the error.
+    """
     torch.manual_seed(0)
     rows = []
     for dtype in dtypes:
         for what, kind, got, expected in [*_packed(sizes, dtype), *_mixing(sizes, dtype), *_captures(sizes, dtype)]:
-            off = float((got.float() - expected.float()).norm() / expected.float().norm())
-            bar = BARS[kind, dtype]
-            rows.append({"what": what, "dtype": str(dtype), "difference": off, "bar": bar, "passed": off <= bar})
+            row: Row = {"what": what, "dtype": str(dtype), "bar": BARS[kind, dtype]}
+            attempt(row, "difference", partial(_difference, got, expected))
+            row["passed"] = row.get("difference", float("inf")) <= row["bar"]
+            rows.append(row)
     return rows
 
 
-def _packed(sizes: Sizes, dtype: torch.dtype) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+def _difference(got: Product, expected: Product) -> float:
+    wanted = expected().float()
+    return float((got().float() - wanted).norm() / wanted.norm())
+
+
+def _packed(sizes: Sizes, dtype: torch.dtype) -> Iterator[Comparison]:
     from detjac_kernels.device import packed_linear as device
 
     shapes = {"hidden²": (sizes.hidden, sizes.hidden), "ragged": (sizes.hidden - 24, sizes.hidden // 128 * 64 + 64)}
@@ -56,18 +69,20 @@ def _packed(sizes: Sizes, dtype: torch.dtype) -> Iterator[tuple[str, str, Tensor
                     "out_scale": torch.randn(n, device=sizes.device),
                     "add": torch.randn(rows, n, device=sizes.device).to(dtype),
                 }
-                expected = _plain(twin, x, packed, around)
+                expected = cache(partial(_plain, twin, x, packed, around))
                 direction = "y W" if transposed else "x Wᵀ"
                 where = f"{direction}, {name}, {rows} rows"
-                yield f"4-bit GEMM, {where}", "exact", kernel(x, packed, **around), expected
-                bare = _plain(twin, x, packed, {})
-                yield f"dequantised parts, {where}", "exact", packed_roads.dequantised(x, packed, transposed), bare
+                yield f"4-bit GEMM, {where}", "exact", partial(kernel, x, packed, **around), expected
+                bare = cache(partial(_plain, twin, x, packed, {}))
+                parts = partial(packed_roads.dequantised, x, packed, transposed)
+                yield f"dequantised parts, {where}", "exact", parts, bare
                 if not transposed:
-                    yield f"bitsandbytes, {where}", "exact", packed_roads.by_bitsandbytes(x, packed), bare
+                    theirs = partial(packed_roads.by_bitsandbytes, x, packed)
+                    yield f"bitsandbytes, {where}", "exact", theirs, bare
                 if rows not in (sizes.verified_rows[0], sizes.verified_rows[-1]):
                     continue
-                yield f"4-bit GEMM, {where}, 3 parts", "exact", kernel(x, packed, **around, split=3), expected
-                yield f"4-bit GEMM, {where}, pairs", "pairs", kernel(x, packed, **around, pairs=True), expected
+                yield f"4-bit GEMM, {where}, 3 parts", "exact", partial(kernel, x, packed, **around, split=3), expected
+                yield f"4-bit GEMM, {where}, pairs", "pairs", partial(kernel, x, packed, **around, pairs=True), expected
 
 
 def _plain(twin: Any, x: Tensor, packed: Packed4, around: dict[str, Tensor]) -> Tensor:
@@ -80,7 +95,7 @@ def _plain(twin: Any, x: Tensor, packed: Packed4, around: dict[str, Tensor]) -> 
     return y * wide.get("gate", 1.0) * wide.get("out_scale", 1.0) + wide.get("add", 0.0)
 
 
-def _mixing(sizes: Sizes, dtype: torch.dtype) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+def _mixing(sizes: Sizes, dtype: torch.dtype) -> Iterator[Comparison]:
     from detjac_kernels.device import mixing as device
 
     heads, kv_heads, n, width = sizes.heads, sizes.kv_heads, sizes.positions, sizes.head_dim
@@ -97,18 +112,15 @@ def _mixing(sizes: Sizes, dtype: torch.dtype) -> Iterator[tuple[str, str, Tensor
             rows = group * n if transposed else n
             values = torch.randn(kv_heads, rows, columns, device=sizes.device).to(dtype)
             name = "mix_rebuilt_transposed" if transposed else "mix_rebuilt"
-            got = getattr(device, name)(q, k, lse, first, values, **options)
-            expected = getattr(rebuilt_mixing, name)(q, k, lse, first, values, **options)
+            got, expected = (
+                partial(getattr(side, name), q, k, lse, first, values, **options) for side in (device, rebuilt_mixing)
+            )
             yield f"{name}, window {window}, softcap {softcap}", "mixing", got, expected
     p = torch.rand(kv_heads, group * n, n, device=sizes.device).softmax(-1).to(dtype)
     for name, rows in (("mix", n), ("mix_transposed", group * n)):
         values = torch.randn(kv_heads, rows, columns, device=sizes.device).to(dtype)
-        yield (
-            f"{name}, stored",
-            "mixing",
-            getattr(device, name)(p, values, group=group),
-            getattr(mixing, name)(p, values),
-        )
+        kernel = partial(getattr(device, name), p, values, group=group)
+        yield f"{name}, stored", "mixing", kernel, partial(getattr(mixing, name), p, values)
 
 
 def attention(
@@ -127,20 +139,25 @@ def attention(
     return q, k, scores.masked_fill_(hidden, -torch.inf).logsumexp(-1), first
 
 
-def _captures(sizes: Sizes, dtype: torch.dtype) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+def _captures(sizes: Sizes, dtype: torch.dtype) -> Iterator[Comparison]:
     from detjac_kernels.device import captures as device
 
     x = torch.randn(33, sizes.hidden, device=sizes.device).to(dtype)
     weight = torch.randn(sizes.hidden, device=sizes.device).to(dtype)
-    pairs = zip(device.captured_rms_norm(x, weight, 1e-5), captures.captured_rms_norm(x, weight, 1e-5), strict=True)
-    for name, (got, expected) in zip(("output", "rstd"), pairs, strict=True):
+    sides = [cache(partial(side.captured_rms_norm, x, weight, 1e-5)) for side in (device, captures)]
+    for i, name in enumerate(("output", "rstd")):
+        got, expected = (partial(_item, side, i) for side in sides)
         yield f"norm, {name}", "captures", got, expected
     gate, up = torch.randn(2, 33, sizes.intermediate, device=sizes.device).to(dtype)
     rstd = torch.rand(33, device=sizes.device) + 0.1
     activations: tuple[captures.Activation, ...] = ("silu", "gelu_tanh")
     for activation in activations:
         for folded in (None, rstd):
-            made = device.captured_gate(gate, up, activation, rstd=folded)
-            wanted = captures.captured_gate(gate, up, activation, rstd=folded)
-            for name, got, expected in zip(("product", "factor"), made, wanted, strict=True):
+            sides = [cache(partial(s.captured_gate, gate, up, activation, rstd=folded)) for s in (device, captures)]
+            for i, name in enumerate(("product", "factor")):
+                got, expected = (partial(_item, side, i) for side in sides)
                 yield f"gate, {activation}, {name}{'' if folded is None else ', rstd'}", "captures", got, expected
+
+
+def _item(made: Callable[[], tuple[Tensor, ...]], index: int) -> Tensor:
+    return made()[index]
