@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from detjac_lanczos.errors import InputError
@@ -21,7 +22,8 @@ def read_memory(memory: str | int | None) -> int | None:
         found = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", memory.lower())
         if found:
             power = "kmgt".index(found[2]) + 1 if found[2] else 0
-            memory = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+            size = float(found[1]) * (1024 if found[3] else 1000) ** power
+            memory = int(size) if math.isfinite(size) else memory
     if isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
         raise InputError(f"memory must be a number of bytes or a text such as '2GiB', not {memory!r}")
     return memory

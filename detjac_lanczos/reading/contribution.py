@@ -14,6 +14,9 @@ from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.streams import Stream
 
+_ROWS = 1024.0
+"""Row-sweeps of one pass of `contributions`: as many as a pass of the dense road has."""
+
 
 class Triplets(Protocol):
     """Singular triplets of one operator: U (d_out, k), S (k,), V (d_in, k)."""
@@ -72,7 +75,9 @@ def contributions(batch: JacobianBatch, triplets: Sequence[Triplets]) -> list[Co
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the singular vectors of J_i carry J_i x_i.
     """
     inputs = [operator.x for operator in batch.operators]
-    products = Subset(batch, range(len(batch))).matmat([(i, x[:, None].contiguous()) for i, x in enumerate(inputs)])
+    products = Subset(batch, range(len(batch)), _ROWS).matmat(
+        [(i, x[:, None].contiguous()) for i, x in enumerate(inputs)]
+    )
     return [
         measure_contribution(product[:, 0], x, operator.y, found)
         for product, x, operator, found in zip(products, inputs, batch.operators, triplets, strict=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 1 << 23
+_CHUNK_ELEMENTS = 1 << 20
+"""Numbers of a part of the table, or of its scores: no more than a search has held before."""
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,17 @@ _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
 class Asked(NamedTuple):
-    """What some tokens take: by which method, rows of a sweep, sweeps, row-sweeps in all, bytes besides the network."""
+    """What some tokens take: by which method, rows of a sweep, sweeps, row-sweeps in all, bytes besides the network.
+
+    ``otherwise``: bytes of the other method where `auto` may choose it, else 0.
+    """
 
     method: str
     rows: int
     passes: int
     row_sweeps: float
     bytes: int
+    otherwise: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Demand:
     def alone(self, lengths: list[int], width: int, rebuilt: tuple[bool, bool] = (False, False)) -> Asked:
         """Return what tokens take that are asked for one by one, so far from the output: as `auto` counts, if it may.
 
-        Where both ways take much the same rows, `auto` times them and may choose the other.
+        Where both roads take much the same rows, `auto` times them and may choose the other.
         """
         shape, costs = self._operator(1), [self.cost(length) for length in lengths]
         chunk = chunk_width(max(costs), shape[0])
@@ -94,11 +98,12 @@ class Demand:
             width=width,
             dense_passes=passes,
         )
+        lanczos = self._most(lengths, 1, width, rebuilt, lockstep=True) if expected.may_be_lanczos else 0
+        dense = self._matrices(lengths, chunk, rebuilt) if expected.may_be_dense else 0
         if expected.ratio < 1:
-            held = self._most(lengths, 1, width, rebuilt, lockstep=True)
-            return Asked("lanczos", sum(lengths) * width, self.passes(1, width), expected.lanczos_rows, held)
-        held = self._matrices(lengths, chunk, rebuilt)
-        return Asked("dense", max(lengths) * chunk, passes, expected.dense_rows, held)
+            rows, lanczos_passes = sum(lengths) * width, self.passes(1, width)
+            return Asked("lanczos", rows, lanczos_passes, expected.lanczos_rows, lanczos, otherwise=dense)
+        return Asked("dense", max(lengths) * chunk, passes, expected.dense_rows, dense, otherwise=lanczos)
 
     def cost(self, length: int) -> float:
         """Row-sweeps of one column of a token so far from the output: the last block is met at the output alone."""
@@ -107,9 +112,12 @@ class Demand:
 
     def at_once(self, tokens: int, width: int, rebuilt: tuple[bool, bool], room: int) -> int:
         """Return how many tokens, the first ones, fit into ``room`` bytes if they are asked for together; 0 if none."""
-        return _last(
-            tokens, lambda count: self.alone(list(range(tokens, tokens - count, -1)), width, rebuilt).bytes <= room
-        )
+
+        def fits(count: int) -> bool:
+            asked = self.alone(list(range(tokens, tokens - count, -1)), width, rebuilt)
+            return max(asked.bytes, asked.otherwise) <= room
+
+        return _last(tokens, fits)
 
     def smallest(self, tokens: int) -> Plan:
         """Return the schedule that keeps nothing that can lie elsewhere."""

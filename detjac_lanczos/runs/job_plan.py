@@ -17,7 +17,8 @@ class Job:
 
     ``method`` that `auto` is expected to take, "lanczos" or "dense", ``rows`` of a full sweep, ``passes`` (sweeps one
     after another), ``row_sweeps`` in all, ``bytes`` of the rows and of the search or the matrices, ``peak`` of
-    everything, weights included, ``seconds`` of all sweeps.
+    everything, weights included, ``seconds`` of all sweeps. ``otherwise``: the peak of the other method, where `auto`
+    may find it as fast by its clock.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Job:
     bytes: int
     peak: int
     seconds: float
+    otherwise: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class JobPlan:
     quantization : str or None
     tokens, width, k : int
     device : Machine
-    memory : int or None
+    memory : int
         Bytes that everything has to fit into.
     weights : mapping of str to int
         Bytes by precision; what is resident of them is `resident_weights`.
@@ -67,7 +69,7 @@ class JobPlan:
     width: int
     k: int
     device: Machine
-    memory: int | None
+    memory: int
     weights: Mapping[str, int]
     resident_weights: int
     schedule: Plan

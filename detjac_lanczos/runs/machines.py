@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,23 +17,19 @@ from detjac_lanczos.frozen.ways import Rates
 class Machine:
     """Rates of one device.
 
-    ``memory`` in bytes (None: no limit is known); ``flops`` of a GEMM in the model's precision; ``bandwidth`` of its
-    memory and ``link`` of the way to host memory or disk, in bytes a second; ``decode``: packed weights decoded in a
-    second.
+    ``type`` as torch names it, "cuda" or "cpu"; ``memory`` in bytes; ``flops`` of a GEMM in the model's precision;
+    ``bandwidth`` of its memory and ``link`` of the way to host memory or disk, in bytes a second; ``decode``: packed
+    weights decoded in a second.
     """
 
     name: str
-    memory: int | None
+    type: str
+    memory: int
     flops: float
     bandwidth: float
     link: float
     decode: float
     source: str
-
-    @property
-    def type(self) -> str:
-        """As torch names it: "cuda", or "cpu" for this processor."""
-        return "cpu" if self.memory is None else "cuda"
 
     @property
     def rates(self) -> Rates:
@@ -44,10 +41,14 @@ class Machine:
 _NVIDIA = "data sheet; 80 % of its bandwidth, 70 % of its bfloat16 rate, decoding bound by 4.5 bytes moved a weight"
 
 MACHINES = {
-    "h100": Machine("NVIDIA H100 SXM 80 GB", 80 * 10**9, 0.7 * 989e12, 0.8 * 3.35e12, 5e10, 6e11, f"H100 {_NVIDIA}"),
-    "h200": Machine("NVIDIA H200 141 GB", 141 * 10**9, 0.7 * 989e12, 0.8 * 4.8e12, 5e10, 8.5e11, f"H200 {_NVIDIA}"),
+    "h100": Machine(
+        "NVIDIA H100 SXM 80 GB", "cuda", 80 * 10**9, 0.7 * 989e12, 0.8 * 3.35e12, 5e10, 6e11, f"H100 {_NVIDIA}"
+    ),
+    "h200": Machine(
+        "NVIDIA H200 141 GB", "cuda", 141 * 10**9, 0.7 * 989e12, 0.8 * 4.8e12, 5e10, 8.5e11, f"H200 {_NVIDIA}"
+    ),
     "a100": Machine(
-        "NVIDIA A100 SXM 80 GB", 80 * 10**9, 0.7 * 312e12, 0.8 * 2.04e12, 2.2e10, 3.6e11, f"A100 {_NVIDIA}"
+        "NVIDIA A100 SXM 80 GB", "cuda", 80 * 10**9, 0.7 * 312e12, 0.8 * 2.04e12, 2.2e10, 3.6e11, f"A100 {_NVIDIA}"
     ),
 }
 
@@ -76,7 +77,8 @@ def _this_processor() -> Machine:
     decode = codes.numel() / _seconds(lambda: table[codes])
     threads = torch.get_num_threads()
     source = f"measured now, {threads} thread{'s' if threads > 1 else ''}"
-    return Machine("this processor", None, flops, bandwidth, 1e9, decode, source)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine("this processor", "cpu", memory, flops, bandwidth, 1e9, decode, source)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -42,17 +42,23 @@ def render(plan: JobPlan) -> str:
         lines.append(row("", "of these here", schedule.staged, "two blocks at a time; every sweep reads all"))
     lines.append(row("streams", "of the forward pass", schedule.streams))
     lines.append(row("working set", "rows, bases, capture", max(plan.working, plan.joint.bytes)))
-    limit = "" if plan.memory is None else f"of {plan.memory / scale:.2f}: " + ("fits" if plan.fits else "does not fit")
+    limit = f"of {plan.memory / scale:.2f}: " + ("fits" if plan.fits else "does not fit")
     lines += ["─" * _WIDTH, row("peak", "", plan.peak, limit), ""]
     headings = ("rows a sweep", "passes", "row-sweeps", "seconds", f"peak {unit}")
     lines += [f"{'work':<{_LABEL}}" + "".join(f"{heading:>{_COLUMN}}" for heading in headings), "─" * _WIDTH]
     every = "every token, dense" if plan.every_token.method == "dense" else "every token"
     lines += [_work("all tokens jointly", plan.joint, scale), _work(every, plan.every_token, scale)]
     lines.append(f"{'forward passes':<{_LABEL + 3 * _COLUMN}}{_seconds(plan.capture_seconds):>{_COLUMN}}")
+    if plan.every_token.otherwise is not None:
+        other = "Lanczos" if plan.every_token.method == "dense" else "dense matrices"
+        peak = f"{plan.every_token.otherwise / scale:,.2f} {unit}"
+        lines += ["", f"Every token by {other} may be as fast: then the peak is {peak}; `method` chooses."]
     if plan.fits and plan.at_once < plan.tokens:
         lines += ["", f"Every token at once would take too much; ask about {plan.at_once} at a time."]
     if plan.advice:
         lines += ["", f"To fit: {'; or '.join(plan.advice)}."]
+    if plan.memory > plan.device.memory:
+        lines += ["", f"One device of this kind has {plan.device.memory / scale:,.2f} {unit}: it takes more than one."]
     return "\n".join([*lines, "", f"Rates: {plan.device.source}."])
 
 

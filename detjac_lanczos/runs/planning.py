@@ -14,6 +14,7 @@ from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze
+from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.outline import outline, read_quantization, scratch, weight_bytes
 from detjac_lanczos.runs.job_bytes import Asked, Demand, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
@@ -49,9 +50,10 @@ def plan(
     k, tol : int, float
         As in `svd`; how many sweeps that takes is a fit to SmolLM2, so other models may differ.
     device : {"h100", "h200", "a100", "cpu"}
-        "cpu" is measured on the spot.
+        "cpu" is this processor, measured on the spot.
     memory : int or str, optional
-        Bytes, or "40GiB", for everything, weights included; by default the device's.
+        Bytes, or "40GiB", for everything, weights included; by default the device's. More than that stands for several
+        of them.
     quantization : {"nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"}, optional
         As bitsandbytes packs; by default what the configuration says.
     dtype : str or torch.dtype
@@ -80,27 +82,40 @@ def plan(
     weights = weight_bytes(whole, kind)
     inside = [sum(weight_bytes(block, kind).values()) for block in family.blocks_of(whole)]
     limit = read_memory(memory) or found.memory
+    context = LoadedModel(whole, None, name, "").context_length
+    if context is not None and tokens > context:
+        raise InputError(f"tokens must be {context:,} or fewer, as the context of {name}, not {tokens:,}")
+    if width > shape.hidden_size:
+        raise InputError(f"width must be {shape.hidden_size} or less, the width of the stream of {name}, not {width}")
     demand = Demand(shape, k, tol, Rates.of(torch.device(found.type)))
 
     resident = sum(weights.values())
-    if limit is not None and kind is None and resident + demand.least(tokens, width) > limit:
+    if kind is None and resident + demand.least(tokens, width) > limit:
         resident = min(resident, resident - sum(inside) + 2 * max(inside))
     schedule = _schedule(demand, tokens, width, limit, resident)
     streamed = sum(weights.values()) - resident
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
 
+    def peak(held: int) -> int:
+        return resident + max(schedule.peak(width), schedule.resident + schedule.staged + held)
+
     def job(label: str, asked: Asked, lengths: list[int]) -> Job:
         columns = asked.row_sweeps / sum(map(demand.cost, lengths))
         return Job(
             name=label,
-            **asked._asdict(),
-            peak=resident + max(schedule.peak(width), schedule.resident + schedule.staged + asked.bytes),
+            method=asked.method,
+            rows=asked.rows,
+            passes=asked.passes,
+            row_sweeps=asked.row_sweeps,
+            bytes=asked.bytes,
+            peak=peak(asked.bytes),
+            otherwise=peak(asked.otherwise) if asked.otherwise else None,
             seconds=pace.seconds(found, schedule, lengths, columns, asked.passes),
         )
 
     every = demand.alone(list(range(tokens, 0, -1)), width, schedule.rebuilt)
 
-    room = None if limit is None else limit - resident - schedule.resident - schedule.staged
+    room = limit - resident - schedule.resident - schedule.staged
     made = JobPlan(
         model=name,
         dtype=str(next(whole.parameters()).dtype).removeprefix("torch."),
@@ -118,12 +133,12 @@ def plan(
         joint=job("joint", demand.together(tokens, width, schedule.rebuilt), [tokens]),
         every_token=job("tokens", every, [tokens] if every.method == "dense" else list(range(tokens, 0, -1))),
         at_once=tokens
-        if room is None or every.bytes <= room
+        if max(every.bytes, every.otherwise) <= room
         else demand.at_once(tokens, width, schedule.rebuilt, room),
         capture_seconds=capture_seconds(whole, weights, streamed, tokens, found),
         advice=(),
     )
-    if limit is None or made.peak <= limit:
+    if made.peak <= limit:
         return made
     packing = None
     if kind is None:
@@ -132,10 +147,10 @@ def plan(
     return replace(made, advice=advice(demand, limit, tokens, width, resident, packing))
 
 
-def _schedule(demand: Demand, tokens: int, width: int, limit: int | None, weights: int) -> Plan:
+def _schedule(demand: Demand, tokens: int, width: int, limit: int, weights: int) -> Plan:
     """Return the cheapest schedule with which the joint job fits beside the weights; that of no budget if none does."""
     kept, smallest = make_plan(demand.shape, [tokens], None, demand.rates), demand.smallest(tokens)
-    if limit is None or weights + demand.total(kept, width) <= limit:
+    if weights + demand.total(kept, width) <= limit:
         return kept
     least = demand.total(smallest, width)
     if weights + least > limit:

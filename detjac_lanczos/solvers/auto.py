@@ -15,7 +15,6 @@ from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.width import price
 
-_CLEAR = 2.0
 _TINY = 256
 _PROBED_SIZE = 384
 
@@ -25,17 +24,20 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
 
     A road that is begun and kept has lost nothing; one that is left has lost a pass or two.
     """
-    lockstep, dense = Lockstep(batch, options), Materialisation(batch)
+    lockstep, dense = None, Materialisation(batch)
     expected = _forecast(batch, options, options.width, dense)
     fewer = expected.ratio < 1.0 or options.max_products is not None
-    clear = options.max_products is not None or is_tiny(batch) or not 1.0 / _CLEAR < expected.ratio < _CLEAR
+    clear = (
+        options.max_products is not None or is_tiny(batch) or not (expected.may_be_lanczos and expected.may_be_dense)
+    )
     why, measured = expected.sentence, {}
     if not clear:
-        per_pass, per_row = _rates_of_lanczos(lockstep) if fewer else _rates_of_dense(dense)
+        lockstep = Lockstep(batch, options) if fewer else None
+        per_pass, per_row = _rates_of_dense(dense) if lockstep is None else _rates_of_lanczos(lockstep)
         svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
         measured = batch.settle({"seconds_per_pass": per_pass, "seconds_per_row": per_row, "svd_seconds": svds})
         per_pass, per_row, svds = measured.values()
-        expected = _forecast(batch, options, lockstep.width, dense)
+        expected = _forecast(batch, options, options.width if lockstep is None else lockstep.width, dense)
         lanczos_seconds = expected.lanczos_passes * per_pass + expected.lanczos_rows * per_row
         dense_seconds = expected.dense_passes * per_pass + expected.dense_rows * per_row + svds
         fewer = lanczos_seconds <= dense_seconds
@@ -46,7 +48,7 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     if fewer:
         del dense
         choices = {"method": "lanczos", "block": options.width, **measured}
-        return conclude(lockstep, Road("lanczos", why, choices), certify=certify)
+        return conclude(lockstep or Lockstep(batch, options), Road("lanczos", why, choices), certify=certify)
     del lockstep
     return decompose(dense, options, Road("dense", why, {"method": "dense", **measured}), certify=certify)
 

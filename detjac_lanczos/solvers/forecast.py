@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from detjac_lanczos.solvers.width import expected_columns, expected_passes
 
+_CLEAR = 2.0
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -21,6 +23,16 @@ class Forecast:
     def ratio(self) -> float:
         """Row-sweeps of Lanczos over those of dense."""
         return self.lanczos_rows / self.dense_rows
+
+    @property
+    def may_be_lanczos(self) -> bool:
+        """Whether it is not clear from the count alone that dense is faster."""
+        return self.ratio < _CLEAR
+
+    @property
+    def may_be_dense(self) -> bool:
+        """Whether it is not clear from the count alone that Lanczos is faster."""
+        return self.ratio > 1.0 / _CLEAR
 
     @property
     def sentence(self) -> str:

@@ -18,7 +18,7 @@ from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.outline import outline, packed_bytes, weight_bytes
 from detjac_lanczos.operators import detach
-from detjac_lanczos.runs import plan
+from detjac_lanczos.runs import analyze, plan
 from detjac_lanczos.solvers import svd, svd_batch
 from tests import tiny_models
 from tests.tiny_models.dense import DENSE
@@ -107,7 +107,10 @@ def test_the_peak_of_dense_matrices_is_predicted_and_never_below(
 def test_the_peak_of_a_real_job_is_predicted_and_never_below(
     tokens: int, joint: bool, smollm2: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Capture, self-check and top four, weights apart, as in a process that has not met these shapes before."""
+    """Capture, self-check and top four, weights apart, as in a process that has not met these shapes before.
+
+    Of every token the whole of `analyze`: what is read of the triplets takes no more than their search did.
+    """
     monkeypatch.setattr(roads, "_table", {})
     monkeypatch.setattr("detjac_lanczos.operators.self_check._passed", {})
     text = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
@@ -115,9 +118,10 @@ def test_the_peak_of_a_real_job_is_predicted_and_never_below(
     predicted = plan("smollm2", tokens, k=4, device="h100")
 
     def job() -> Any:
-        network = detach(smollm2, input_ids=ids)
-        search = {"k": 4, "block": 4, "method": "lanczos"}
-        return svd(network.jacobian("joint"), **search) if joint else svd_batch(network.jacobians(), **search)
+        search: dict[str, Any] = {"k": 4, "block": 4, "method": "lanczos"}
+        if joint:
+            return svd(detach(smollm2, input_ids=ids).jacobian("joint"), **search)
+        return analyze(smollm2, input_ids=ids, **search)
 
     _, measured, _ = with_peak(job)
     ours = (predicted.joint if joint else predicted.every_token).peak - predicted.resident_weights
@@ -215,6 +219,9 @@ def test_an_embedded_name_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     ("change", "said"),
     [
         ({"tokens": 0}, "tokens must be a whole number"),
+        ({"tokens": 131073}, "tokens must be 131,072 or fewer, as the context of"),
+        ({"width": 8193}, "width must be 8192 or less"),
+        ({"memory": "1e400"}, "memory must be"),
         ({"device": "abacus"}, "'abacus' is not in the table"),
         ({"quantization": "gguf"}, "'gguf' is not known"),
         ({"memory": "much"}, "memory must be"),
