@@ -13,6 +13,7 @@ from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.words import Freeze, Project, Scale, Word
 from detjac_lanczos.frozen.words.choices import shape_of
 from detjac_lanczos.models.adapters import without_adapters
+from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.linear_modules import linear_shape
 from detjac_lanczos.models.packed_modules import scratch_of
 
@@ -115,7 +116,7 @@ class Family:
         """Return what the networks of a model hold; its weights are not read, and may lie on the meta device."""
         whole: Any = without_adapters(model)
         decoder = self.decoder_of(model)
-        parameter = next(p for p in whole.parameters() if p.is_floating_point())
+        itemsize = compute_dtype(whole).itemsize
         vocabulary, output = linear_shape(whole.get_output_embeddings())
         return NetworkShape(
             blocks=tuple(shape_of(self.block_words, block, freeze) for block in self.blocks_of(model)),
@@ -124,8 +125,8 @@ class Family:
             embedding_size=whole.get_input_embeddings().embedding_dim,
             output_size=output,
             vocabulary=vocabulary,
-            itemsize=parameter.dtype.itemsize,
-            scratch=scratch_of(whole, parameter.dtype.itemsize),
+            itemsize=itemsize,
+            scratch=scratch_of(whole, itemsize),
             parallel=any(not isinstance(stage, Stream) and len(stage) > 1 for stage in self.block),
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.models.dtypes import dtypes_of
 
 _MERGE = "merge it first with model.merge_and_unload()"
 
@@ -99,5 +100,5 @@ def _require_readable(name: str, layer: Any) -> None:
             raise UnsupportedModelError(f"{name}: adapter {adapter!r} is a {variant}, no plain LoRA; {_MERGE}")
     if variants and len(adapters) > 1:
         raise UnsupportedModelError(f"{name}: DoRA beside other active adapters is not read in place; {_MERGE}")
-    if len(dtypes := {p.dtype for p in layer.parameters() if p.is_floating_point()}) > 1 and torch.float64 in dtypes:
+    if len(dtypes := set(dtypes_of(layer))) > 1 and torch.float64 in dtypes:
         raise UnsupportedModelError(f"{name}: adapter and weight are not both float64; use model.to(torch.float64)")

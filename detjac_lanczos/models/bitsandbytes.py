@@ -20,7 +20,7 @@ from detjac_kernels.four_bit import (
     packed_linear_transposed,
 )
 from detjac_kernels.scratch import converted, scratch
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.models.decoded import DecodedWeight, PackedRows
 
 
@@ -108,13 +108,20 @@ def kind_of(module: nn.Module) -> str | None:
     return "4-bit" if "Linear4bit" in names else "8-bit" if "Linear8bitLt" in names else None
 
 
+def is_quantised(module: Any) -> bool:
+    """Tell whether a linear module of bitsandbytes holds codes already, and no plain numbers."""
+    return module.weight.dtype is torch.int8 if kind_of(module) == "8-bit" else _state_of(module) is not None
+
+
 def rows_of(module: nn.Module, name: str) -> PackedRows:
     """Return the packed rows of a linear module of bitsandbytes.
 
     Raises
     ------
     UnsupportedModelError
-        If it is not quantised yet, or was repacked for the CPU.
+        If it is not quantised yet, was repacked for the CPU, or has not the bytes that its shape asks for.
+    ModelError
+        If scales that are quantised themselves have no finite offset.
     """
     return _four_bit(module, name) if kind_of(module) == "4-bit" else _eight_bit(module, name)
 
@@ -176,10 +183,15 @@ def _four_bit(module: Any, name: str) -> Packed4:
     nested = None
     if state.nested:
         inner = state.state2
+        if not torch.isfinite(state.offset):
+            raise ModelError(f"{name}: the offset of its scales is not finite; get a sound copy of the model")
         nested = Nested(inner.code.float(), inner.absmax.float(), inner.blocksize, float(state.offset))
     codes = stored.contiguous().view(-1).view(torch.uint8)[: -(-f * d // 2)]
     absmax = state.absmax if state.nested else state.absmax.float()
-    return Packed4(codes, absmax, state.code.float(), state.blocksize, (f, d), nested)
+    try:
+        return Packed4(codes, absmax, state.code.float(), state.blocksize, (f, d), nested)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{name}: {error}; get a sound copy of the model") from error
 
 
 def _eight_bit(module: Any, name: str) -> EightBitRows:

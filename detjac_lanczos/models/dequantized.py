@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,13 @@ from detjac_lanczos.models.weights import UnfusedWeight
 _METHODS = ("dequantize", "dequantize_weight")
 _LIKE = 0.1
 """How far, relatively, a module's own product of rounded activations may lie from that with its dequantised weight."""
+
+_DEFECTS = 3
+"""How far, in defects of its linearity."""
+
+_ROWS = 4
+
+_distances: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
 
 
 class DequantizedWeight(UnfusedWeight):
@@ -74,6 +83,23 @@ def description_of(module: nn.Module) -> str:
     return type(module if method is None else method.__self__).__name__  # type: ignore[attr-defined]
 
 
+def decodes_to_finite(module: nn.Module) -> bool:
+    """Tell whether such a module decodes to finite numbers; one that cannot be decoded is refused where it is used."""
+    method = _method_of(module)
+    try:
+        return method is None or bool(torch.isfinite(method()).all())
+    except Exception:  # whatever a foreign module raises on a device that it is not made for
+        return True
+
+
+def distance_of_own_products(model: nn.Module) -> float:
+    """Return how far, relatively, the products of modules that round activations lie from those with their weights.
+
+    The most of all modules whose weights were taken; 0 where none rounds more than its results.
+    """
+    return max((_distances.get(module, 0.0) for module in model.modules()), default=0.0)
+
+
 @torch.no_grad()
 def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
     """Return the weight of such a module, after a look at whether it is what the module multiplies by.
@@ -84,29 +110,57 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
         If it decodes to no matrix, or to another one.
     """
     method = _method_of(module)
-    matrix = None if method is None else method()
-    if method is None or not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
+    called = f"{name} ({type(module).__name__})"
+    try:
+        matrix = None if method is None else method()
+    except Exception as error:  # whatever a foreign module raises on a device that it is not made for
         raise UnsupportedModelError(
-            f"{name} ({type(module).__name__}) dequantises to no matrix; load the model dequantised"
-        )
-    dtype = matrix.dtype
+            f"{called} cannot be dequantised here ({_first_line(error)}); load the model dequantised, or on a device "
+            "that its format is made for"
+        ) from error
+    if method is None or not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
+        raise UnsupportedModelError(f"{called} dequantises to no matrix; load the model dequantised")
+    said = f"does not multiply by what its {method.__name__}() gives"
     for turned in (False, True):
         W = matrix.t() if turned else matrix
-        x = torch.randn(2, W.shape[1], generator=torch.Generator().manual_seed(0)).to(W.device, dtype)
         try:
-            own = module(x)
-        except Exception:  # whatever a foreign module raises at an input of the wrong width
+            distance, rounding, allowed = _distance(module, W)
+        except Exception as error:  # whatever a foreign module raises, at an input of the wrong width for one
+            if W.shape[1] == getattr(module, "in_features", None):
+                said = f"cannot multiply here ({_first_line(error)})"
             continue
-        bias = getattr(module, "bias", None)
-        expected = x @ W.t() if bias is None else x @ W.t() + bias.to(dtype)
-        if own.shape == expected.shape and (own - expected).norm() <= _LIKE * expected.norm():
+        if distance <= allowed:
+            _distances[module] = distance if distance > rounding else 0.0
             shape = (W.shape[0], W.shape[1])
             decode: Callable[[], Tensor] = (lambda: method().t()) if turned else method
             return DequantizedWeight(decode, shape, matrix.device)
-    raise UnsupportedModelError(
-        f"{name} ({type(module).__name__}) does not multiply by what its {method.__name__}() gives; load the model "
-        "dequantised"
-    )
+    raise UnsupportedModelError(f"{called} {said}; load the model dequantised")
+
+
+def _distance(module: nn.Module, W: Tensor) -> tuple[float, float, float]:
+    """Return how far a module's products are from those with W, relatively; what rounding explains; what is allowed.
+
+    A product that rounds its activations is not linear, and its distance from the linear one is of the size of that
+    defect: a weight that is another one lies further off.
+    """
+    a, b = torch.randn(2, _ROWS, W.shape[1], generator=torch.Generator().manual_seed(0)).to(W)
+    x = torch.cat([a, b, a + b])
+    bias = getattr(module, "bias", None)
+    offset = torch.zeros_like(W[:, 0]) if bias is None else bias.to(W.dtype)
+    expected = (x @ W.t()).double()
+    own = module(x).double() - offset.double()
+    if own.shape != expected.shape:
+        return math.inf, 0.0, 0.0
+    size = float(expected.norm()) or 1.0
+    fa, fb, fab = own.split(_ROWS)
+    defect = float((fab - fa - fb).norm()) / (float(own.norm()) or 1.0)
+    rounding = 2 * torch.finfo(W.dtype).eps + 10 * torch.finfo(torch.float32).eps * W.shape[1] ** 0.5
+    rounding *= 1 + len(x) ** 0.5 * float(offset.double().norm()) / size
+    return float((own - expected).norm()) / size, rounding, min(_LIKE, rounding + _DEFECTS * defect)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _method_of(module: Any) -> Callable[[], Any] | None:

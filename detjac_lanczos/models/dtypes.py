@@ -1,9 +1,12 @@
 """Names of floating-point types that a model can be loaded in."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.models.packed_modules import is_packed
 
 DTYPES = {
     "float64": torch.float64,
@@ -14,8 +17,15 @@ DTYPES = {
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """Return the precision a model computes in: that of its first parameter that is no packed code."""
-    return next((p.dtype for p in model.parameters() if p.dtype in DTYPES.values()), torch.float32)
+    """Return the precision a model computes in: that of its first parameter that is not packed."""
+    return next((dtype for dtype in dtypes_of(model) if dtype in DTYPES.values()), torch.float32)
+
+
+def dtypes_of(model: nn.Module) -> Iterator[torch.dtype]:
+    """Yield the floating-point type of each parameter; packed ones are bytes, of whatever type they are stored as."""
+    for module in model.modules():
+        if not is_packed(module):
+            yield from (p.dtype for p in module._parameters.values() if p is not None and p.is_floating_point())
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -56,5 +66,5 @@ def parse_device(device: str | torch.device | None) -> torch.device | None:
 
 def in_several_dtypes(model: nn.Module) -> str:
     """Return the end of a message that names the floating-point types of a model's weights; empty if there is one."""
-    found = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
+    found = sorted({str(dtype).removeprefix("torch.") for dtype in dtypes_of(model)})
     return f": its weights are of {' and '.join(found)}; give them one dtype" if len(found) > 1 else ""

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models.adapters import adapter_state
 from detjac_lanczos.models.offloaded import refuse_offloaded_packed, stored_value
+from detjac_lanczos.models.packed_modules import holds_codes
 
 WORDS_PER_BLOCK = 1024
 
@@ -49,7 +50,7 @@ def fingerprint_of(model: nn.Module, finite_as: str | None = None) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         if not tensor.is_meta and tensor.numel():
             if finite_as is not None:
-                _require_finite(tensor, name, finite_as)
+                _require_finite(model, tensor, name, finite_as)
             digest.update(_checksums(tensor))
     for line in adapter_state(model):
         digest.update(line.encode())
@@ -66,14 +67,14 @@ def require_finite(model: nn.Module, name: str) -> None:
     """
     for key, tensor in _distinct_tensors(model):
         if not tensor.is_meta:
-            _require_finite(tensor, key, name)
+            _require_finite(model, tensor, key, name)
 
 
-def _require_finite(tensor: Tensor, key: str, name: str) -> None:
+def _require_finite(model: nn.Module, tensor: Tensor, key: str, name: str) -> None:
     if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
         return
     # A finite sum proves finite entries and costs one read; a sum may also overflow, so only then look closer.
-    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+    if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all() and not holds_codes(model, key):
         bad = int((~torch.isfinite(tensor)).sum())
         raise ModelError(
             f"{name}: weight {key!r} holds {bad} NaN or infinite values of {tensor.numel()}; get a sound copy of it"

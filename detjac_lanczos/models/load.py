@@ -16,7 +16,7 @@ from detjac_lanczos.models.bitsandbytes import require_not_repacked
 from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, unpacked_folder
 from detjac_lanczos.models.catalogue import EMBEDDED
 from detjac_lanczos.models.conversion import convert
-from detjac_lanczos.models.dtypes import parse_device, parse_dtype
+from detjac_lanczos.models.dtypes import compute_dtype, parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.gguf_file import sha256_of
 from detjac_lanczos.models.hub import options_for_hub
@@ -168,8 +168,8 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
 
 def _require_as_it_is(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:
     """Refuse to convert a live model in place: it belongs to the caller."""
-    if dtype is not None and model.dtype != dtype:
-        raise InputError(f"this model is live in {model.dtype}, not {dtype}; detach(…, dtype=) takes a converted copy")
+    if dtype is not None and (own := compute_dtype(model)) != dtype:
+        raise InputError(f"this model is live in {own}, not {dtype}; detach(…, dtype=) takes a converted copy")
     here = execution_device(model)
     if device is not None and (here.type != device.type or device.index not in (None, here.index)):
         raise InputError(f"this model is live on {here}, not {device}; detach(…, device=) takes a copy there")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from detjac_lanczos.models.dequantized import distance_of_own_products
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.offloaded import execution_device
 from detjac_lanczos.models.packed_modules import packing_of
@@ -51,6 +52,15 @@ class LoadedModel:
     def packing(self) -> str | None:
         """Formats of packed weights, such as "NF4 (bitsandbytes)"; None where all are plain."""
         return packing_of(self.model)
+
+    @property
+    def decoding(self) -> str | None:
+        """Which weights a Jacobian of packed ones is of, in words; None where all are plain."""
+        if self.packing is None:
+            return None
+        distance = distance_of_own_products(self.model)
+        rounded = f" (products of its own modules round activations and differ by up to {distance:.1e})"
+        return f"decoded from {self.packing}{rounded if distance else ''}"
 
     @property
     def device(self) -> torch.device:

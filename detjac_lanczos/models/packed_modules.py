@@ -13,7 +13,7 @@ from detjac_kernels.four_bit import PAIRS_BYTES
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models import bitsandbytes
 from detjac_lanczos.models.decoded import DecodedWeight, runs_of
-from detjac_lanczos.models.dequantized import dequantized_weight, description_of, offers_dequantize
+from detjac_lanczos.models.dequantized import decodes_to_finite, dequantized_weight, description_of, offers_dequantize
 from detjac_lanczos.models.mxfp4 import Mxfp4Experts
 from detjac_lanczos.models.weights import Part, Weight
 
@@ -26,6 +26,21 @@ _sound: WeakSet[nn.Module] = WeakSet()
 def is_packed(module: nn.Module) -> bool:
     """Tell whether a linear module keeps its weight packed in a format that is read here."""
     return bitsandbytes.kind_of(module) is not None or offers_dequantize(module)
+
+
+def holds_codes(model: nn.Module, key: str) -> bool:
+    """Tell whether a tensor of a state dict is packed: bytes, that are no numbers in whatever type they are stored as.
+
+    Of a format that decodes itself nothing is known but what it decodes to: its tensors are codes where that is finite.
+    """
+    path, _, own = key.rpartition(".")
+    try:
+        module: Any = model.get_submodule(path)
+    except AttributeError:
+        return False  # of a quantisation state, such as weight.absmax
+    if bitsandbytes.kind_of(module) is not None:
+        return own == "weight" and bitsandbytes.is_quantised(module)
+    return offers_dequantize(module) and decodes_to_finite(module)
 
 
 def packing_of(model: nn.Module) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.models.packed_modules import is_packed
 from detjac_lanczos.models.pretrained import load_pretrained
 
 KINDS = ("nf4", "fp4", "int8")
@@ -65,6 +66,8 @@ def load_quantized(
 
 
 def _convert_what_is_not_packed(model: nn.Module, dtype: torch.dtype) -> None:
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
+    for module in model.modules():
+        packed = {id(getattr(module, "weight", None))} if is_packed(module) else set()
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and tensor.is_floating_point() and id(tensor) not in packed:
+                tensor.data = tensor.data.to(dtype)

@@ -104,7 +104,7 @@ class Jacobian(MatrixFree):
             "position": self.position,
             "token": "joint" if self.token is None else self.token,
             "dtype": str(self.dtype).removeprefix("torch."),
-            **({"weights": f"decoded from {network.loaded.packing}"} if network.loaded.packing else {}),
+            **({"weights": network.loaded.decoding} if network.loaded.decoding else {}),
             **({"switched_off": sorted(network.dropped)} if network.dropped else {}),
         }
 

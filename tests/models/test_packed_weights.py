@@ -1,5 +1,6 @@
 """Packed weights one by one: any rows, both directions, every format; what is not linear or not decoded is refused."""
 
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +15,15 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_head, values_of_latent
 from detjac_lanczos.models.decoded import runs_of
 from detjac_lanczos.models.decoded_modules import Decoded
+from detjac_lanczos.models.dequantized import distance_of_own_products
 from detjac_lanczos.models.linear_modules import weight_of
 from detjac_lanczos.models.packed_modules import is_packed, require_linear
 from detjac_lanczos.models.weights import DenseWeight
 from tests.tiny_models.packed import decoded
 
 KINDS = ["nf4", "nf4 nested", "fp4", "fp4 nested", "int8"]
+STORED = ["nf4 bfloat16", "nf4 nested float32", "fp4 float16", "fp4 nested float64"]
+"""Formats whose bytes are kept under a floating type, as sharded training asks for."""
 CONFIG = SimpleNamespace(num_attention_heads=4)
 ATTENTION = SimpleNamespace(config=CONFIG, num_heads=4, num_key_value_groups=2, kv_lora_rank=7, v_head_dim=3)
 PARTS = {
@@ -40,15 +44,18 @@ def packed_module(kind: str, f: int, d: int, *, bias: bool = False, seed: int = 
     if kind == "int8":
         module: Any = bitsandbytes.nn.Linear8bitLt(d, f, bias=bias, has_fp16_weights=False)
     else:
-        name, nested = kind.split()[0], kind.endswith("nested")
-        module = bitsandbytes.nn.Linear4bit(d, f, bias=bias, quant_type=name, compress_statistics=nested)
+        name, *words = kind.split()
+        storage = getattr(torch, words[-1]) if words and words[-1] != "nested" else torch.uint8
+        module = bitsandbytes.nn.Linear4bit(
+            d, f, bias=bias, quant_type=name, compress_statistics="nested" in words, quant_storage=storage
+        )
     module.load_state_dict(plain.state_dict())
     return module.to("cpu").eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("d", [10, 16, 64])
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "part", "d"), [*product(KINDS, PARTS, [10, 16, 64]), *product(STORED, ["whole", "alternating"], [12])]
+)
 def test_any_part_of_the_rows_multiplies_as_its_decoded_matrix(kind: str, part: str, d: int) -> None:
     module = packed_module(kind, 24, d)
     chosen = PARTS[part]
@@ -85,8 +92,18 @@ def test_a_fingerprint_is_of_the_bytes_and_the_rows(kind: str) -> None:
 class Foreign(nn.Module):
     """A linear module of some other format: int8 rows with one scale, and what its dequantize() says."""
 
-    def __init__(self, *, turned: bool = False, lies: bool = False, noisy: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        turned: bool = False,
+        lies: bool = False,
+        noisy: bool = False,
+        fails: bool = False,
+        factor: float = 1.0,
+        rounding: bool = False,
+    ) -> None:
         super().__init__()
+        self.fails, self.factor, self.rounding = fails, factor, rounding
         generator = torch.Generator().manual_seed(0)
         self.codes = nn.Parameter(
             torch.randint(-9, 9, (12, 12), generator=generator, dtype=torch.int8), requires_grad=False
@@ -98,12 +115,16 @@ class Foreign(nn.Module):
         return self.codes.float() / 7
 
     def dequantize(self) -> Tensor:
+        if self.fails:
+            raise RuntimeError("Expected all tensors to be on a device\nException raised from there")
         matrix = self.matrix().T if self.turned else self.matrix()
         matrix = matrix.flip(0) if self.lies else matrix
         return matrix * (1 + 1e-3 * torch.randn(12, 12)) if self.noisy else matrix
 
     def forward(self, x: Tensor) -> Tensor:
-        return x @ self.matrix().T + self.bias
+        step = x.abs().amax(-1, keepdim=True) / 127
+        x = (x / step).round() * step if self.rounding else x
+        return self.factor * x @ self.matrix().T + self.bias
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -116,16 +137,27 @@ def test_any_other_format_is_read_through_its_own_dequantize(turned: bool) -> No
     assert torch.equal(weight.dense(), module.matrix()[3::2])
 
 
+def test_products_that_round_activations_are_told_from_their_weights() -> None:
+    for rounding, least, most in ((False, 0.0, 0.0), (True, 1e-3, 2e-2)):
+        module = Foreign(rounding=rounding)
+        assert torch.equal(weight_of(module, "it").dense(), module.matrix())
+        assert least <= distance_of_own_products(nn.Sequential(module)) <= most
+
+
 def test_what_cannot_be_decoded_is_refused_in_one_line() -> None:
     class Closed(nn.Module):
         weight = nn.Parameter(torch.zeros(3, 3))
 
-    refused = {
-        "a Closed, neither dense nor": Closed(),
-        "does not multiply by what its dequantize": Foreign(lies=True),
-        "its product": Foreign(noisy=True),
-    }
-    for message, module in refused.items():
+    another = r"does not multiply by what its dequantize\(\) gives"
+    refused = [
+        ("a Closed, neither dense nor", Closed()),
+        (another, Foreign(lies=True)),
+        (another, Foreign(noisy=True)),
+        (another, Foreign(factor=1.05)),
+        (another, Foreign(factor=1.05, rounding=True)),
+        (r"cannot be dequantised here \(Expected all tensors to be on a device\)", Foreign(fails=True)),
+    ]
+    for message, module in refused:
         with pytest.raises(UnsupportedModelError, match=message) as caught:
             weight_of(module, "blocks.1.mlp.up_proj")
         assert "blocks.1.mlp.up_proj" in str(caught.value)

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import bitsandbytes
 import peft
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detjac_kernels import decoded as decoded_rows
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.structural_copy import structural_copy, use_observed_attention
 from detjac_lanczos.models import load_model
+from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.linear_modules import weight_of
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp
 from tests import tiny_models
@@ -92,6 +94,29 @@ def test_the_jacobian_is_that_of_the_decoded_weights(name: str, size: str, kind:
         expected = twin(torch.tensor([IDS])).logits[0, -1]
     # transformers rounds to float32 inside a float64 model.
     assert (network.streams.logits[0] - expected).norm() <= 2e-6 * expected.norm()
+
+
+def test_packed_bytes_are_no_numbers_under_any_type() -> None:
+    """Some of them are NaN, read as the bfloat16 that they are kept as; scales are numbers, and must be finite."""
+    original = dense.llama(torch.float32, **SIZES["K multiple of 64"])
+    model = quantised(original, "nf4 as bfloat16")
+    assert not torch.isfinite(model.model.layers[0].mlp.down_proj.weight.data).all()
+    network = assert_that_of(model, dense_twin(model, original), torch.float32)
+    assert network.loaded.packing == "NF4 with double quantisation (bitsandbytes)"
+    state = model.model.layers[0].mlp.down_proj.weight.quant_state
+    for scales in (state.state2.absmax, state.offset):
+        sound = scales.clone()
+        scales.fill_(float("nan"))
+        with pytest.raises(
+            ModelError, match=r"layers\.0\.mlp\.down_proj.* finite|down_proj.weight.nested_absmax' holds"
+        ):
+            detach((model, None), input_ids=IDS)
+        scales.copy_(sound)
+
+
+def test_the_precision_of_a_model_is_not_that_of_its_packed_bytes() -> None:
+    module = bitsandbytes.nn.Linear4bit(64, 8, quant_type="nf4", quant_storage=torch.bfloat16).to("cpu")
+    assert compute_dtype(nn.Sequential(module, nn.LayerNorm(8))) is torch.float32
 
 
 def test_a_forward_pass_of_bitsandbytes_is_another_function() -> None:

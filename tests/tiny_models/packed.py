@@ -14,6 +14,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "nf4 nested": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
     "fp4 nested": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": True},
+    "nf4 as bfloat16": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_quant_storage": "bfloat16",
+    },
     "int8": {"load_in_8bit": True},
 }
 
@@ -41,7 +47,7 @@ def decoded(module: Any) -> Tensor:
     if stored.dtype is torch.int8:
         scale = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
         return stored.float() * (scale.float() / 127)[:, None]
-    state, stored = module.weight.quant_state, stored.flatten().int()
+    state, stored = module.weight.quant_state, stored.flatten().view(torch.uint8).int()
     f, d = state.shape
     values = state.code[torch.stack([stored // 16, stored % 16], dim=1).flatten()[: f * d]]
     scales = state.absmax
