@@ -20,7 +20,10 @@ from detjac_lanczos.solvers.lanczos_polynomial import log_overlap
 _CARRIED = 0.1
 """Length of a direction outside of the block below which the block has it."""
 
-_CHANCE = 1e-2
+_CHANCE = 1e-3
+_BEYOND = 1.01
+"""Of 1, which a copy that F_0 holds as a whole reaches; more than rounding adds."""
+
 _LONGEST = 16
 """Passes, after which a value so little above σ_k is not worth more: seven are usual."""
 
@@ -37,7 +40,7 @@ class Strand:
     w_j = Φ_j w_0, with the Lanczos polynomials of a block at s
     (:func:`~detjac_lanczos.solvers.lanczos_polynomial.largest_root` has those of one vector). As ‖w_j‖ ≤ 1, the copy
     has ‖w_0‖ ≤ 1 / σ_min(Φ_j). Random F_0 have so small a part of it by chance alone, and once that chance is below
-    1 % the copy is excluded. A copy that exists keeps σ_min(Φ_j) small, and a Ritz value rises to s instead: its open
+    0.1 % the copy is excluded. A copy that exists keeps σ_min(Φ_j) small, and a Ritz value rises to s instead: its open
     residual then has the direction, which goes no second time, and the strand ends when all its directions went over.
     Where some did, they may have taken others' parts along, and what is left excludes nothing.
 
@@ -123,7 +126,8 @@ class Strand:
         rows = len(polynomial)
         if not rows:
             return True
-        return float(small_svd(polynomial)[1][-1]) > math.exp(-log_overlap(self._dimension, _CHANCE, rows))
+        part = math.exp(log_overlap(self._dimension, _CHANCE, rows))
+        return float(small_svd(polynomial)[1][-1]) * part > _BEYOND
 
     def _begin(self, basis: Tensor) -> Tensor:
         self._dimension = basis.shape[1] - basis.shape[0]

@@ -52,8 +52,8 @@ def test_lanczos_finds_the_leading_values(name, shape, dtype, tol, accuracy) -> 
 @pytest.mark.parametrize("tol", [1e-3, 1e-6])
 @pytest.mark.parametrize("block", [2, 3])
 def test_copies_beyond_the_width_are_found(name: str, tol: float, block: int) -> None:
-    """A Krylov space of width 3 holds three copies of a value at most: five and four need the probes."""
-    for seed in range(4):
+    """A Krylov space of width 3 holds three copies of a value at most: five and four need fresh columns."""
+    for seed in range(2):
         A = matrix(spectrum(name, 60), (60, 60), seed)
         result = svd(A, 8, tol=tol, method="lanczos", block=block, seed=seed)
         assert_sound(A, result, tol, 2.3e-16)

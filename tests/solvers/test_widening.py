@@ -23,7 +23,7 @@ def with_copies(count: int, first: int = 0, size: int = 80) -> np.ndarray:
 @pytest.mark.parametrize(("block", "k", "first"), [(1, 5, 0), (1, 8, 2), (2, 6, 0), (2, 8, 2), (3, 7, 0)])
 def test_copies_beyond_the_width_are_all_found(block: int, k: int, first: int) -> None:
     values = with_copies(5, first)
-    for seed in range(4):
+    for seed in range(3):
         result = svd(matrix(values, (80, 80), seed), k, tol=1e-4, method="lanczos", block=block, seed=seed)
         assert result.status is Status.CONVERGED
         np.testing.assert_allclose(result.S, values[:k], rtol=1e-4)
@@ -42,11 +42,11 @@ def test_strands_go_beside_the_search_and_not_after_it(monkeypatch) -> None:
         ready = self.strand is not None or bool((triplets.norms.max(axis=1) <= tolerated).all())
         return ready and goes_on(self, triplets, tolerated, **rest)
 
-    beside = [solved(seed) for seed in range(6)]
+    beside = [solved(seed) for seed in range(4)]
     monkeypatch.setattr(Widening, "goes_on", waiting)
-    after = [solved(seed) for seed in range(6)]
+    after = [solved(seed) for seed in range(4)]
     monkeypatch.setattr(Widening, "goes_on", lambda *_, **__: False)
-    never = [solved(seed) for seed in range(6)]
+    never = [solved(seed) for seed in range(4)]
     for one, other in zip(beside, after, strict=True):
         np.testing.assert_allclose(one.S, values[:8], rtol=1e-3)
         np.testing.assert_allclose(other.S, values[:8], rtol=1e-3)
@@ -56,7 +56,7 @@ def test_strands_go_beside_the_search_and_not_after_it(monkeypatch) -> None:
 
 
 def test_without_a_cluster_no_bit_changes(monkeypatch) -> None:
-    cases = [(name, k, block) for name in ("root", "spike", "geometric") for k in (1, 8) for block in (1, 2, 3)]
+    cases = [(name, k, block) for name in ("root", "spike") for k, block in ((1, 2), (8, 1), (8, 3))]
 
     def solved() -> list:
         return [
@@ -103,7 +103,7 @@ def test_a_strand_knows_its_part_of_every_copy() -> None:
 
 
 def test_a_copy_is_excluded_wrongly_by_chance_alone() -> None:
-    """One that is there no more often than in 1 % of strands; one that is not nearly always within sixteen passes."""
+    """One that is there no more often than in 0.1 % of strands; one that is not nearly always within twelve passes."""
     values = with_copies(2, size=40)
     A = matrix(values, (40, 40))
     left, _, right = torch.linalg.svd(A)
@@ -112,7 +112,7 @@ def test_a_copy_is_excluded_wrongly_by_chance_alone() -> None:
         for seed in range(trials):
             strand = Strand(1, float(values[0]), torch.Generator().manual_seed(seed))
             bases = [right[:known], left.T[:known]]
-            for step in range(10):
+            for step in range(12):
                 side = step % 2
                 rows = strand.beside(A.new_empty(0, 40), bases[side], 1)
                 bases[side] = torch.cat([bases[side], rows])
@@ -121,7 +121,7 @@ def test_a_copy_is_excluded_wrongly_by_chance_alone() -> None:
                     break
             wrong += strand.excluded and there
             right_ones += strand.excluded and not there
-    assert wrong <= binom.ppf(1 - 1e-6, trials, 0.01)
+    assert wrong <= binom.ppf(1 - 1e-6, trials, 1e-3)
     assert right_ones >= 0.95 * trials
 
 
@@ -130,7 +130,7 @@ def test_products_are_counted_to_the_last(block: int) -> None:
     A = matrix(with_copies(5), (80, 80))
     free = svd(A, 8, method="lanczos", block=block)
     assert free.widened
-    for budget in range(free.widened[0][0] * block - 2, free.work.products + 1, 5):
+    for budget in range(free.widened[0][0] * block - 2, free.work.products + 1, 11):
         operator = Recorder(A)
         result = svd(operator, 8, method="lanczos", block=block, max_products=budget)
         assert sum(operator.forward) + sum(operator.transposed) == result.work.products <= budget
@@ -141,7 +141,7 @@ def test_products_are_counted_to_the_last(block: int) -> None:
 def test_restarts_leave_strands_alone() -> None:
     """In the least memory that is taken, all copies are found as well."""
     values = with_copies(5, 2)
-    for seed in range(4):
+    for seed in range(2):
         A = matrix(values, (80, 80), seed)
         result = svd(A, 8, tol=1e-6, method="lanczos", block=2, seed=seed, memory=27 * 2 * 160 * 8)
         assert result.converged and result.widened
