@@ -187,7 +187,7 @@ RECORD: dict[str, Shape] = {
         "columns": int,
     },
     "plan": Later({"mixing": Values(str), "gates": Values(str), "bytes": Values(int)}),
-    "choices": {"solver": dict, "gemm": Values(str)},
+    "choices": {"solver": dict, "gemm": Values(str), "packed": Later(Values(str)), "mixing": Later(Values(str))},
     "times": (Values(float), {"total": float}),
 }
 

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from detjac_kernels.kept_choices import Kept, KeptChoices
+
 Road = Callable[[], Tensor]
 Timer = Callable[[Road], float]
 
@@ -58,7 +60,15 @@ class ChoiceTable:
         with self._lock:
             self._table.update(recorded)
 
-    def run(self, key: str, roads: Mapping[str, Road], agreement: float, *, measure: bool = True) -> Tensor:
+    def run(
+        self,
+        key: str,
+        roads: Mapping[str, Road],
+        agreement: float,
+        *,
+        measure: bool = True,
+        kept: KeptChoices | None = None,
+    ) -> Tensor:
         """Run the best road of a class of shapes, and find it first where it is not known.
 
         A road that raises, whatever it is (Triton's errors and torch's have no base in common), loses: only an error of
@@ -76,13 +86,17 @@ class ChoiceTable:
             Largest relative difference (Frobenius) from the first road that still counts as the same product.
         measure : bool
             False while a CUDA graph is being captured, say.
+        kept : KeptChoices, optional
+            What earlier processes measured, which replayed choices have precedence over; new measurements go there.
         """
         first = next(iter(roads))
-        if self._table.get(key) not in roads and len(roads) > 1 and measure:
+        if self._table.get(key) not in roads and len(roads) > 1:
             with self._lock:
-                asked = self._asked[key] = self._asked.get(key, 0) + 1
-                if self._table.get(key) not in roads and not asked & (asked - 1):
+                self._recall(key, roads, kept)
+                if measure and self._table.get(key) not in roads and self._due(key):
                     self._measure(key, roads, agreement)
+                    if kept is not None and key in self._table:
+                        kept.add(key, Kept(self._table[key], self._seconds[key]))
         chosen = self._table.get(key, first)
         if chosen == first or chosen not in roads:
             return roads[first]()
@@ -95,6 +109,17 @@ class ChoiceTable:
             self._failures.setdefault(key, {})[chosen] = sentence(error)
             self._table.pop(key, None)
             return result
+
+    def _recall(self, key: str, roads: Mapping[str, Road], kept: KeptChoices | None) -> None:
+        """Take a kept choice where there is no other; one that has failed in this process is none."""
+        row = None if kept is None or key in self._table else kept.get(key)
+        if row is not None and row.road in roads and row.road not in self._failures.get(key, {}):
+            self._table[key], self._seconds[key] = row
+
+    def _due(self, key: str) -> bool:
+        """Count the products of a class that is not measured; True for the 1st, 2nd, 4th, 8th and so on."""
+        asked = self._asked[key] = self._asked.get(key, 0) + 1
+        return not asked & (asked - 1)
 
     def _measure(self, key: str, roads: Mapping[str, Road], agreement: float) -> None:
         first, *others = roads

@@ -7,8 +7,10 @@ from torch import Tensor
 
 from detjac_kernels import rebuilt_mixing as twin
 from detjac_kernels.choice import AGREEMENT, ChoiceTable, capturing, device_name, seconds_on_device, triton_runs
+from detjac_kernels.kept_choices import kept_choices
 
 TABLE = ChoiceTable(seconds_on_device)
+choices, replay = TABLE.choices, TABLE.replay
 
 
 def mix_rebuilt(
@@ -62,4 +64,5 @@ def _best(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any], table
     heads = f"{len(q)}/{len(k)} heads of {q.shape[-1]}"
     cap = "" if options["softcap"] is None else ", softcap"
     key = f"{device_name(values.device)}, {values.dtype}, {name} {heads}, {sizes}{cap}"
-    return table.run(key, roads, AGREEMENT[values.dtype], measure=not capturing(values))
+    kept = kept_choices("mixing", values.device)
+    return table.run(key, roads, AGREEMENT[values.dtype], measure=not capturing(values), kept=kept)

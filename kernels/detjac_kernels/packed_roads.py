@@ -5,7 +5,8 @@ the second-level cache, multiplies it by the vendor's GEMM, and goes on. ``bitsa
 (forwards, and only for its two tables). All three multiply by the same decoded weights, rounded to the dtype of the
 rows, so that forward and transposed products stay adjoint whichever is taken.
 
-The choice is data, as in `detjac_kernels.roads`: `choices` returns the table, `replay` puts a recorded one in force.
+The choice is data, as in `detjac_kernels.roads`: `choices` returns the table, `replay` puts a recorded one in force,
+`detjac_kernels.kept_choices` has what earlier processes measured.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from torch import Tensor
 from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, device_name, seconds_on_device, triton_runs
 from detjac_kernels.four_bit import Packed4
 from detjac_kernels.gemm import epilogue
+from detjac_kernels.kept_choices import kept_choices
 from detjac_kernels.scratch import scratch
 
 ROW_CLASSES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -54,7 +56,8 @@ def product(
     bare = _bare(packed, transposed)
     roads = {name: _around(road, x, scale, gate, out_scale, add) for name, road in bare.items()}
     roads["fused"] = lambda: fused(x, packed, transposed, scale=scale, gate=gate, out_scale=out_scale, add=add)
-    return table.run(shape_class(x, packed, transposed), roads, AGREEMENT[x.dtype], measure=not capturing(x))
+    key, kept = shape_class(x, packed, transposed), kept_choices("packed", x.device)
+    return table.run(key, roads, AGREEMENT[x.dtype], measure=not capturing(x), kept=kept)
 
 
 def shape_class(x: Tensor, packed: Packed4, transposed: bool) -> str:

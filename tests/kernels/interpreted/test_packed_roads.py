@@ -73,3 +73,47 @@ def test_classes_keep_what_differs_apart() -> None:
 
 def test_on_a_processor_the_twin_computes() -> None:
     assert not packed_roads.takes(torch.randn(2, 128), random_packed(64, 128, nested=False))
+
+
+class OnDevice(torch.Tensor):
+    """A tensor of a processor that says it lies on a CUDA device."""
+
+    is_cuda = True
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("road", ["fused", "dequantise"])
+def test_on_a_device_the_public_product_takes_the_chosen_road(
+    road: str, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = ChoiceTable(lambda work: 1.0)
+    monkeypatch.setattr(packed_roads.product, "__defaults__", (table,))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    packed = random_packed(128, 192, nested=True)
+    n, k = packed.shape[::-1] if transposed else packed.shape
+    x = torch.randn(9, k)
+    around = {
+        "scale": torch.rand(k) + 0.5,
+        "gate": torch.randn(9, n),
+        "out_scale": torch.randn(n),
+        "add": torch.randn(9, n),
+    }
+    key = packed_roads.shape_class(x, packed, transposed)
+    table.replay({key: road})
+    ran: list[str] = []
+    for name in ("fused", "dequantised"):
+        work = getattr(packed_roads, name)
+        monkeypatch.setattr(packed_roads, name, lambda *a, work=work, name=name, **b: ran.append(name) or work(*a, **b))
+    product = four_bit.packed_linear_transposed if transposed else four_bit.packed_linear
+    expected = product(x, packed, **around)
+    assert ran == []
+    got = product(x.as_subclass(OnDevice), packed, **around)
+    assert ran == ["fused" if road == "fused" else "dequantised"]
+    assert float((got - expected).norm() / expected.norm()) <= EXACT
+
+
+def test_on_a_device_the_twin_multiplies_what_the_kernel_does_not_take() -> None:
+    packed = random_packed(64, 96, nested=False)  # blocks straddle rows
+    x = torch.randn(3, 96)
+    assert torch.equal(four_bit.packed_linear(x.as_subclass(OnDevice), packed), four_bit.packed_linear(x, packed))
