@@ -68,12 +68,13 @@ def jobs(figures: dict[str, Any]) -> str:
 def unbounded(figures: dict[str, Any]) -> str:
     """Tabulate differences of products from those of a network without a budget."""
     rows = []
-    for tokens, found in figures["smollm2"].get("unbounded", {}).items():
-        for row in found[1:]:
-            ways = [", ".join(f"{way} {b}" for way, b in row["plan"][kind].items()) for kind in ("mixing", "gates")]
-            difference = "none, bit for bit" if row["equal bits"] else f"{row['difference']:.1e}"
-            rows.append([tokens, row["budget"], *ways, difference])
-    return table(["tokens", "budget", "attention weights", "gates", "difference"], rows)
+    for model, mine in figures.items():
+        for tokens, found in mine.get("unbounded", {}).items():
+            for row in found[1:]:
+                ways = [", ".join(f"{way} {b}" for way, b in row["plan"][kind].items()) for kind in ("mixing", "gates")]
+                difference = "none, bit for bit" if row["equal bits"] else f"{row['difference']:.1e}"
+                rows.append([model, tokens, row["budget"], *ways, difference])
+    return table(["model", "tokens", "budget", "attention weights", "gates", "difference"], rows)
 
 
 def packed(figures: dict[str, Any]) -> str:
