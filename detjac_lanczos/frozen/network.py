@@ -21,18 +21,18 @@ from detjac_lanczos.frozen.drop import Expert, Head, name_of, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.mapped import let_go
-from detjac_lanczos.frozen.maps import Linear, Map, apply_from_afar, device_of
-from detjac_lanczos.frozen.places import Place, check_reach
+from detjac_lanczos.frozen.maps import apply_from_afar
+from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import in_own_precision
+from detjac_lanczos.frozen.programs import program_of, reading_of
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.sweep import Program, forward
-from detjac_lanczos.frozen.words import Freeze, Softcap
+from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.dtypes import compute_dtype
-from detjac_lanczos.models.weights import DenseWeight
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,38 +189,8 @@ class FrozenNetwork:
         # The place is kept with its program: the id of a probe's rows is theirs only as long as they live.
         key = (source, f"{target.kind} {target.index} {id(target.rows)}")
         if key not in self._programs:
-            self._programs[key] = (target, self._program(source, target))
+            self._programs[key] = (target, program_of(self, source, target))
         return self._programs[key][1]
-
-    def _program(self, source: int, target: Place) -> Program:
-        check_reach(source, target, self.output_size)
-        last = self.blocks - 1 if target.kind == "residual" else self.blocks if target.index is None else target.index
-        stages = [stage for stage in self.stages if source <= stage.block <= last]
-        width = self.output_size if last == self.blocks else self.hidden_size
-        if target.kind in ("attention", "mlp"):
-            name = f"{target.kind}.{target.index}"
-            end = next(i for i, stage in enumerate(stages) if any(b.name == name for b in stage.branches))
-            only = tuple(b for b in stages[end].branches if b.name == name)
-            stages = [*stages[:end], replace(stages[end], branches=only, residual=False)]
-        elif target.kind in ("logits", "probe"):
-            reading = self._reading(target, self.streams.output)
-            stages.append(Stage((Branch(target.kind, reading),), residual=False))
-            width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
-        return Program(tuple(stages), self.inputs(source, 0).shape[1], width, self.blocks)
-
-    def _reading(self, target: Place, output: Tensor) -> tuple[Map, ...]:
-        """Return the maps from the output to logits or a probe, frozen at rows of outputs (n, d)."""
-        if target.rows is not None:
-            return (Linear(DenseWeight(target.rows.to(self.device, self.dtype))),)
-        model = self.family.causal_model_of(self.model)
-        reading: list[Map] = []
-        for word in self.family.logits:
-            seen = {}
-            if isinstance(word, Softcap):
-                logits = apply_from_afar(reading, output, torch.arange(len(output)))
-                seen["softcap"] = logits.to(device_of(reading) or self.device)
-            reading += word.maps(model, "", seen, self.freeze)
-        return tuple(reading)
 
     @in_own_precision
     def value(self, target: Place, prompt: int, position: int) -> Tensor:
@@ -233,7 +203,7 @@ class FrozenNetwork:
             if target.kind not in ("logits", "probe"):
                 return self._affine(-1, target, prompt, position, self.inputs(-1, prompt)[: position + 1])
             y = self.value(Place("output"), prompt, position)
-            return apply_from_afar(self._reading(target, y[None]), y[None], torch.zeros(1, dtype=torch.long))[0]
+            return apply_from_afar(reading_of(self, target, y[None]), y[None], torch.zeros(1, dtype=torch.long))[0]
         match target.kind:
             case "layer":
                 return self.streams.residual[(target.index or 0) + 1][row]
@@ -245,7 +215,7 @@ class FrozenNetwork:
                 return self.streams.output[row]
         y = self.streams.output[row]
         positions = torch.tensor([row], device=self.device)
-        return apply_from_afar(self._reading(target, y[None]), y[None], torch.zeros_like(positions))[0]
+        return apply_from_afar(reading_of(self, target, y[None]), y[None], torch.zeros_like(positions))[0]
 
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._branches:
