@@ -158,8 +158,8 @@ class Search:
         first_pair = self.state.steps == 0
         self.state.absorb(direction, self.block, product)
         opposite = self.state.U.rows if direction is Direction.FORWARD else self.state.V.rows
-        self.widening.absorb(product, opposite, deflation_threshold(self.eps, self._largest))
-        if self._fresh and float(torch.linalg.vector_norm(product)) <= self.floor:
+        vanished = self.widening.absorb(product, opposite, deflation_threshold(self.eps, self._largest))
+        if vanished or (self._fresh and float(torch.linalg.vector_norm(product)) <= self.floor):
             self._exact = True
         self._look()
         if first_pair or self.status is not None:

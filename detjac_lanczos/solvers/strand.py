@@ -61,6 +61,8 @@ class Strand:
     ended : bool
     excluded : bool
         It ended because no further copy of s is there, or none that shows within ``_LONGEST`` passes.
+    vanished : bool
+        F_0 has no product: all that the operator does is known.
     """
 
     def __init__(self, rows: int, value: float, generator: torch.Generator) -> None:
@@ -68,6 +70,7 @@ class Strand:
         self.sent = 0
         self.ended = False
         self.excluded = False
+        self.vanished = False
         self._count, self._generator = rows, generator
         self._passes = self._dimension = 0
         self._whole = True
@@ -111,6 +114,7 @@ class Strand:
             Directions that short are rounding: nothing is left on this side.
         """
         self._passes += 1
+        self.vanished |= self._passes == 1 and float(torch.linalg.vector_norm(product)) <= threshold
         if self._latest is not None:  # a restart may have taken it out of the basis
             product = product - like(self._link.T, product) @ self._latest
         outside = project_out(product, basis)

@@ -50,16 +50,17 @@ class Widening:
             self.strand = None
         return block
 
-    def absorb(self, product: Tensor, basis: Tensor, threshold: float) -> None:
-        """Take the product of a block, the strand's part of it; ``basis`` is that of the side it lies on."""
+    def absorb(self, product: Tensor, basis: Tensor, threshold: float) -> bool:
+        """Take the strand's part of a product on the side of ``basis``; True where its fresh rows have no product."""
         strand = self.strand
         if strand is None:
-            return
+            return False
         strand.absorb(product[product.shape[0] - strand.sent :], basis, threshold)
         if strand.ended:
             self.strand = None
             if strand.excluded:
                 self._excluded, self._members, self._awaited = strand.value, self._size, 0
+        return strand.vanished
 
     def goes_on(self, triplets: RitzTriplets, tolerated: np.ndarray, *, passes: int, full: bool) -> bool:
         """Whether a strand runs, a new one where the converged triplets call for it.

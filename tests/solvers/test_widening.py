@@ -164,3 +164,11 @@ def test_company_and_a_cut_change_nothing(tmp_path) -> None:
     for one, other in zip(together, again, strict=True):
         assert torch.equal(one.U, other.U) and torch.equal(one.V, other.V)
         assert (one.widened, one.advice, one.work.products) == (other.widened, other.advice, other.work.products)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fresh_columns_without_a_product_show_the_whole_spectrum(dtype: torch.dtype) -> None:
+    values = np.concatenate([np.ones(4), [0.5, 0.4], np.zeros(34)])
+    result = svd(matrix(values, (50, 40)).to(dtype), 6, method="lanczos", block=2)
+    assert result.widened and result.status is Status.BREAKDOWN_EXACT
+    np.testing.assert_allclose(result.S, values[:6], rtol=1e-5)
