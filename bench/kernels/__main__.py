@@ -12,7 +12,7 @@ import triton
 
 from bench.kernels.limits import PER_WEIGHT, REGISTERS, SHARED, SHARED_AMPERE, broken, per_weight
 from bench.kernels.resources import Resources
-from bench.kernels.shipped import Case, compile_all
+from bench.kernels.shipped import Case, compile_all, sources_digest
 
 PAGE = Path("docs/kernels.md")
 FIGURES = Path("bench/results/kernels.json")
@@ -29,7 +29,8 @@ def main() -> int:
         | ({"instructions per weight": round(per_weight(case, resources), 2)} if case.weights else {})
         for case, resources in found
     ]
-    FIGURES.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1, ensure_ascii=False) + "\n")
+    figures = {"triton": triton.__version__, "sources": sources_digest(), "kernels": rows}
+    FIGURES.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(found))
     print(f"written: {PAGE}, {FIGURES}")
     return 1 if wrong else 0
@@ -42,10 +43,13 @@ def page(found: list[tuple[Case, Resources]]) -> str:
         "# The device kernels, compiled ahead of time",
         "",
         f"Written by `python -m bench.kernels` with Triton {triton.__version__}: every configuration that is shipped,",
-        "with all its prologues and epilogues on. Nothing here was timed. The tests hold each line to: no spills, at",
-        f"most {REGISTERS} registers, {SHARED:,} bytes of shared memory ({SHARED_AMPERE:,} on sm_80), wgmma on sm_90",
-        "where a tile has 64 rows or more, and thread-instructions of the main loop per decoded weight (products,",
-        f"loads and scaling included) of at most {exact:.0f} for the exact table, {pairs:.0f} for the pair table.",
+        "with all its prologues and epilogues on; scales are quantised themselves where it does not say plain, tiles",
+        "divide the matrix where it does not say ragged. Nothing here was timed. The tests hold the table to the",
+        "sources that it was made of, compile an eighth of it anew, another one every day, and hold each line to: no",
+        f"spills, at most {REGISTERS} registers, {SHARED:,} bytes of shared memory ({SHARED_AMPERE:,} on sm_80), wgmma",
+        "on sm_90 where a tile has 64 rows or more, and thread-instructions of the main loop per decoded weight",
+        f"(products, loads and scaling included) of at most {exact:.0f} for the exact table, {pairs:.0f} for the pair",
+        "table.",
         "",
         "Tiles are rows × output columns × reduction. The pair table looks both codes of a byte up at once and rounds",
         "them to bfloat16 before they are scaled: 2e-3 of a product at most. On sm_80 the columns of more than 16 rows",

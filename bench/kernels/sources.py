@@ -14,34 +14,48 @@ from detjac_kernels.device.mixing import MixingTiles
 from detjac_kernels.device.mixing_kernel import mixing_kernel
 from detjac_kernels.device.packed_gemm import add_parts_kernel, packed_gemm_kernel
 
-_POINTER = {4: "*fp32", 2: "*bf16"}
-_NUMBER = {4: tl.float32, 2: tl.bfloat16}
+_POINTER = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+_NUMBER = {"float32": tl.float32, "bfloat16": tl.bfloat16, "float16": tl.float16}
 
 
 def packed_gemm(
-    architecture: int, transposed: bool, width: int, chosen: Tiles, pairs: bool, even: bool = True
+    architecture: int,
+    transposed: bool,
+    number: str,
+    chosen: Tiles,
+    *,
+    pairs: bool = False,
+    even: bool = True,
+    nested: bool = True,
+    in_parts: bool = False,
 ) -> Resources:
-    """Compile the 4-bit GEMM with nested scales, every prologue and every epilogue."""
-    types = dict.fromkeys(("x", "gate", "add", "out"), _POINTER[width])
-    types |= {"codes": "*u8", "absmax": "*u8", "table": "*i32" if pairs else "*fp32", "offset": "fp32"}
+    """Compile the 4-bit GEMM with every prologue and every epilogue."""
+    types = dict.fromkeys(("x", "gate", "add", "out"), _POINTER[number])
+    types |= {
+        "codes": "*u8",
+        "absmax": "*u8" if nested else "*fp32",
+        "table": "*i32" if pairs else "*fp32",
+        "offset": "fp32",
+    }
     floats = ("nested_table", "nested_absmax", "scale", "row_scale", "out_scale", "partial")
     types |= dict.fromkeys(floats, "*fp32") | {"gate_index": "*i64"}
     strides = ("stride_x", "stride_gate", "stride_add", "stride_out")
     types |= dict.fromkeys(("R", "f", "d", "split", *strides), "i32")
-    flags = ("NESTED", "ROW_SCALE", "GATE", "GATE_INDEX", "OUT_SCALE", "ADD")
+    flags = ("ROW_SCALE", "GATE", "GATE_INDEX", "OUT_SCALE", "ADD")
     constants: dict[str, Any] = dict.fromkeys(flags, True) | {
         "TRANSPOSED": transposed,
         "QUANT_BLOCK": 64,
+        "NESTED": nested,
         "NESTED_BLOCK": 256,
         "PAIR": pairs,
         "SCALE": chosen.scale_inside,
-        "IN_PARTS": False,
+        "IN_PARTS": in_parts,
         "EVEN": even,
         "WEIGHT_LEFT": chosen.weight_left,
         "BLOCK_ROWS": chosen.rows,
         "BLOCK_OUT": chosen.out,
         "BLOCK_IN": chosen.reduce,
-        "COMPUTE_DTYPE": _NUMBER[width],
+        "COMPUTE_DTYPE": _NUMBER[number],
     }
     return compiled(
         packed_gemm_kernel,
@@ -55,9 +69,9 @@ def packed_gemm(
     )
 
 
-def parts(architecture: int) -> Resources:
+def parts(architecture: int, number: str) -> Resources:
     """Compile the sum of the parts of a product, with every epilogue."""
-    types = dict.fromkeys(("gate", "add", "out"), "*bf16") | dict.fromkeys(
+    types = dict.fromkeys(("gate", "add", "out"), _POINTER[number]) | dict.fromkeys(
         ("partial", "row_scale", "out_scale"), "*fp32"
     )
     strides = ("stride_gate", "stride_add", "stride_out")
@@ -76,12 +90,14 @@ def parts(architecture: int) -> Resources:
     )
 
 
-def rectangle(architecture: int) -> Resources:
-    """Compile the decoding of a rectangle to bfloat16, with nested scales."""
-    types = {"codes": "*u8", "absmax": "*u8", "table": "*fp32", "offset": "fp32", "out": "*bf16"}
+def rectangle(architecture: int, number: str, nested: bool, rows: int) -> Resources:
+    """Compile the decoding of a rectangle, in tiles of some rows and 4,096 weights."""
+    types = {"codes": "*u8", "absmax": "*u8" if nested else "*fp32", "table": "*fp32", "offset": "fp32"}
+    types["out"] = _POINTER[number]
     types |= dict.fromkeys(("nested_table", "nested_absmax"), "*fp32")
     types |= dict.fromkeys(("row", "column", "height", "width", "d", "out_stride"), "i32")
-    constants = {"QUANT_BLOCK": 64, "NESTED": True, "NESTED_BLOCK": 256, "BLOCK_ROWS": 32, "BLOCK_BYTES": 64}
+    constants = {"QUANT_BLOCK": 64, "NESTED": nested, "NESTED_BLOCK": 256, "BLOCK_ROWS": rows}
+    constants["BLOCK_BYTES"] = 2048 // rows
     return compiled(
         decode_rectangle_kernel,
         architecture,
@@ -95,10 +111,11 @@ def rectangle(architecture: int) -> Resources:
 
 
 def mixing(
-    architecture: int, transposed: bool, width: int, head_dim: int, stored: bool, chosen: MixingTiles
+    architecture: int, transposed: bool, number: str, scores: str, head_dim: int, stored: bool, chosen: MixingTiles
 ) -> Resources:
-    """Compile mixing behind a window, with a softcap and both scales."""
-    types = dict.fromkeys(("q", "k", "probabilities", "values", "out"), _POINTER[width])
+    """Compile mixing behind a window, with a softcap and both scales; ``scores`` is the dtype of q and k."""
+    types = dict.fromkeys(("probabilities", "values", "out"), _POINTER[number])
+    types |= dict.fromkeys(("q", "k"), _POINTER[scores])
     types |= dict.fromkeys(("lse", "key_scale", "query_scale"), "*fp32") | {"first": "*i32"}
     types |= dict.fromkeys(("queries", "keys", "columns", "start"), "i32")
     flags: dict[str, Any] = dict.fromkeys(("CAUSAL", "KEY_SCALE", "QUERY_SCALE"), True)
@@ -113,8 +130,8 @@ def mixing(
         "BLOCK_OWN": chosen.own,
         "BLOCK_OTHER": chosen.other,
         "BLOCK_COLUMNS": chosen.columns,
-        "SCORE_DTYPE": _NUMBER[width],
-        "COMPUTE_DTYPE": _NUMBER[width],
+        "SCORE_DTYPE": _NUMBER[scores],
+        "COMPUTE_DTYPE": _NUMBER[number],
     }
     return compiled(
         mixing_kernel,
@@ -128,9 +145,9 @@ def mixing(
     )
 
 
-def norm(architecture: int, d: int) -> Resources:
-    """Compile the norm of rows of ``d`` columns in bfloat16."""
-    types = {"x": "*bf16", "weight": "*bf16", "normed": "*bf16", "rstd": "*fp32", "eps": "fp32"}
+def norm(architecture: int, number: str, d: int) -> Resources:
+    """Compile the norm of rows of ``d`` columns."""
+    types = dict.fromkeys(("x", "weight", "normed"), _POINTER[number]) | {"rstd": "*fp32", "eps": "fp32"}
     types |= dict.fromkeys(("d", "stride_x"), "i32")
     return compiled(
         captures.rms_norm_kernel,
@@ -144,9 +161,9 @@ def norm(architecture: int, d: int) -> Resources:
     )
 
 
-def gate(architecture: int) -> Resources:
-    """Compile the product of a gated MLP in bfloat16, with a float32 factor that rstd is folded into."""
-    types = dict.fromkeys(("gate", "up", "product"), "*bf16") | dict.fromkeys(("rstd", "factor"), "*fp32")
+def gate(architecture: int, number: str) -> Resources:
+    """Compile the product of a gated MLP, with a float32 factor that rstd is folded into."""
+    types = dict.fromkeys(("gate", "up", "product"), _POINTER[number]) | dict.fromkeys(("rstd", "factor"), "*fp32")
     types |= dict.fromkeys(("f", "stride_gate", "stride_up"), "i32")
     return compiled(
         captures.gate_kernel,

@@ -1,22 +1,59 @@
-"""What the compiler makes of every shipped configuration, for two architectures and with no device there."""
+"""What the compiler makes of every shipped configuration, for two architectures and with no device there.
 
-from dataclasses import replace
+All of them take minutes: they are compiled by ``python -m bench.kernels``, whose table is held here to its sources and
+to the limits, and an eighth of them, another one every day, is compiled anew.
+"""
+
+import json
+from dataclasses import fields, replace
+from datetime import date
+from typing import Any
 
 import pytest
 import torch
+import triton
 
+from bench.kernels.__main__ import FIGURES
 from bench.kernels.limits import SHARED, broken
 from bench.kernels.resources import Resources
-from bench.kernels.shipped import Case, cases, compile_all
+from bench.kernels.shipped import Case, cases, compile_all, sources_digest
 from detjac_kernels.device.configurations import shipped, tiles
 
 GOOD = Resources(200, 0, 40_000, 500, 128, {"wgmma": 8, "mma": 0})
 CASE = Case("GEMM", 90, "64×128×64", lambda: GOOD, 64, 8192, "exact", True)
 
 
-def test_every_shipped_configuration_is_within_its_limits() -> None:
-    found = compile_all()
-    assert [sentence for case, resources in found for sentence in broken(case, resources)] == []
+EIGHTH = 8
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
+    return found
+
+
+def resources(table: dict[str, Any]) -> dict[str, Resources]:
+    names = [field.name for field in fields(Resources)]
+    return {
+        f"{row['kernel']}, sm_{row['architecture']}, {row['configuration']}": Resources(**{n: row[n] for n in names})
+        for row in table["kernels"]
+    }
+
+
+def test_the_table_has_every_shipped_configuration_within_its_limits(table: dict[str, Any]) -> None:
+    assert table["sources"] == sources_digest(), "kernels have changed: run python -m bench.kernels"
+    kept, everything = resources(table), cases()
+    assert [case.name for case in everything] == list(kept)
+    assert [sentence for case in everything for sentence in broken(case, kept[case.name])] == []
+
+
+def test_an_eighth_of_the_table_compiles_to_what_it_says(table: dict[str, Any]) -> None:
+    kept, first = resources(table), date.today().toordinal() % EIGHTH
+    found = compile_all(range(first, len(kept), EIGHTH))
+    assert len(found) >= len(kept) // EIGHTH
+    assert [sentence for case, made in found for sentence in broken(case, made)] == []
+    if triton.__version__ == table["triton"]:
+        assert {case.name: made for case, made in found} == {case.name: kept[case.name] for case, _ in found}
 
 
 def test_every_launch_is_among_the_compiled_ones() -> None:

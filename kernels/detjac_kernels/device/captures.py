@@ -112,5 +112,5 @@ def captured_gate(
 
 
 def norm_warps(d: int) -> int:
-    """Return how many warps share a row: about 16 values a thread."""
-    return min(16, max(4, triton.next_power_of_2(d) // 512))
+    """Return how many warps share a row: about 16 values a thread, 32 in the widest."""
+    return min(32, max(4, triton.next_power_of_2(d) // 512))
