@@ -11,6 +11,7 @@ from detjac_lanczos.cli import commands, words
 
 BAD_INPUT = 2
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+_PACKINGS = ("nf4", "nf4-double", "fp4", "fp4-double", "int8")
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,7 +86,7 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
     add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
     packed = "pack the weights of the blocks by bitsandbytes; J is that of the decoded ones (default: as stored)"
-    add("--quantization", choices=("nf4", "fp4", "int8"), help=packed)
+    add("--quantization", type=str.lower, choices=_PACKINGS, help=packed)
     methods = ("auto", "lanczos", "randomized", "dense", "shared_basis")
     shared = "shared_basis surveys a long prompt: estimates from shared rows (default: %(default)s)"
     add("--method", choices=methods, default="auto", help=shared)
@@ -114,7 +115,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tol", type=words.tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
     add("--device", default="cpu", help="h100, h200, a100, or cpu: this one, measured (default: %(default)s)")
     add("--memory", type=words.name, metavar="40GiB", help="what everything has to fit into (default: the device's)")
-    add("--quantization", help="nf4, fp4 (each also -double) or int8 (default: what the configuration says)")
+    stored = "nf4, fp4 (each also -double), int8, or mxfp4 for gpt-oss (default: what the configuration says)"
+    add("--quantization", help=stored)
     add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
     add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
     _shared(parser)

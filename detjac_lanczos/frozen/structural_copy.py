@@ -48,8 +48,8 @@ def structural_copy(model: nn.Module) -> Any:
     twin = copy_with_tensors(model, {})
     for config in (twin.config, twin.config.get_text_config()):
         config.return_dict = True
-    for module in twin.modules():
-        leave_weights_alone(module)
+    for name, module in twin.named_modules():
+        leave_weights_alone(module, name)
         if "dynamic" in str(getattr(module, "rope_type", "")):
             module.register_forward_pre_hook(_forget_lengths)
     if compute_dtype(twin) is torch.float64:

@@ -151,12 +151,20 @@ def require_not_repacked(model: nn.Module) -> None:
             )
 
 
-def leave_weights_alone(copied: nn.Module) -> None:
-    """Have a module of a structural copy write nothing to the tensors that it shares when it runs."""
+def leave_weights_alone(copied: nn.Module, name: str) -> None:
+    """Have a module of a structural copy write nothing to the tensors that it shares when it runs.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it cannot run: its weight is tied to one that is no packed one.
+    """
     module: Any = copied
     kind = kind_of(module)
     if kind is None:
         return
+    if type(module.weight) is nn.Parameter and not is_quantised(module):
+        raise _unquantised(module, name)
     if kind == "4-bit":
         module.support_avx512bf16_for_cpu = False
     else:
@@ -177,7 +185,7 @@ def _state_of(module: Any) -> Any:
 def _four_bit(module: Any, name: str) -> Packed4:
     state, stored = _state_of(module), module.weight.detach().as_subclass(Tensor)
     if state is None:
-        raise UnsupportedModelError(f"{name} is not quantised yet; move the model to its device, that quantises it")
+        raise _unquantised(module, name)
     require_not_repacked(module)
     f, d = state.shape
     nested = None
@@ -195,8 +203,25 @@ def _four_bit(module: Any, name: str) -> Packed4:
 
 
 def _eight_bit(module: Any, name: str) -> EightBitRows:
-    codes = module.weight.detach().as_subclass(Tensor)
-    absmax = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
+    codes, own = module.weight.detach().as_subclass(Tensor), getattr(module.weight, "SCB", None)
+    absmax = module.state.SCB if own is None else own
     if codes.dtype is not torch.int8 or absmax is None:
-        raise UnsupportedModelError(f"{name} is not quantised yet; move the model to its device, that quantises it")
+        raise _unquantised(module, name)
     return EightBitRows(codes, absmax.detach().flatten().float())
+
+
+def _unquantised(module: Any, name: str) -> UnsupportedModelError:
+    """Say what would quantise a module that is not: which depends on why it is not."""
+    if type(module.weight) is nn.Parameter:
+        how = (
+            "its weight is another module's, kept in full, which bitsandbytes cannot multiply by; name it in "
+            "llm_int8_skip_modules, or load the model with tie_word_embeddings=False"
+        )
+    elif getattr(module.weight, "has_fp16_weights", False):
+        how = (
+            "it keeps its weight in full and rounds it anew in every pass; load the model with "
+            "llm_int8_has_fp16_weight=False"
+        )
+    else:
+        how = "move the model to its device, that quantises it"
+    return UnsupportedModelError(f"{name} is not quantised: {how}")

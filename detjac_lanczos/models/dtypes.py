@@ -56,7 +56,7 @@ def parse_device(device: str | torch.device | None) -> torch.device | None:
     if device is None:
         return None
     try:
-        parsed = torch.device(device)
+        parsed = torch.device(device.lower() if isinstance(device, str) else device)
         torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]

@@ -55,9 +55,9 @@ def load_model(
         ``"float32"``, ``"bfloat16"``, ``"float16"`` or the torch type.
     device
         Where to put the weights; the CPU by default.
-    quantization : {"nf4", "fp4", "int8"}, optional
-        Have bitsandbytes pack the linear modules of the blocks on the way; embedding and head stay as they are. What is
-        computed is that of the packed numbers, decoded, in ``dtype``.
+    quantization : {"nf4", "nf4-double", "fp4", "fp4-double", "int8"}, optional
+        Have bitsandbytes pack the linear modules of the blocks on the way ("-double": the scales of 64 weights too);
+        embedding and head stay as they are. What is computed is that of the packed numbers, decoded, in ``dtype``.
     trust_remote_code
         Let a hub model run the Python code it brings.
     **from_pretrained

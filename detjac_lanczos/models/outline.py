@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from detjac_lanczos.models.cache import cache_folder_of
 from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
 from detjac_lanczos.models.dtypes import parse_dtype
 from detjac_lanczos.models.hub import options_for_hub
+from detjac_lanczos.models.packable import packed_parameters
 
 __all__ = [
     "Quantization",
@@ -54,8 +56,9 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
     else:
         config, name = _config(model), os.fspath(model)
         name = Path(name).resolve().name if Path(name).expanduser().exists() else name
-    packed = _packed(getattr(config, "quantization_config", None), name)
-    if hasattr(config, "quantization_config"):
+    config, stored = copy.deepcopy(config), getattr(config, "quantization_config", None)
+    packed = _packed(stored, name)
+    if stored is not None:
         del config.quantization_config
     causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     maker = AutoModelForCausalLM if causal else AutoModelForMultimodalLM
@@ -67,20 +70,29 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
         raise ModelError(
             f"{name} is no causal language model that transformers knows ({_first_line(error)})"
         ) from error
+    if stored is not None:
+        made.config.quantization_config = stored
     return made.eval(), name, packed
 
 
-def weight_bytes(model: nn.Module, quantization: Quantization | None = None) -> Counter[str]:
-    """Return the bytes of a model's weights by precision, tied ones once: {"nf4": …, "bfloat16": …}.
+def weight_bytes(
+    model: nn.Module, quantization: Quantization | None = None, part: nn.Module | None = None
+) -> Counter[str]:
+    """Return the bytes of a model's weights (or of a part's) by precision, tied ones once: {"nf4": …, "bfloat16": …}.
 
-    bitsandbytes packs the linear modules but the head; 4 bits come with a scale for 64 weights, of 4 bytes, or of one
-    and 4 bytes more for 256 of these ("-double"); 8 bits with 4 bytes a row. MXFP4 is for routed experts only.
+    4 bits come with a scale for 64 weights, of 4 bytes, or of one and 4 bytes more for 256 of these ("-double"); 8 bits
+    with 4 bytes a row.
+
+    Raises
+    ------
+    InputError
+        If the model has nothing that this format packs.
     """
-    packed = _packed_parameters(model, quantization)
+    packed = packed_parameters(model, quantization, _skipped(model, quantization))
     found: Counter[str] = Counter()
-    for parameter in model.parameters():
+    for parameter in (model if part is None else part).parameters():
         if quantization and id(parameter) in packed:
-            found[quantization] += packed_bytes(parameter.shape[:-1].numel(), parameter.shape[-1], quantization)
+            found[quantization] += packed_bytes(*packed[id(parameter)], quantization)
         else:
             found[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
     return found
@@ -88,20 +100,15 @@ def weight_bytes(model: nn.Module, quantization: Quantization | None = None) -> 
 
 def scratch(model: nn.Module, quantization: Quantization | None) -> int:
     """Return the bytes that packed weights pass through when they are used; 0 where none is packed."""
-    packed = _packed_parameters(model, quantization)
-    matrices = [p for p in model.parameters() if id(p) in packed]
-    coded = quantization != "int8"
-    parts = (scratch_bytes(p.shape[-2], p.shape[-1], p.dtype.itemsize, coded=coded) for p in matrices)
-    tables = PAIRS_BYTES * len(matrices) if coded and quantization != "mxfp4" else 0
+    packed = packed_parameters(model, quantization, _skipped(model, quantization))
+    coded, experts = quantization != "int8", quantization == "mxfp4"
+    parts = (
+        scratch_bytes(p.shape[-2] if experts else packed[id(p)][0], packed[id(p)][1], p.dtype.itemsize, coded=coded)
+        for p in model.parameters()
+        if id(p) in packed
+    )
+    tables = PAIRS_BYTES * len(packed) if coded and not experts else 0
     return max(parts, default=0) + tables
-
-
-def _packed_parameters(model: nn.Module, quantization: Quantization | None) -> set[int]:
-    if quantization == "mxfp4":
-        return {id(parameter) for parameter in model.parameters() if parameter.ndim == 3}
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
-    return {id(module.weight) for module in linear} if quantization else set()
 
 
 def packed_bytes(rows: int, columns: int, quantization: Quantization) -> int:
@@ -126,6 +133,7 @@ def read_quantization(name: str | None) -> Quantization | None:
     InputError
         If there is none of that name.
     """
+    name = name.lower() if isinstance(name, str) else name
     if name is not None and name not in get_args(Quantization):
         raise InputError(f"quantization {name!r} is not known; use one of {', '.join(get_args(Quantization))}")
     return name  # type: ignore[return-value]
@@ -161,10 +169,23 @@ def _embedded_config(embedded: Embedded) -> Any:
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
 
 
+def _skipped(model: Any, quantization: Quantization | None) -> list[str] | None:
+    """Return what a checkpoint that is packed so was packed without; None where that is the default."""
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is None or quantization in (None, "mxfp4") or _packed(stored, "") != quantization:
+        return None
+    return _options(stored).get("llm_int8_skip_modules")
+
+
+def _options(quantization: Any) -> dict[str, Any]:
+    options: dict[str, Any] = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return options
+
+
 def _packed(quantization: Any, name: str) -> Quantization | None:
     if quantization is None:
         return None
-    options = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    options = _options(quantization)
     if options.get("load_in_8bit"):
         return "int8"
     if options.get("load_in_4bit"):

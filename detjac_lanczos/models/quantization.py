@@ -12,7 +12,7 @@ from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models.packed_modules import is_packed
 from detjac_lanczos.models.pretrained import load_pretrained
 
-KINDS = ("nf4", "fp4", "int8")
+KINDS = ("nf4", "nf4-double", "fp4", "fp4-double", "int8")
 
 
 def parse_quantization(kind: str | None) -> str | None:
@@ -27,6 +27,7 @@ def parse_quantization(kind: str | None) -> str | None:
     """
     if kind is None:
         return None
+    kind = kind.lower() if isinstance(kind, str) else kind
     if kind not in KINDS:
         raise InputError(f"quantization {kind!r} is not known; use one of {', '.join(KINDS)}, or None")
     if find_spec("bitsandbytes") is None:
@@ -44,10 +45,18 @@ def load_quantized(
     dtype : torch.dtype or None
         Of everything that is not quantised, and of what is computed. There is no quantisation of float64: such weights
         are quantised from float32.
-    kind : {"nf4", "fp4", "int8"}
+    kind : {"nf4", "nf4-double", "fp4", "fp4-double", "int8"}
+        "-double": with its scales quantised too.
     device : torch.device or None
         Where the weights go; the CPU by default.
+
+    Raises
+    ------
+    InputError
+        If options say how to quantise too, or the model is stored quantised, and not so.
     """
+    if "quantization_config" in options:
+        raise InputError("quantization and quantization_config both say how to quantise; give one of them")
     from transformers import BitsAndBytesConfig
 
     stored = torch.float32 if dtype is torch.float64 else dtype
@@ -55,7 +64,10 @@ def load_quantized(
         BitsAndBytesConfig(load_in_8bit=True)
         if kind == "int8"
         else BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=stored or torch.float32
+            load_in_4bit=True,
+            bnb_4bit_quant_type=kind.removesuffix("-double"),
+            bnb_4bit_use_double_quant=kind.endswith("-double"),
+            bnb_4bit_compute_dtype=stored or torch.float32,
         )
     )
     placed = {"device_map": {"": device or torch.device("cpu")}, "quantization_config": config}

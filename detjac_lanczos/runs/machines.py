@@ -61,6 +61,7 @@ def machine(name: str) -> Machine:
     InputError
         If there is none of that name.
     """
+    name = str(name).lower()
     if name == "cpu":
         return _this_processor()
     if name not in MACHINES:

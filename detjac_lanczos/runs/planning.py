@@ -80,7 +80,7 @@ def plan(
     family = family_of(whole)
     shape = replace(family.shape(whole, freeze), scratch=scratch(whole, kind))
     weights = weight_bytes(whole, kind)
-    inside = [sum(weight_bytes(block, kind).values()) for block in family.blocks_of(whole)]
+    inside = [sum(weight_bytes(whole, kind, block).values()) for block in family.blocks_of(whole)]
     limit = read_memory(memory) or found.memory
     context = LoadedModel(whole, None, name, "").context_length
     if context is not None and tokens > context:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from detjac_lanczos.models.quantization import KINDS
 from detjac_lanczos.solvers import Status
 
 Shape = Any
@@ -139,7 +140,7 @@ RECORD: dict[str, Shape] = {
     "model": str,
     "live": Later(bool),
     "fingerprint": str,
-    "quantization": Later(OneOf(("nf4", "fp4", "int8"))),
+    "quantization": Later(OneOf(KINDS)),
     "loading": Later(_LOADING),
     "prompts": [Maybe(str)],
     "token_ids": [[int]],

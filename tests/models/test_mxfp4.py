@@ -12,13 +12,13 @@ from transformers import GptOssForCausalLM
 from transformers.integrations.mxfp4 import Mxfp4GptOssExperts, convert_moe_packed_tensors
 
 from detjac_kernels.mxfp4 import PackedMxfp4
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.outline import outline, weight_bytes
 from detjac_lanczos.operators import detach, mlp
 from tests import tiny_models
 from tests.oracles import OracleA, embeddings_of, errors
-from tests.tiny_models.moe import gpt_oss
+from tests.tiny_models.moe import gpt_oss, qwen3_moe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,6 +80,9 @@ def test_a_checkpoint_stays_packed(packed: LoadedModel, folder: Path) -> None:
 def test_a_plan_counts_packed_experts(packed: LoadedModel, folder: Path) -> None:
     outlined, _, kind = outline(folder, "float32")
     assert sum(weight_bytes(outlined, kind).values()) == sum(value.nbytes for value in packed.model.parameters())
+    for model in (outline(tiny_models.llama().config)[0], outline(qwen3_moe().config)[0]):
+        with pytest.raises(InputError, match="has no weights that mxfp4 packs; nf4"):
+            weight_bytes(model, "mxfp4")
 
 
 @pytest.mark.parametrize("freeze", ["gate", "up"])

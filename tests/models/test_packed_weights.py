@@ -164,13 +164,22 @@ def test_what_cannot_be_decoded_is_refused_in_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_a_module_that_rounds_its_weight_in_every_pass_is_refused() -> None:
+    module = bitsandbytes.nn.Linear8bitLt(8, 8, has_fp16_weights=True)
+    with pytest.raises(UnsupportedModelError, match="load the model with llm_int8_has_fp16_weight=False"):
+        weight_of(module, "it")
+
+
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_module_that_is_not_quantised_yet_is_refused(kind: str) -> None:
     if kind == "int8":
         module: Any = bitsandbytes.nn.Linear8bitLt(8, 8, has_fp16_weights=False)
     else:
         module = bitsandbytes.nn.Linear4bit(8, 8, quant_type="nf4")
-    with pytest.raises(UnsupportedModelError, match="not quantised yet"):
+    with pytest.raises(UnsupportedModelError, match="it is not quantised: move the model to its device"):
+        weight_of(module, "it")
+    module.weight = nn.Embedding(8, 8).weight
+    with pytest.raises(UnsupportedModelError, match=r"another module's.* name it in llm_int8_skip_modules"):
         weight_of(module, "it")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import bitsandbytes
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from detjac_kernels import decoded as decoded_rows
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
@@ -21,7 +23,7 @@ from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, 
 from tests import tiny_models
 from tests.oracles import OracleA, embeddings_of, errors
 from tests.tiny_models import dense, moe, undeclared
-from tests.tiny_models.packed import dense_twin, quantised
+from tests.tiny_models.packed import CONFIGS, dense_twin, quantised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,6 +185,17 @@ def test_adapters_add_to_the_decoded_weight(kind: str, dora: bool) -> None:
     assert max(errors(found.jacobian("joint").dense(), expected.jacobian("joint").dense())) <= 1e-12
     J, E = (n.jacobian("joint", source=layer(1), target=mlp(2)).T.dense() for n in (found, expected))
     assert max(errors(J, E)) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_tied_head_that_was_not_skipped_is_refused_with_what_helps(kind: str) -> None:
+    original = dense.gemma(torch.float32, **SIZES["K multiple of 64"])
+    with TemporaryDirectory() as folder:
+        original.save_pretrained(folder)
+        config = BitsAndBytesConfig(**CONFIGS[kind], llm_int8_skip_modules=[])
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+    with pytest.raises(UnsupportedModelError, match=r"lm_head is not quantised: .* llm_int8_skip_modules"):
+        detach((model, None), input_ids=IDS)
 
 
 def test_a_weight_repacked_for_the_cpu_is_refused_and_stays_as_it_is() -> None:

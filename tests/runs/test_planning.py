@@ -2,27 +2,32 @@
 
 import json
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from bench import large
 from bench.allocations import with_peak
 from bench.gpu.packed import random_matrix
-from detjac_kernels import roads, scratch
+from detjac_kernels import roads
+from detjac_kernels import scratch as kernels_scratch
 from detjac_lanczos.cli import main
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
-from detjac_lanczos.models.outline import outline, packed_bytes, weight_bytes
+from detjac_lanczos.models.outline import outline, packed_bytes, scratch, weight_bytes
+from detjac_lanczos.models.packed_modules import scratch_of
 from detjac_lanczos.operators import detach
 from detjac_lanczos.runs import analyze, plan
 from detjac_lanczos.solvers import svd, svd_batch
 from tests import tiny_models
 from tests.tiny_models.dense import DENSE
 from tests.tiny_models.moe import MOE
+from tests.tiny_models.packed import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,6 +71,44 @@ def test_the_head_and_the_embedding_are_not_packed(smollm2: LoadedModel) -> None
     assert wanted["nf4"] == held
     inside = {id(module.weight) for module in linear}
     assert wanted["float32"] == sum(p.nbytes for p in packed.parameters() if id(p) not in inside)
+
+
+SKIPPED = [None, ["up_proj", "down_proj"], [r"model.layers.*.mlp", "h.1.attn"], []]
+
+
+@pytest.mark.parametrize("kind", ["nf4 nested", "int8"])
+@pytest.mark.parametrize("skipped", SKIPPED, ids=str)
+@pytest.mark.parametrize("name", ["Llama biased", "GPT-2"])
+def test_what_is_packed_is_what_transformers_packs(name: str, skipped: Any, kind: str, tmp_path: Path) -> None:
+    """Also of a checkpoint that was packed but for some modules, and where inputs come before outputs in a weight."""
+    DENSE[name](torch.float32).save_pretrained(tmp_path / "plain")
+    config = BitsAndBytesConfig(**CONFIGS[kind], llm_int8_skip_modules=skipped)
+    options = {"quantization_config": config, "dtype": torch.float32}
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", **options)
+    packed.config.save_pretrained(tmp_path / "packed")
+    found, _, stored = outline(tmp_path / "packed", "float32")
+    inside = {id(p) for p in packed.parameters() if type(p).__module__.startswith("bitsandbytes")}
+    held = Counter({"float32": sum(p.nbytes for p in packed.parameters() if id(p) not in inside)})
+    for module in packed.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if type(module) is Linear8bitLt and id(module.weight) in inside:
+            held["int8"] += module.weight.nbytes + module.weight.SCB.nbytes
+        elif state is not None:
+            tensors = [module.weight, state.absmax, state.code, state.state2.absmax, state.state2.code, state.offset]
+            held["nf4-double"] += sum(tensor.nbytes for tensor in tensors)
+    assert weight_bytes(found, stored) == held
+    if name != "GPT-2" or skipped is None:  # a head that was packed and then tied is in full, and refused
+        assert scratch(found, stored) == scratch_of(packed, 4)
+    blocks = found.get_submodule("model.layers" if name != "GPT-2" else "transformer.h")
+    assert weight_bytes(found, stored, blocks)[stored] <= held[stored]
+    assert weight_bytes(found, None, blocks).total() == sum(p.nbytes for p in blocks.parameters())
+
+
+def test_a_configuration_stays_as_it_is_given() -> None:
+    config = tiny_models.llama(torch.float32).config
+    config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+    assert plan(config, 8, device="H100").quantization == "int8"
+    assert config.quantization_config.load_in_8bit
 
 
 @pytest.mark.parametrize(("tokens", "method"), [(9, "lanczos"), (20, "dense")])
@@ -133,7 +176,7 @@ def test_the_peak_of_a_packed_model_of_large_shapes_is_predicted_within_a_twenti
 ) -> None:
     """Every token in lockstep, in matrices that are decoded in several parts."""
     monkeypatch.setattr(roads, "_table", {})
-    monkeypatch.setattr(scratch, "_local", threading.local())
+    monkeypatch.setattr(kernels_scratch, "_local", threading.local())
     config = large.shape(2)
     config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads = (
         768,

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from detjac_lanczos.cli import main
+from detjac_lanczos.cli.parser import _PACKINGS, make_parser
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.quantization import KINDS
 from detjac_lanczos.operators import DetachedNetwork, detach
 from detjac_lanczos.runs import analyze, load_run, verify
 from tests.tiny_llama import PROMPT, save_tiny_llama
@@ -19,11 +21,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", "FP4-double", "int8"])
 def test_a_folder_is_quantised_as_it_is_loaded_in_any_precision(folder: Path, kind: str) -> None:
     single, double = (load_model(folder, quantization=kind, dtype=dtype) for dtype in ("float32", "float64"))
     assert single.packing == double.packing is not None
-    assert (single.dtype, double.dtype, single.quantization) == (torch.float32, torch.float64, kind)
+    assert (single.dtype, double.dtype, single.quantization) == (torch.float32, torch.float64, kind.lower())
+    assert single.packing.endswith("with double quantisation (bitsandbytes)") == kind.endswith("-double")
     J, exact = (detach(model, PROMPT).jacobian(1) for model in (single, double))
     assert J.definition["weights"] == f"decoded from {single.packing}"
     assert (J.dense().double() - exact.dense()).norm() <= 2e-6 * exact.dense().norm()
@@ -39,10 +42,21 @@ def test_a_folder_that_is_quantised_is_loaded_as_it_is(folder: Path, tmp_path: P
 
 
 def test_what_cannot_be_quantised_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="quantization 'nf5' is not known; use one of nf4, fp4, int8"):
+    with pytest.raises(InputError, match="'nf5' is not known; use one of nf4, nf4-double, fp4, fp4-double, int8"):
         load_model(folder, quantization="nf5")
+    with pytest.raises(InputError, match="quantization and quantization_config both say"):
+        load_model(folder, quantization="nf4", quantization_config={"load_in_8bit": True})
     with pytest.raises(InputError, match="a live model is not quantised here"):
         load_model(load_model(folder), quantization="nf4")
+
+
+def test_words_of_the_command_line_are_those_of_the_library() -> None:
+    words = ["svd", "Paris", "--quantization", "NF4-double"]
+    assert make_parser().parse_args(words).quantization in KINDS
+    with pytest.raises(SystemExit) as caught:
+        make_parser().parse_args([*words[:3], "nf5"])
+    assert caught.value.code == 2
+    assert _PACKINGS == KINDS
 
 
 def test_a_network_of_packed_weights_is_saved_and_joined_to_them_again(folder: Path, tmp_path: Path) -> None:
