@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from detjac_lanczos.errors import InputError, ModelError
-from detjac_lanczos.models.packed_modules import is_packed
+from detjac_lanczos.models.packed_modules import is_packed, packing_of
 from detjac_lanczos.models.pretrained import load_pretrained
 
 KINDS = ("nf4", "nf4-double", "fp4", "fp4-double", "int8")
@@ -72,9 +72,16 @@ def load_quantized(
     )
     placed = {"device_map": {"": device or torch.device("cpu")}, "quantization_config": config}
     model, tokenizer = load_pretrained(source, name, stored, **{"trust_remote_code": False} | placed | options)
+    if (packing := packing_of(model)) != _packing(kind):
+        raise InputError(f"{name} is stored packed as {packing}, and stays so; leave quantization out")
     if dtype is torch.float64:
         _convert_what_is_not_packed(model, dtype)
     return model, tokenizer
+
+
+def _packing(kind: str) -> str:
+    format_name = "LLM.int8" if kind == "int8" else kind.removesuffix("-double").upper()
+    return f"{format_name}{' with double quantisation' if kind.endswith('-double') else ''} (bitsandbytes)"
 
 
 def _convert_what_is_not_packed(model: nn.Module, dtype: torch.dtype) -> None:

@@ -39,6 +39,9 @@ def test_a_folder_that_is_quantised_is_loaded_as_it_is(folder: Path, tmp_path: P
     loaded.tokenizer.save_pretrained(tmp_path)
     again = load_model(tmp_path)
     assert (again.packing, again.fingerprint) == (loaded.packing, loaded.fingerprint)
+    assert load_model(tmp_path, quantization="nf4").fingerprint == loaded.fingerprint
+    with pytest.raises(InputError, match=r"is stored packed as NF4 \(bitsandbytes\), and stays so"):
+        load_model(tmp_path, quantization="nf4-double")
 
 
 def test_what_cannot_be_quantised_is_refused(folder: Path) -> None:
