@@ -45,7 +45,7 @@ def page(found: list[tuple[Case, Resources]]) -> str:
         f"Written by `python -m bench.kernels` with Triton {triton.__version__}: every configuration that is shipped,",
         "with all its prologues and epilogues on; scales are quantised themselves where it does not say plain, tiles",
         "divide the matrix where it does not say ragged. Nothing here was timed. The tests hold the table to the",
-        "sources that it was made of, compile an eighth of it anew, another one every day, and hold each line to: no",
+        "sources that it was made of, compile all but its variations anew, and hold each line to: no",
         f"spills, at most {REGISTERS} registers, {SHARED:,} bytes of shared memory ({SHARED_AMPERE:,} on sm_80), wgmma",
         "on sm_90 where a tile has 64 rows or more, and thread-instructions of the main loop per decoded weight",
         f"(products, loads and scaling included) of at most {exact:.0f} for the exact table, {pairs:.0f} for the pair",

@@ -270,6 +270,8 @@ def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor, add: Tenso
 
     What is added is given away: the result may lie where it was.
     """
+    if not chain:
+        return x.clone() if add is None else add.add_(x)
     last = len(chain) - 1
     for index, step in enumerate(chain):
         if isinstance(step, Mix):

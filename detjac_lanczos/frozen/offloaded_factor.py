@@ -15,13 +15,14 @@ class OffloadedFactor(Held[Tensor, Tensor]):
     Parameters
     ----------
     stored : Tensor
-        Attention weights (heads, n, n), or gates (N, f).
+        Attention weights (heads, n, n), or gates (N, f), in the memory of the host; for CUDA they are pinned here where
+        they are not yet.
     device : torch.device
     """
 
     def __init__(self, stored: Tensor, device: torch.device) -> None:
         super().__init__(device)
-        self.stored = stored
+        self.stored = stored if self.device.type != "cuda" or stored.is_pinned() else stored.pin_memory()
 
     @property
     def shape(self) -> torch.Size:
@@ -43,7 +44,7 @@ class OffloadedFactor(Held[Tensor, Tensor]):
             return here.index_select(dim, index)
 
     def _read(self) -> Tensor:
-        return self.stored.pin_memory() if self.device.type == "cuda" and not self.stored.is_pinned() else self.stored
+        return self.stored
 
     def _placed(self, values: Tensor) -> Tensor:
         with beside(self.device):

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,10 @@ from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
+from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.offloaded import execution_devices
 
@@ -49,7 +52,9 @@ def save(network: FrozenNetwork, path: Path) -> Path:
         "dropped": sorted(network.dropped),
         "altered": network.altered,
         "plan": None if network.planned is None else network.planned.record,
-        "elsewhere": [name for name, value in network.coefficients.items() if value.device not in devices],
+        "elsewhere": [
+            name for name, value in network.coefficients.items() if is_mapped(value) or value.device not in devices
+        ],
         "prompts": [
             {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in network.prompts
         ],
@@ -115,7 +120,10 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
 def _plan(description: Mapping[str, Any], loaded: LoadedModel, family: Family) -> Plan | None:
     record = description.get("plan")
     lengths = tuple(len(prompt["tokens"]) for prompt in description["prompts"])
-    return record and Plan.from_record(record, family.shape(loaded.model, description["freeze"]), lengths)
+    if record is None:
+        return None
+    plan = Plan.from_record(record, family.shape(loaded.model, description["freeze"]), lengths)
+    return replace(plan, ahead=Rates.of(loaded.device).overlaps)
 
 
 def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:

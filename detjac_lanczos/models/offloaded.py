@@ -34,7 +34,7 @@ class OffloadedModule(Held[dict[str, Tensor], nn.Module]):
     """
 
     def __init__(self, module: nn.Module, hook: Any) -> None:
-        super().__init__(torch.device(hook.execution_device))
+        super().__init__(_numbered(torch.device(hook.execution_device)))
         self.module = module
         self._map: Mapping[str, Tensor] = hook.weights_map
 
@@ -198,6 +198,13 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     hook: Any = getattr(module, "_hf_hook", None)
     if hook is not None:
         yield from getattr(hook, "hooks", (hook,))
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Return a device as tensors name it: "cuda" is the present one."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

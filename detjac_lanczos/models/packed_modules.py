@@ -40,7 +40,7 @@ def holds_codes(model: nn.Module, key: str) -> bool:
         return False  # of a quantisation state, such as weight.absmax
     if bitsandbytes.kind_of(module) is not None:
         return own == "weight" and bitsandbytes.is_quantised(module)
-    return offers_dequantize(module) and decodes_to_finite(module)
+    return own != "bias" and offers_dequantize(module) and decodes_to_finite(module)
 
 
 def packing_of(model: nn.Module) -> str | None:

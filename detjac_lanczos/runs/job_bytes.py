@@ -15,7 +15,7 @@ from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words.word import Way
-from detjac_lanczos.solvers.dense import chunk_width
+from detjac_lanczos.solvers.dense import chunk_width, turns
 from detjac_lanczos.solvers.forecast import forecast
 from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, result_bytes, room_for, searching_bytes
 from detjac_lanczos.solvers.rounding import working_dtype
@@ -113,11 +113,16 @@ class Demand:
     def at_once(self, tokens: int, width: int, rebuilt: tuple[bool, bool], room: int) -> int:
         """Return how many tokens, the first ones, fit into ``room`` bytes if they are asked for together; 0 if none."""
 
-        def fits(count: int) -> bool:
-            asked = self.alone(list(range(tokens, tokens - count, -1)), width, rebuilt)
-            return max(asked.bytes, asked.otherwise) <= room
+        def asked(count: int) -> Asked:
+            return self.alone(list(range(tokens, tokens - count, -1)), width, rebuilt)
 
-        return _last(tokens, fits)
+        def fits(count: int) -> bool:
+            return max(asked(count).bytes, asked(count).otherwise) <= room
+
+        # bytes grow with the tokens, but fall where there are too many for Lanczos
+        few = _last(tokens, lambda count: asked(count).method == "lanczos" or asked(count).otherwise > 0)
+        many = _last(tokens, lambda count: count <= few or fits(count))
+        return many if many > few else _last(few, fits)
 
     def smallest(self, tokens: int) -> Plan:
         """Return the schedule that keeps nothing that can lie elsewhere."""
@@ -138,14 +143,20 @@ class Demand:
         return _last(most, lambda tokens: self.least(tokens, width) <= room)
 
     def _matrices(self, lengths: list[int], chunk: int, rebuilt: tuple[bool, bool]) -> int:
-        """Bytes of dense matrices, and of a sweep of so many shared cotangents, their products, or an SVD."""
+        """Bytes of dense matrices, and of a sweep of so many shared cotangents, their products, a check, or an SVD."""
         shape, count, n = self._operator(1), len(lengths), max(lengths)
         working = working_dtype(_DTYPES[self.shape.itemsize]).itemsize
         sweep = sweep_bytes(self.shape, [n], chunk, rebuilt=rebuilt, lockstep=True)
         products = chunk * shape[1] * (n * self.shape.itemsize + count * working)
         decomposing = (2 * shape[0] * shape[1] + min(shape) * sum(shape)) * working
         decomposing += count * result_bytes(shape, _DTYPES[self.shape.itemsize], self.k)
-        return count * shape[0] * shape[1] * working + max(sweep, products, decomposing)
+        # the longest tokens, a few, and the shortest, many, fill a turn of the check
+        together = turns([self.cost(length) for length in lengths])
+        checking = max(
+            sweep_bytes(self.shape, [lengths[i] for i in turn], 1, rebuilt=rebuilt, lockstep=True)
+            for turn in (together[0], together[-1])
+        )
+        return count * shape[0] * shape[1] * working + max(sweep, products, checking, decomposing)
 
     def _most(self, lengths: list[int], span: int, width: int, rebuilt: tuple[bool, bool], *, lockstep: bool) -> int:
         """Return the most of four moments: the first sweeps, those before blocks narrow, the last ones, the results."""

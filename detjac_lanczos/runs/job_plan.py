@@ -51,8 +51,8 @@ class JobPlan:
     schedule : Plan
         Of the frozen factors.
     working : int
-        The forward pass, its self-check or the sweep of all positions, whichever is largest; what packed weights are
-        decoded in is part of it, and of the jobs.
+        The forward pass, its self-check or the sweep of all positions, whichever is largest beside offloaded factors
+        that are on the device; what packed weights are decoded in is part of it, and of the jobs.
     joint, every_token : Job
     at_once : int
         Tokens, the first ones, that fit where they are asked about together.

@@ -132,14 +132,13 @@ def plan(
         working=schedule.peak(width) - schedule.resident - schedule.staged,
         joint=job("joint", demand.together(tokens, width, schedule.rebuilt), [tokens]),
         every_token=job("tokens", every, [tokens] if every.method == "dense" else list(range(tokens, 0, -1))),
-        at_once=tokens
-        if max(every.bytes, every.otherwise) <= room
-        else demand.at_once(tokens, width, schedule.rebuilt, room),
+        at_once=tokens,
         capture_seconds=capture_seconds(whole, weights, streamed, tokens, found),
         advice=(),
     )
     if made.peak <= limit:
-        return made
+        every_fits = max(every.bytes, every.otherwise) <= room
+        return made if every_fits else replace(made, at_once=demand.at_once(tokens, width, schedule.rebuilt, room))
     packing = None
     if kind is None:
         denser = replace(demand, shape=replace(shape, scratch=scratch(whole, "nf4")))

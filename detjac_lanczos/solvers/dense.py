@@ -1,5 +1,7 @@
 """The dense road: every row of the matrix by shared cotangents, then an ordinary SVD of each operator."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -108,9 +110,10 @@ class Materialisation:
         """
         generator = torch.Generator().manual_seed(seed)
         found: dict[int, Status] = {}
-        for turn in self._turns():
+        told = [index for index in range(len(self.matrices)) if index not in self.batch.nonfinite]
+        for turn in turns([self.batch.costs[index] for index in told]):
             blocks = []
-            for index in turn:
+            for index in (told[place] for place in turn):
                 matrix = self.matrices[index]
                 row = torch.randn(1, matrix.shape[1], generator=generator, dtype=torch.float64)
                 blocks.append((index, (row / row.norm()).to(matrix)))
@@ -136,19 +139,6 @@ class Materialisation:
         )
         return Status.NOT_ADJOINT if same else Status.NOT_DETERMINISTIC
 
-    def _turns(self) -> list[list[int]]:
-        """Return the operators in groups: a column of each is about as many rows as a chunk has, of one at least."""
-        turns: list[list[int]] = []
-        rows = 0.0
-        for index in range(len(self.matrices)):
-            if index not in self.batch.nonfinite:
-                rows += self.batch.costs[index]
-                if not turns or rows > _CHUNK_ROWS:
-                    turns.append([])
-                    rows = self.batch.costs[index]
-                turns[-1].append(index)
-        return turns
-
     def _plan(self) -> list[tuple[list[int], int, int]]:
         count = len(self.batch)
         groups = [list(range(count))] if self._shared else [[index] for index in range(count)]
@@ -164,6 +154,19 @@ def chunk_width(cost: float, d_out: int) -> int:
     """Return how many columns to send at once: about a thousand rows, in chunks of one size."""
     at_most = max(1, min(d_out, round(_CHUNK_ROWS / max(cost, 1e-9))))
     return -(-d_out // -(-d_out // at_most))
+
+
+def turns(costs: Sequence[float]) -> list[list[int]]:
+    """Return operators in groups: a column of each is about as many rows as a chunk has, of one at least."""
+    groups: list[list[int]] = []
+    rows = 0.0
+    for index, cost in enumerate(costs):
+        rows += cost
+        if not groups or rows > _CHUNK_ROWS:
+            groups.append([])
+            rows = cost
+        groups[-1].append(index)
+    return groups
 
 
 def _leading(matrix: Tensor, options: Options) -> tuple[Found, Tensor]:

@@ -191,7 +191,10 @@ def _advice(status: Status, batch: CountingBatch, index: int, options: Options, 
     above = "" if options.threshold is None else f" above {options.threshold:g}"
     sentences = {
         Status.CONVERGED: f"All {k} triplets{above} meet the tolerance {options.tol:g}.",
-        Status.BREAKDOWN_EXACT: "The whole spectrum was found: every other singular value is zero, up to rounding.",
+        Status.BREAKDOWN_EXACT: (
+            "Nothing of the operator is left outside the space that was found, up to rounding: every singular value "
+            "beyond it is zero."
+        ),
         Status.NOISE_FLOOR: (
             f"{claimed} of {k} triplets meet the tolerance {options.tol:g}; the others are down to the "
             "rounding of the operator: raise tol, or compute the operator in a higher precision."

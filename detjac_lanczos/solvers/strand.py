@@ -77,6 +77,7 @@ class Strand:
         self._before, self._now = np.zeros((rows, rows)), np.eye(rows)
         self._link = np.zeros((rows, rows))
         self._next: Tensor | None = None
+        self._latest: Tensor | None = None
         self._current: Tensor | None = None
 
     def beside(self, block: Tensor, basis: Tensor, most: int) -> Tensor:

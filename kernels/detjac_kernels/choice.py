@@ -95,7 +95,7 @@ class ChoiceTable:
                 self._recall(key, roads, kept)
                 if measure and self._table.get(key) not in roads and self._due(key):
                     self._measure(key, roads, agreement)
-                    if kept is not None and key in self._table:
+                    if kept is not None and self._table.get(key) in roads:
                         kept.add(key, Kept(self._table[key], self._seconds[key]))
         chosen = self._table.get(key, first)
         if chosen == first or chosen not in roads:

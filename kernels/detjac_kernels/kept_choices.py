@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -54,7 +54,7 @@ class KeptChoices:
     def add(self, key: str, kept: Kept) -> None:
         """Keep a measurement, beside those that other processes have kept meanwhile."""
         self._read[key] = kept
-        with suppress(OSError):
+        with suppress(OSError, NotImplementedError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock"), timeout=PATIENCE):
                 rows = {name: row._asdict() for name, row in (self._on_disk() | {key: kept}).items()}
@@ -83,7 +83,7 @@ def kept_choices(table: str, device: torch.device) -> KeptChoices | None:
     machine = {
         "device": torch.cuda.get_device_name(device),
         "capability": f"{major}.{minor}",
-        **{name: metadata.version(name) for name in packages},
+        **{name: str(getattr(import_module(name), "__version__", "unknown")) for name in packages},
         "kernels": _sources(),
     }
     digest = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,6 @@ def test_only_cuda_devices_keep_choices_each_kind_and_version_its_own(
     for device in ("NVIDIA H100 80GB HBM3", "NVIDIA A100"):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=device: name)
         for version in ("2.13.0", "2.14.0"):
-            monkeypatch.setattr(kept_choices.metadata, "version", lambda name, v=version: v)
+            monkeypatch.setattr(kept_choices, "import_module", lambda name, v=version: SimpleNamespace(__version__=v))
             found |= {make(table, torch.device("cuda", 0)).path for table in ("packed", "mixing")}
     assert len(found) == 8 and {path.parent for path in found} == {tmp_path / "detjac_lanczos" / "roads"}

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from detjac_kernels import roads
 from detjac_kernels import scratch as kernels_scratch
 from detjac_lanczos.cli import main
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.frozen.families import family_of
+from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.outline import outline, packed_bytes, scratch, weight_bytes
 from detjac_lanczos.models.packed_modules import scratch_of
 from detjac_lanczos.operators import detach
 from detjac_lanczos.runs import analyze, plan
+from detjac_lanczos.runs.job_bytes import Demand
 from detjac_lanczos.solvers import svd, svd_batch
 from tests import tiny_models
 from tests.tiny_models.dense import DENSE
@@ -87,21 +91,25 @@ def test_what_is_packed_is_what_transformers_packs(name: str, skipped: Any, kind
     packed = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", **options)
     packed.config.save_pretrained(tmp_path / "packed")
     found, _, stored = outline(tmp_path / "packed", "float32")
-    inside = {id(p) for p in packed.parameters() if type(p).__module__.startswith("bitsandbytes")}
-    held = Counter({"float32": sum(p.nbytes for p in packed.parameters() if id(p) not in inside)})
-    for module in packed.modules():
+    assert weight_bytes(found, stored) == held_bytes(packed)
+    if name != "GPT-2" or skipped is None:  # a head that was packed and then tied is in full, and refused
+        assert scratch(found, stored) == scratch_of(packed, 4)
+    place = "model.layers" if name != "GPT-2" else "transformer.h"
+    assert weight_bytes(found, stored, found.get_submodule(place)) == held_bytes(packed.get_submodule(place))
+
+
+def held_bytes(model: Any) -> Counter[str]:
+    """Bytes of a really packed model, or of a part of it, by precision."""
+    inside = {id(p) for p in model.parameters() if type(p).__module__.startswith("bitsandbytes")}
+    held = Counter({"float32": sum(p.nbytes for p in model.parameters() if id(p) not in inside)})
+    for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if type(module) is Linear8bitLt and id(module.weight) in inside:
             held["int8"] += module.weight.nbytes + module.weight.SCB.nbytes
         elif state is not None:
             tensors = [module.weight, state.absmax, state.code, state.state2.absmax, state.state2.code, state.offset]
             held["nf4-double"] += sum(tensor.nbytes for tensor in tensors)
-    assert weight_bytes(found, stored) == held
-    if name != "GPT-2" or skipped is None:  # a head that was packed and then tied is in full, and refused
-        assert scratch(found, stored) == scratch_of(packed, 4)
-    blocks = found.get_submodule("model.layers" if name != "GPT-2" else "transformer.h")
-    assert weight_bytes(found, stored, blocks)[stored] <= held[stored]
-    assert weight_bytes(found, None, blocks).total() == sum(p.nbytes for p in blocks.parameters())
+    return held
 
 
 def test_a_configuration_stays_as_it_is_given() -> None:
@@ -223,6 +231,22 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
     record = json.loads(capsys.readouterr().out)
     assert record["advice"]
     assert record["bytes"]["peak"] > record["memory"]
+
+
+def test_tokens_at_once_are_the_most_that_fit() -> None:
+    """Bytes fall where there are too many tokens for Lanczos: more may fit than a smaller number that does not."""
+    shape = family_of(outline("smollm2")[0]).shape(outline("smollm2")[0], "gate")
+    demand = Demand(shape, 8, 1e-3, Rates.of(torch.device("cuda")))
+
+    def held(count: int) -> int:
+        asked = demand.alone(list(range(200, 200 - count, -1)), 4)
+        return max(asked.bytes, asked.otherwise)
+
+    every = [held(count) for count in range(1, 201)]
+    assert any(more < fewer for fewer, more in pairwise(every))
+    for room in (every[0] - 1, every[2], max(every[:50]) - 1, every[60], every[-1]):
+        fitting = [count for count, size in enumerate(every, 1) if size <= room]
+        assert demand.at_once(200, 4, (False, False), room) == max(fitting, default=0)
 
 
 def test_each_advice_is_enough_and_no_more() -> None:
