@@ -36,6 +36,9 @@ Measured on SmolLM2 and Gemma 3 270m, 16 and 48 tokens, k from 4 to 16: up to 3 
 _STILL_OPEN = 1 / 2
 """Share of the rows that may be left in a sweep when the slowest searches outgrow their room: a third was measured."""
 
+_TURNS = 16
+"""Turns of the dense road's check that are looked at, one in so many where there are more: neighbours are alike."""
+
 _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
@@ -150,11 +153,11 @@ class Demand:
         products = chunk * shape[1] * (n * self.shape.itemsize + count * working)
         decomposing = (2 * shape[0] * shape[1] + min(shape) * sum(shape)) * working
         decomposing += count * result_bytes(shape, _DTYPES[self.shape.itemsize], self.k)
-        # the longest tokens, a few, and the shortest, many, fill a turn of the check
         together = turns([self.cost(length) for length in lengths])
         checking = max(
             sweep_bytes(self.shape, [lengths[i] for i in turn], 1, rebuilt=rebuilt, lockstep=True)
-            for turn in (together[0], together[-1])
+            + len(turn) * shape[1] * (working + 2 * self.shape.itemsize)  # its vectors, as they are sent
+            for turn in together[:: -(-len(together) // _TURNS)]
         )
         return count * shape[0] * shape[1] * working + max(sweep, products, checking, decomposing)
 
