@@ -45,7 +45,7 @@ def test_products_are_those_of_float64_to_rounding(
     wide = torch.promote_types(dtype, torch.float32)
     kept = {name: value.to(dtype if name == "add" else wide) for name, value in given_.items()}
     x, weight = x.to(dtype), weight.to(dtype)
-    exact = {name: value.double() for name, value in kept.items()}
+    exact = {name: value.to(torch.float64, copy=True) for name, value in kept.items()}
     given_away = kept.pop("add", None)
     before = [x.clone(), weight.clone(), *(value.clone() for value in kept.values())]
     found = (linear_transposed if backwards else linear)(x, weight, add=given_away, **kept)
