@@ -103,8 +103,9 @@ def main(argv: list[str] | None = None) -> int:
                     f"{tol:g}": [cheapest(A, s, tol, road) for A, s in zip(matrices, values, strict=True)]
                     for tol in tolerances
                 }
+                figures[name] = {title: known[title] for title in roads() if title in known} | known
                 _write(arguments.out, json.dumps(figures, indent=None, separators=(",", ":")) + "\n")
-        print(table(known, name), flush=True)
+        print(table(figures[name], name), flush=True)
         _write(arguments.page, page(figures))
     return 0
 
