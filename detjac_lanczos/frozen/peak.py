@@ -21,7 +21,7 @@ _LIBRARY = {2: 870 << 10, 4: 257 << 10}
 """Bytes that oneDNN takes for a product on each thread, at most, by those of a number: a padded panel of the matrix.
 Measured on SmolLM2's."""
 
-_NUMBERS = 1 << 10
+_NUMBERS = 1 << 11
 """Bytes of single numbers and of a few for each head."""
 
 

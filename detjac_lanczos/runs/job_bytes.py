@@ -120,10 +120,15 @@ class Demand:
             return self.alone(list(range(tokens, tokens - count, -1)), width, rebuilt)
 
         def fits(count: int) -> bool:
-            return max(asked(count).bytes, asked(count).otherwise) <= room
+            found = asked(count)
+            return max(found.bytes, found.otherwise) <= room
+
+        def by_lanczos(count: int) -> bool:
+            found = asked(count)
+            return found.method == "lanczos" or found.otherwise > 0
 
         # bytes grow with the tokens, but fall where there are too many for Lanczos
-        few = _last(tokens, lambda count: asked(count).method == "lanczos" or asked(count).otherwise > 0)
+        few = _last(tokens, by_lanczos)
         many = _last(tokens, lambda count: count <= few or fits(count))
         return many if many > few else _last(few, fits)
 
@@ -149,7 +154,11 @@ class Demand:
         """Bytes of dense matrices, and of a sweep of so many shared cotangents, their products, a check, or an SVD."""
         shape, count, n = self._operator(1), len(lengths), max(lengths)
         working = working_dtype(_DTYPES[self.shape.itemsize]).itemsize
-        sweep = sweep_bytes(self.shape, [n], chunk, rebuilt=rebuilt, lockstep=True)
+        # the last one may have fewer columns, whose rows go in taller parts
+        sweep = max(
+            sweep_bytes(self.shape, [n], columns, rebuilt=rebuilt, lockstep=True)
+            for columns in {chunk, shape[0] % chunk or chunk}
+        )
         products = chunk * shape[1] * (n * self.shape.itemsize + count * working)
         decomposing = (2 * shape[0] * shape[1] + min(shape) * sum(shape)) * working
         decomposing += count * result_bytes(shape, _DTYPES[self.shape.itemsize], self.k)
