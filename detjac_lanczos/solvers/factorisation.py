@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import RowStore, like, project_out, small_svd, to_numpy
+from detjac_lanczos.solvers.basis import RowStore, like, project_out, small_svd, svd_with_clean_zeros, to_numpy
 from detjac_lanczos.solvers.counting import Direction
 
 _NEW = 0.1
@@ -118,7 +118,7 @@ class Factorisation:
 
     def ritz(self, count: int) -> RitzTriplets:
         """Return the leading ``count`` Ritz triplets (fewer where the bases are smaller)."""
-        left, values, right = small_svd(self.projected)
+        left, values, right = svd_with_clean_zeros(self.projected)
         count = min(count, len(values))
         values = values[:count]
         mix_left, mix_right = like(left[:, :count].T, self.U.rows), like(right[:count], self.V.rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detjac_lanczos.solvers.basis import small_svd, thin_svd
+from detjac_lanczos.solvers.basis import small_svd, svd_with_clean_zeros, thin_svd
 
 
 def _give_up(*args: Any, **options: Any) -> Any:
@@ -23,6 +23,23 @@ def test_where_divide_and_conquer_gives_up(shape: tuple[int, int], full: bool, m
     assert left.shape == plain[0].shape and right.shape == plain[2].shape
     np.testing.assert_allclose((left[:, :5] * values) @ right[:5], matrix, atol=1e-14)
     np.testing.assert_allclose(values, plain[1], rtol=1e-14)
+
+
+def test_vectors_of_zeros_hold_nothing_of_the_leading_ones() -> None:
+    random, largest = np.random.default_rng(0), {small_svd: 0.0, svd_with_clean_zeros: 0.0}
+    for _ in range(300):
+        rows, columns = random.integers(3, 40, 2)
+        thin = (np.linalg.qr(random.standard_normal((size, 2)))[0] for size in (rows, columns))
+        matrix = np.hstack([next(thin) * [1.0, 0.9] @ next(thin).T, 1e-17 * random.standard_normal((rows, 4))])
+        for road in largest:
+            left, values, right = road(matrix)
+            size = len(values)
+            np.testing.assert_allclose(left.T @ left, np.eye(size), atol=1e-14)
+            np.testing.assert_allclose(right @ right.T, np.eye(size), atol=1e-14)
+            np.testing.assert_allclose((left * values) @ right, matrix, atol=2e-14)
+            left_over = max(np.linalg.norm(matrix @ right[2:].T, axis=0).max(), np.linalg.norm(left[:, 2:].T @ matrix))
+            largest[road] = max(largest[road], left_over)
+    assert largest[svd_with_clean_zeros] <= 2e-15 < largest[small_svd]
 
 
 def test_where_torch_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

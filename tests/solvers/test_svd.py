@@ -265,6 +265,12 @@ def test_any_matrix_any_width(rows, columns, block, exponents, seed, data) -> No
     assert float((result.V.T @ result.V - torch.eye(k, dtype=A.dtype)).abs().max()) <= 1e-13
 
 
+def test_zeros_beside_two_close_values_are_told_as_zeros() -> None:
+    A = matrix(np.array([0.07602, 0.07329]), (5, 7), 35959)
+    statuses = {svd(A, 3, tol=1e-5, method="lanczos", block=3, seed=seed).status.value for seed in range(30)}
+    assert statuses == {"breakdown_exact"}
+
+
 def test_a_small_operator_needs_no_products_for_triplets_that_it_lacks() -> None:
     A = torch.diag(torch.arange(5.0, 0.0, -1.0, dtype=torch.float64))
     assert svd(A, max_products=10, method="lanczos").S.shape == (5,)
