@@ -26,7 +26,8 @@ def complete(lockstep: Lockstep) -> list[Completed | None]:
         for index, attempt in attempts.items():
             if attempt.found:
                 attempt.feed()
-                attempt.search.prepare(lockstep.direction)
+                if attempt.search.status is None:
+                    attempt.search.prepare(lockstep.direction)
             elif attempt.search.status is not Status.NOT_FINITE:
                 claims[index] = attempt.completed()
         again = {index: attempt for index, attempt in attempts.items() if attempt.found}

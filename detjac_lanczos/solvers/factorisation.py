@@ -6,7 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import RowStore, like, project_out, small_svd, svd_with_clean_zeros, to_numpy
+from detjac_lanczos.solvers.basis import (
+    RowStore,
+    complete_block,
+    dominant_rows,
+    like,
+    project_out,
+    small_svd,
+    svd_with_clean_zeros,
+    to_numpy,
+)
 from detjac_lanczos.solvers.counting import Direction
 
 _NEW = 0.1
@@ -71,6 +80,11 @@ class Factorisation:
         """How many triplets the two bases can hold."""
         return min(self.U.count, self.V.count)
 
+    @property
+    def whole(self) -> bool:
+        """Whether a basis spans its space: its products are all of the operator."""
+        return self.U.count == self.shape[0] or self.V.count == self.shape[1]
+
     def absorb(self, direction: Direction, block: Tensor, product: Tensor) -> None:
         """Store a block with its product.
 
@@ -111,6 +125,28 @@ class Factorisation:
         new = strengths > _NEW
         combine = like((mix[:, new] / strengths[new]).T, rows)
         self.absorb(direction, combine @ rows, combine @ products)
+
+    def deduce(self, threshold: float, generator: torch.Generator) -> None:
+        """Where one basis spans its space, have the other hold all that the operator does; that takes no product.
+
+        With V whole, A = (A V) Vᵀ: what A V has outside of U joins U, its products are those of (A V) Vᵀ, and all
+        singular values of A are Ritz values. Random directions follow until there are as many as A may have.
+
+        Parameters
+        ----------
+        threshold : float
+            Directions that short are left out.
+        generator : torch.Generator
+        """
+        forward = self.U.count == self.shape[0]
+        whole, products, other = (self.U, self.AtU, self.V) if forward else (self.V, self.AV, self.U)
+        direction = Direction.FORWARD if forward else Direction.TRANSPOSED
+        candidates = self.outside(direction)
+        rows = dominant_rows(candidates, candidates.shape[0], threshold)[0]
+        count = max(rows.shape[0], min(self.shape) - other.count)
+        block = complete_block(rows, other.rows, count, generator)
+        if block.shape[0]:
+            self.absorb(direction, block, (block @ products.rows.T) @ whole.rows)
 
     def values(self) -> np.ndarray:
         """Return all Ritz values, descending: lower bounds of the singular values of the same index."""

@@ -240,6 +240,9 @@ class Search:
 
     def _look(self) -> None:
         """Set how many triplets are wanted by what is known, and judge them once the bases can hold them."""
+        if self.state.whole:
+            self.state.deduce(deflation_threshold(epsilon(self.dtype), self._largest), self.generator)
+            self.widening.strand, self._copies.passes_left = None, 0
         self.goal.reconsider(self.state, self._largest)
         if self.state.steps >= self.goal.wanted:
             self._judge()
@@ -273,7 +276,7 @@ class Search:
         self._ritz = self.state.ritz(self.goal.wanted + self.width // 2)
         self.triplets = self._ritz.head(self.goal.wanted)
         self._largest = max(self._largest, float(self.triplets.values[0]))
-        full = self.state.U.count == self.shape[0] or self.state.V.count == self.shape[1]
+        full = self.state.whole
         if self._exact and self._solved(exact=True):
             self.status = Status.BREAKDOWN_EXACT
             return
@@ -306,12 +309,12 @@ class Search:
         return bool(met.all())
 
     def _stalled(self) -> bool:
-        """Whether every open residual is under the noise floor and none has moved for some passes."""
+        """Whether every open residual is under the noise floor, and none has moved for some passes or can move."""
         assert self.triplets is not None
         allowed = np.maximum(self.goal.tolerated(self.triplets.values), self.floor)
         if (self.triplets.norms.max(axis=1) > allowed).any():
             return False
-        return self._patience.ends(float(np.log(np.maximum(self.relative, self.options.tol)).sum()))
+        return self.state.whole or self._patience.ends(float(np.log(np.maximum(self.relative, self.options.tol)).sum()))
 
     def _affordable(self, direction: Direction) -> int:
         """Columns that the budget leaves for ``direction``, what the other side needs to reach k set aside."""

@@ -1,0 +1,76 @@
+"""A basis that spans its space: its products are all of the operator, so the answer is exact and takes no more."""
+
+import numpy as np
+import pytest
+import torch
+
+from detjac_lanczos.solvers import Status, svd
+from detjac_lanczos.solvers.counting import Direction
+from detjac_lanczos.solvers.factorisation import Factorisation
+from tests.solvers.spectra import Recorder, matrix, spectrum
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def with_copies(count: int, size: int) -> np.ndarray:
+    """Return 1/√j with the first ``count`` values equal."""
+    values = spectrum("root", size)
+    values[:count] = values[0]
+    return values
+
+
+@pytest.mark.parametrize(
+    ("shape", "k", "block", "tol"),
+    [
+        ((24, 24), 20, 1, 1e-3),
+        ((24, 48), 20, 2, 1e-6),
+        ((80, 40), 12, 4, 1e-3),
+        ((40, 80), 12, 1, 1e-3),
+        ((30, 30), 12, 3, 1e-6),
+    ],
+)
+def test_no_value_is_missed_that_lies_in_stored_products(shape: tuple[int, int], k: int, block: int, tol: float) -> None:
+    """Twelve copies at blocks so narrow that one side is full before all copies were seen on both."""
+    values = with_copies(12, min(shape))
+    for seed in range(2):
+        A = matrix(values, shape, seed)
+        operator = Recorder(A)
+        result = svd(operator, k, tol=tol, method="lanczos", block=block, seed=seed)
+        assert result.status is Status.CONVERGED
+        np.testing.assert_allclose(result.S, values[:k], rtol=1e-12)
+        assert result.certificate.claimed == k
+        assert sum(operator.forward) + sum(operator.transposed) == result.work.products < sum(shape)
+        np.testing.assert_allclose((A @ result.V - result.U * result.S).norm(dim=0), 0.0, atol=1e-12)
+        np.testing.assert_allclose((A.T @ result.U - result.V * result.S).norm(dim=0), 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30)])
+@pytest.mark.parametrize("rank", [20, 12, 0])
+def test_what_follows_from_one_side_is_the_operator(shape: tuple[int, int], rank: int) -> None:
+    A = matrix(np.where(np.arange(20) < rank, spectrum("root", 20), 0.0), shape)
+    forward = shape[1] == 20
+    state, generator = Factorisation(shape, A.dtype, A.device), torch.Generator().manual_seed(0)
+    few = torch.linalg.qr(torch.randn(max(shape), 4, generator=generator, dtype=A.dtype)).Q.T
+    state.absorb(Direction.TRANSPOSED if forward else Direction.FORWARD, few, few @ (A if forward else A.T))
+    assert not state.whole
+    every = torch.eye(20, dtype=A.dtype)
+    state.absorb(Direction.FORWARD if forward else Direction.TRANSPOSED, every, every @ (A.T if forward else A))
+    assert state.whole
+    state.deduce(1e-14, generator)
+    U, V = state.U.rows, state.V.rows
+    assert state.steps == 20
+    assert max(state.U.count, state.V.count) <= max(rank + 4, 20)
+    for one, other in ((U @ U.T, torch.eye(U.shape[0])), (V @ V.T, torch.eye(V.shape[0]))):
+        torch.testing.assert_close(one, other.to(one), rtol=0, atol=1e-13)
+    torch.testing.assert_close(state.AV.rows, V @ A.T, rtol=0, atol=1e-13)
+    torch.testing.assert_close(state.AtU.rows, U @ A, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(state.values(), torch.linalg.svdvals(A), rtol=0, atol=1e-13)
+    assert state.ritz(20).norms.max() <= 1e-13
+
+
+def test_where_rounding_keeps_a_whole_operator_open_no_more_products_are_sent() -> None:
+    A = matrix(spectrum("flat", 24), (48, 24)).float()
+    result = svd(A, 20, tol=1e-9, method="lanczos", block=3)
+    assert result.status is Status.NOISE_FLOOR
+    assert float(result.residuals.max()) <= result.floor
+    assert result.work.products <= 50
