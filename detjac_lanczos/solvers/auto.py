@@ -33,13 +33,20 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     why, measured = expected.sentence, {}
     if not clear:
         lockstep = Lockstep(batch, options) if fewer else None
-        per_pass, per_row = _rates_of_dense(dense) if lockstep is None else _rates_of_lanczos(lockstep)
         svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
-        measured = batch.settle({"seconds_per_pass": per_pass, "seconds_per_row": per_row, "svd_seconds": svds})
-        per_pass, per_row, svds = measured.values()
-        expected = _forecast(batch, options, options.width if lockstep is None else lockstep.width, dense)
-        lanczos_seconds = expected.lanczos_passes * per_pass + expected.lanczos_rows * per_row
-        dense_seconds = expected.dense_passes * per_pass + expected.dense_rows * per_row + svds
+        measured = batch.settle({"svd_seconds": svds})
+        svds = measured["svd_seconds"]
+        if lockstep is None:
+            dense.advance()
+            expected = _forecast(batch, options, options.width, dense)
+            rates = _rates_of_dense(dense, expected, svds)
+        else:
+            rates = _rates_of_lanczos(lockstep)
+            expected = _forecast(batch, options, lockstep.width, dense)
+        measured |= batch.settle(dict(zip(("seconds_per_pass", "seconds_per_row"), rates, strict=True)))
+        per_pass, per_row = measured["seconds_per_pass"], measured["seconds_per_row"]
+        lanczos_seconds, dense_seconds = expected.seconds(per_pass, per_row)
+        dense_seconds += svds
         fewer = lanczos_seconds <= dense_seconds
         why += (
             f"; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row and the SVDs {svds:.2f} s: "
@@ -71,10 +78,17 @@ def _rates_of_lanczos(lockstep: Lockstep) -> tuple[float, float]:
     return sweep_rates(lockstep.batch.sweeps)
 
 
-def _rates_of_dense(dense: Materialisation) -> tuple[float, float]:
-    dense.advance()
+def _rates_of_dense(dense: Materialisation, expected: Forecast, svds: float) -> tuple[float, float]:
+    """Return the rates by the first pass; a second one, of one row, is made before Lanczos with its many is preferred.
+
+    One pass does not show what passes cost apart from their rows: it is right to stay where they cost nothing.
+    """
     rows, seconds = dense.batch.sweeps[0]
-    return 0.0, seconds / rows
+    lanczos_seconds, dense_seconds = expected.seconds(0.0, seconds / rows)
+    if lanczos_seconds > dense_seconds + svds or not dense.passes:
+        return 0.0, seconds / rows
+    dense.send_one_again()
+    return price(dense.batch.sweeps[1], dense.batch.sweeps[0])
 
 
 def sweep_rates(sweeps: list[tuple[float, float]]) -> tuple[float, float]:

@@ -195,9 +195,11 @@ class CountingBatch:
         """Return what decisions are made of: ``timed``, or what was timed when a journaled solve first came here."""
         if self.journal is None:
             return timed
-        if self.journal.decision is None:
-            self.journal.decide(timed)
-        return self.journal.decision or timed
+        known = self.journal.decision or {}
+        if not timed.keys() <= known.keys():
+            known = timed | known
+            self.journal.decide(known)
+        return {name: known[name] for name in timed}
 
     def _begin(self, way: str, sent: list[Tensor], make: Callable[[], list[Tensor]]) -> _Pass:
         began = time.perf_counter()

@@ -92,15 +92,12 @@ class Materialisation:
             batch = self.batch
             self.matrices = [torch.empty(shape, dtype=batch.dtype, device=batch.device) for shape in batch.shapes]
         group, start, stop = self._chunks.pop(0)
-        d_out = self.batch.shapes[group[0]][0]
-        rows = torch.zeros(stop - start, d_out, dtype=self.batch.dtype, device=self.batch.device)
-        rows[:, start:stop].fill_diagonal_(1.0)
-        if self._shared:
-            products = self.batch.apply_shared(rows)
-        else:
-            products = self.batch.apply(Direction.TRANSPOSED, [(group[0], rows)])
-        for index, product in zip(group, products, strict=True):
+        for index, product in zip(group, self._send(group[0], start, stop), strict=True):
             self.matrices[index][start:stop] = product
+
+    def send_one_again(self) -> None:
+        """Send the first row again, alone: beside a pass of many, its time shows what a pass costs without rows."""
+        self._send(0, 0, 1)
 
     def contradictions(self, seed: int) -> dict[int, Status]:
         """Send one random vector forward through every operator; return what is wrong with those that disagree.
@@ -121,6 +118,15 @@ class Materialisation:
                 if index not in self.batch.nonfinite and self._contradicts(index, row, product):
                     found[index] = self._why(index, row, product)
         return found
+
+    def _send(self, first: int, start: int, stop: int) -> list[Tensor]:
+        """Return these rows of every matrix, or of the ``first`` one where operators take turns."""
+        d_out = self.batch.shapes[first][0]
+        rows = torch.zeros(stop - start, d_out, dtype=self.batch.dtype, device=self.batch.device)
+        rows[:, start:stop].fill_diagonal_(1.0)
+        if self._shared:
+            return self.batch.apply_shared(rows)
+        return self.batch.apply(Direction.TRANSPOSED, [(first, rows)])
 
     def _contradicts(self, index: int, row: Tensor, product: Tensor) -> bool:
         """Whether the product of a row is not that with the matrix, up to rounding."""

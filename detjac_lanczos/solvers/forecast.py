@@ -34,6 +34,11 @@ class Forecast:
         """Whether it is not clear from the count alone that Lanczos is faster."""
         return self.ratio > 1.0 / _CLEAR
 
+    def seconds(self, per_pass: float, per_row: float) -> tuple[float, float]:
+        """Return the time of the sweeps of Lanczos and of dense, at a price of a pass and of a row-sweep."""
+        lanczos = self.lanczos_passes * per_pass + self.lanczos_rows * per_row
+        return lanczos, self.dense_passes * per_pass + self.dense_rows * per_row
+
     @property
     def sentence(self) -> str:
         """The row-sweeps in words."""

@@ -55,6 +55,28 @@ def test_a_road_that_is_kept_repeats_no_pass(monkeypatch, count: int) -> None:
     assert chosen.calls == forced.calls
 
 
+def test_dense_is_left_only_after_its_passes_have_a_price(monkeypatch, tmp_path) -> None:
+    """A second a pass, 22 of Lanczos against three of dense: by the time of its rows alone dense would look dearer.
+
+    One row more shows it. The journal holds what was timed: another day's SVDs change nothing.
+    """
+    matrices, rows = tokens(10, 260)
+    batch, again = (TimedBatch(matrices, rows, 1.0, 1e-3) for _ in range(2))
+    monkeypatch.setattr(counting, "time", batch)
+    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.2)
+    first = svd_batch(batch, 8, checkpoint=tmp_path)
+    assert first[0].method == "dense"
+    assert batch.calls[1] == ("shared", [1])
+    assert first[0].choices["seconds_per_pass"] == pytest.approx(1.0)
+    assert first[0].choices["seconds_per_row"] == pytest.approx(1e-3)
+    assert sum(sum(widths) for way, widths in batch.calls if way == "shared") == 260 + 1
+    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.0)
+    resumed = svd_batch(again, 8, checkpoint=tmp_path)
+    assert len(again.calls) == 1, "the one column that shows whose journal it is"
+    assert resumed[0].choices == first[0].choices
+    assert all(torch.equal(one.S, other.S) for one, other in zip(first, resumed, strict=True))
+
+
 def test_choices_are_replayed_without_timing() -> None:
     matrices, rows = tokens(8, 260)
     first = svd_batch(SharingBatch(matrices, rows), 8)
