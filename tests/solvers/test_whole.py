@@ -29,7 +29,7 @@ def with_copies(count: int, size: int) -> np.ndarray:
         ((30, 30), 12, 3, 1e-6),
     ],
 )
-def test_no_value_is_missed_that_lies_in_stored_products(shape: tuple[int, int], k: int, block: int, tol: float) -> None:
+def test_no_value_in_stored_products_is_missed(shape: tuple[int, int], k: int, block: int, tol: float) -> None:
     """Twelve copies at blocks so narrow that one side is full before all copies were seen on both."""
     values = with_copies(12, min(shape))
     for seed in range(2):
