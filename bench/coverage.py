@@ -1,7 +1,9 @@
 """How often claims are wrong: every spectrum, k, tolerance and width over many seeds, counted.
 
 ``python -m bench.coverage`` (or ``make coverage``) takes hours, writes ``bench/results/coverage.json`` and
-``docs/coverage.md`` after every seed, and goes on from there when it is started again.
+``docs/coverage.md`` after every seed of a spectrum, and goes on from there when it is started again. Where the solver
+has changed, ``--spectra NAMES --out NEW`` counts some of them anew, and ``--spectra NAMES --merge NEW`` takes these
+rows over.
 
 Every case is solved with probes for completeness. Where they found nothing, the same solve without them ends with the
 same triplets (the tests hold it to that, bit for bit); where they did, it is made and judged as well.
@@ -13,15 +15,16 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.cases import Case, Problem, cases, make_problem
+from bench.cases import SPECTRA, Case, Problem, cases, make_problem
 from bench.coverage_page import page
-from bench.real_jacobians import real_problems
+from bench.real_jacobians import MODELS, real_problems
 from detjac_lanczos.solvers import Status, SVDResult, svd
 
 RECORD = Path("bench/results/coverage.json")
@@ -125,43 +128,65 @@ def main(argv: list[str] | None = None) -> int:
     """Count on, seed by seed; return 1 if a claim failed more often than it may."""
     parser = argparse.ArgumentParser(prog="python -m bench.coverage", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=SEEDS, help="count seeds 0 to this less one")
-    parser.add_argument("--first", type=int, default=0, help="begin here (default: %(default)s)")
+    parser.add_argument("--spectra", default=",".join((*SPECTRA, *MODELS)), help="count these (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many (default: never)")
+    parser.add_argument("--merge", type=Path, help="count nothing: take the rows of these spectra from another record")
     parser.add_argument("--out", type=Path, default=RECORD)
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    record = _read(arguments.out)
-    real = real_problems()
-    real_cases = list(cases(tuple(real)))
+    record, names = _read(arguments.out), tuple(arguments.spectra.split(","))
+    if arguments.merge is not None:
+        return _keep(merged(record, _read(arguments.merge), names), arguments.out, arguments.page)
+    record |= {"seeds wanted": arguments.seeds, "delta": DELTA, "torch": torch.__version__}
+    real = real_problems() if set(names) & set(MODELS) else {}
     until = time.monotonic() + 60 * arguments.minutes
-    for seed in range(arguments.first, arguments.seeds):
-        if seed in record["seeds"]:
-            continue
-        counts: dict[str, Counter[str]] = {}
-        for case in [*cases(), *real_cases]:
-            if time.monotonic() > until:
-                print(f"stopped at seed {seed}; start it again to go on")
-                return 0
-            problem = real[case.spectrum](case, seed) if case.spectrum in real else make_problem(case, seed)
-            counts[case.name] = count(case, problem, seed)
-        for name, found in counts.items():
-            total = Counter(record["cases"].get(name, {}))
-            total.update(found)
-            record["cases"][name] = dict(total)
-        record["seeds"] = sorted([*record["seeds"], seed])
-        record |= {"seeds wanted": arguments.seeds, "delta": DELTA, "torch": torch.__version__}
-        _write(arguments.out, json.dumps(record, separators=(",", ":")) + "\n")
-        text, sound = page(record)
-        _write(arguments.page, text)
-        print(f"seed {seed} of {arguments.seeds}: {'sound' if sound else 'A CLAIM FAILED'}", flush=True)
+    for seed in range(arguments.seeds):
+        for name in names:
+            if seed in record["seeds"].get(name, []) or (name in MODELS and name not in real):
+                continue
+            counts: dict[str, Counter[str]] = {}
+            for case in cases((name,)):
+                if time.monotonic() > until:
+                    print(f"stopped at seed {seed} of {name}; start it again to go on")
+                    return 0
+                problem = real[name](case, seed) if name in real else make_problem(case, seed)
+                counts[case.name] = count(case, problem, seed)
+            for key, found in counts.items():
+                total = Counter(record["cases"].get(key, {}))
+                total.update(found)
+                record["cases"][key] = dict(total)
+            record["seeds"][name] = sorted([*record["seeds"].get(name, []), seed])
+            sound = not _keep(record, arguments.out, arguments.page)
+            print(f"{name}, seed {seed} of {arguments.seeds}: {'sound' if sound else 'A CLAIM FAILED'}", flush=True)
     print(f"written: {arguments.out}, {arguments.page}")
-    return 0 if page(record)[1] else 1
+    return _keep(record, arguments.out, arguments.page)
+
+
+def merged(record: dict[str, Any], other: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return a record with the rows of these spectra, as far as the other has them, in the place of its own."""
+    taken = set(names) & set(other["seeds"])
+
+    def of_taken(key: str) -> bool:
+        return key.split(" | ")[0] in taken
+
+    fresh = {key: found for key, found in other["cases"].items() if of_taken(key)}
+    left = {key: found for key, found in record["cases"].items() if not of_taken(key) or key in fresh}
+    seeds = record["seeds"] | {name: other["seeds"][name] for name in taken}
+    return other | record | {"seeds": seeds, "cases": left | fresh}
+
+
+def _keep(record: dict[str, Any], out: Path, where: Path) -> int:
+    """Write the record and its page; return 1 if a claim failed more often than it may."""
+    _write(out, json.dumps(record, separators=(",", ":")) + "\n")
+    text, sound = page(record)
+    _write(where, text)
+    return 0 if sound else 1
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        return {"seeds": [], "cases": {}}
+        return {"seeds": {}, "cases": {}}
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 

@@ -1,5 +1,6 @@
 """A sample of the count that `make coverage` makes in full, and proof that it counts what is false."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -10,7 +11,7 @@ import torch
 from scipy.stats import binom
 
 from bench.cases import KS, SPECTRA, TOLERANCES, WIDTHS, Case, make_problem
-from bench.coverage import DELTA, count, judge, missed, probes_told_more, solve
+from bench.coverage import DELTA, count, judge, main, missed, probes_told_more, solve
 from bench.coverage_page import page
 from bench.spectral_operator import SpectralOperator
 from detjac_lanczos.solvers import check_operator, svd
@@ -87,12 +88,35 @@ def test_what_is_false_is_counted() -> None:
 def test_the_page_says_what_was_counted() -> None:
     name = Case("root", 8, 1e-3, 4).name
     counted = {"solves": 100, "BOUND": 100, "false BOUND": 3, "COMPLETE": 90, "missed values": 2}
-    record = {"seeds": [0, 1], "seeds wanted": 300, "delta": 0.05, "torch": "2", "cases": {name: counted}}
+    record = {"seeds": {"root": [0, 1]}, "seeds wanted": 300, "delta": 0.05, "torch": "2", "cases": {name: counted}}
     text, sound = page(record)
     assert sound
-    assert "2 of 300 seeds (**partial**)" in text
-    assert "| root | 100 | 0 | 0, 0, 0, 0 | 0, 0, 2, 0 | 3 of 100 | 0 of 90 |" in text
+    assert "2 of 300 seeds at least (**partial**)" in text
+    assert "| root (2 seeds) | 100 | 0 | 0, 0, 0, 0 | 0, 0, 2, 0 | 3 of 100 | 0 of 90 |" in text
     for worse in ({"false BOUND": 30}, {"false TRIPLETS": 1}, {"wrong status": 1}):
         text, sound = page(record | {"cases": {name: counted | worse}})
         assert not sound
         assert "**A claim failed" in text
+
+
+def test_spectra_are_counted_apart_and_put_together(tmp_path) -> None:
+    record, page_file = tmp_path / "coverage.json", tmp_path / "coverage.md"
+    kept = {
+        key: {"solves": 7, "BOUND": 0} for key in ("rank k | k 1 | tol 0.001 | width 2", "zero | k 9 | tol 1 | width 2")
+    }
+    known = {"seeds": {"rank k": [0], "zero": [0]}, "cases": kept, "seeds wanted": 1, "delta": 0.05, "torch": "2"}
+    record.write_text(json.dumps(known | {"note": "By hand."}))
+    anew, beside = tmp_path / "anew.json", ["--page", str(page_file), "--spectra", "zero"]
+    for _ in range(2):
+        assert main(["--seeds", "1", "--out", str(anew), *beside]) == 0
+        counted = json.loads(anew.read_text())
+        assert counted["seeds"] == {"zero": [0]}
+        assert len(counted["cases"]) == len(KS) * len(TOLERANCES) * len(WIDTHS)
+        assert all(found["claims"] == found["solves"] > 0 for found in counted["cases"].values())
+    assert main(["--out", str(record), "--merge", str(anew), *beside]) == 0
+    together = json.loads(record.read_text())
+    assert together["cases"] == counted["cases"] | {"rank k | k 1 | tol 0.001 | width 2": {"solves": 7, "BOUND": 0}}
+    assert together["seeds"] == {"rank k": [0], "zero": [0]}
+    text = page_file.read_text()
+    assert "Made by `make coverage`: 1 seeds" in text
+    assert "By hand." in text
