@@ -19,13 +19,13 @@ def run(code: str, cwd: Path, path: str = "") -> "subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("where", ["in the root", "root on the path", "elsewhere"])
+@pytest.mark.parametrize("where", ["in the root, which is on the path", "elsewhere"])
 def test_transformers_imports_from_everywhere(where: str, tmp_path: Path) -> None:
-    cwd = ROOT if where == "in the root" else tmp_path
+    cwd, path = (tmp_path, "") if where == "elsewhere" else (ROOT, str(ROOT))
     modules = "from transformers import LlamaForCausalLM\n"
     if find_spec("bitsandbytes"):
         modules += "import bitsandbytes\n"
-    done = run(modules + "import detjac_kernels, detjac_lanczos", cwd, str(ROOT) if where == "root on the path" else "")
+    done = run(modules + "import detjac_kernels, detjac_lanczos", cwd, path)
     assert done.returncode == 0, done.stderr
 
 

@@ -77,7 +77,7 @@ def run(dry: bool, figures_path: Path | None, page_path: Path | None) -> int:
     except Exception as error:  # What was found before is worth keeping; the exit code tells.
         row["broken off"] = sentence(error)
     save("job", row)
-    for name, table in {"4-bit products": packed_roads.TABLE, "rebuilt mixing": mixing_roads.TABLE}.items():
+    for name, table in {"4-bit products": packed_roads.TABLE, "mixing": mixing_roads.TABLE}.items():
         made = {"chosen": table.choices(), "seconds": table.seconds(), "left out": table.failures()}
         save(f"roads of {name}", made)
     text = page(figures)

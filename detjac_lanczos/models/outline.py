@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -75,10 +76,8 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
     return made.eval(), name, packed
 
 
-def weight_bytes(
-    model: nn.Module, quantization: Quantization | None = None, part: nn.Module | None = None
-) -> Counter[str]:
-    """Return the bytes of a model's weights (or of a part's) by precision, tied ones once: {"nf4": …, "bfloat16": …}.
+def weight_bytes(model: nn.Module, quantization: Quantization | None = None) -> Counter[str]:
+    """Return the bytes of a model's weights by precision, tied ones once: {"nf4": …, "bfloat16": …}.
 
     4 bits come with a scale for 64 weights, of 4 bytes, or of one and 4 bytes more for 256 of these ("-double"); 8 bits
     with 4 bytes a row.
@@ -88,13 +87,22 @@ def weight_bytes(
     InputError
         If the model has nothing that this format packs.
     """
+    return weight_bytes_of(model, quantization, [model])[0]
+
+
+def weight_bytes_of(
+    model: nn.Module, quantization: Quantization | None, parts: Iterable[nn.Module]
+) -> list[Counter[str]]:
+    """Return what `weight_bytes` does for some parts of a model each."""
     packed = packed_parameters(model, quantization, _skipped(model, quantization))
-    found: Counter[str] = Counter()
-    for parameter in (model if part is None else part).parameters():
-        if quantization and id(parameter) in packed:
-            found[quantization] += packed_bytes(*packed[id(parameter)], quantization)
-        else:
-            found[str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
+    found: list[Counter[str]] = []
+    for part in parts:
+        found.append(Counter())
+        for parameter in part.parameters():
+            if quantization and id(parameter) in packed:
+                found[-1][quantization] += packed_bytes(*packed[id(parameter)], quantization)
+            else:
+                found[-1][str(parameter.dtype).removeprefix("torch.")] += parameter.nbytes
     return found
 
 

@@ -15,7 +15,7 @@ from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
-from detjac_lanczos.models.outline import outline, read_quantization, scratch, weight_bytes
+from detjac_lanczos.models.outline import outline, read_quantization, scratch, weight_bytes, weight_bytes_of
 from detjac_lanczos.runs.job_bytes import Asked, Demand, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
@@ -80,7 +80,7 @@ def plan(
     family = family_of(whole)
     shape = replace(family.shape(whole, freeze), scratch=scratch(whole, kind))
     weights = weight_bytes(whole, kind)
-    inside = [sum(weight_bytes(whole, kind, block).values()) for block in family.blocks_of(whole)]
+    inside = [held.total() for held in weight_bytes_of(whole, kind, family.blocks_of(whole))]
     limit = read_memory(memory) or found.memory
     context = LoadedModel(whole, None, name, "").context_length
     if context is not None and tokens > context:
@@ -89,11 +89,11 @@ def plan(
         raise InputError(f"width must be {shape.hidden_size} or less, the width of the stream of {name}, not {width}")
     demand = Demand(shape, k, tol, Rates.of(torch.device(found.type)))
 
-    resident = sum(weights.values())
+    resident = weights.total()
     if kind is None and resident + demand.least(tokens, width) > limit:
         resident = min(resident, resident - sum(inside) + 2 * max(inside))
     schedule = _schedule(demand, tokens, width, limit, resident)
-    streamed = sum(weights.values()) - resident
+    streamed = weights.total() - resident
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
 
     def peak(held: int) -> int:
@@ -142,7 +142,7 @@ def plan(
     packing = None
     if kind is None:
         denser = replace(demand, shape=replace(shape, scratch=scratch(whole, "nf4")))
-        packing = (sum(weight_bytes(whole, "nf4").values()), denser)
+        packing = (weight_bytes(whole, "nf4").total(), denser)
     return replace(made, advice=advice(demand, limit, tokens, width, resident, packing))
 
 

@@ -5,8 +5,7 @@ taken on machines without an accelerator.
 """
 
 from detjac_kernels.gemm import epilogue, linear, linear_transposed
-from detjac_kernels.mixing import mix, mix_transposed
-from detjac_kernels.mixing_roads import mix_rebuilt, mix_rebuilt_transposed
+from detjac_kernels.mixing_roads import mix, mix_rebuilt, mix_rebuilt_transposed, mix_transposed
 from detjac_kernels.norms import rms_reciprocal
 from detjac_kernels.scratch import keep_freed_memory
 

@@ -1,16 +1,27 @@
-"""Rebuilt mixing by the twin or by the device kernel: on a CUDA device the faster one, compared once for each class."""
+"""Mixing by the twin or by the device kernel: on a CUDA device the faster one, compared once for each class."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detjac_kernels import rebuilt_mixing as twin
-from detjac_kernels.choice import AGREEMENT, ChoiceTable, capturing, device_name, seconds_on_device, triton_runs
+from detjac_kernels import mixing, rebuilt_mixing
+from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, device_name, seconds_on_device, triton_runs
 from detjac_kernels.kept_choices import kept_choices
 
 TABLE = ChoiceTable(seconds_on_device)
 choices, replay = TABLE.choices, TABLE.replay
+
+
+def mix(probabilities: Tensor, values: Tensor) -> Tensor:
+    """Return ``P V`` for every head: see `detjac_kernels.mixing.mix`."""
+    return _stored("mix", probabilities, values)
+
+
+def mix_transposed(probabilities: Tensor, cotangents: Tensor) -> Tensor:
+    """Return ``Pᵀ Y``, summed over the heads of a group: see `detjac_kernels.mixing.mix_transposed`."""
+    return _stored("mix_transposed", probabilities, cotangents)
 
 
 def mix_rebuilt(
@@ -28,7 +39,7 @@ def mix_rebuilt(
 ) -> Tensor:
     """Return ``diag(query_scale) P diag(key_scale) V``: see `detjac_kernels.rebuilt_mixing.mix_rebuilt`."""
     options = {"scaling": scaling, "softcap": softcap, "key_scale": key_scale, "query_scale": query_scale}
-    return _best("mix_rebuilt", (q, k, lse, first, values), options | {"start": start})
+    return _rebuilt("mix_rebuilt", (q, k, lse, first, values), options | {"start": start})
 
 
 def mix_rebuilt_transposed(
@@ -46,11 +57,26 @@ def mix_rebuilt_transposed(
 ) -> Tensor:
     """Return ``diag(key_scale) Pᵀ diag(query_scale) Y``: see `detjac_kernels.rebuilt_mixing`."""
     options = {"scaling": scaling, "softcap": softcap, "key_scale": key_scale, "query_scale": query_scale}
-    return _best("mix_rebuilt_transposed", (q, k, lse, first, cotangents), options | {"start": start})
+    return _rebuilt("mix_rebuilt_transposed", (q, k, lse, first, cotangents), options | {"start": start})
 
 
-def _best(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any], table: ChoiceTable = TABLE) -> Tensor:
-    plain = getattr(twin, name)
+def _stored(name: str, probabilities: Tensor, values: Tensor, table: ChoiceTable = TABLE) -> Tensor:
+    plain = getattr(mixing, name)
+    if not triton_runs(values) or probabilities.dtype is not values.dtype or values.dtype not in AGREEMENT:
+        result: Tensor = plain(probabilities, values)
+        return result
+    from detjac_kernels.device import mixing as device
+
+    roads = {
+        "twin": lambda: plain(probabilities, values),
+        "kernel": lambda: getattr(device, name)(probabilities, values),
+    }
+    key = f"{name} {len(values)} groups, {_sizes(*probabilities.shape[1:], values.shape[-1])}"
+    return _run(key, roads, values, table)
+
+
+def _rebuilt(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any], table: ChoiceTable = TABLE) -> Tensor:
+    plain = getattr(rebuilt_mixing, name)
     q, k, lse, _, values = tensors
     if not triton_runs(values) or lse.dtype is not torch.float32:
         result: Tensor = plain(*tensors, **options)
@@ -60,9 +86,16 @@ def _best(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any], table
     roads = {"twin": lambda: plain(*tensors, **options)}
     if device.fits(q, values):
         roads["kernel"] = lambda: getattr(device, name)(*tensors, **options)
-    sizes = "×".join(str(1 << (size - 1).bit_length()) for size in (q.shape[1], k.shape[1], values.shape[-1]))
     heads = f"{len(q)}/{len(k)} heads of {q.shape[-1]}"
     cap = "" if options["softcap"] is None else ", softcap"
-    key = f"{device_name(values.device)}, {values.dtype}, {name} {heads}, {sizes}{cap}"
+    return _run(f"{name} {heads}, {_sizes(q.shape[1], k.shape[1], values.shape[-1])}{cap}", roads, values, table)
+
+
+def _sizes(*sizes: int) -> str:
+    return "×".join(str(1 << (size - 1).bit_length()) for size in sizes)
+
+
+def _run(key: str, roads: Mapping[str, Road], values: Tensor, table: ChoiceTable) -> Tensor:
+    key = f"{device_name(values.device)}, {values.dtype}, {key}"
     kept = kept_choices("mixing", values.device)
     return table.run(key, roads, AGREEMENT[values.dtype], measure=not capturing(values), kept=kept)

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import ModelError
-from detjac_lanczos.models import catalogue, list_models, load_model
+from detjac_lanczos.models import LoadedModel, catalogue, list_models, load_model
 from detjac_lanczos.models.catalogue import EMBEDDED
 
 SMOLLM2, GEMMA = EMBEDDED["smollm2"], EMBEDDED["gemma3-270m"]
-needs_smollm2 = pytest.mark.skipif(SMOLLM2.paths() is None, reason=f"no weights of smollm2; {SMOLLM2.command}")
 needs_gemma = pytest.mark.skipif(GEMMA.paths() is None, reason=f"no weights of gemma3-270m; {GEMMA.command}")
 
 
@@ -54,19 +53,17 @@ def test_damaged_parts_are_refused(tmp_path: Path, own_cache: Path, monkeypatch:
     assert [path for path in own_cache.iterdir() if path.is_dir()] == []
 
 
-@needs_smollm2
-def test_smollm2_is_the_model_its_file_says() -> None:
-    loaded = load_model("smollm2")
-    config = loaded.model.config
+def test_smollm2_is_the_model_its_file_says(smollm2: LoadedModel) -> None:
+    config = smollm2.model.config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (576, 30, 9)
     assert config.rope_parameters["rope_theta"] == 100000.0
-    assert loaded.context_length == 8192
-    assert loaded.model.lm_head.weight.data_ptr() == loaded.model.model.embed_tokens.weight.data_ptr()
-    ids = loaded.tokenizer("The bridge out of Marin is the", return_tensors="pt").input_ids
+    assert smollm2.context_length == 8192
+    assert smollm2.model.lm_head.weight.data_ptr() == smollm2.model.model.embed_tokens.weight.data_ptr()
+    ids = smollm2.tokenizer("The bridge out of Marin is the", return_tensors="pt").input_ids
     assert ids.tolist() == [[504, 7395, 578, 282, 43749, 314, 260]]
     with torch.no_grad():
-        following = loaded.model(ids).logits[0, -1].argmax()
-    assert loaded.tokenizer.decode(following) == " only"
+        following = smollm2.model(ids).logits[0, -1].argmax()
+    assert smollm2.tokenizer.decode(following) == " only"
     (info,) = [info for info in list_models() if info.name == "smollm2"]
     assert info.installed and info.cached
 
@@ -77,23 +74,19 @@ def test_gemma_parts_are_the_file_pinned_here() -> None:
         assert path.stat().st_size > 250_000_000
 
 
-@needs_gemma
-def test_gemma_is_configured_as_its_report_says() -> None:
+def test_gemma_is_configured_as_its_report_says(gemma3: LoadedModel) -> None:
     """Gemma 3 report (arXiv 2503.19786): five local layers to one global, window 512, theta 10 k and 1 M."""
-    loaded = load_model("gemma3-270m")
-    config = loaded.model.config
+    config = gemma3.model.config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (640, 18, 4)
     assert (config.head_dim, config.query_pre_attn_scalar, config.sliding_window) == (256, 256, 512)
     assert config.layer_types == (["sliding_attention"] * 5 + ["full_attention"]) * 3
     assert config.rope_parameters["sliding_attention"]["rope_theta"] == 10_000.0
     assert config.rope_parameters["full_attention"]["rope_theta"] == 1_000_000.0
-    assert loaded.tokenizer("The bridge").input_ids[0] == config.bos_token_id == 2
+    assert gemma3.tokenizer("The bridge").input_ids[0] == config.bos_token_id == 2
 
 
-@needs_smollm2
-def test_half_precision_keeps_rotary_frequencies_as_transformers_loads_them() -> None:
-    loaded = load_model("smollm2", dtype="bfloat16")
-    exact = load_model("smollm2").model
+def test_half_precision_keeps_rotary_frequencies_as_transformers_loads_them(smollm2: LoadedModel) -> None:
+    loaded, exact = load_model("smollm2", dtype="bfloat16"), smollm2.model
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
     assert loaded.model.lm_head.weight.data_ptr() == loaded.model.model.embed_tokens.weight.data_ptr()
     assert torch.equal(loaded.model.model.rotary_emb.inv_freq, exact.model.rotary_emb.inv_freq)

@@ -22,7 +22,7 @@ from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel, load_model
-from detjac_lanczos.models.outline import outline, packed_bytes, scratch, weight_bytes
+from detjac_lanczos.models.outline import outline, packed_bytes, scratch, weight_bytes, weight_bytes_of
 from detjac_lanczos.models.packed_modules import scratch_of
 from detjac_lanczos.operators import detach
 from detjac_lanczos.runs import analyze, plan
@@ -95,7 +95,7 @@ def test_what_is_packed_is_what_transformers_packs(name: str, skipped: Any, kind
     if name != "GPT-2" or skipped is None:  # a head that was packed and then tied is in full, and refused
         assert scratch(found, stored) == scratch_of(packed, 4)
     place = "model.layers" if name != "GPT-2" else "transformer.h"
-    assert weight_bytes(found, stored, found.get_submodule(place)) == held_bytes(packed.get_submodule(place))
+    assert weight_bytes_of(found, stored, [found.get_submodule(place)]) == [held_bytes(packed.get_submodule(place))]
 
 
 def held_bytes(model: Any) -> Counter[str]:

@@ -98,9 +98,13 @@ def test_the_faster_of_both_is_taken_where_kernels_run(faster: str, monkeypatch:
 
     table = ChoiceTable(timer)
     options = {"scaling": 0.3, "softcap": None, "key_scale": None, "query_scale": None, "start": 0}
-    got = mixing_roads._best("mix_rebuilt", (q, k, lse, first, values), options, table)
+    got = mixing_roads._rebuilt("mix_rebuilt", (q, k, lse, first, values), options, table)
     assert list(table.choices().values()) == [faster]
-    assert relative(got, rebuilt_mixing.mix_rebuilt(q, k, lse, first, values, scaling=0.3)) <= EXACT
+    wanted = rebuilt_mixing.mix_rebuilt(q, k, lse, first, values, scaling=0.3)
+    assert relative(got, wanted) <= EXACT
+    stored, timed[:] = rebuilt_mixing.mix_rebuilt(q, k, lse, first, torch.eye(40)[None], scaling=0.3), []
+    assert relative(mixing_roads._stored("mix", stored, values, table), wanted) <= EXACT
+    assert list(table.choices().values()) == [faster, faster]
 
 
 def test_keys_that_nothing_sees_get_zeros() -> None:
