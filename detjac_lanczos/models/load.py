@@ -23,7 +23,7 @@ from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.loaded import LoadedModel
 from detjac_lanczos.models.loading import loading_of
 from detjac_lanczos.models.offloaded import execution_device
-from detjac_lanczos.models.pretrained import load_pretrained, without_progress_bars
+from detjac_lanczos.models.pretrained import load_pretrained, load_tokenizer, without_progress_bars
 from detjac_lanczos.models.quantization import load_quantized, parse_quantization
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -130,7 +130,8 @@ def _named(
     else:
         source, options = name, options_for_hub(name, list(EMBEDDED), options)
     if kind is not None:
-        model, tokenizer = load_quantized(source, name, wanted, kind, place, **options)
+        model = load_quantized(source, name, wanted, kind, place, **options)
+        tokenizer = load_tokenizer(source, name, **options)
         return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), kind)
     return _finish(*load_pretrained(source, name, wanted, **options), name, place)
 
@@ -203,9 +204,7 @@ def _from_cache(
     if kind is not None:
         del model
         with without_progress_bars():
-            model, tokenizer = load_quantized(
-                str(folder), name, dtype or torch.float32, kind, device, **from_pretrained
-            )
+            model = load_quantized(str(folder), name, dtype or torch.float32, kind, device, **from_pretrained)
         return LoadedModel(model, tokenizer, name, fingerprint_of(model), kind)
     if dtype is not None and dtype != torch.float32:
         convert(model, dtype)

@@ -17,7 +17,15 @@ _NO_CAUSAL_MODEL = ("Unrecognized configuration class", "does not recognize this
 def load_pretrained(
     source: str, name: str, dtype: torch.dtype | None, trust_remote_code: bool, **from_pretrained: Any
 ) -> tuple[Any, Any]:
-    """Load (model, tokenizer) with ``from_pretrained``; `dtype` None means as stored.
+    """Load (model, tokenizer) with ``from_pretrained``: see `load_weights`, whose options are these."""
+    model = load_weights(source, name, dtype, trust_remote_code, **from_pretrained)
+    return model, load_tokenizer(source, name, trust_remote_code, **from_pretrained)
+
+
+def load_weights(
+    source: str, name: str, dtype: torch.dtype | None, trust_remote_code: bool, **from_pretrained: Any
+) -> Any:
+    """Load a model with ``from_pretrained``; `dtype` None means as stored.
 
     Parameters
     ----------
@@ -27,8 +35,7 @@ def load_pretrained(
         What messages call it.
     **from_pretrained
         Handed to ``AutoModelForCausalLM.from_pretrained``, or to ``AutoModelForMultimodalLM`` where only that knows the
-        model (one that also sees images or hears, around a language model); ``revision``, ``token``, ``subfolder``,
-        ``cache_dir`` and ``local_files_only`` to the tokenizer too.
+        model (one that also sees images or hears, around a language model).
 
     Raises
     ------
@@ -38,29 +45,52 @@ def load_pretrained(
     UnsupportedModelError
         If it is no causal language model.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer
-
-    shared = {key: from_pretrained[key] for key in _FOR_CONFIG if key in from_pretrained}
-    common = {"trust_remote_code": trust_remote_code}
+    shared = _for_config(from_pretrained)
     lenient = {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    try:
+    with _failures_in_one_line(source, name, shared):
         loading, options = _auto_class(source, shared), from_pretrained
         if "quantization_config" not in from_pretrained and stored_in_mxfp4(_config(source, shared)):
             config, rest = config_without_packing(source, **from_pretrained)
             loading, options = gpt_oss_with_packed_experts(), {**shared, **rest, "config": config}
         model, info = loading.from_pretrained(
-            source, dtype="auto" if dtype is None else dtype, **lenient | common | options
+            source,
+            dtype="auto" if dtype is None else dtype,
+            trust_remote_code=trust_remote_code,
+            **lenient | options,
         )
         _require_belonging(model, info, name, from_pretrained)
-        tokenizer = AutoTokenizer.from_pretrained(source, **common, **shared)
+    return model.eval()
+
+
+def load_tokenizer(source: str, name: str, trust_remote_code: bool, **from_pretrained: Any) -> Any:
+    """Load the tokenizer of a model that `load_weights` loads with these options.
+
+    ``revision``, ``token``, ``subfolder``, ``cache_dir``, ``local_files_only`` and the like are for both. Errors are
+    those of `load_weights`.
+    """
+    from transformers import AutoTokenizer
+
+    shared = _for_config(from_pretrained)
+    with _failures_in_one_line(source, name, shared):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **shared)
+
+
+@contextmanager
+def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except ModelError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         if any(words in str(error) for words in _NO_CAUSAL_MODEL):
             raise _no_causal_model(name, _architectures(source, shared)) from error
         raise _in_one_line(error, name) from error
-    return model.eval(), tokenizer
+
+
+def _for_config(from_pretrained: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: from_pretrained[key] for key in _FOR_CONFIG if key in from_pretrained}
 
 
 @contextmanager

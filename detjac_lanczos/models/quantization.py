@@ -10,7 +10,7 @@ from torch import nn
 
 from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models.packed_modules import is_packed, packing_of
-from detjac_lanczos.models.pretrained import load_pretrained
+from detjac_lanczos.models.pretrained import load_weights
 
 KINDS = ("nf4", "nf4-double", "fp4", "fp4-double", "int8")
 
@@ -37,8 +37,8 @@ def parse_quantization(kind: str | None) -> str | None:
 
 def load_quantized(
     source: str, name: str, dtype: torch.dtype | None, kind: str, device: torch.device | None, **options: Any
-) -> tuple[Any, Any]:
-    """Load (model, tokenizer) as `load_pretrained` does, the linear modules of the blocks quantised on the way.
+) -> Any:
+    """Load a model as `load_weights` does, the linear modules of the blocks quantised on the way.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ def load_quantized(
         )
     )
     placed = {"device_map": {"": device or torch.device("cpu")}, "quantization_config": config}
-    model, tokenizer = load_pretrained(source, name, stored, **{"trust_remote_code": False} | placed | options)
+    model = load_weights(source, name, stored, **{"trust_remote_code": False} | placed | options)
     if (packing := packing_of(model)) != _packing(kind):
         raise InputError(f"{name} is stored packed as {packing}, and stays so; leave quantization out")
     if dtype is torch.float64:
         _convert_what_is_not_packed(model, dtype)
-    return model, tokenizer
+    return model
 
 
 def _packing(kind: str) -> str:
