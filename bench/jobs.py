@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, str]] = {
     "int8": {"quantization": "int8"},
 }
 WAYS = ("joint", "tokens")
-LENGTHS = (2, 4, 8, 16, 32, 48, 64, 200)
+LENGTHS = (2, 4, 8, 16, 32, 48, 64)
 RESULTS = Path(__file__).parent / "results" / "jobs.json"
 
 

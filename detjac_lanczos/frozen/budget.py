@@ -8,8 +8,8 @@ import re
 from detjac_lanczos.errors import InputError
 
 
-def read_memory(memory: str | int | None) -> int | None:
-    """Return a budget in bytes from a number, or a text such as "2GiB", "500 MB" or "1e9".
+def read_memory(memory: str | float | None) -> int | None:
+    """Return a budget in bytes from a whole number (1e9 is one), or a text such as "2GiB", "500 MB" or "1e9".
 
     Raises
     ------
@@ -24,6 +24,8 @@ def read_memory(memory: str | int | None) -> int | None:
             power = "kmgt".index(found[2]) + 1 if found[2] else 0
             size = float(found[1]) * (1024 if found[3] else 1000) ** power
             memory = int(size) if math.isfinite(size) else memory
+    if isinstance(memory, float) and memory.is_integer():
+        memory = int(memory)
     if isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
         raise InputError(f"memory must be a number of bytes or a text such as '2GiB', not {memory!r}")
     return memory

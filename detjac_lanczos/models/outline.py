@@ -48,6 +48,7 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
     InputError, ModelError
         If there is no such configuration, or none of a causal language model.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig
     from transformers.models.auto import modeling_auto
 
@@ -67,10 +68,8 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
     try:
         with torch.device("meta"):
             made = maker.from_config(config, dtype=wanted or default or torch.float32)
-    except (ValueError, KeyError) as error:
-        raise ModelError(
-            f"{name} is no causal language model that transformers knows ({_first_line(error)})"
-        ) from error
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"{name} is no causal language model that transformers knows ({_in_a_line(error)})") from error
     if stored is not None:
         made.config.quantization_config = stored
     return made.eval(), name, packed
@@ -148,6 +147,7 @@ def read_quantization(name: str | None) -> Quantization | None:
 
 
 def _config(model: Any) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if not isinstance(model, str | os.PathLike):
@@ -163,8 +163,8 @@ def _config(model: Any) -> Any:
             return AutoConfig.from_pretrained(path)
         options = options_for_hub(name, list(EMBEDDED), {})
         return AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no configuration of {name!r} can be read ({_first_line(error)})") from error
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"no configuration of {name!r} can be read ({_in_a_line(error)})") from error
 
 
 def _embedded_config(embedded: Embedded) -> Any:
@@ -206,5 +206,5 @@ def _packed(quantization: Any, name: str) -> Quantization | None:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

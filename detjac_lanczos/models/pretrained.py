@@ -77,13 +77,15 @@ def load_tokenizer(source: str, name: str, trust_remote_code: bool, **from_pretr
 
 @contextmanager
 def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    known = (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError, SafetensorError, StrictDataclassError)
     try:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except known as error:
         if any(words in str(error) for words in _NO_CAUSAL_MODEL):
             raise _no_causal_model(name, _architectures(source, shared)) from error
         raise _in_one_line(error, name) from error

@@ -18,7 +18,7 @@ from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.structure import Structure, recognise
 from detjac_lanczos.frozen.ways import Rates
-from detjac_lanczos.frozen.words import Freeze
+from detjac_lanczos.frozen.words import Freeze, require_freeze
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.network import DetachedNetwork
@@ -102,8 +102,7 @@ def detach(
     ----------
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025.
     """
-    if freeze not in ("gate", "up", "half"):
-        raise InputError(f"freeze must be 'gate', 'up' or 'half', not {freeze!r}")
+    require_freeze(freeze)
     budget = read_memory(memory)
     loaded = load_converted(model, dtype, device)
     whole = without_adapters(loaded.model)

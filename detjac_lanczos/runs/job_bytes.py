@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
@@ -54,6 +54,14 @@ class Asked(NamedTuple):
     row_sweeps: float
     bytes: int
     otherwise: int = 0
+
+
+class Otherwise(NamedTuple):
+    """Another way to hold the weights: what to change, the bytes that must be there then, and what is demanded."""
+
+    change: str
+    weights: int
+    demand: Demand
 
 
 @dataclass(frozen=True)
@@ -217,7 +225,7 @@ class Demand:
 
 
 def advice(
-    demand: Demand, limit: int, tokens: int, width: int, weights: int, packing: tuple[int, Demand] | None
+    demand: Demand, limit: int, tokens: int, width: int, weights: int, otherwise: Sequence[Otherwise]
 ) -> tuple[str, ...]:
     """Return changes of which each is enough, for a job that does not fit however it is scheduled.
 
@@ -229,17 +237,13 @@ def advice(
     tokens, width : int
     weights : int
         Bytes of weights that must be there.
-    packing : (int, Demand) or None
-        Bytes of the weights, and what is demanded, if they were packed in NF4; None where they are packed already.
+    otherwise : sequence of Otherwise
+        Other ways to hold the weights.
     """
-    changes = []
-    if packing is not None and packing[0] + packing[1].least(tokens, width) <= limit:
-        changes.append("pack the weights (quantization nf4)")
+    changes = [other.change for other in otherwise if other.weights + other.demand.least(tokens, width) <= limit]
     if width > 1 and weights + demand.least(tokens, 1) <= limit:
         changes.append("take a narrower block (width 1)")
-    ways = [("", weights, demand)]
-    ways += [(" with the weights packed (quantization nf4)", *packing)] if packing is not None else []
-    for how, held, wanted in ways:
+    for how, held, wanted in [("", weights, demand), *((f" and {o.change}", o.weights, o.demand) for o in otherwise)]:
         fewer = wanted.fitting_tokens(width, limit - held, tokens - 1)
         if fewer:
             changes.append(f"give {fewer} tokens or fewer{how}")

@@ -38,23 +38,20 @@ class Machine:
         return replace(kind, flops=self.flops, weights=self.bandwidth / 16, bytes=self.link)
 
 
-_NVIDIA = "data sheet; 80 % of its bandwidth, 70 % of its bfloat16 rate, decoding bound by 4.5 bytes moved a weight"
-
-MACHINES = {
-    "h100": Machine(
-        "NVIDIA H100 SXM 80 GB", "cuda", 80 * 10**9, 0.7 * 989e12, 0.8 * 3.35e12, 5e10, 6e11, f"H100 {_NVIDIA}"
-    ),
-    "h200": Machine(
-        "NVIDIA H200 141 GB", "cuda", 141 * 10**9, 0.7 * 989e12, 0.8 * 4.8e12, 5e10, 8.5e11, f"H200 {_NVIDIA}"
-    ),
-    "a100": Machine(
-        "NVIDIA A100 SXM 80 GB", "cuda", 80 * 10**9, 0.7 * 312e12, 0.8 * 2.04e12, 2.2e10, 3.6e11, f"A100 {_NVIDIA}"
-    ),
+_NVIDIA = {
+    "h100": ("NVIDIA H100 SXM 80 GB", 80e9, (989e12, 67e12), 3.35e12, 5e10, 6e11),
+    "h200": ("NVIDIA H200 141 GB", 141e9, (989e12, 67e12), 4.8e12, 5e10, 8.5e11),
+    "a100": ("NVIDIA A100 SXM 80 GB", 80e9, (312e12, 19.5e12), 2.04e12, 2.2e10, 3.6e11),
 }
+"""Data sheets: name, memory, GEMM rates in half precision and in float32 or float64 (without TF32), bandwidth; the link
+to the host; packed weights decoded in a second."""
+
+MACHINES = tuple(_NVIDIA)
+"""Names of the machines that are documented here."""
 
 
-def machine(name: str) -> Machine:
-    """Return a machine by name; ``"cpu"`` is this processor, measured now with torch's present threads.
+def machine(name: str, dtype: torch.dtype = torch.bfloat16) -> Machine:
+    """Return a machine by name, with its rates in a precision; ``"cpu"`` is this processor, measured with its threads.
 
     Raises
     ------
@@ -63,21 +60,28 @@ def machine(name: str) -> Machine:
     """
     name = str(name).lower()
     if name == "cpu":
-        return _this_processor()
-    if name not in MACHINES:
+        return _this_processor(dtype)
+    if name not in _NVIDIA:
         raise InputError(f"device {name!r} is not in the table; plan for one of {', '.join([*MACHINES, 'cpu'])}")
-    return MACHINES[name]
+    model, memory, (half, full), bandwidth, link, decode = _NVIDIA[name]
+    precision = str(dtype).removeprefix("torch.")
+    source = (
+        f"{name.upper()} data sheet; 80 % of its bandwidth, 70 % of its {precision} rate, decoding bound by 4.5 bytes "
+        "moved a weight"
+    )
+    flops = 0.7 * (half if dtype.itemsize == 2 else full)
+    return Machine(model, "cuda", int(memory), flops, 0.8 * bandwidth, link, decode, source)
 
 
-def _this_processor() -> Machine:
-    x, w = torch.randn(128, 2048), torch.randn(2048, 2048)
+def _this_processor(dtype: torch.dtype) -> Machine:
+    x, w = torch.randn(128, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     flops = 2 * x.shape[0] * w.numel() / _seconds(lambda: x @ w)
     large = torch.empty(1 << 25)
     bandwidth = 2 * large.nbytes / _seconds(lambda: large.clone())
     codes, table = torch.randint(0, 16, (1 << 20,)), torch.randn(16)
     decode = codes.numel() / _seconds(lambda: table[codes])
     threads = torch.get_num_threads()
-    source = f"measured now, {threads} thread{'s' if threads > 1 else ''}"
+    source = f"measured now, {threads} thread{'s' if threads > 1 else ''}; files at 1 GB/s are assumed"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine("this processor", "cpu", memory, flops, bandwidth, 1e9, decode, source)
 

@@ -57,7 +57,7 @@ def render(plan: JobPlan) -> str:
         lines += ["", f"Every token at once would take too much; ask about {plan.at_once} at a time."]
     if plan.advice:
         lines += ["", f"To fit: {'; or '.join(plan.advice)}."]
-    if plan.memory > plan.device.memory:
+    if plan.peak > plan.device.memory and plan.fits:
         lines += ["", f"One device of this kind has {plan.device.memory / scale:,.2f} {unit}: it takes more than one."]
     return "\n".join([*lines, "", f"Rates: {plan.device.source}."])
 

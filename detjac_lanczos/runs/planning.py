@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.frozen.budget import read_memory
+from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.ways import Rates
-from detjac_lanczos.frozen.words import Freeze
+from detjac_lanczos.frozen.words import Freeze, require_freeze
 from detjac_lanczos.models import LoadedModel
-from detjac_lanczos.models.outline import outline, read_quantization, scratch, weight_bytes, weight_bytes_of
-from detjac_lanczos.runs.job_bytes import Asked, Demand, advice
+from detjac_lanczos.models.outline import (
+    Quantization,
+    outline,
+    read_quantization,
+    scratch,
+    weight_bytes,
+    weight_bytes_of,
+)
+from detjac_lanczos.runs.job_bytes import Asked, Demand, Otherwise, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
 from detjac_lanczos.runs.machines import machine
+from detjac_lanczos.solvers.options import check_fit, check_tol
 
 __all__ = ["Job", "JobPlan", "plan"]
 
@@ -32,7 +42,7 @@ def plan(
     k: int = 8,
     tol: float = 1e-3,
     device: str = "cpu",
-    memory: int | str | None = None,
+    memory: float | str | None = None,
     quantization: str | None = None,
     dtype: str | torch.dtype = "auto",
     freeze: Freeze = "gate",
@@ -48,10 +58,11 @@ def plan(
     width : int
         Columns of a block of the solver.
     k, tol : int, float
-        As in `svd`; how many sweeps that takes is a fit to SmolLM2, so other models may differ.
+        As in `svd`, k at most the smaller dimension of one token's Jacobian. How many sweeps that takes is a fit to
+        SmolLM2: other models may differ.
     device : {"h100", "h200", "a100", "cpu"}
         "cpu" is this processor, measured on the spot.
-    memory : int or str, optional
+    memory : int, float or str, optional
         Bytes, or "40GiB", for everything, weights included; by default the device's. More than that stands for several
         of them.
     quantization : {"nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"}, optional
@@ -68,20 +79,28 @@ def plan(
     ------
     InputError
         If an argument makes no sense.
+    ModelError
+        If no configuration of a causal language model is found, or one without blocks.
     UnsupportedModelError
         If no family declares the model.
     """
     for name, value in {"tokens": tokens, "width": width, "k": k}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
-    found = machine(device)
+    check_tol(tol)
+    require_freeze(freeze)
     whole, name, stored = outline(model, dtype)
     kind = read_quantization(quantization) or stored
     family = family_of(whole)
+    if not len(family.blocks_of(whole)):
+        raise ModelError(f"{name} has no blocks; give a configuration with one or more")
     shape = replace(family.shape(whole, freeze), scratch=scratch(whole, kind))
+    precision = next(whole.parameters()).dtype
+    found = machine(device, precision)
     weights = weight_bytes(whole, kind)
-    inside = [held.total() for held in weight_bytes_of(whole, kind, family.blocks_of(whole))]
+    inside = _inside(whole, family, kind)
     limit = read_memory(memory) or found.memory
+    check_fit([(shape.output_size, shape.embedding_size)], k=k, method="auto", max_products=None, start=None)
     context = LoadedModel(whole, None, name, "").context_length
     if context is not None and tokens > context:
         raise InputError(f"tokens must be {context:,} or fewer, as the context of {name}, not {tokens:,}")
@@ -91,7 +110,7 @@ def plan(
 
     resident = weights.total()
     if kind is None and resident + demand.least(tokens, width) > limit:
-        resident = min(resident, resident - sum(inside) + 2 * max(inside))
+        resident = _streaming(weights, inside)
     schedule = _schedule(demand, tokens, width, limit, resident)
     streamed = weights.total() - resident
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
@@ -118,7 +137,7 @@ def plan(
     room = limit - resident - schedule.resident - schedule.staged
     made = JobPlan(
         model=name,
-        dtype=str(next(whole.parameters()).dtype).removeprefix("torch."),
+        dtype=str(precision).removeprefix("torch."),
         freeze=freeze,
         quantization=kind,
         tokens=tokens,
@@ -139,21 +158,36 @@ def plan(
     if made.peak <= limit:
         every_fits = max(every.bytes, every.otherwise) <= room
         return made if every_fits else replace(made, at_once=demand.at_once(tokens, width, schedule.rebuilt, room))
-    packing = None
+    otherwise = []
     if kind is None:
-        denser = replace(demand, shape=replace(shape, scratch=scratch(whole, "nf4")))
-        packing = (weight_bytes(whole, "nf4").total(), denser)
-    return replace(made, advice=advice(demand, limit, tokens, width, resident, packing))
+        packed = replace(demand, shape=replace(shape, scratch=scratch(whole, "nf4")))
+        words = "pack the weights (quantization nf4)"
+        otherwise.append(Otherwise(words, weight_bytes(whole, "nf4").total(), packed))
+    elif stored is None:
+        plain = replace(demand, shape=replace(shape, scratch=0))
+        held = _streaming(weight_bytes(whole), _inside(whole, family, None))
+        otherwise.append(Otherwise("leave the weights unpacked, so that they stream", held, plain))
+    return replace(made, advice=advice(demand, limit, tokens, width, resident, otherwise))
+
+
+def _inside(model: Any, family: Family, kind: Quantization | None) -> list[int]:
+    """Bytes of the weights of each block."""
+    return [held.total() for held in weight_bytes_of(model, kind, family.blocks_of(model))]
+
+
+def _streaming(weights: Counter[str], inside: list[int]) -> int:
+    """Bytes of weights that are there at once where blocks stream: two blocks', and what is outside of them."""
+    return min(weights.total(), weights.total() - sum(inside) + 2 * max(inside))
 
 
 def _schedule(demand: Demand, tokens: int, width: int, limit: int, weights: int) -> Plan:
-    """Return the cheapest schedule with which the joint job fits beside the weights; that of no budget if none does."""
+    """Return the cheapest schedule with which the joint job fits beside the weights; the smallest if none does."""
     kept, smallest = make_plan(demand.shape, [tokens], None, demand.rates), demand.smallest(tokens)
     if weights + demand.total(kept, width) <= limit:
         return kept
     least = demand.total(smallest, width)
     if weights + least > limit:
-        return kept
+        return smallest
     budget = limit - weights - (least - smallest.resident)
     while budget > smallest.resident:
         made = make_plan(demand.shape, [tokens], budget, demand.rates)

@@ -91,8 +91,7 @@ def check_options(
 ) -> None:
     """Raise :class:`InputError` for options that no solve of any operator can honour."""
     _check_goal(k, threshold, energy, method)
-    if not _is_number(tol) or not 0 < tol < 1:
-        raise InputError(f"tol = {tol!r} is no tolerance: give a number between 0 and 1, such as 1e-3")
+    check_tol(tol)
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     check_block("block", block)
@@ -112,6 +111,12 @@ def check_options(
         raise InputError(f"method {method!r} cannot take up what probes find: choose 'lanczos', 'dense' or 'auto'")
     if callback is not None and not callable(callback):
         raise InputError(f"callback = {callback!r} cannot be called: give a function of one argument, or None")
+
+
+def check_tol(tol: float) -> None:
+    """Raise :class:`InputError` for what is no tolerance."""
+    if not _is_number(tol) or not 0 < tol < 1:
+        raise InputError(f"tol = {tol!r} is no tolerance: give a number between 0 and 1, such as 1e-3")
 
 
 def check_block(name: str, width: int | None) -> None:

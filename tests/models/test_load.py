@@ -183,6 +183,13 @@ def _write_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+def test_a_configuration_that_contradicts_itself_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 66, "num_attention_heads": 4}')
+    with pytest.raises(ModelError, match=r"hidden size \(66\) is not a multiple of") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_a_configuration_of_other_depth_is_refused(folder: Path, layers: int) -> None:
     """Two blocks on disk: a third would be made of random numbers, the second dropped without a word."""

@@ -219,14 +219,23 @@ def test_weights_that_are_too_large_stream_two_blocks_at_a_time() -> None:
     assert found.joint.seconds > 10 * resident.joint.seconds
 
 
+UNPACKED = "leave the weights unpacked, so that they stream"
+
+
 def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(LLAMA_70B, 8192, device="a100", memory="20GB", quantization="nf4")
     assert not found.fits
     assert "does not fit" in str(found)
-    assert "offload" not in str(found)
-    assert found.advice == (f"give {found.advice[0].split()[1]} GB of memory",)
-    assert plan(LLAMA_70B, 8192, device="a100", memory=found.advice[0].split()[1] + "GB", quantization="nf4").fits
-    arguments = ["plan", "--model", str(LLAMA_70B), "--tokens", "8192", "--device", "a100", "--memory", "20GB"]
+    fewer, more = found.advice
+    tokens = int(fewer.removeprefix("give ").removesuffix(" tokens or fewer and " + UNPACKED))
+    streamed = plan(LLAMA_70B, tokens, device="a100", memory="20GB")
+    assert streamed.fits and streamed.streams_weights
+    assert not plan(LLAMA_70B, tokens + 1, device="a100", memory="20GB").fits
+    assert 0 <= float(more.removeprefix("give ").removesuffix(" GB of memory")) - found.peak / 1e9 <= 0.011
+    enough = plan(LLAMA_70B, 8192, device="a100", memory=more.split()[1] + "GB", quantization="nf4")
+    assert enough.fits
+    assert enough.joint.seconds == pytest.approx(found.joint.seconds, rel=0.01)
+    arguments = ["plan", "--model", str(LLAMA_70B), "--tokens", "8192", "--device", "a100", "--memory", "4GB"]
     assert main([*arguments, "--json"]) == 1
     record = json.loads(capsys.readouterr().out)
     assert record["advice"]
@@ -254,7 +263,9 @@ def test_each_advice_is_enough_and_no_more() -> None:
     needed = {width: plan(LLAMA_70B, 4096, width=width, memory="50GB", **asked).advice[-1] for width in (1, 4)}
     just_too_little = float(needed[4].split()[1]) - 0.02
     asked |= {"memory": f"{just_too_little:.2f}GB"}
-    narrower, fewer, more = plan(LLAMA_70B, 4096, **asked).advice
+    unpacked, narrower, fewer, more = plan(LLAMA_70B, 4096, **asked).advice
+    assert plan(LLAMA_70B, 4096, **asked | {"quantization": None}).fits
+    assert unpacked == UNPACKED
     assert narrower == "take a narrower block (width 1)"
     assert more == needed[4] > needed[1]
     assert plan(LLAMA_70B, 4096, width=1, **asked).fits
@@ -289,6 +300,11 @@ def test_an_embedded_name_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
         ({"tokens": 131073}, "tokens must be 131,072 or fewer, as the context of"),
         ({"width": 8193}, "width must be 8192 or less"),
         ({"memory": "1e400"}, "memory must be"),
+        ({"memory": 0.5}, "memory must be"),
+        ({"k": 8193}, "k = 8193 cannot be found: give a whole number from 1 to 8192"),
+        ({"tol": 0}, "tol = 0 is no tolerance"),
+        ({"tol": float("nan")}, "tol = nan is no tolerance"),
+        ({"freeze": "melt"}, "freeze must be 'gate', 'up' or 'half', not 'melt'"),
         ({"device": "abacus"}, "'abacus' is not in the table"),
         ({"quantization": "gguf"}, "'gguf' is not known"),
         ({"memory": "much"}, "memory must be"),
@@ -299,6 +315,40 @@ def test_bad_arguments_are_one_line(change: dict[str, Any], said: str) -> None:
     arguments: dict[str, Any] = {"model": LLAMA_70B, "tokens": 8, "device": "h100"} | change
     with pytest.raises(InputError, match=said):
         plan(arguments.pop("model"), arguments.pop("tokens"), **arguments)
+
+
+def test_seconds_are_those_of_the_precision() -> None:
+    """Without TF32 an H100 multiplies in float32 at 67 TFLOP/s of 989 in bfloat16."""
+    half, full = (plan("smollm2", 1024, device="h100", dtype=dtype) for dtype in ("bfloat16", "float32"))
+    assert full.device.flops == pytest.approx(half.device.flops * 67 / 989)
+    assert full.every_token.seconds > 10 * half.every_token.seconds
+    assert "70 % of its float32 rate" in str(full)
+
+
+def test_only_what_takes_several_devices_says_so() -> None:
+    large, small = (plan(LLAMA_70B, 8, device="h100", quantization=kind, memory="1e12") for kind in (None, "nf4"))
+    assert "it takes more than one" in str(large)
+    assert "it takes more than one" not in str(small)
+    assert plan(LLAMA_70B, 8, device="h100", quantization="nf4", memory=1e12).peak == small.peak
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_size": 66}, "hidden size"),
+        ({"hidden_size": "x"}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "no blocks"),
+    ],
+)
+def test_a_configuration_that_is_none_is_one_line(
+    change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 8, "num_hidden_layers": 2}
+    config = {"model_type": "llama", "vocab_size": 50} | sizes | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["plan", "--model", str(tmp_path), "--tokens", "8", "--device", "h100"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error
 
 
 def test_what_is_no_decoder_is_refused(tmp_path: Path) -> None:

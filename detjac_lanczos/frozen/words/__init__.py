@@ -11,7 +11,7 @@ from detjac_lanczos.frozen.words.mlp import ActivatedMLP, GatedMLP
 from detjac_lanczos.frozen.words.norms import LayerNorm, RMSNorm
 from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_head, values_of_latent
 from detjac_lanczos.frozen.words.projections import Constant, Project, Scale, Softcap
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Kind, Record, Way, Word
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Kind, Record, Way, Word, require_freeze
 
 __all__ = [
     "ActivatedMLP",
@@ -34,6 +34,7 @@ __all__ = [
     "Way",
     "Word",
     "latent",
+    "require_freeze",
     "stacked_values",
     "values_by_head",
     "values_of_latent",

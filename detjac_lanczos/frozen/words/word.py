@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.maps import Map
 from detjac_lanczos.frozen.sizes import BlockShape
 
@@ -15,6 +16,12 @@ Freeze = Literal["gate", "up", "half"]
 Kind = Literal["mixing", "gates"]
 Way = Literal["keep", "offload", "rebuild"]
 Coefficients = Mapping[str, Tensor]
+
+
+def require_freeze(freeze: object) -> None:
+    """Raise :class:`InputError` for what is no way to freeze a gated product."""
+    if freeze not in get_args(Freeze):
+        raise InputError(f"freeze must be 'gate', 'up' or 'half', not {freeze!r}")
 
 
 class Record(Protocol):
