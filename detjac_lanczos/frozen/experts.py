@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from detjac_lanczos.frozen.layout import runs_of
 from detjac_lanczos.frozen.maps import Map, Nested, apply_rowwise
+
+Visitors = tuple[int, list[tuple[tuple[Map, ...], Tensor, Tensor]]]
+"""Rows in a run, and for each expert its chain, the runs it takes, and the place of each row among its positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +53,26 @@ class Experts(Nested):
     def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
         """(R, d) to (R, f), plus ``add`` (R, f), where the result then lies."""
         out = x.new_zeros(len(x), self.width_out) if add is None else add
-        for chain, rows, place in self._visitors(positions):
-            out.index_add_(0, rows, apply_rowwise(chain, x.index_select(0, rows), place))
+        width, visitors = self._visitors(positions)
+        x_runs, out_runs = x.unflatten(0, (-1, width)), out.unflatten(0, (-1, width))
+        for chain, runs, place in visitors:
+            part = apply_rowwise(chain, x_runs.index_select(0, runs).flatten(0, 1), place)
+            out_runs.index_add_(0, runs, part.unflatten(0, (-1, width)))
         return out
 
-    def _visitors(self, positions: Tensor) -> list[tuple[tuple[Map, ...], Tensor, Tensor]]:
-        """Return the chain of each expert that rows at these positions meet, the rows, and their place in its own.
+    def _visitors(self, positions: Tensor) -> Visitors:
+        """Return how many rows a run has, and each expert that rows at these positions meet.
 
         A solver sweeps the same positions again and again, in the same tensor: they are sorted once for each.
         """
-        if positions not in self._visits:
+        visits = self._visits.get(positions)
+        if visits is None:
+            width = runs_of(positions).width
             visitors = []
             for chain, routed in zip(self.chains, self.routed, strict=True):
                 place = torch.searchsorted(routed, positions).clamp_(max=len(routed) - 1)
                 rows = (routed[place] == positions).nonzero()[:, 0]
                 if len(rows):
-                    visitors.append((chain, rows, place[rows]))
-            self._visits[positions] = visitors
-        return self._visits[positions]
+                    visitors.append((chain, rows[::width] // width, place[rows]))
+            visits = self._visits[positions] = width, visitors
+        return visits

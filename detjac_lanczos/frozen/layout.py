@@ -9,7 +9,7 @@ left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
 
@@ -47,9 +47,12 @@ class Segment:
         return self.rows if self.joint else self.width
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Tile:
-    """Segments of one prompt that are mixed in one product, padded to a rectangle of positions × columns."""
+    """Segments of one prompt that are mixed in one product, padded to a rectangle of positions × columns.
+
+    ``key_cells`` and ``query_cells`` say where in the rectangle, (positions · columns,), each row lies: (R,).
+    """
 
     prompt: int
     keys: range
@@ -59,21 +62,6 @@ class Tile:
     query_range: slice
     key_cells: Tensor
     query_cells: Tensor
-    _slots: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-
-    def key_slots(self, heads: int) -> Tensor:
-        """Slot of every (row, head) in a (heads, keys, columns) rectangle: (R · heads,)."""
-        return self._expand("keys", self.key_cells, heads, len(self.keys) * self.columns)
-
-    def query_slots(self, heads: int) -> Tensor:
-        """Slot of every (row, head) in a (heads, queries, columns) rectangle: (R' · heads,)."""
-        return self._expand("queries", self.query_cells, heads, len(self.queries) * self.columns)
-
-    def _expand(self, side: str, cells: Tensor, heads: int, stride: int) -> Tensor:
-        if (side, heads) not in self._slots:
-            head = torch.arange(heads, device=cells.device) * stride
-            self._slots[side, heads] = (cells[:, None] + head).flatten()
-        return self._slots[side, heads]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +89,10 @@ _runs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 def runs_of(positions: Tensor) -> Runs:
     """Return the runs of rows at these positions (R,); found once for a tensor, and kept as long as it."""
-    if positions not in _runs:
+    found: Runs | None = _runs.get(positions)
+    if found is None:
         width = gcd(*positions.unique_consecutive(return_counts=True)[1].tolist()) or 1
-        _runs[positions] = Runs(width, positions[::width].clone())
-    found: Runs = _runs[positions]
+        found = _runs[positions] = Runs(width, positions[::width].clone())
     return found
 
 

@@ -169,28 +169,28 @@ class Mix:
         return replace(self, transposed=not self.transposed)
 
     def apply(self, x: Tensor, mixing: Mixing) -> Tensor:
-        """Mix the rows of every tile of ``mixing``: (R_keys, ·) to (R_queries, ·), or back when transposed."""
+        """Mix the rows of every tile of ``mixing``: (R_keys, ·) to (R_queries, ·), or back when transposed.
+
+        The input may also come head by head, (heads, R, width).
+        """
         heads_in, heads_out = (self.heads, self.kv_heads) if self.transposed else (self.kv_heads, self.heads)
-        rows_out = mixing.key_rows if self.transposed else mixing.query_rows
-        width = x.shape[1] // heads_in
-        out = x.new_empty(rows_out, heads_out * width)
+        by_head = x if x.ndim == 3 else x.unflatten(1, (heads_in, -1)).transpose(0, 1)
+        width = by_head.shape[2]
+        out = x.new_empty(mixing.key_rows if self.transposed else mixing.query_rows, heads_out * width)
+        out_by_head = out.view(len(out), heads_out, width).transpose(0, 1)
         for tile in mixing.tiles:
-            source = tile.query_slots(self.heads) if self.transposed else tile.key_slots(self.kv_heads)
-            target = tile.key_slots(self.kv_heads) if self.transposed else tile.query_slots(self.heads)
-            rows, rows_of_out = tile.key_range, tile.query_range
-            if self.transposed:
-                rows, rows_of_out = rows_of_out, rows
-            positions = len(tile.queries) if self.transposed else len(tile.keys)
+            sides = (tile.key_range, tile.key_cells, tile.keys), (tile.query_range, tile.query_cells, tile.queries)
+            (rows, cells, at), (rows_out, cells_out, at_out) = sides[::-1] if self.transposed else sides
             dtype = self.probabilities[tile.prompt].dtype
-            slots = x.new_zeros((heads_in * positions * tile.columns, width), dtype=dtype)
-            slots.index_copy_(0, source, x[rows].reshape(-1, width).to(slots.dtype))
-            slots = slots.view(self.kv_heads, heads_in // self.kv_heads * positions, tile.columns * width)
-            mixed = self._product(tile, slots).view(-1, width)
-            del slots
+            padded = x.new_zeros((heads_in, len(at) * tile.columns, width), dtype=dtype)
+            padded.index_copy_(1, cells, by_head[:, rows].to(dtype))
+            by_group = padded.view(self.kv_heads, heads_in // self.kv_heads * len(at), tile.columns * width)
+            mixed = self._product(tile, by_group).view(heads_out, len(at_out) * tile.columns, width)
+            del padded, by_group
             if mixed.dtype is out.dtype:
-                torch.index_select(mixed, 0, target, out=out[rows_of_out].view(-1, width))
+                torch.index_select(mixed, 1, cells_out, out=out_by_head[:, rows_out])
             else:
-                out[rows_of_out].view(-1, width).copy_(mixed.index_select(0, target))
+                out_by_head[:, rows_out] = mixed.index_select(1, cells_out)
             del mixed
         return out
 
@@ -279,7 +279,7 @@ def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor, add: Tenso
         if index == last and isinstance(step, Linear | Nested):
             return step.apply(x, positions, add)
         x = step.apply(x, positions)
-    return x if add is None else x + add
+    return x if add is None else add.add_(x)
 
 
 def apply_from_afar(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:

@@ -90,10 +90,9 @@ def sweep_bytes(
         )
     # what the caller gave, the stream, and the sum so far where branches read one stream
     streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize
-    # indices of rows, of their slots, and of their experts
-    heads = max(block.heads + block.kv_heads for block in shape.blocks)
+    # indices of rows, of their cells, and of their experts
     chosen = max((expert.chosen for block in shape.blocks for expert in block.experts), default=0)
-    return most + streams + 8 * rows * (heads + 8 + 2 * chosen) + _others(shape)
+    return most + streams + 8 * rows * (8 + 2 * chosen) + _others(shape)
 
 
 def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[bool, bool] = (False, False)) -> int:

@@ -18,12 +18,13 @@ from detjac_kernels import keep_freed_memory
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing, runs_of
 from detjac_lanczos.frozen.mapped import expect, let_go
-from detjac_lanczos.frozen.maps import Bias, Map, Mix, Nested, apply_rowwise, transpose
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, apply_rowwise, transpose
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
 from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.stage import Stage
 from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.streaming import in_turn
+from detjac_lanczos.models.weights import PerHeadWeight
 
 ROWS_AT_ONCE = 1024
 """Rows that go through a chain without mixing together: enough to run its GEMMs at full speed."""
@@ -266,6 +267,14 @@ def _run_at_once(
 ) -> Tensor:
     for index, step in enumerate(chain):
         if isinstance(step, Mix):
-            mixed = step.apply(apply_rowwise(chain[:index], x, positions), mixing)
+            mixed = step.apply(_values(chain[:index], x, positions), mixing)
             return apply_rowwise(chain[index + 1 :], mixed, out, add)
     return apply_rowwise(chain, x, positions, add)
+
+
+def _values(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:
+    """Run a chain up to a mixing: (R, d) to (R, heads · width), or (heads, R, width) if its last weight has heads."""
+    match chain:
+        case (*before, Linear(PerHeadWeight() as weight, False, scale, None, None)):
+            return weight.product_by_head(apply_rowwise(before, x, positions), scale)
+    return apply_rowwise(chain, x, positions)

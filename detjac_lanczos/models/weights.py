@@ -171,6 +171,11 @@ class PerHeadWeight(UnfusedWeight):
             torch.mm(x, head.t(), out=part)  # straight to its place
         return out
 
+    def product_by_head(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Return ``(x ∘ scale) Wᵀ``, each head apart: (R, d) to (heads, R, rows). One product, as `product` is none."""
+        x = x if scale is None else (x * scale).to(x.dtype)
+        return torch.bmm(x.expand(len(self.parameter), *x.shape), self.parameter.transpose(1, 2))
+
     def product_transposed(self, y: Tensor) -> Tensor:
         """Return ``y W``: (R, heads · rows) to (R, d)."""
         by_head = y.unflatten(1, self.parameter.shape[:2]).transpose(0, 1)

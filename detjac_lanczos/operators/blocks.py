@@ -1,5 +1,6 @@
 """Checks of what an operator is given: one clear line each."""
 
+from math import isfinite
 from typing import Protocol
 
 import torch
@@ -38,5 +39,6 @@ def check_block(operator: HasSpace, block: Tensor, rows: int, name: str) -> None
         raise OperatorError(f"{name} takes {operator.dtype}; got {block.dtype}, convert the block first")
     if block.device.type != operator.device.type:
         raise OperatorError(f"{name} works on {operator.device}; the block is on {block.device}, move it first")
-    if not torch.isfinite(block).all():
+    # A finite sum proves that all are finite; one that is not may have overflowed.
+    if not (isfinite(float(block.sum())) or torch.isfinite(block).all()):
         raise OperatorError(f"{name} was given a block with a NaN or an infinity")

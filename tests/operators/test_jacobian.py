@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, detach, head, layer, mlp, probe
+from detjac_lanczos.operators.blocks import check_block
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
 
@@ -405,6 +406,12 @@ def test_a_slice_or_list_of_tokens_gives_their_jacobians(network: DetachedNetwor
         network.jacobian([])
 
 
+def test_finite_blocks_whose_sum_overflows_are_taken(network: DetachedNetwork) -> None:
+    largest = torch.full((24, 2), torch.finfo(torch.float64).max, dtype=torch.float64)
+    assert largest.sum().isinf()
+    check_block(network.jacobian(0), largest, 24, "matmat")
+
+
 def test_blocks_that_do_not_fit_are_refused(network: DetachedNetwork) -> None:
     J, batch = network.jacobian(0), network.jacobians()
     bad: list[tuple[Any, str]] = [
@@ -413,6 +420,7 @@ def test_blocks_that_do_not_fit_are_refused(network: DetachedNetwork) -> None:
         (torch.zeros(24, 2), "float64"),
         (torch.zeros(24, 2, dtype=torch.float64, device="meta"), "meta"),
         (torch.full((24, 2), float("inf"), dtype=torch.float64), "NaN or an infinity"),
+        (torch.tensor([float("inf"), -float("inf")] * 24, dtype=torch.float64).view(24, 2), "NaN or an infinity"),
         (np.zeros((24, 2)), "torch tensor"),
     ]
     for block, message in bad:
