@@ -87,7 +87,7 @@ def _packed(sizes: Sizes, dtype: torch.dtype) -> Iterator[Comparison]:
 
 def _plain(twin: Any, x: Tensor, packed: Packed4, around: dict[str, Tensor]) -> Tensor:
     """Return the twin's product in float32, made of the decoded matrix: on a device the twin itself would not run."""
-    w = four_bit.decode_rows(packed, 0, packed.shape[0], torch.float32)
+    w = packed.decode(range(packed.shape[0]), torch.float32)
     if twin is four_bit.packed_linear_transposed:
         w = w.t()
     wide = {name: tensor.float() for name, tensor in around.items()}

@@ -11,7 +11,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,11 @@ from detjac_lanczos.models.offloaded import execution_devices
 if TYPE_CHECKING:
     from detjac_lanczos.frozen.network import FrozenNetwork
 
-FORMAT = 4
+FORMAT = 5
 _OLDEST = 3
+_DESCRIPTION_CHECKED = 5
+"""From this format on the checksum covers the description, too; until then it lay within it."""
+
 KIND = "detjac network"
 FILE_NAME = "network.safetensors"
 
@@ -58,9 +61,9 @@ def save(network: FrozenNetwork, path: Path) -> Path:
         "prompts": [
             {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in network.prompts
         ],
-        "checksum": _checksum(tensors),
     }
     header = {"kind": KIND, "format": str(FORMAT), "network": json.dumps(description)}
+    header["checksum"] = _checksum(tensors, header["network"])
     path = _file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,13 +86,25 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
     devices = sorted(map(str, execution_devices(loaded.model)))
     if len(devices) > 1:
         raise RunFileError(f"a saved network joins a model on one device, not on {', '.join(devices)}; load it on one")
-    description, tensors = _read(path, loaded.device)
-    if description["fingerprint"] != loaded.fingerprint:
-        raise RunFileError(
-            f"{path} was made from other weights than {loaded.name}'s; load it with the model {description['model']}"
-        )
     family = family_of(loaded.model)
+    description, tensors = _read(path, loaded.device)
+    try:
+        fingerprint, name = description["fingerprint"], description["model"]
+        if fingerprint != loaded.fingerprint:
+            raise RunFileError(
+                f"{path} was made from other weights than {loaded.name}'s; load it with the model {name}"
+            )
+        return _fields(description, tensors, loaded, family)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _fields(
+    description: Mapping[str, Any], tensors: Mapping[str, Tensor], loaded: LoadedModel, family: Family
+) -> dict[str, Any]:
     ends = list(accumulate((len(p["tokens"]) for p in description["prompts"]), initial=0))
+    if ends[-1] != len(tensors["output"]):
+        raise ValueError(f"prompts of {ends[-1]} tokens, values of {len(tensors['output'])}")
     return {
         "family": family,
         "prompts": tuple(
@@ -100,7 +115,7 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
                 None if p["ids"] else tensors["embeddings"][a:b],
                 None if p.get("position_ids") is None else tuple(p["position_ids"]),
             )
-            for p, a, b in zip(description["prompts"], ends, ends[1:], strict=False)
+            for p, (a, b) in zip(description["prompts"], pairwise(ends), strict=True)
         ),
         "freeze": description["freeze"],
         "coefficients": _under(tensors, "coefficient."),
@@ -138,7 +153,12 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, T
                 raise RunFileError(
                     f"{path} has format {header['format']}, older than {_OLDEST}; save the network again"
                 )
-            description = json.loads(header["network"])
+            text = header["network"]
+            description = json.loads(text)
+            if int(header["format"]) < _DESCRIPTION_CHECKED:
+                text, checksum = "", description.get("checksum")
+            else:
+                checksum = header["checksum"]
             elsewhere = {f"coefficient.{name}" for name in description.get("elsewhere", ())}
             tensors = {
                 name: file.get_tensor(name) if name in elsewhere else file.get_tensor(name).to(device)
@@ -146,9 +166,9 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, T
             }
     except FileNotFoundError:
         raise RunFileError(f"{path} does not exist; give a file that network.save wrote") from None
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise RunFileError(f"{path} is damaged or foreign ({error}); save the network again") from error
-    if _checksum(tensors) != description.get("checksum"):
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if _checksum(tensors, text) != checksum:
         raise RunFileError(f"{path} is damaged: its contents do not match their checksum; save the network again")
     return description, tensors
 
@@ -170,8 +190,14 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _damaged(path: Path, error: Exception) -> RunFileError:
+    what = str(error).splitlines()[:1] or [""]
+    reason = f"{type(error).__name__}: {what[0]}"
+    return RunFileError(f"{path} is damaged or foreign ({reason}); save the network again")
+
+
+def _checksum(tensors: Mapping[str, Tensor], description: str) -> str:
+    digest = hashlib.sha256(description.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
         digest.update(value.cpu().reshape(-1).view(uint8).numpy().data)

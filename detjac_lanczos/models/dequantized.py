@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_kernels import linear, linear_transposed
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.models.weights import UnfusedWeight
 
 _METHODS = ("dequantize", "dequantize_weight")
@@ -108,11 +108,14 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
     ------
     UnsupportedModelError
         If it decodes to no matrix, or to another one.
+    ModelError
+        If it decodes to values that are not finite.
     """
     method = _method_of(module)
     called = f"{name} ({type(module).__name__})"
     try:
         matrix = None if method is None else method()
+        bad = int((~torch.isfinite(matrix)).sum()) if isinstance(matrix, Tensor) else 0
     except Exception as error:  # whatever a foreign module raises on a device that it is not made for
         raise UnsupportedModelError(
             f"{called} cannot be dequantised here ({_first_line(error)}); load the model dequantised, or on a device "
@@ -120,6 +123,11 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
         ) from error
     if method is None or not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
         raise UnsupportedModelError(f"{called} dequantises to no matrix; load the model dequantised")
+    if bad:
+        raise ModelError(
+            f"{called}: its {method.__name__}() gives {bad} NaN or infinite values of {matrix.numel()}; get a sound "
+            "copy of the model"
+        )
     said = f"does not multiply by what its {method.__name__}() gives"
     for turned in (False, True):
         W = matrix.t() if turned else matrix

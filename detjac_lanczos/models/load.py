@@ -75,7 +75,7 @@ def load_model(
     InputError
         An unknown name, a wrong dtype or device, or one that differs from a live model's.
     ModelError
-        Weights that are missing, damaged or not finite.
+        Weights that are missing, damaged or not finite, or no tokenizer beside them.
     """
     wanted, place, kind = parse_dtype(dtype), parse_device(device), parse_quantization(quantization)
     if isinstance(name_or_model, tuple) and len(name_or_model) == 2 and tokenizer is None:
@@ -130,8 +130,8 @@ def _named(
     else:
         source, options = name, options_for_hub(name, list(EMBEDDED), options)
     if kind is not None:
-        model = load_quantized(source, name, wanted, kind, place, **options)
         tokenizer = load_tokenizer(source, name, **options)
+        model = load_quantized(source, name, wanted, kind, place, **options)
         return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), kind)
     return _finish(*load_pretrained(source, name, wanted, **options), name, place)
 

@@ -11,6 +11,9 @@ from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.models.mxfp4 import config_without_packing, gpt_oss_with_packed_experts, stored_in_mxfp4
 
 _FOR_CONFIG = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
+_NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
+_SPECIAL = re.compile(r"[<\[].*[>\]]")
+_FEW = 16
 _NO_CAUSAL_MODEL = ("Unrecognized configuration class", "does not recognize this architecture")
 
 
@@ -18,8 +21,8 @@ def load_pretrained(
     source: str, name: str, dtype: torch.dtype | None, trust_remote_code: bool, **from_pretrained: Any
 ) -> tuple[Any, Any]:
     """Load (model, tokenizer) with ``from_pretrained``: see `load_weights`, whose options are these."""
-    model = load_weights(source, name, dtype, trust_remote_code, **from_pretrained)
-    return model, load_tokenizer(source, name, trust_remote_code, **from_pretrained)
+    tokenizer = load_tokenizer(source, name, trust_remote_code, **from_pretrained)  # first: it takes no time to fail
+    return load_weights(source, name, dtype, trust_remote_code, **from_pretrained), tokenizer
 
 
 def load_weights(
@@ -66,13 +69,21 @@ def load_tokenizer(source: str, name: str, trust_remote_code: bool, **from_pretr
     """Load the tokenizer of a model that `load_weights` loads with these options.
 
     ``revision``, ``token``, ``subfolder``, ``cache_dir``, ``local_files_only`` and the like are for both. Errors are
-    those of `load_weights`.
+    those of `load_weights`, and a `ModelError` if there is none.
     """
     from transformers import AutoTokenizer
 
     shared = _for_config(from_pretrained)
     with _failures_in_one_line(source, name, shared):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **shared)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **shared)
+        if not _knows_words(tokenizer):
+            raise _no_tokenizer(name)
+        return tokenizer
+
+
+def _knows_words(tokenizer: Any) -> bool:
+    """Tell a tokenizer from one of special tokens alone, which transformers makes for many families out of nothing."""
+    return len(tokenizer) > _FEW or any(not _SPECIAL.fullmatch(word) for word in tokenizer.get_vocab())
 
 
 @contextmanager
@@ -88,6 +99,8 @@ def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> 
     except known as error:
         if any(words in str(error) for words in _NO_CAUSAL_MODEL):
             raise _no_causal_model(name, _architectures(source, shared)) from error
+        if _NO_TOKENIZER in str(error):
+            raise _no_tokenizer(name) from error
         raise _in_one_line(error, name) from error
 
 
@@ -165,6 +178,13 @@ def _no_causal_model(name: str, architectures: list[str]) -> UnsupportedModelErr
     return UnsupportedModelError(
         f"{name} is a {', '.join(architectures)}, no causal language model that transformers knows; "
         "`detjac models` lists the supported families"
+    )
+
+
+def _no_tokenizer(name: str) -> ModelError:
+    return ModelError(
+        f"{name} has no tokenizer, or none that can be read here; put its files (tokenizer.json) beside the weights, "
+        "or load the model by hand and give it as (model, tokenizer), or as (model, None) where input_ids are given"
     )
 
 

@@ -75,7 +75,10 @@ class Packed4:
         return self.codes.device
 
     def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
-        """Return ascending rows, (len(rows), d), in scratch memory that the next call overwrites."""
+        """Return ascending rows, (len(rows), d), in scratch memory that the next call overwrites.
+
+        Each weight is computed in float32, then rounded to ``dtype``.
+        """
         return converted(_decoded(self, rows[0], rows[-1] + 1), dtype)[:: rows.step]
 
     def tensors(self) -> Iterator[Tensor]:
@@ -98,22 +101,6 @@ class Packed4:
             return kept
         outer = torch.arange(start, stop, device=kept.device) // self.nested.block
         return self.nested.table[kept.int()] * self.nested.absmax[outer] + self.nested.offset
-
-
-def decode_rows(packed: Packed4, start: int, stop: int, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """Return rows ``start`` to ``stop`` of the decoded matrix: (stop − start, d).
-
-    Parameters
-    ----------
-    packed : Packed4
-    start, stop : int
-    dtype : torch.dtype
-        Each weight is computed in float32, then rounded to this.
-    out : Tensor, shape (stop − start, d), optional
-        Where to write them.
-    """
-    rows = _decoded(packed, start, stop)
-    return rows.to(dtype, copy=True) if out is None else out.copy_(rows)
 
 
 def packed_linear(

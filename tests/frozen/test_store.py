@@ -1,10 +1,14 @@
 """A network read back sweeps the same bit for bit; a file that is not whole or not ours is refused."""
 
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -106,14 +110,60 @@ def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> 
     with pytest.raises(RunFileError, match="checksum"):
         DetachedNetwork.load(path, loaded)
     path.write_bytes(whole)
-    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "5", "network": "{}"})
-    with pytest.raises(RunFileError, match=r"has format 5, newer than 4; update"):
+    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "6", "network": "{}"})
+    with pytest.raises(RunFileError, match=r"has format 6, newer than 5; update"):
         DetachedNetwork.load(path, loaded)
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(RunFileError, match="not a saved network"):
         DetachedNetwork.load(path, loaded)
     with pytest.raises(RunFileError, match="does not exist"):
         DetachedNetwork.load(tmp_path / "nothing.safetensors", loaded)
+
+
+def _header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "freeze": lambda d: d.update(freeze="up"),
+    "dropped": lambda d: d.update(dropped=["head.1.1"]),
+    "ids": lambda d: d["prompts"][0].update(ids=[7, 8, 9]),
+    "prompt removed": lambda d: d["prompts"].pop(),
+    "freeze removed": lambda d: d.pop("freeze"),
+    "fingerprint removed": lambda d: d.pop("fingerprint"),
+    "plan no mapping": lambda d: d.update(plan=3),
+    "blocks beyond the last": lambda d: d["plan"].update(mixing={"keep": "0-99"}),
+    "seconds removed": lambda d: d["plan"].pop("seconds_per_sweep"),
+}
+SEEN_UNTIL_4 = tuple(CHANGES)[3:]
+"""What no longer makes sense: all that can be told of an older file, whose checksum leaves its description out."""
+
+
+def test_a_description_that_was_changed_is_refused(tmp_path: Path) -> None:
+    loaded = tiny_models.loaded(tiny_models.llama())
+    path = detach(loaded, input_ids=[[1, 2, 3], [4, 5]], memory="1GB").save(tmp_path)
+    header, tensors = _header(path), load_file(path)
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode() + value.numpy().tobytes())
+    for name, change in CHANGES.items():
+        description = json.loads(header["network"])
+        change(description)
+        save_file(tensors, path, metadata=header | {"network": json.dumps(description)})
+        with pytest.raises(RunFileError, match="checksum"):
+            DetachedNetwork.load(path, loaded)
+        old = json.dumps(description | {"checksum": digest.hexdigest()})
+        save_file(tensors, path, metadata={"kind": "detjac network", "format": "4", "network": old})
+        if name in SEEN_UNTIL_4:
+            with pytest.raises(RunFileError, match=r"damaged or foreign \(\w+: .*\); save the network again"):
+                DetachedNetwork.load(path, loaded)
+        else:
+            DetachedNetwork.load(path, loaded)
+    for metadata in ({"network": "[]"}, {"network": "3", "format": "4"}, {"format": "five"}, {"format": "4"}):
+        save_file(tensors, path, metadata=header | metadata)
+        with pytest.raises(RunFileError, match="damaged"):
+            DetachedNetwork.load(path, loaded)
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.loading import options_from
+from tests import tiny_models
 
 
 def test_a_folder_gives_the_weights_that_were_saved(folder: Path, live: tuple[Any, Any]) -> None:
@@ -176,6 +177,15 @@ def test_truncated_and_missing_weights_are_refused(folder: Path) -> None:
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lacks 1 weights.*layers\.0\.mlp\.down_proj"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gemma])
+def test_a_folder_without_a_tokenizer_is_told_before_its_weights_are_read(make: Any, tmp_path: Path) -> None:
+    """Of Gemma's family transformers would make a tokenizer that knows no word."""
+    make().config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has no tokenizer, .*\(model, None\) where input_ids are given") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def _write_config(folder: Path, **changes: Any) -> None:

@@ -1,7 +1,6 @@
 """MXFP4: decoded as transformers unpacks it, bit for bit, and a gpt-oss that is read, run and swept packed."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.outline import outline, weight_bytes
 from detjac_lanczos.operators import detach, mlp
 from tests import tiny_models
+from tests.models.conftest import tiny_tokenizer
 from tests.oracles import OracleA, embeddings_of, errors
 from tests.tiny_models.moe import gpt_oss, qwen3_moe
 
@@ -43,14 +43,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     (folder / "config.json").write_text(json.dumps(config))
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def packed(folder: Path) -> Iterator[LoadedModel]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: None)
-        yield load_model(folder, dtype="float32")
+def packed(folder: Path) -> LoadedModel:
+    return load_model(folder, dtype="float32")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -1,5 +1,6 @@
 """Packed weights one by one: any rows, both directions, every format; what is not linear or not decoded is refused."""
 
+import math
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_head, values_of_latent
 from detjac_lanczos.models.decoded import runs_of
 from detjac_lanczos.models.decoded_modules import Decoded
@@ -101,9 +102,10 @@ class Foreign(nn.Module):
         fails: bool = False,
         factor: float = 1.0,
         rounding: bool = False,
+        broken: bool = False,
     ) -> None:
         super().__init__()
-        self.fails, self.factor, self.rounding = fails, factor, rounding
+        self.fails, self.factor, self.rounding, self.broken = fails, factor, rounding, broken
         generator = torch.Generator().manual_seed(0)
         self.codes = nn.Parameter(
             torch.randint(-9, 9, (12, 12), generator=generator, dtype=torch.int8), requires_grad=False
@@ -119,6 +121,8 @@ class Foreign(nn.Module):
             raise RuntimeError("Expected all tensors to be on a device\nException raised from there")
         matrix = self.matrix().T if self.turned else self.matrix()
         matrix = matrix.flip(0) if self.lies else matrix
+        if self.broken:
+            matrix[3, 4] = math.nan
         return matrix * (1 + 1e-3 * torch.randn(12, 12)) if self.noisy else matrix
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,6 +166,8 @@ def test_what_cannot_be_decoded_is_refused_in_one_line() -> None:
             weight_of(module, "blocks.1.mlp.up_proj")
         assert "blocks.1.mlp.up_proj" in str(caught.value)
         assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=r"^it \(Foreign\): its dequantize\(\) gives 1 NaN or infinite values of 144"):
+        weight_of(Foreign(broken=True), "it")
 
 
 def test_a_module_that_rounds_its_weight_in_every_pass_is_refused() -> None:

@@ -9,7 +9,7 @@ from detjac_kernels import four_bit
 from detjac_kernels.device import packed_linear as device
 from detjac_kernels.device.configurations import Tiles
 from detjac_kernels.device.decode import decode_rectangle
-from detjac_kernels.four_bit import Packed4, decode_rows
+from detjac_kernels.four_bit import Packed4
 from tests.kernels.packed import random_packed
 
 EXACT, PAIRS = 1e-6, 2e-3
@@ -131,7 +131,7 @@ def test_decoded_rectangle_is_the_twins(shape: tuple[int, int], nested: bool, ro
     packed = random_packed(*shape, nested=nested)
     out = torch.full((len(rows), len(columns) + 3), float("nan"))[:, : len(columns)]
     decode_rectangle(packed, rows, columns, out)
-    expected = decode_rows(packed, rows.start, rows.stop, torch.float32)[:, columns.start : columns.stop]
+    expected = packed.decode(rows, torch.float32)[:, columns.start : columns.stop]
     assert torch.equal(out, expected)
 
 
