@@ -19,6 +19,7 @@ from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, Scale, Word
+from detjac_lanczos.models.bitsandbytes import rounding_unsaid
 from detjac_lanczos.models.dtypes import compute_dtype, in_several_dtypes
 from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
 from detjac_lanczos.models.offloaded import execution_device
@@ -180,7 +181,8 @@ def own_pass(model: Any, **arguments: Any) -> Tensor:
         If the pass fails.
     """
     try:
-        logits: Tensor = model(**arguments).logits
+        with rounding_unsaid():
+            logits: Tensor = model(**arguments).logits
     except DetjacError:
         raise
     except Exception as error:

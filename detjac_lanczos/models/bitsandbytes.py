@@ -6,7 +6,10 @@ linear map: activations are rounded too. What is meant by these weights is writt
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,9 @@ from detjac_kernels.four_bit import (
 from detjac_kernels.scratch import converted, scratch
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.models.decoded import DecodedWeight, PackedRows
+
+_PRODUCTS = logging.getLogger("bitsandbytes.autograd._functions")
+_ROUNDS = "MatMul8bitLt: inputs will be cast"
 
 
 class FourBitWeight(DecodedWeight):
@@ -149,6 +155,24 @@ def require_not_repacked(model: nn.Module) -> None:
                 "pass did); load the model again and set module.support_avx512bf16_for_cpu = False on its Linear4bit "
                 "modules before running it"
             )
+
+
+@contextmanager
+def rounding_unsaid() -> Iterator[None]:
+    """Keep from the log, for this thread, what bitsandbytes says at every 8-bit product: that it rounds to float16.
+
+    Results tell how far such products are from those with the decoded weights. Other threads are told as ever.
+    """
+    here = threading.get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != here or not str(record.msg).startswith(_ROUNDS)
+
+    _PRODUCTS.addFilter(others)
+    try:
+        yield
+    finally:
+        _PRODUCTS.removeFilter(others)
 
 
 def leave_weights_alone(copied: nn.Module, name: str) -> None:

@@ -14,6 +14,7 @@ from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.operators.blocks import check_block
+from detjac_lanczos.operators.float16 import FORWARDS, TRANSPOSED, fitting, scaled, unscaled
 from detjac_lanczos.operators.linear import MatrixFree
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from detjac_lanczos.operators.sweeps import Sweeps
@@ -215,7 +216,8 @@ class JacobianBatch:
         """
         check_block(self, Y, self.sweeps.d_out, "rmatmat_shared")
         segments = [replace(segment, width=Y.shape[1]) for segment in self._ends]
-        rows = self.sweeps.transposed(segments, Y.T.repeat(len(segments), 1))
+        factors = fitting([Y], TRANSPOSED)
+        rows = self.sweeps.transposed(segments, scaled(Y, factors).T.repeat(len(segments), 1))
         parts = zip(segments, rows.split([s.rows for s in segments]), strict=True)
         by_end = {(s.prompt, s.position): (s.start, part) for s, part in parts}
         results = []
@@ -223,7 +225,7 @@ class JacobianBatch:
             first, part = by_end[operator.prompt, operator.position]
             start = operator.segment.start - first
             positions = part.view(-1, Y.shape[1], self.sweeps.d_in)[start : start + operator.tokens]
-            results.append(positions.permute(0, 2, 1).reshape(-1, Y.shape[1]))
+            results.append(unscaled(positions.permute(0, 2, 1).reshape(-1, Y.shape[1]), factors))
         return results
 
     def matmat_sum(self, blocks: Sequence[tuple[int, Tensor]]) -> Tensor:
@@ -242,13 +244,15 @@ class JacobianBatch:
         segments = [replace(segment, width=width) for segment in self._ends]
         parts = [blocks[0][1].new_zeros(s.length, width, self.sweeps.d_in) for s in segments]
         entries = dict(zip(((s.prompt, s.position) for s in segments), zip(segments, parts, strict=True), strict=True))
+        factors = fitting([block for _, block in blocks], FORWARDS)
         for index, block in blocks:
             operator = self.operators[index]
             segment, part = entries[operator.prompt, operator.position]
             start = operator.segment.start - segment.start
-            part[start : start + operator.tokens] += self._to_rows(operator, block).view(operator.tokens, width, -1)
+            rows = self._to_rows(operator, scaled(block, factors))
+            part[start : start + operator.tokens] += rows.view(operator.tokens, width, -1)
         out = self.sweeps.forward(segments, torch.cat(parts).flatten(0, 1))
-        return out.view(len(segments), width, self.sweeps.d_out).sum(dim=0).T
+        return unscaled(out.view(len(segments), width, self.sweeps.d_out).sum(dim=0).T, factors)
 
     def cost(self, index: int) -> float:
         """Row-sweeps of one column of operator ``index``, either way."""
@@ -271,18 +275,21 @@ class JacobianBatch:
         if not blocks:
             return []
         segments = [replace(self.operators[i].segment, width=X.shape[1]) for i, X in blocks]
-        rows = torch.cat([self._to_rows(self.operators[i], X) for i, X in blocks])
-        out = self.sweeps.forward(segments, rows)
-        return [part.T for part in out.split([s.width for s in segments])]
+        factors = [fitting([X], FORWARDS) for _, X in blocks]
+        entering = [self._to_rows(self.operators[i], scaled(X, f)) for (i, X), f in zip(blocks, factors, strict=True)]
+        parts = self.sweeps.forward(segments, torch.cat(entering)).split([s.width for s in segments])
+        return [unscaled(part.T, f) for part, f in zip(parts, factors, strict=True)]
 
     def _rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         if not blocks:
             return []
         segments = [replace(self.operators[i].segment, width=Y.shape[1]) for i, Y in blocks]
-        out = self.sweeps.transposed(segments, torch.cat([Y.T for _, Y in blocks]))
-        parts = out.split([s.source_rows for s in segments])
+        factors = [fitting([Y], TRANSPOSED) for _, Y in blocks]
+        entering = torch.cat([scaled(Y, f).T for (_, Y), f in zip(blocks, factors, strict=True)])
+        parts = self.sweeps.transposed(segments, entering).split([s.source_rows for s in segments])
         return [
-            self._to_columns(self.operators[i], part, Y.shape[1]) for (i, Y), part in zip(blocks, parts, strict=True)
+            unscaled(self._to_columns(self.operators[i], part, Y.shape[1]), f)
+            for (i, Y), part, f in zip(blocks, parts, factors, strict=True)
         ]
 
     def _to_rows(self, operator: Jacobian, X: Tensor) -> Tensor:

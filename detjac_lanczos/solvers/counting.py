@@ -127,6 +127,14 @@ class CountingBatch:
         self._end(way, sent, made, swept)
         return checked
 
+    @property
+    def remedy(self) -> str:
+        """What to do where a product is not finite."""
+        checked = "check the weights and the input"
+        if self.operator_dtype is not torch.float16:
+            return checked
+        return f"compute in bfloat16 or float32, since float16 ends at 65,504, or {checked}"
+
     def apply_shared(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to the same rows ``(b, d_out)`` in one pass; returns one ``(b, d_in)`` for each."""
         block, width = rows.to(self.operator_dtype).T, rows.shape[0]

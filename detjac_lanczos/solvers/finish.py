@@ -203,7 +203,7 @@ def _advice(status: Status, batch: CountingBatch, index: int, options: Options, 
             f"{claimed} of {k} triplets met the tolerance {options.tol:g} when the products ran out: raise "
             "max_products, raise tol, or ask for fewer triplets."
         ),
-        Status.NOT_FINITE: f"{batch.nonfinite.get(index, 'A product is not finite')}: check the weights and the input.",
+        Status.NOT_FINITE: f"{batch.nonfinite.get(index, 'A product is not finite')}: {batch.remedy}.",
         Status.NOT_ADJOINT: (
             "The transposed product is not the adjoint of the forward one: run check_operator on this operator."
         ),

@@ -239,5 +239,5 @@ def _fitting(batch: CountingBatch, triplets: Sequence[SVDResult] | None) -> Sequ
 
 def _finite(batch: CountingBatch, products: list[Tensor]) -> list[Tensor]:
     for sentence in batch.nonfinite.values():
-        raise OperatorError(f"{sentence}: check the weights and the input")
+        raise OperatorError(f"{sentence}: {batch.remedy}")
     return products

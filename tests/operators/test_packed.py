@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import bitsandbytes
@@ -17,6 +18,7 @@ from detjac_kernels import decoded as decoded_rows
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.structural_copy import structural_copy, use_observed_attention
 from detjac_lanczos.models import load_model
+from detjac_lanczos.models.bitsandbytes import rounding_unsaid
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.linear_modules import weight_of
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp
@@ -207,6 +209,20 @@ def test_a_weight_repacked_for_the_cpu_is_refused_and_stays_as_it_is() -> None:
         with pytest.raises(UnsupportedModelError, match="repacked"):
             attempt()
     assert all(torch.equal(value, before[key]) for key, value in everything(model).items())
+
+
+def test_rounding_is_said_of_the_callers_own_passes_alone(caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = case("Llama", "K multiple of 16", "int8", torch.float32)
+    detach((model, None), input_ids=IDS)
+    assert not caplog.records
+    with rounding_unsaid():
+        other = Thread(target=model, args=(torch.tensor([IDS]),))
+        other.start()
+        other.join()
+    assert "inputs will be cast from torch.float32 to float16" in caplog.text
+    caplog.clear()
+    model(torch.tensor([IDS]))
+    assert "inputs will be cast" in caplog.text
 
 
 class Bytes(TorchDispatchMode):

@@ -43,6 +43,14 @@ def test_not_finite(method: str, value: float) -> None:
     assert not result.converged
 
 
+def test_an_overflow_of_float16_is_advised_another_dtype() -> None:
+    large = 6e4 * torch.ones(30, 30)
+    result = svd(large.half(), 2, method="lanczos")
+    assert result.status is Status.NOT_FINITE
+    assert "compute in bfloat16 or float32, since float16 ends at 65,504" in result.advice
+    assert svd(large.bfloat16(), 2, method="lanczos").status is not Status.NOT_FINITE
+
+
 def test_one_operator_that_is_not_finite_leaves_the_others_alone() -> None:
     results = svd_batch([A, After(A, float("nan")), A], 4, method="lanczos")
     assert [result.status for result in results] == [Status.CONVERGED, Status.NOT_FINITE, Status.CONVERGED]
