@@ -276,8 +276,9 @@ class JacobianBatch:
             return []
         segments = [replace(self.operators[i].segment, width=X.shape[1]) for i, X in blocks]
         factors = [fitting([X], FORWARDS) for _, X in blocks]
-        entering = [self._to_rows(self.operators[i], scaled(X, f)) for (i, X), f in zip(blocks, factors, strict=True)]
-        parts = self.sweeps.forward(segments, torch.cat(entering)).split([s.width for s in segments])
+        pairs = zip(blocks, factors, strict=True)
+        rows = torch.cat([self._to_rows(self.operators[i], scaled(X, f)) for (i, X), f in pairs])
+        parts = self.sweeps.forward(segments, rows).split([s.width for s in segments])
         return [unscaled(part.T, f) for part, f in zip(parts, factors, strict=True)]
 
     def _rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
@@ -285,8 +286,9 @@ class JacobianBatch:
             return []
         segments = [replace(self.operators[i].segment, width=Y.shape[1]) for i, Y in blocks]
         factors = [fitting([Y], TRANSPOSED) for _, Y in blocks]
-        entering = torch.cat([scaled(Y, f).T for (_, Y), f in zip(blocks, factors, strict=True)])
-        parts = self.sweeps.transposed(segments, entering).split([s.source_rows for s in segments])
+        pairs = zip(blocks, factors, strict=True)
+        out = self.sweeps.transposed(segments, torch.cat([scaled(Y, f).T for (_, Y), f in pairs]))
+        parts = out.split([s.source_rows for s in segments])
         return [
             unscaled(self._to_columns(self.operators[i], part, Y.shape[1]), f)
             for (i, Y), part, f in zip(blocks, parts, factors, strict=True)
