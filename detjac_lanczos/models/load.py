@@ -198,6 +198,8 @@ def _from_cache(
         with without_progress_bars():
             model, tokenizer = load_pretrained(str(folder), name, torch.float32, **from_pretrained)
     except ModelError:
+        if from_pretrained.keys() - {"trust_remote_code"}:
+            raise  # options may be at fault
         raise damaged(folder, WEIGHTS) from None
     if fingerprint_of(model) != fingerprint:
         raise damaged(folder, WEIGHTS)

@@ -75,7 +75,10 @@ def load_tokenizer(source: str, name: str, trust_remote_code: bool, **from_pretr
 
     shared = _for_config(from_pretrained)
     with _failures_in_one_line(source, name, shared):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **shared)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **shared)
+        except (AttributeError, KeyError, TypeError) as error:  # files of another form
+            raise _no_tokenizer(name) from error
         if not _knows_words(tokenizer):
             raise _no_tokenizer(name)
         return tokenizer
@@ -91,7 +94,7 @@ def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> 
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    known = (OSError, ValueError, TypeError, RuntimeError, KeyError, ImportError, SafetensorError, StrictDataclassError)
+    known = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, StrictDataclassError)
     try:
         yield
     except ModelError:

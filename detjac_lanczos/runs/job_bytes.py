@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil
 from typing import NamedTuple
 
@@ -35,6 +36,9 @@ Measured on SmolLM2 and Gemma 3 270m, 16 and 48 tokens, k from 4 to 16: up to 3 
 
 _STILL_OPEN = 1 / 2
 """Share of the rows that may be left in a sweep when the slowest searches outgrow their room: a third was measured."""
+
+_COUNTS = 128
+"""Numbers of columns, up to those of a sweep, that are looked at."""
 
 _TURNS = 16
 """Turns of the dense road's check that are looked at, one in so many where there are more: neighbours are alike."""
@@ -189,11 +193,13 @@ class Demand:
         # those that outgrow the first room, if all numbers between the extremes are as likely
         grown = ceil(count * min(1.0, max(0.0, (most - first) / ((_QUICKEST + _SLOWEST) * width)))) if lockstep else 1
 
+        @cache
         def sweep(columns: int, met: bool) -> int:
             """Bytes of a sweep of so many columns; later on also of fewer, whose rows may go in taller parts."""
+            fewer = range(1, columns, -(-columns // _COUNTS)) if met else ()
             return max(
                 sweep_bytes(self.shape, lengths, count, rebuilt=rebuilt, lockstep=lockstep, met=met)
-                for count in range(1 if met else columns, columns + 1)
+                for count in (*fewer, columns)
             )
 
         def searches(room: int, many: int, triplets: int = triplets) -> int:
@@ -206,7 +212,7 @@ class Demand:
 
         # the first sweep with fewer rows than the next power of two below meets its products anew
         rows = sum(lengths) * width
-        narrower = fewer((1 << (rows - 1).bit_length() - 1) / rows, met=False)
+        narrower = fewer((1 << (rows - 1).bit_length() >> 1) / rows, met=False)
         judging = judging_bytes(shape, dtype, width=width, triplets=triplets)
         rooms = searches(last, grown) + searches(first, count - grown)
         growing = first * max(shape) * working_dtype(dtype).itemsize if last > first else 0
@@ -240,10 +246,12 @@ def advice(
     otherwise : sequence of Otherwise
         Other ways to hold the weights.
     """
-    changes = [other.change for other in otherwise if other.weights + other.demand.least(tokens, width) <= limit]
+    enough = [other for other in otherwise if other.weights + other.demand.least(tokens, width) <= limit]
+    others = [other for other in otherwise if other not in enough]
+    changes = [other.change for other in enough]
     if width > 1 and weights + demand.least(tokens, 1) <= limit:
         changes.append("take a narrower block (width 1)")
-    for how, held, wanted in [("", weights, demand), *((f" and {o.change}", o.weights, o.demand) for o in otherwise)]:
+    for how, held, wanted in [("", weights, demand), *((f" and {o.change}", o.weights, o.demand) for o in others)]:
         fewer = wanted.fitting_tokens(width, limit - held, tokens - 1)
         if fewer:
             changes.append(f"give {fewer} tokens or fewer{how}")

@@ -95,19 +95,19 @@ def plan(
     if not len(family.blocks_of(whole)):
         raise ModelError(f"{name} has no blocks; give a configuration with one or more")
     shape = replace(family.shape(whole, freeze), scratch=scratch(whole, kind))
-    precision = next(whole.parameters()).dtype
-    found = machine(device, precision)
-    weights = weight_bytes(whole, kind)
-    inside = _inside(whole, family, kind)
-    limit = read_memory(memory) or found.memory
+    budget = read_memory(memory)
     check_fit([(shape.output_size, shape.embedding_size)], k=k, method="auto", max_products=None, start=None)
     context = LoadedModel(whole, None, name, "").context_length
     if context is not None and tokens > context:
         raise InputError(f"tokens must be {context:,} or fewer, as the context of {name}, not {tokens:,}")
     if width > shape.hidden_size:
         raise InputError(f"width must be {shape.hidden_size} or less, the width of the stream of {name}, not {width}")
+    precision = next(whole.parameters()).dtype
+    found = machine(device, precision)
+    limit = budget or found.memory
     demand = Demand(shape, k, tol, Rates.of(torch.device(found.type)))
 
+    weights, inside = weight_bytes(whole, kind), _inside(whole, family, kind)
     resident = weights.total()
     if kind is None and resident + demand.least(tokens, width) > limit:
         resident = _streaming(weights, inside)

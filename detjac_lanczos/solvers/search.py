@@ -240,7 +240,7 @@ class Search:
 
     def _look(self) -> None:
         """Set how many triplets are wanted by what is known, and judge them once the bases can hold them."""
-        if self.state.whole:
+        if self.state.whole and self.state.steps:  # with products of both sides, which may contradict each other
             self.state.deduce(deflation_threshold(epsilon(self.dtype), self._largest), self.generator)
             self.widening.strand, self._copies.passes_left = None, 0
         self.goal.reconsider(self.state, self._largest)

@@ -193,6 +193,14 @@ def _write_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_of_another_form_is_named(folder: Path, file: str) -> None:
+    (folder / file).write_text("{}" if file == "tokenizer.json" else "[]")
+    with pytest.raises(ModelError, match="has no tokenizer, or none that can be read here") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_configuration_that_contradicts_itself_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 66, "num_attention_heads": 4}')
     with pytest.raises(ModelError, match=r"hidden size \(66\) is not a multiple of") as caught:

@@ -235,6 +235,13 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
     enough = plan(LLAMA_70B, 8192, device="a100", memory=more.split()[1] + "GB", quantization="nf4")
     assert enough.fits
     assert enough.joint.seconds == pytest.approx(found.joint.seconds, rel=0.01)
+    assert plan(LLAMA_70B, 8, device="h100", memory="20GB", quantization="nf4").advice[0] == UNPACKED
+    assert (
+        sum(
+            UNPACKED in change for change in plan(LLAMA_70B, 8, device="h100", memory="20GB", quantization="nf4").advice
+        )
+        == 1
+    )
     arguments = ["plan", "--model", str(LLAMA_70B), "--tokens", "8192", "--device", "a100", "--memory", "4GB"]
     assert main([*arguments, "--json"]) == 1
     record = json.loads(capsys.readouterr().out)
@@ -323,6 +330,14 @@ def test_seconds_are_those_of_the_precision() -> None:
     assert full.device.flops == pytest.approx(half.device.flops * 67 / 989)
     assert full.every_token.seconds > 10 * half.every_token.seconds
     assert "70 % of its float32 rate" in str(full)
+
+
+def test_the_least_and_the_widest_jobs_are_planned() -> None:
+    smallest = plan("smollm2", 1, width=1, device="h100")
+    assert smallest.fits
+    assert plan("smollm2", 1, device="h100", memory="20MB").advice
+    widest = plan("smollm2", 8, width=576, k=576, device="h100")
+    assert widest.peak > smallest.peak
 
 
 def test_only_what_takes_several_devices_says_so() -> None:

@@ -74,3 +74,23 @@ def test_where_rounding_keeps_a_whole_operator_open_no_more_products_are_sent() 
     assert result.status is Status.NOISE_FLOOR
     assert float(result.residuals.max()) <= result.floor
     assert result.work.products <= 50
+
+
+@pytest.mark.parametrize(("shape", "block"), [((8, 40), 8), ((40, 8), 10), ((6, 40), 10), ((10, 10), 10)])
+def test_products_of_one_side_alone_claim_nothing(shape: tuple[int, int], block: int) -> None:
+    """The first block spans a side; what the other product does is seen all the same."""
+    A = matrix(spectrum("root", min(shape)), shape)
+    noise = torch.Generator().manual_seed(0)
+
+    def other() -> torch.Tensor:
+        return A + 0.1 * torch.randn(shape, generator=noise, dtype=A.dtype)
+
+    class Changing(Recorder):
+        def matmat(self, X: torch.Tensor) -> torch.Tensor:
+            return other() @ X
+
+    right = svd(Recorder(A), 3, method="lanczos", block=block)
+    assert right.status is Status.CONVERGED
+    assert min(right.work.products_forward, right.work.products_transposed) > 0
+    assert svd(Recorder(A, other().T), 3, method="lanczos", block=block).status is Status.NOT_ADJOINT
+    assert svd(Changing(A), 3, method="lanczos", block=block).status is Status.NOT_DETERMINISTIC
