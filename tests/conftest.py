@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import gc
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -40,3 +41,14 @@ def _embedded(name: str, package: str) -> LoadedModel:
     if find_spec(package) is None:
         pytest.skip(f"the package {package} is not installed")
     return load_model(name)
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave alone what was imported: it lives to the end, and is most of what there is."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let go of it again, in the order that Python ends in."""
+    gc.unfreeze()
