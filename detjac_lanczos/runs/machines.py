@@ -46,11 +46,8 @@ _NVIDIA = {
 """Data sheets: name, memory, GEMM rates in half precision and in float32 or float64 (without TF32), bandwidth; the link
 to the host; packed weights decoded in a second."""
 
-MACHINES = tuple(_NVIDIA)
-"""Names of the machines that are documented here."""
 
-
-def machine(name: str, dtype: torch.dtype = torch.bfloat16) -> Machine:
+def machine(name: str, dtype: torch.dtype) -> Machine:
     """Return a machine by name, with its rates in a precision; ``"cpu"`` is this processor, measured with its threads.
 
     Raises
@@ -62,7 +59,7 @@ def machine(name: str, dtype: torch.dtype = torch.bfloat16) -> Machine:
     if name == "cpu":
         return _this_processor(dtype)
     if name not in _NVIDIA:
-        raise InputError(f"device {name!r} is not in the table; plan for one of {', '.join([*MACHINES, 'cpu'])}")
+        raise InputError(f"device {name!r} is not in the table; plan for one of {', '.join([*_NVIDIA, 'cpu'])}")
     model, memory, (half, full), bandwidth, link, decode = _NVIDIA[name]
     precision = str(dtype).removeprefix("torch.")
     source = (

@@ -235,13 +235,9 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
     enough = plan(LLAMA_70B, 8192, device="a100", memory=more.split()[1] + "GB", quantization="nf4")
     assert enough.fits
     assert enough.joint.seconds == pytest.approx(found.joint.seconds, rel=0.01)
-    assert plan(LLAMA_70B, 8, device="h100", memory="20GB", quantization="nf4").advice[0] == UNPACKED
-    assert (
-        sum(
-            UNPACKED in change for change in plan(LLAMA_70B, 8, device="h100", memory="20GB", quantization="nf4").advice
-        )
-        == 1
-    )
+    first, *rest = plan(LLAMA_70B, 8, device="h100", memory="20GB", quantization="nf4").advice
+    assert first == UNPACKED
+    assert not any(UNPACKED in change for change in rest)
     arguments = ["plan", "--model", str(LLAMA_70B), "--tokens", "8192", "--device", "a100", "--memory", "4GB"]
     assert main([*arguments, "--json"]) == 1
     record = json.loads(capsys.readouterr().out)
