@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -15,18 +16,21 @@ MIB = 1 << 20
 
 def main() -> None:
     """Replace what lies between the marks of each table."""
-    text = PAGE.read_text(encoding="utf-8")
+    argparse.ArgumentParser(prog="python -m bench.memory_page", description=__doc__).parse_args()
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def renewed(text: str) -> str:
+    """Return the page with every table as its figures are."""
     for name, (file, table) in TABLES.items():
-        path = TOP / "bench" / "results" / file
-        if path.exists():
-            made = table(json.loads(path.read_text(encoding="utf-8")))
-            text = re.sub(
-                rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)",
-                lambda found, made=made: found[1] + made + found[2],  # type: ignore[misc]
-                text,
-                flags=re.DOTALL,
-            )
-    PAGE.write_text(text, encoding="utf-8")
+        made = table(json.loads((TOP / "bench" / "results" / file).read_text(encoding="utf-8")))
+        text = re.sub(
+            rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)",
+            lambda found, made=made: found[1] + made + found[2],  # type: ignore[misc]
+            text,
+            flags=re.DOTALL,
+        )
+    return text
 
 
 def table(headings: list[str], rows: list[list[Any]]) -> str:

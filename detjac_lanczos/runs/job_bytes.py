@@ -256,7 +256,7 @@ def advice(
         if fewer:
             changes.append(f"give {fewer} tokens or fewer{how}")
             break
-    changes.append(f"give {_up(weights + demand.least(tokens, width))} GB of memory")
+    changes.append(f"give {_up(weights + demand.least(tokens, width))} of memory")
     return tuple(changes)
 
 
@@ -273,4 +273,5 @@ def _last(most: int, holds: Callable[[int], bool]) -> int:
 
 
 def _up(count: int) -> str:
-    return f"{int(count / 1e7 + 1) / 100:.2f}"
+    unit, size = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6)
+    return f"{int(100 * count / size + 1) / 100:.2f} {unit}"

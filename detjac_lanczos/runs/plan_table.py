@@ -42,8 +42,9 @@ def render(plan: JobPlan) -> str:
         lines.append(row("", "of these here", schedule.staged, "two blocks at a time; every sweep reads all"))
     lines.append(row("streams", "of the forward pass", schedule.streams))
     lines.append(row("working set", "rows, bases, capture", max(plan.working, plan.joint.bytes)))
-    limit = f"of {plan.memory / scale:.2f}: " + ("fits" if plan.fits else "does not fit")
-    lines += ["─" * _WIDTH, row("peak", "", plan.peak, limit), ""]
+    peak, limit = _told_apart(plan.peak / scale, plan.memory / scale)
+    verdict = f"of {limit}: {'fits' if plan.fits else 'does not fit'}"
+    lines += ["─" * _WIDTH, f"{'peak':<{_LABEL + _DETAIL}}{peak:>{_NUMBER}}   {verdict}", ""]
     headings = ("rows a sweep", "passes", "row-sweeps", "seconds", f"peak {unit}")
     lines += [f"{'work':<{_LABEL}}" + "".join(f"{heading:>{_COLUMN}}" for heading in headings), "─" * _WIDTH]
     every = "every token, dense" if plan.every_token.method == "dense" else "every token"
@@ -54,12 +55,24 @@ def render(plan: JobPlan) -> str:
         peak = f"{plan.every_token.otherwise / scale:,.2f} {unit}"
         lines += ["", f"Every token by {other} may be as fast: then the peak is {peak}; `method` chooses."]
     if plan.fits and plan.at_once < plan.tokens:
-        lines += ["", f"Every token at once would take too much; ask about {plan.at_once} at a time."]
+        lines += ["", f"Every token at once would take too much; {_fewer_at_once(plan.at_once)}."]
     if plan.advice:
         lines += ["", f"To fit: {'; or '.join(plan.advice)}."]
     if plan.peak > plan.device.memory and plan.fits:
         lines += ["", f"One device of this kind has {plan.device.memory / scale:,.2f} {unit}: it takes more than one."]
     return "\n".join([*lines, "", f"Rates: {plan.device.source}."])
+
+
+def _told_apart(peak: float, limit: float) -> tuple[str, str]:
+    """Return both with as many decimals, two at least, as show which one is larger."""
+    digits = next((n for n in range(2, 9) if f"{peak:.{n}f}" != f"{limit:.{n}f}"), 2)
+    return f"{peak:.{digits}f}", f"{limit:.{digits}f}"
+
+
+def _fewer_at_once(tokens: int) -> str:
+    if not tokens:
+        return "beside this schedule not even one fits: give more memory, or ask for all jointly"
+    return f"ask about {tokens} at a time"
 
 
 def _work(label: str, job: Job, scale: float) -> str:

@@ -1,8 +1,10 @@
 """Plans of jobs: bytes of real models and networks, work of real operators, and what is said where it is too much."""
 
 import json
+import re
 import threading
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,24 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
     record = json.loads(capsys.readouterr().out)
     assert record["advice"]
     assert record["bytes"]["peak"] > record["memory"]
+
+
+def test_a_table_tells_a_peak_from_a_limit_that_it_rounds_to() -> None:
+    least = plan("smollm2", 8, device="h100", memory="1MB")
+    (more,) = [change for change in least.advice if "memory" in change]
+    assert more.endswith(" MB of memory")
+    memory = least.peak - 1
+    short = plan("smollm2", 8, device="h100", memory=memory)
+    assert not short.fits
+    peak, limit = re.search(r"peak +([\d.]+)   of ([\d.]+): does not fit", str(short)).groups()
+    assert float(limit) < float(peak)
+    assert plan("smollm2", 8, device="h100", memory=more.removeprefix("give ").removesuffix(" of memory")).fits
+
+
+def test_not_even_one_token_at_once_is_said_in_words() -> None:
+    found = replace(plan("smollm2", 64, device="h100", dtype="float32"), at_once=0)
+    assert "not even one fits: give more memory" in str(found)
+    assert "0 at a time" not in str(found)
 
 
 def test_tokens_at_once_are_the_most_that_fit() -> None:
