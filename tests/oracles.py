@@ -5,7 +5,7 @@ them and the rest: `Detach` cuts their gradient (oracle A: J by reverse mode), `
 returns them again at x + δ (oracle B: the map is then exactly affine).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -181,24 +181,29 @@ class OracleA:
 
         ``source`` is a block, or "embeddings": what the embedding layer gives.
         """
-        y = self.streams[target][0, position]
+        return self.jacobians([source], target, position, cotangents)[0]
+
+    def jacobians(
+        self, sources: Sequence[int | str], target: str, position: int, cotangents: Tensor | None = None
+    ) -> list[Tensor]:
+        """One Jacobian for each source, by the same reverse passes."""
+        y, xs = self.streams[target][0, position], [self.streams[f"source.{source}"] for source in sources]
         cotangents = torch.eye(len(y), dtype=y.dtype) if cotangents is None else cotangents
         parts = [
-            torch.autograd.grad(y, self.streams[f"source.{source}"], part, retain_graph=True, is_grads_batched=True)[0]
-            for part in cotangents.split(96)
+            torch.autograd.grad(y, xs, part, retain_graph=True, is_grads_batched=True) for part in cotangents.split(96)
         ]
-        return torch.cat(parts)[:, 0]
+        return [torch.cat(by_source)[:, 0] for by_source in zip(*parts, strict=True)]
 
-    def product(self, source: int | str, target: str, delta: Tensor) -> Tensor:
-        """(n, d_out): J δ at every position, for δ (n, d) at every row entering block ``source``."""
-        return derivative(self.streams[f"source.{source}"], self.streams[target], delta)
+    def products(self, source: int | str, targets: Sequence[str], delta: Tensor) -> dict[str, Tensor]:
+        """(n, d_out) by target: J δ at every position, for δ (n, d) at every row entering block ``source``."""
+        return derivatives(self.streams[f"source.{source}"], {name: self.streams[name] for name in targets}, delta)
 
 
-def derivative(x: Tensor, y: Tensor, delta: Tensor) -> Tensor:
-    """J δ in two reverse passes: u ↦ Jᵀ u is linear, and its own transpose is J."""
-    u = torch.zeros_like(y, requires_grad=True)
-    (pulled,) = torch.autograd.grad(y, x, u, create_graph=True)
-    return torch.autograd.grad(pulled, u, delta[None])[0][0]
+def derivatives(x: Tensor, ys: dict[str, Tensor], delta: Tensor) -> dict[str, Tensor]:
+    """J δ of every y in two reverse passes: (u, …) ↦ Jᵀ u + … is linear, and its own transpose is (J, …)."""
+    us = [torch.zeros_like(y, requires_grad=True) for y in ys.values()]
+    (pulled,) = torch.autograd.grad(list(ys.values()), x, us, create_graph=True)
+    return {name: moved[0] for name, moved in zip(ys, torch.autograd.grad(pulled, us, delta[None]), strict=True)}
 
 
 class OracleB:

@@ -24,6 +24,7 @@ from tests import tiny_models
 from tests.every_block import every_block
 from tests.offloading import Counts, in_host_memory, on_disk
 from tests.tiny_models.moe import MOE
+from tests.tiny_models.packed import quantised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -247,7 +248,7 @@ def test_weights_that_are_nowhere_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_packed_weights_that_are_offloaded_are_refused_by_name(kind: str) -> None:
-    model = load_model("smollm2", quantization=kind).model
+    model = quantised(tiny_models.llama(torch.float32, hidden_size=64, intermediate_size=128, head_dim=16), kind)
     cpu_offload(model, execution_device=torch.device("cpu"))
     with pytest.raises(UnsupportedModelError, match=r"model\.layers\.0\.\S+\.weight is packed by bitsandbytes and off"):
         load_model(model)
