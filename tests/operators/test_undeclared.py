@@ -80,7 +80,8 @@ def targets(blocks: int) -> Iterator[tuple[str, Any, int]]:
     yield "mlp.2", mlp(2), 3
 
 
-GATED = ("StableLM", "OLMo", "GLM", "Gemma")
+GATED = ("StableLM", "GLM")
+"""One for each way to hold a gated product: apart and fused."""
 
 
 @pytest.mark.parametrize(
@@ -111,10 +112,11 @@ def test_a_declared_family_is_the_same_by_its_structure(name: str) -> None:
     by_maps = detach(tiny_models.loaded(model), input_ids=ids, freeze="half")
     by_modules = pinned(model, ids=ids, freeze="half")
     assert (by_maps.route, by_modules.route) == ("frozen", "autograd")
-    for one, other in zip(by_maps.jacobians().operators, by_modules.jacobians().operators, strict=True):
+    for prompt, length in enumerate(LENGTHS):
+        one, other = (network.jacobian((prompt, "joint")) for network in (by_maps, by_modules))
         Y = torch.randn(one.shape[0], 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        expected = one.rmatmat(Y)
-        assert (other.rmatmat(Y) - expected).norm() <= BAR * expected.norm()
+        expected, found = (J.rmatmat(Y).view(length, -1) for J in (one, other))
+        assert torch.all((found - expected).norm(dim=1) <= BAR * expected.norm(dim=1))
     J = by_modules.jacobian((1, "joint"))
     assert (J.offset - by_maps.jacobian((1, "joint")).offset).norm() <= BAR * (J.offset.norm() + J.y.norm())
 
