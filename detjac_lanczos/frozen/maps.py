@@ -143,7 +143,11 @@ class Bias:
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
         """(R, d) to (R, d)."""
         b = self.b if self.b.ndim == 1 else self.b[positions]
-        return (x + (b if self.factor is None else self.factor[positions, None] * b)).to(x.dtype)
+        if self.factor is None:
+            return (x + b).to(x.dtype)
+        if x.dtype is b.dtype is self.factor.dtype:
+            return torch.addcmul(x, self.factor[positions, None], b)
+        return (x + self.factor[positions, None] * b).to(x.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,6 +52,7 @@ def sweep_bytes(
     rebuilt: tuple[bool, bool] = (False, False),
     lockstep: bool = False,
     met: bool = False,
+    affine: bool = False,
 ) -> int:
     """Return the bytes of a sweep of ``width`` columns over all positions of all prompts, its rows included.
 
@@ -68,6 +69,8 @@ def sweep_bytes(
     met : bool
         Whether products of these shapes were made before: a GEMM of a new shape runs on both its roads at first, and
         the products are compared.
+    affine : bool
+        Whether biases are added on the way.
     """
     rows = sum(lengths) * width
     # fewer rows go in taller parts: at most in as many full ones as there are
@@ -80,13 +83,17 @@ def sweep_bytes(
     for block in shape.blocks:
         mixed = block.heads * block.head_dim
         values = block.kv_heads * block.head_dim
-        around = max(shape.hidden_size + values * products, mixed + shape.hidden_size * products)
+        read = shape.hidden_size * (1 + block.centered)
+        around = max(read + values * products, mixed + shape.hidden_size * products)
         around = max(around, shape.hidden_size + mixed * products)
         most = max(
             most,
             _attending(shape, block, lengths, width, rebuilt[0], lockstep),
             rows * around * shape.itemsize + _library(shape),
-            *(_rowwise(shape, block, h, width, rebuilt[1], products, uneven) + _library(shape) for h in heights),
+            *(
+                _rowwise(shape, block, h, width, rebuilt[1], products, uneven=uneven, affine=affine) + _library(shape)
+                for h in heights
+            ),
         )
     # what the caller gave, the stream, and the sum so far where branches read one stream
     streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize
@@ -105,8 +112,8 @@ def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[b
     inputs = 11 * lengths[0] * shape.hidden_size * shape.wide
     logits = shape.vocabulary * (2 * shape.itemsize + 8) + _others(shape)
     met = (3 * lengths[0] - 1).bit_length() == (4 * lengths[0] - 1).bit_length()
-    three = sweep_bytes(shape, lengths[:1], 3, rebuilt=rebuilt)
-    four = sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt, met=met)
+    three = sweep_bytes(shape, lengths[:1], 3, rebuilt=rebuilt, affine=True)
+    four = sweep_bytes(shape, lengths[:1], 4, rebuilt=rebuilt, met=met, affine=True)
     return max(three + inputs, four + inputs, logits) + _library(shape)
 
 
@@ -133,7 +140,15 @@ def _attending(
 
 
 def _rowwise(
-    shape: NetworkShape, block: BlockShape, rows: int, width: int, rebuilt: bool, products: int, uneven: bool
+    shape: NetworkShape,
+    block: BlockShape,
+    rows: int,
+    width: int,
+    rebuilt: bool,
+    products: int,
+    *,
+    uneven: bool,
+    affine: bool,
 ) -> int:
     """Bytes held while a part of the rows is in the wide middle of an MLP, or all of it in that of one expert.
 
@@ -145,14 +160,17 @@ def _rowwise(
     factors = -(-part // shared)
     d, item, wide = shape.hidden_size, shape.itemsize, shape.wide
     turned = 0 if item == wide else 2 * wide  # what is multiplied by a factor of another precision, and the result
-    middle = part * d * item
+    read = d * (1 + block.centered)
+    middle = part * read * item
     for gate in block.gates:
         others = (gate.factors - 1) * part * (gate.width + d) * item  # of the mean of two maps, the one that is done
-        product = d + gate.width * products
+        product = read + gate.width * products
         if shape.scratch:  # on the way back the whole width is made again by each part of the matrix
             wider, narrower = rows_at_once(gate.width, d), rows_at_once(d, gate.width)
-            product = max(d + gate.width + (products - 1) * wider, gate.width * products + narrower)
+            product = max(read + gate.width + (products - 1) * wider, gate.width * products + narrower)
         multiplied = part * gate.width * (item + turned) + factors * gate.width * wide
+        if affine and gate.biased:  # the sum beside the product, in the wider precision first, and once more as a copy
+            multiplied += part * gate.width * (item if item == wide else 2 * wide)
         if rebuilt:
             multiplied += -(-part // width) * (gate.inputs * item + 4 * gate.width * wide)
         middle = max(middle, max(part * product * item, multiplied) + others)

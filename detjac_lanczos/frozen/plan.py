@@ -95,7 +95,8 @@ class Plan:
     def peak(self, width: int = WIDTH) -> int:
         """Return the most bytes held at once, predicted: by the capture, its self-check, or sweeps of all positions.
 
-        The weights of the model are not among them, nor what lies in files.
+        The weights of the model are not among them, nor what lies in files, nor rows as wide as the vocabulary: a
+        product with Jacobians of the logits holds its own, twice where it is the first.
 
         Parameters
         ----------

@@ -13,13 +13,15 @@ from detjac_lanczos.errors import UnsupportedModelError
 class GateShape:
     """Frozen factors of one product, all of ``width`` f, made of rows of width ``inputs``.
 
-    ``factors``: how many there are; ``projections``: products of ``inputs`` × f that making them again takes.
+    ``factors``: how many there are; ``projections``: products of ``inputs`` × f that making them again takes;
+    ``biased``: the affine map adds a bias before a factor.
     """
 
     inputs: int
     width: int
     factors: int
     projections: int
+    biased: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class ExpertShape:
 class BlockShape:
     """Frozen factors of one block: attention weights, gates, and for each position ``numbers`` and ``integers``.
 
-    Those of routed ``experts`` are among the numbers. ``made``: numbers that a sweep makes of weights and keeps, 1 + w.
+    Those of routed ``experts`` are among the numbers. ``made``: numbers that a sweep makes of weights and keeps, 1 + w;
+    ``centered``: a norm takes the mean off its input, into rows of their own.
     """
 
     heads: int = 0
@@ -46,6 +49,7 @@ class BlockShape:
     numbers: int = 0
     integers: int = 0
     made: int = 0
+    centered: bool = False
 
     def __add__(self, other: BlockShape) -> BlockShape:
         """Return the factors of both."""
@@ -58,6 +62,7 @@ class BlockShape:
             self.numbers + other.numbers,
             self.integers + other.integers,
             self.made + other.made,
+            self.centered or other.centered,
         )
 
 

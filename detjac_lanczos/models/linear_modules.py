@@ -73,6 +73,12 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     return running.out_features, running.in_features
 
 
+def has_bias(module: nn.Module) -> bool:
+    """Tell whether a linear module, adapted or not, has a bias; it is not read."""
+    running: Any = running_module(module)
+    return has_bias(running.base_layer) if is_adapted(running) else getattr(running, "bias", None) is not None
+
+
 def multiply_by_decoded_weights(copied: nn.Module, *, four_bits_only: bool = False) -> None:
     """Replace every packed linear module of a structural copy, with its adapters, by one that multiplies by its weight.
 

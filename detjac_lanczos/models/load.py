@@ -15,7 +15,7 @@ from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.bitsandbytes import require_not_repacked
 from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, unpacked_folder
 from detjac_lanczos.models.catalogue import EMBEDDED
-from detjac_lanczos.models.conversion import convert
+from detjac_lanczos.models.conversion import convert, why_fixed
 from detjac_lanczos.models.dtypes import compute_dtype, parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.gguf_file import sha256_of
@@ -169,11 +169,15 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
 
 def _require_as_it_is(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:
     """Refuse to convert a live model in place: it belongs to the caller."""
+    fixed = why_fixed(model)
+    instead = f"its weights are {fixed}: load it as you want it" if fixed else None
     if dtype is not None and (own := compute_dtype(model)) != dtype:
-        raise InputError(f"this model is live in {own}, not {dtype}; detach(…, dtype=) takes a converted copy")
+        instead = instead or "detach(…, dtype=) takes a converted copy"
+        raise InputError(f"this model is live in {own}, not {dtype}; {instead}")
     here = execution_device(model)
     if device is not None and (here.type != device.type or device.index not in (None, here.index)):
-        raise InputError(f"this model is live on {here}, not {device}; detach(…, device=) takes a copy there")
+        instead = instead or "detach(…, device=) takes a copy there"
+        raise InputError(f"this model is live on {here}, not {device}; {instead}")
 
 
 def _unpacked_file(path: Path) -> Path:

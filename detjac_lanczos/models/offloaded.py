@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.side_stream import beside, used_here
 
@@ -58,7 +58,13 @@ class OffloadedModule(Held[dict[str, Tensor], nn.Module]):
         return [*names, "SCB"] if type(self.module).__name__ == "Linear8bitLt" else names
 
     def _value(self, name: str) -> Tensor:
-        value, own = self._map[name], _own_tensors(self.module).get(name)
+        try:
+            value = self._map[name]
+        except OSError as error:
+            raise ModelError(
+                f"a weight that accelerate put on disk cannot be read ({error}); load the model again"
+            ) from None
+        own = _own_tensors(self.module).get(name)
         return value.to(own.dtype) if own is not None and own.is_floating_point() else value
 
     def _placed(self, values: dict[str, Tensor]) -> nn.Module:

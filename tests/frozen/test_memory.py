@@ -18,11 +18,14 @@ from detjac_lanczos.operators import DetachedNetwork, detach, head, layer, mlp
 from detjac_lanczos.operators import attention as attention_of
 from tests import tiny_models
 from tests.every_block import every_block
+from tests.tiny_models.dense import gpt2, gpt_neox
 from tests.tiny_models.undeclared import UNDECLARED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = tiny_models.prompt_ids(40, 7)
+GPT2 = {"n_embd": 128, "n_inner": 512, "n_head": 8, "n_layer": 4, "n_positions": 512, "vocab_size": 5000}
+NEOX = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 8, "num_hidden_layers": 4}
 
 
 def network(make: str, way: Any, dtype: torch.dtype = torch.float64, **options: Any) -> DetachedNetwork:
@@ -175,3 +178,18 @@ def test_the_peak_is_predicted_within_a_tenth_and_never_below(
     sweeps = (with_peak(product)[1] for product in (lambda: J.matmat(X), lambda: J.rmatmat(Y)))
     measured = max(captured, *(net.plan.resident + peak for peak in sweeps))
     assert measured <= net.plan.peak(4) <= 1.1 * measured
+
+
+@pytest.mark.parametrize(("make", "sizes"), [(gpt2, GPT2), (gpt_neox, NEOX)])
+def test_centered_rows_and_biases_are_counted(make: Any, sizes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A LayerNorm makes centered rows beside the stream, and the self-check's affine pass sums of the wide middle."""
+    loaded, ids = tiny_models.loaded(make(torch.float32, **sizes)), tiny_models.prompt_ids(64)[0]
+    monkeypatch.setattr(roads, "_table", {})
+    monkeypatch.setattr("detjac_lanczos.operators.self_check._passed", {})
+    net, captured, _ = with_peak(lambda: detach(loaded, input_ids=ids))
+    assert captured <= net.plan.peak(1) <= 1.25 * captured
+    J, generator = net.jacobian("joint"), torch.Generator().manual_seed(0)
+    X = torch.randn(J.shape[1], 16, generator=generator)
+    monkeypatch.setattr(roads, "_table", {})
+    _, swept, _ = with_peak(lambda: J.matmat(X))
+    assert net.plan.resident + swept <= net.plan.peak(16) <= 1.1 * (net.plan.resident + swept)

@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import ModelError, UnsupportedModelError
+from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.structural_copy import observed_copy
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.offloaded import OffloadedModule, offloaded
@@ -237,6 +237,17 @@ def test_weights_on_disk_that_are_not_finite_are_refused_by_name(tmp_path: Path)
     nn.init.constant_(model.model.layers[1].mlp.up_proj.weight[3:4], float("nan"))
     with pytest.raises(ModelError, match=r"'model\.layers\.1\.mlp\.up_proj\.weight' holds 24 NaN"):
         load_model(on_disk(model, tmp_path))
+
+
+def test_weights_on_disk_that_are_gone_are_one_line_and_other_precisions_are_loaded(tmp_path: Path) -> None:
+    model = on_disk(tiny_models.llama(torch.float32), tmp_path)
+    with pytest.raises(InputError, match="its weights are offloaded by accelerate: load it as you want it"):
+        load_model(model, dtype="float64")
+    J = detach(load_model(model), input_ids=IDS[0]).jacobian(0)
+    (lost,) = tmp_path.rglob("model.layers.1.mlp.up_proj.weight.dat")
+    lost.unlink()
+    with pytest.raises(ModelError, match=r"a weight that accelerate put on disk cannot be read .*up_proj\.weight"):
+        J.rmatmat(torch.ones(J.shape[0], 1))
 
 
 def test_weights_that_are_nowhere_are_refused_by_name() -> None:

@@ -19,7 +19,7 @@ from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.projections import linear_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
-from detjac_lanczos.models.linear_modules import linear_shape
+from detjac_lanczos.models.linear_modules import has_bias, linear_shape
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ class GatedMLP:
         f, d = linear_shape(block.get_submodule(self.gate))
         names = self.product.names(freeze)
         projections = sum(1 if name == "activation" else 2 for name in names)
-        return BlockShape(gates=(GateShape(d, f // 2 if self.gate == self.up else f, len(names), projections),))
+        width = f // 2 if self.gate == self.up else f
+        biased = any(has_bias(block.get_submodule(path)) for path in (self.gate, self.up))
+        return BlockShape(gates=(GateShape(d, width, len(names), projections, biased),))
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the linear factor and the frozen one."""
@@ -116,7 +118,7 @@ class ActivatedMLP:
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """Return the width of the ratio and of what it is made of."""
         f, d = linear_shape(block.get_submodule(self.path))
-        return BlockShape(gates=(GateShape(d, f, 1, 1),))
+        return BlockShape(gates=(GateShape(d, f, 1, 1, has_bias(block.get_submodule(self.path))),))
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the linear module and the frozen ratio."""

@@ -72,8 +72,8 @@ class LayerNorm:
         module.register_forward_pre_hook(hook)
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
-        """One number for each position."""
-        return BlockShape(numbers=1)
+        """One number for each position, and a centered input."""
+        return BlockShape(numbers=1, centered=True)
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the centering, the frozen row scale, the weight and the bias."""
