@@ -169,15 +169,16 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
 
 def _require_as_it_is(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:
     """Refuse to convert a live model in place: it belongs to the caller."""
-    fixed = why_fixed(model)
-    instead = f"its weights are {fixed}: load it as you want it" if fixed else None
-    if dtype is not None and (own := compute_dtype(model)) != dtype:
-        instead = instead or "detach(…, dtype=) takes a converted copy"
-        raise InputError(f"this model is live in {own}, not {dtype}; {instead}")
-    here = execution_device(model)
+    own, here = compute_dtype(model), execution_device(model)
+    if dtype not in (None, own):
+        raise InputError(f"this model is live in {own}, not {dtype}; {_otherwise(model, 'dtype', 'a converted copy')}")
     if device is not None and (here.type != device.type or device.index not in (None, here.index)):
-        instead = instead or "detach(…, device=) takes a copy there"
-        raise InputError(f"this model is live on {here}, not {device}; {instead}")
+        raise InputError(f"this model is live on {here}, not {device}; {_otherwise(model, 'device', 'a copy there')}")
+
+
+def _otherwise(model: Any, option: str, copy: str) -> str:
+    fixed = why_fixed(model)
+    return f"its weights are {fixed}: load it as you want it" if fixed else f"detach(…, {option}=) takes {copy}"
 
 
 def _unpacked_file(path: Path) -> Path:
