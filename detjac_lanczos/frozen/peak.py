@@ -168,8 +168,8 @@ def _rowwise(
         if shape.scratch:  # on the way back the whole width is made again by each part of the matrix
             wider, narrower = rows_at_once(gate.width, d), rows_at_once(d, gate.width)
             product = max(read + gate.width + (products - 1) * wider, gate.width * products + narrower)
-        multiplied = part * gate.width * (item + turned) + factors * gate.width * wide
-        if affine and gate.biased:  # the sum beside the product, in the wider precision first, and once more as a copy
+        multiplied = part * (read - d + gate.width) * item + part * gate.width * turned + factors * gate.width * wide
+        if affine and gate.biased:  # the product beside its sum; of two precisions in the wider one first
             multiplied += part * gate.width * (item if item == wide else 2 * wide)
         if rebuilt:
             multiplied += -(-part // width) * (gate.inputs * item + 4 * gate.width * wide)

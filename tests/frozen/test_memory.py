@@ -180,16 +180,21 @@ def test_the_peak_is_predicted_within_a_tenth_and_never_below(
     assert measured <= net.plan.peak(4) <= 1.1 * measured
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("make", "sizes"), [(gpt2, GPT2), (gpt_neox, NEOX)])
-def test_centered_rows_and_biases_are_counted(make: Any, sizes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_centered_rows_and_biases_are_counted(
+    make: Any, sizes: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A LayerNorm makes centered rows beside the stream, and the self-check's affine pass sums of the wide middle."""
-    loaded, ids = tiny_models.loaded(make(torch.float32, **sizes)), tiny_models.prompt_ids(64)[0]
+    loaded, ids = tiny_models.loaded(make(dtype, **sizes)), tiny_models.prompt_ids(64)[0]
     monkeypatch.setattr(roads, "_table", {})
     monkeypatch.setattr("detjac_lanczos.operators.self_check._passed", {})
     net, captured, _ = with_peak(lambda: detach(loaded, input_ids=ids))
-    assert captured <= net.plan.peak(1) <= 1.25 * captured
-    J, generator = net.jacobian("joint"), torch.Generator().manual_seed(0)
-    X = torch.randn(J.shape[1], 16, generator=generator)
+    room = (870 << 10) if dtype is torch.bfloat16 else 0  # what oneDNN may take, and does not for products so small
+    assert captured <= net.plan.peak(1)
+    assert room or net.plan.peak(1) <= 1.25 * captured
+    J = net.jacobian("joint")
+    X = torch.randn(J.shape[1], 32, generator=torch.Generator().manual_seed(0)).to(dtype)
     monkeypatch.setattr(roads, "_table", {})
     _, swept, _ = with_peak(lambda: J.matmat(X))
-    assert net.plan.resident + swept <= net.plan.peak(16) <= 1.1 * (net.plan.resident + swept)
+    assert net.plan.resident + swept <= net.plan.peak(32) <= 1.1 * (net.plan.resident + swept) + room
