@@ -8,7 +8,10 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils.peft_utils import check_peft_version
 
 from detjac_lanczos.errors import RunFileError, UnsupportedModelError
 from detjac_lanczos.models import load_model
@@ -165,6 +168,10 @@ def test_decoding_reads_the_adapted_head_and_table() -> None:
 
 
 def test_adapters_put_into_a_model_by_transformers_are_read_too() -> None:
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError as error:
+        pytest.skip(f"transformers {transformers.__version__}, peft {peft.__version__}: {error}")
     model = MODELS["Llama"](torch.float64)
     model.add_adapter(peft.LoraConfig(r=2, target_modules=LINEAR["Llama"]), adapter_name="default")
     drawn(model)

@@ -324,11 +324,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**SIZES | {"num_experts": 4})),
         r"model\.layers\.0\.mlp \(OlmoeSparseMoeBlock\)",
     ),
-    "GPT-J": (
-        lambda: transformers.GPTJForCausalLM(
-            transformers.GPTJConfig(vocab_size=40, n_embd=24, n_layer=2, n_head=4, n_positions=64, rotary_dim=4)
+    "MPT": (
+        lambda: transformers.MptForCausalLM(
+            transformers.MptConfig(vocab_size=40, d_model=24, n_layers=2, n_heads=4, max_seq_len=64)
         ),
-        r"transformer\.h\.0\.attn \(GPTJAttention\)",
+        r"transformer\.blocks\.0\.attn \(MptAttention\)",
     ),
     "BERT": (
         lambda: transformers.BertLMHeadModel(
