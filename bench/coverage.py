@@ -11,7 +11,6 @@ same triplets (the tests hold it to that, bit for bit); where they did, it is ma
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ import torch
 from bench.cases import SPECTRA, Case, Problem, cases, make_problem
 from bench.coverage_page import page
 from bench.real_jacobians import MODELS, real_problems
+from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.solvers import Status, SVDResult, svd
 
 RECORD = Path("bench/results/coverage.json")
@@ -178,9 +178,9 @@ def merged(record: dict[str, Any], other: dict[str, Any], names: Iterable[str]) 
 
 def _keep(record: dict[str, Any], out: Path, where: Path) -> int:
     """Write the record and its page; return 1 if a claim failed more often than it may."""
-    _write(out, json.dumps(record, separators=(",", ":")) + "\n")
+    write_whole(out, json.dumps(record, separators=(",", ":")) + "\n")
     text, sound = page(record)
-    _write(where, text)
+    write_whole(where, text)
     return 0 if sound else 1
 
 
@@ -189,13 +189,6 @@ def _read(path: Path) -> dict[str, Any]:
         return {"seeds": {}, "cases": {}}
     found: dict[str, Any] = json.loads(path.read_text())
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 if __name__ == "__main__":

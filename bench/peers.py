@@ -10,7 +10,6 @@ itself.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from bench.peers_page import page, table
 from bench.real_jacobians import MODELS, Widened, jacobians
 from bench.spectral_operator import SpectralOperator
 from detjac_lanczos import DetjacError
+from detjac_lanczos.runs.folder import write_whole
 from tests.solvers.spectra import spectrum
 
 TOLERANCES = (1e-2, 1e-3, 1e-6)
@@ -104,17 +104,10 @@ def main(argv: list[str] | None = None) -> int:
                     for tol in tolerances
                 }
                 figures[name] = {title: known[title] for title in roads() if title in known} | known
-                _write(arguments.out, json.dumps(figures, indent=None, separators=(",", ":")) + "\n")
+                write_whole(arguments.out, json.dumps(figures, indent=None, separators=(",", ":")) + "\n")
         print(table(figures[name], name), flush=True)
-        _write(arguments.page, page(figures))
+        write_whole(arguments.page, page(figures))
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 if __name__ == "__main__":
