@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.operator import LinearOperator, as_operator
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, safe_scale
 
 _WIDTH = 3
 
@@ -76,7 +76,8 @@ def _check(operator: LinearOperator, seed: int) -> OperatorReport:
     problems = forward + transposed
     if AV is None or AtU is None:
         return OperatorReport(tuple(problems), float("nan"), bound)
-    U, V = U.to(torch.float64), V.to(torch.float64)
+    unit = safe_scale(torch.cat([AV, AtU]))
+    AV, AtU, U, V = AV * unit, AtU * unit, U.to(torch.float64), V.to(torch.float64)
     lengths = AV.norm(dim=0)[None, :] * U.norm(dim=0)[:, None]
     defect = float(((U.T @ AV - AtU.T @ V).abs() / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).max())
     if defect > bound:
@@ -109,12 +110,18 @@ def _check_way(
     if not torch.equal(kept, block):
         return None, [f"{name} changes the block that it is given"]
     problems, first = [], product.to(torch.float64, copy=True)
-    size = float(first.norm()) or 1.0
-    if float((apply(block).to(torch.float64) - first).norm()) > bound * size:
+    unit = safe_scale(first)
+    scaled = first * unit
+    size = float(scaled.norm())
+
+    def again(sent: Tensor) -> Tensor:
+        return apply(sent).to(torch.float64) * unit
+
+    if float((again(block) - scaled).norm()) > bound * size:
         problems.append(f"{name} is not deterministic: the same block gave two different products")
-    elif float((apply(block[:, :1]).to(torch.float64) - first[:, :1]).norm()) > bound * size:
+    elif float((again(block[:, :1]) - scaled[:, :1]).norm()) > bound * size:
         problems.append(f"{name} is not the same column by column: a column alone gives another product")
-    elif float((apply(-2.0 * block).to(torch.float64) + 2.0 * first).norm()) > 2.0 * bound * size:
+    elif float((again(-2.0 * block) + 2.0 * scaled).norm()) > 2.0 * bound * size:
         problems.append(f"{name} is not linear: -2 times a block does not give -2 times its product")
     return first, problems
 

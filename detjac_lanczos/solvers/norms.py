@@ -1,6 +1,7 @@
 """Norms of an operator as intervals from random probes, the leading triplets removed first; exact on request."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.dense import Materialisation
 from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.rounding import powers_of_two, safe_scale
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors, rest_interval
 
@@ -38,6 +40,8 @@ class Lengths:
 @dataclass(frozen=True)
 class Norms:
     """Norms of an operator A (d_out × d_in).
+
+    Squares are taken in units of a power of two. A length above the largest float64 is inf, between that and inf.
 
     Attributes
     ----------
@@ -143,8 +147,8 @@ def norms_batch(
             rows = _lengths(counted, Direction.FORWARD, [one.V for one in found], probes, confidence, generator)
             columns = _lengths(counted, Direction.TRANSPOSED, [one.U for one in found], probes, confidence, generator)
     return [
-        Norms(total, _stable_rank(total, one), row, column, confidence, probes)
-        for total, one, row, column in zip(totals, found, rows, columns, strict=True)
+        Norms(_in_units(total, unit), _stable_rank(total, one, unit), row, column, confidence, probes)
+        for (total, unit), one, row, column in zip(totals, found, rows, columns, strict=True)
     ]
 
 
@@ -154,7 +158,8 @@ def _frobenius(
     probes: int,
     confidence: float,
     generator: torch.Generator,
-) -> list[Interval]:
+) -> list[tuple[Interval, float]]:
+    """Return ‖A‖_F of each operator times a power of two, and that power."""
     heights = [d_out for d_out, _ in batch.shapes]
     drawn = torch.randn(probes, max(heights), dtype=torch.float64, generator=generator).to(batch.device, batch.dtype)
     if len(set(heights)) == 1:
@@ -164,12 +169,15 @@ def _frobenius(
     intervals = []
     for image, one, height in zip(_finite(batch, images), triplets, heights, strict=True):
         U, S, V = (part.double() for part in (one.U, one.S, one.V))
-        rest = image.double() - drawn[:, :height].double() @ U * S @ V.T
+        image = image.double()
+        unit = safe_scale(torch.stack([image.abs().max(), S.max()]))
+        image, S = image * unit, S * unit
+        rest = image - drawn[:, :height].double() @ U * S @ V.T
         known, mean = float(S.square().sum()), float(rest.square().sum()) / probes
-        residual = float(one.residuals.square().sum(dim=0).max()) ** 0.5
+        residual = float((one.residuals * unit).square().sum(dim=0).max()) ** 0.5
         largest = (float(S[-1]) + residual) ** 2 if math.isfinite(residual) else math.inf
         low, high = rest_interval(mean, probes, largest, confidence)
-        intervals.append(Interval(*(math.sqrt(known + part) for part in (mean, low, high))))
+        intervals.append((Interval(*(math.sqrt(known + part) for part in (mean, low, high))), unit))
     return intervals
 
 
@@ -189,39 +197,61 @@ def _lengths(
     low_factor, high_factor = chi_square_factors(probes, confidence)
     found: list[Lengths | None] = []
     for product, basis in zip(_finite(batch, batch.apply(direction, blocks)), bases, strict=True):
-        squares = product.double().square()
+        product = product.double()
+        units = powers_of_two(product.abs().amax(dim=0))
+        squares = (product / units).square()
         known, rest = squares[: basis.shape[1]].sum(dim=0), squares[basis.shape[1] :].mean(dim=0)
-        found.append(Lengths(*((known + factor * rest).sqrt() for factor in (1.0, low_factor, high_factor))))
+        ends = ((known + factor * rest).sqrt() * units for factor in (1.0, low_factor, high_factor))
+        found.append(_proven(Lengths(*ends)))
     return found
 
 
-def _stable_rank(frobenius: Interval, triplets: SVDResult) -> Interval:
-    """Return ‖A‖_F² / σ_1², with σ_1 between s_1 and what the residual, or the survey, allows."""
-    smallest = float(triplets.S[0])
-    residual = float(triplets.residuals[0].max())
+def _in_units(length: Interval, unit: float) -> Interval:
+    """Return a length that was measured on ``unit`` times the operator."""
+    value, low, high = (part / unit for part in (length.value, length.low, length.high))
+    return Interval(value, min(low, sys.float_info.max), high)
+
+
+def _proven(lengths: Lengths) -> Lengths:
+    """Return lengths whose lower ends are finite: one that overflows is above the largest number, and no more."""
+    return Lengths(lengths.value, lengths.low.clamp_max(sys.float_info.max), lengths.high)
+
+
+def _stable_rank(frobenius: Interval, triplets: SVDResult, unit: float) -> Interval:
+    """Return ‖A‖_F² / σ_1², with σ_1 between s_1 and what the residual, or the survey, allows; ‖A‖_F times ``unit``."""
+    smallest = float(triplets.S[0]) * unit
+    residual = float(triplets.residuals[0].max()) * unit
     if triplets.missed is not None:
-        largest = triplets.missed.sigma_1[1]
+        largest = triplets.missed.sigma_1[1] * unit
     else:
         largest = smallest + (residual if math.isfinite(residual) else math.inf)
     if smallest == 0.0:
         return Interval(0.0, 0.0, 0.0 if frobenius.high == 0.0 else math.inf)
-    value, low, high = (frobenius.value / smallest, frobenius.low / largest, frobenius.high / smallest)
-    return Interval(value**2, low**2, high**2)
+    ratios = (frobenius.value / smallest, frobenius.low / largest, frobenius.high / smallest)
+    return Interval(*(ratio * ratio for ratio in ratios))
 
 
 def _exact(matrix: Tensor) -> Norms:
     matrix = matrix.double()
-    total, first = float(torch.linalg.matrix_norm(matrix)), float(torch.linalg.matrix_norm(matrix, ord=2))
+    unit = safe_scale(matrix)
+    scaled = matrix * unit
+    total, first = float(torch.linalg.matrix_norm(scaled)), float(torch.linalg.matrix_norm(scaled, ord=2))
     rank = (total / first) ** 2 if first > 0.0 else 0.0
-    rows, columns = matrix.norm(dim=1), matrix.norm(dim=0)
+    rows, columns = _lengths_of(matrix), _lengths_of(matrix.T)
     return Norms(
-        Interval(total, total, total),
+        _in_units(Interval(total, total, total), unit),
         Interval(rank, rank, rank),
-        Lengths(rows, rows, rows),
-        Lengths(columns, columns, columns),
+        _proven(Lengths(rows, rows, rows)),
+        _proven(Lengths(columns, columns, columns)),
         confidence=1.0,
         probes=0,
     )
+
+
+def _lengths_of(rows: Tensor) -> Tensor:
+    """Return the length of each row, each in units of its own: one may be 1e200 times another."""
+    units = powers_of_two(rows.abs().amax(dim=1))
+    return (rows / units[:, None]).norm(dim=1) * units
 
 
 def _fitting(batch: CountingBatch, triplets: Sequence[SVDResult] | None) -> Sequence[SVDResult]:
@@ -230,7 +260,8 @@ def _fitting(batch: CountingBatch, triplets: Sequence[SVDResult] | None) -> Sequ
     if len(triplets) != len(batch):
         raise InputError(f"{len(triplets)} results for {len(batch)} operators: give one for each")
     for index, (one, (d_out, d_in)) in enumerate(zip(triplets, batch.shapes, strict=True)):
-        if one.U.shape[0] != d_out or one.V.shape[0] != d_in or not bool(one.S.isfinite().all()):
+        known = len(one.S) > 0 and bool(one.S.isfinite().all())
+        if one.U.shape[0] != d_out or one.V.shape[0] != d_in or not known:
             raise InputError(
                 f"result {index} has no triplets of an operator of shape ({d_out}, {d_in}): solve it again"
             )

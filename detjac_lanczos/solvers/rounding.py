@@ -49,3 +49,9 @@ def safe_scale(block: Tensor) -> float:
         return 1.0
     most = int(math.log2(torch.finfo(block.dtype).max)) - 1
     return 2.0 ** min(-round(math.log2(largest)), most)
+
+
+def powers_of_two(lengths: Tensor) -> Tensor:
+    """Return the largest power of two that is no larger than each positive number, and 1 for zeros."""
+    mantissas = torch.frexp(lengths).mantissa
+    return torch.where(lengths > 0.0, lengths / (2.0 * mantissas), 1.0)

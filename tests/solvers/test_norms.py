@@ -136,6 +136,46 @@ def test_scale_changes_nothing_but_scale(scale: float) -> None:
         torch.testing.assert_close(one.rows.high / scale, other.rows.high, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("exponent", [-1000, -565, -531, 515, 565, 1000])
+def test_squares_that_leave_the_range_of_float64_are_taken_in_units_of_the_operator(exponent: int) -> None:
+    A = matrix(spectrum("root", 40), (50, 40))
+    scaled, scale = A * 2.0**exponent, 2.0**exponent
+    lengths = torch.linalg.svdvals(A)
+    total, rank = float(lengths.norm()), float((lengths / lengths[0]).square().sum())
+    exact, probed = norms(scaled, exact=True), norms(scaled, svd(scaled, 3, method="lanczos"), lengths=True)
+    plain = norms(A, svd(A, 3, method="lanczos"), lengths=True)
+    for end in ("value", "low", "high"):
+        assert getattr(exact.frobenius, end) / scale == pytest.approx(total, rel=1e-12)
+        assert getattr(exact.stable_rank, end) == pytest.approx(rank, rel=1e-12)
+        assert getattr(probed.frobenius, end) / scale == pytest.approx(getattr(plain.frobenius, end), rel=1e-9)
+        assert getattr(probed.stable_rank, end) == pytest.approx(getattr(plain.stable_rank, end), rel=1e-9)
+        for name, axis in (("rows", 1), ("columns", 0)):
+            lengths, expected = (getattr(getattr(found, name), end) for found in (probed, plain))
+            torch.testing.assert_close(lengths / scale, expected, rtol=1e-9, atol=0)
+            torch.testing.assert_close(getattr(getattr(exact, name), end) / scale, A.norm(dim=axis))
+
+
+def test_each_row_and_column_has_units_of_its_own() -> None:
+    sizes = 10.0 ** -torch.arange(0, 300, 30, dtype=torch.float64)
+    for found in (
+        norms(torch.diag(sizes), exact=True),
+        norms(torch.diag(sizes), svd(torch.diag(sizes), 2), lengths=True),
+    ):
+        assert found.rows is not None and found.columns is not None
+        for lengths in (found.rows, found.columns):
+            assert bool((lengths.low <= sizes * (1 + 1e-9)).all() and (lengths.high >= sizes * (1 - 1e-9)).all())
+            assert bool((lengths.low > 0.01 * sizes).all())
+
+
+def test_a_norm_that_overflows_lies_between_the_largest_number_and_inf() -> None:
+    A, largest = torch.full((9, 6), 1e308, dtype=torch.float64), torch.finfo(torch.float64).max
+    found = norms(A, exact=True)
+    assert found.rows is not None
+    assert (found.frobenius.value, found.frobenius.low, found.frobenius.high) == (math.inf, largest, math.inf)
+    assert bool((found.rows.low == largest).all() and (found.rows.high == math.inf).all())
+    assert found.stable_rank.value == pytest.approx(1.0)
+
+
 def test_a_zero_operator_has_no_size() -> None:
     zero = torch.zeros(20, 10)
     for found in (norms(zero, svd(zero, 2), lengths=True), norms(zero, exact=True)):
@@ -156,6 +196,8 @@ def test_what_cannot_be_measured_is_one_clear_line() -> None:
             norms(A, **({"triplets": triplets} | options))
     with pytest.raises(InputError, match="result 0 has no triplets"):
         norms(A.T, triplets)
+    with pytest.raises(InputError, match="result 0 has no triplets"):
+        norms(A, svd(A, threshold=100.0))
     with pytest.raises(InputError, match="1 results for 2"):
         norms_batch([A, A], [triplets])
     for broken in ({"exact": True}, {"triplets": triplets}):

@@ -169,6 +169,36 @@ def test_each_broken_promise_is_named(operator: Recorder, sentence: str) -> None
     assert re.search(sentence, str(report))
 
 
+def _wrong_in(product: str, A: torch.Tensor) -> Recorder:
+    if product == "rmatmat":
+        return Recorder(A, -A.T)
+    operator, seen = Recorder(A), []
+
+    def matmat(X):
+        seen.append(X)
+        changes = {"deterministic": 1 + 0.5 * len(seen), "linear": 1 + float(X[0, 0] < 0)}
+        return (A @ X) * changes[product]
+
+    operator.matmat = matmat
+    return operator
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float64, 10.0**e) for e in (-300, -200, -165, 155, 200, 300)]
+    + [(torch.float32, 1e-30), (torch.float32, 1e30), (torch.float16, 1.0), (torch.bfloat16, 1.0)],
+)
+def test_promises_are_tested_at_any_scale(dtype: torch.dtype, scale: float) -> None:
+    A = (torch.randn(60, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * scale).to(dtype)
+    assert check_operator(A).ok
+    for product, sentence in (
+        ("rmatmat", "rmatmat is not the transpose"),
+        ("deterministic", "matmat is not deterministic"),
+        ("linear", "matmat is not linear"),
+    ):
+        assert sentence in str(check_operator(_wrong_in(product, A)))
+
+
 def test_an_operator_that_overwrites_its_input_is_named() -> None:
     class Overwriting(Recorder):
         def matmat(self, X):
