@@ -8,6 +8,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.attempt import Completed
 from detjac_lanczos.solvers.basis import thin_svd
 from detjac_lanczos.solvers.completeness import Completeness
+from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.energy import count_for
 from detjac_lanczos.solvers.finish import Found, Road, finish
@@ -27,7 +28,7 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
     """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
     results, batch = [], dense.batch
     matrices = dense.run()
-    wrong = dense.contradictions(options.seed)
+    wrong = dense.contradictions(options)
     for index, matrix in enumerate(matrices):
         found, completed = None, None
         if index in wrong:
@@ -99,13 +100,14 @@ class Materialisation:
         """Send the first row again, alone: beside a pass of many, its time shows what a pass costs without rows."""
         self._send(0, 0, 1)
 
-    def contradictions(self, seed: int) -> dict[int, Status]:
+    def contradictions(self, options: Options) -> dict[int, Status]:
         """Send one random vector forward through every operator; return what is wrong with those that disagree.
 
         The matrices come from transposed products alone: a wrong forward product would otherwise go unseen. Where the
-        vector, or the first row of the matrix, comes out differently once more, it is the operator that changes.
+        vector, or the first row of the matrix, comes out differently once more, it is the operator that changes; either
+        is sent again only where ``max_products`` leaves a product for it.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(options.seed)
         found: dict[int, Status] = {}
         told = [index for index in range(len(self.matrices)) if index not in self.batch.nonfinite]
         for turn in turns([self.batch.costs[index] for index in told]):
@@ -116,7 +118,7 @@ class Materialisation:
                 blocks.append((index, (row / row.norm()).to(matrix)))
             for (index, row), product in zip(blocks, self.batch.apply(Direction.FORWARD, blocks), strict=True):
                 if index not in self.batch.nonfinite and self._contradicts(index, row, product):
-                    found[index] = self._why(index, row, product)
+                    found[index] = self._why(index, row, product, options)
         return found
 
     def _send(self, first: int, start: int, stop: int) -> list[Tensor]:
@@ -136,14 +138,12 @@ class Materialisation:
         bound = adjoint_bound(epsilon(self.batch.operator_dtype), max(matrix.shape))
         return float((ahead - row @ matrix.T).norm()) > bound * length
 
-    def _why(self, index: int, row: Tensor, product: Tensor) -> Status:
+    def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:
         matrix = self.matrices[index]
         scale = safe_scale(matrix)
         unit = torch.eye(1, matrix.shape[0], dtype=row.dtype, device=row.device)
-        same = self.batch.repeats(Direction.FORWARD, index, row, product * scale, scale) and self.batch.repeats(
-            Direction.TRANSPOSED, index, unit, matrix[:1] * scale, scale
-        )
-        return Status.NOT_ADJOINT if same else Status.NOT_DETERMINISTIC
+        sent = [(Direction.FORWARD, row, product * scale), (Direction.TRANSPOSED, unit, matrix[:1] * scale)]
+        return cause(self.batch, index, sent, scale, options)
 
     def _plan(self) -> list[tuple[list[int], int, int]]:
         count = len(self.batch)

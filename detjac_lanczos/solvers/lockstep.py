@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.options import Options, Progress
 from detjac_lanczos.solvers.result import Status
@@ -133,8 +134,11 @@ class Lockstep:
     def _note_end(self, index: int) -> None:
         """Note when a search has ended; where products contradict each other, find out why."""
         search = self.searches[index]
-        if search.status is Status.NOT_ADJOINT and not self._repeats(index):
-            search.status = Status.NOT_DETERMINISTIC
+        if search.status is Status.NOT_ADJOINT:
+            state, width = search.state, self.options.width
+            sides = ((Direction.FORWARD, state.V, state.AV), (Direction.TRANSPOSED, state.U, state.AtU))
+            sent = [(direction, basis.rows[:width], stored.rows[:width]) for direction, basis, stored in sides]
+            search.status = cause(self.batch, index, sent, search.scale, self.options)
         if search.status is not None:
             self.ended[index] = self.batch.seconds
 
@@ -163,20 +167,6 @@ class Lockstep:
     def _sharing_pays(self) -> bool:
         one_space = len({d_out for d_out, _ in self.batch.shapes}) == 1
         return one_space and self.batch.shared_cost < sum(self.batch.costs)
-
-    def _repeats(self, index: int) -> bool:
-        """Whether the products of the first block come out again, as far as there are products left to try."""
-        search, state = self.searches[index], self.searches[index].state
-        for direction, basis, stored in (
-            (Direction.FORWARD, state.V, state.AV),
-            (Direction.TRANSPOSED, state.U, state.AtU),
-        ):
-            count = min(basis.count, self.options.width, search.left)
-            rows, products = basis.rows[:count], stored.rows[:count]
-            search.products += count
-            if count and not self.batch.repeats(direction, index, rows, products, search.scale):
-                return False
-        return True
 
     def _progress(self) -> Progress:
         found = [search.triplets for search in self.searches]

@@ -17,6 +17,7 @@ DEFAULT_K = 8
 ENERGY_PROBES = 16
 _SEEDS = 10**18
 _SMALLEST_DELTA = 1e-12
+_UNBOUNDED = 2**62
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Options:
     def counted(self) -> bool:
         """Whether the number of triplets is given, and not found on the way."""
         return self.threshold is None and self.energy is None
+
+    def left(self, spent: int) -> int:
+        """Products that the budget leaves after so many; more than any solve takes where there is none."""
+        return _UNBOUNDED if self.max_products is None else max(self.max_products - spent, 0)
 
 
 def check_options(

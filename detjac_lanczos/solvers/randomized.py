@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from detjac_lanczos.solvers.basis import random_rows
+from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.finish import Found, Road, finish
@@ -63,9 +64,8 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
         state.absorb(Direction.TRANSPOSED, cotangents, pulled * scale)
         state.absorb(Direction.FORWARD, tangents, pushed * scale)
         if state.adjoint_defect() > adjoint_bound(eps, max(shape)):
-            spare = options.max_products is None or limit - batch.forward[index] - batch.transposed[index] >= width
-            same = not spare or batch.repeats(Direction.TRANSPOSED, index, cotangents, pulled)
-            status = Status.NOT_ADJOINT if same else Status.NOT_DETERMINISTIC
+            sent = [(Direction.FORWARD, tangents, state.AV.rows), (Direction.TRANSPOSED, cotangents, state.AtU.rows)]
+            status = cause(batch, index, sent, scale, options)
             break
         triplets = state.ritz(options.k)
         status = _judge(triplets, options, eps, batch.passes[index], full=width == min(shape))

@@ -32,8 +32,6 @@ RESERVED_BLOCKS = copies.PASSES // 2 + 1
 SPARE_VECTORS = 7
 """Ritz vectors beyond those wanted that a restart keeps: the guards that a claim of completeness may take, and one."""
 
-_UNBOUNDED = 2**62
-
 
 class Search:
     """Block Golub-Kahan on one operator, one pass at a time, under a driver that makes the products.
@@ -120,8 +118,7 @@ class Search:
     @property
     def left(self) -> int:
         """Products that the budget leaves; more than any search takes where there is none."""
-        limit = self.options.max_products
-        return _UNBOUNDED if limit is None else max(limit - self.products, 0)
+        return self.options.left(self.products)
 
     def begin(self, start: Tensor | None) -> Direction:
         """Set the first block and return the direction it goes.

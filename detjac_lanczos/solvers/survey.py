@@ -137,7 +137,7 @@ class Survey:
         unit, first = safe_scale(total), not self.basis.shape[0]
         total = total * unit
         if first and not self._agrees(blocks, total, unit):
-            self.fault = Status.NOT_ADJOINT if self._repeats() else Status.NOT_DETERMINISTIC
+            self.fault = Status.NOT_ADJOINT if self._repeats(blocks, total, unit) else Status.NOT_DETERMINISTIC
         threshold = deflation_threshold(self.eps, float(torch.linalg.matrix_norm(total)))
         block = dominant_rows(project_out(total, self.basis), width, threshold)[0]
         block = complete_block(block, self.basis, width, self.generator)
@@ -164,14 +164,13 @@ class Survey:
         passes = [self.batch.apply_shared(part) for part in rows.split(self.options.width)]
         return [torch.cat(parts) for parts in zip(*passes, strict=True)]
 
-    def _repeats(self) -> bool:
-        """Whether the first probe gives every operator the same product once more."""
+    def _repeats(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> bool:
+        """Whether the first probe, and the first of the vectors sent forward, give the same products once more."""
         bound = adjoint_bound(self.eps, max(max(shape) for shape in self.batch.shapes))
         again = [product * scale for product, scale in zip(self._pulled(self._probes[:1]), self.scales, strict=True)]
-        return all(
-            float((again[index] - self._images[index][:1]).norm()) <= bound * float(self._images[index][:1].norm())
-            for index in self.sound
-        )
+        pairs = [(again[index], self._images[index][:1]) for index in self.sound]
+        pairs.append((self.batch.apply_sum([(index, rows[:1]) for index, rows in blocks]) * unit, total[:1]))
+        return all(float((one - other).norm()) <= bound * float(other.norm()) for one, other in pairs)
 
     def _agrees(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> bool:
         """Whether ⟨Σ A_i x_i, ω⟩ = Σ ⟨x_i, A_iᵀ ω⟩ up to rounding, for the first sum and the steering probes."""

@@ -159,6 +159,20 @@ def test_every_road_tells_chance_from_a_wrong_transpose(method: str) -> None:
     assert svd(Jittering(A), 4, method=method).status is Status.NOT_DETERMINISTIC
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e200])
+@pytest.mark.parametrize("direction", ["matmat", "rmatmat"])
+@pytest.mark.parametrize("method", ["lanczos", "dense", "randomized", "shared_basis"])
+def test_chance_in_one_direction_is_chance(method: str, direction: str, scale: float) -> None:
+    operator, generator = Recorder(A * scale), torch.Generator().manual_seed(0)
+    sound = getattr(operator, direction)
+
+    def jittered(X):
+        return sound(X) * (1 + 1e-5 * torch.randn(len(A), X.shape[1], generator=generator, dtype=A.dtype))
+
+    setattr(operator, direction, jittered)
+    assert svd(operator, 4, method=method).status is Status.NOT_DETERMINISTIC
+
+
 def test_a_wrong_direction_that_random_vectors_hardly_see_ends_a_search_under_a_memory_cap() -> None:
     """Its residual stands still above the noise floor, and a basis that restarts never fills."""
     lie = 2e-4 * torch.outer(*torch.linalg.svd(A)[0].T[:2])
@@ -181,6 +195,17 @@ def test_telling_why_products_contradict_costs_no_more_than_the_budget() -> None
     operator = Recorder(A, A)
     assert svd(operator, 4, method="lanczos", block=4, max_products=9).status is Status.NOT_ADJOINT
     assert sum(operator.forward) + sum(operator.transposed) <= 9
+
+
+@pytest.mark.parametrize(("method", "least"), [("lanczos", 8), ("randomized", 8), ("dense", 51)])
+@pytest.mark.parametrize("spare", [0, 1, 2, 30])
+def test_what_is_sent_again_is_counted_and_within_the_budget(method: str, least: int, spare: int) -> None:
+    operator = Recorder(A, -A.T)
+    result = svd(operator, 4, method=method, max_products=least + spare)
+    assert result.status is Status.NOT_ADJOINT
+    assert sum(operator.forward) == result.work.products_forward
+    assert sum(operator.transposed) == result.work.products_transposed
+    assert result.work.products <= least + spare
 
 
 class OneBuffer(Recorder):
