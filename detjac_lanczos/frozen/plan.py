@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
-from detjac_lanczos.frozen.budget import format_bytes
+from detjac_lanczos.budget import format_bytes
 from detjac_lanczos.frozen.peak import capture_bytes, check_bytes, sweep_bytes
 from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.ways import KINDS, WAYS, WIDTH, Rates, bytes_of, seconds_of

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from detjac_lanczos.budget import format_bytes
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.frozen.budget import format_bytes
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.sizes import BlockShape, NetworkShape
 from detjac_lanczos.frozen.ways import KINDS, WAYS, Rates, bytes_of, part_of, seconds_of

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detjac_lanczos.budget import read_memory
 from detjac_lanczos.errors import InputError, UnsupportedModelError
-from detjac_lanczos.frozen.budget import read_memory
 from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.declare import Family

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from detjac_lanczos.budget import read_memory
 from detjac_lanczos.errors import InputError, ModelError
-from detjac_lanczos.frozen.budget import read_memory
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.plan import Plan

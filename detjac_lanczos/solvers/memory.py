@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
+from detjac_lanczos.budget import read_memory
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.basis import next_room
 from detjac_lanczos.solvers.rounding import working_dtype
@@ -64,7 +64,7 @@ def result_bytes(shape: tuple[int, int], dtype: torch.dtype, k: int) -> int:
 
 
 def basis_capacity(
-    memory: object, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, *, k: int, width: int, start: int
+    memory: float | str | None, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, *, k: int, width: int, start: int
 ) -> int | None:
     """Return the most vectors of a side of each operator; None where memory is not bounded.
 
@@ -73,22 +73,21 @@ def basis_capacity(
 
     Parameters
     ----------
-    memory : int or None
-        Bytes for all bases of the batch together.
+    memory : int, float, str or None
+        Bytes for all bases of the batch together, or a text such as "2GiB".
     start : int
         Columns to begin with; 0 for random ones.
 
     Raises
     ------
     InputError
-        The memory holds no restarted basis for k triplets.
+        The memory is none, or holds no restarted basis for k triplets.
     """
-    if memory is None:
+    budget = read_memory(memory)
+    if budget is None:
         return None
-    if not isinstance(memory, int | np.integer) or isinstance(memory, bool) or memory < 1:
-        raise InputError(f"memory = {memory!r} is no number of bytes: give a whole number, or None")
     vector = 2 * max(d_out + d_in for d_out, d_in in shapes) * working_dtype(dtype).itemsize
-    capacity = int(memory) // (len(shapes) * vector)
+    capacity = budget // (len(shapes) * vector)
     least = max(k + SPARE_VECTORS, start) + (2 + RESERVED_BLOCKS) * width
     if capacity < least:
         raise InputError(

@@ -46,7 +46,7 @@ def svd(
     certify: str | None = "triplets",
     delta: float = 1e-6,
     choices: dict[str, Any] | None = None,
-    memory: int | None = None,
+    memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> SVDResult:
@@ -89,9 +89,10 @@ def svd(
         Probability over the probes, for each operator, that the claim "complete" makes is wrong.
     choices : dict, optional
         ``SVDResult.choices`` of an earlier solve, to repeat its decisions instead of timing again.
-    memory : int, optional
-        Bytes for the Lanczos bases of the whole batch and their products. Where they would not fit, the search restarts
-        from its best vectors, which takes more passes. Other methods hold more than bases and refuse it.
+    memory : int, float or str, optional
+        Bytes, or a text such as "2GiB", for the Lanczos bases of the whole batch and their products. Where they would
+        not fit, the search restarts from its best vectors, which takes more passes. Other methods hold more than bases
+        and refuse it.
     checkpoint : path, optional
         A folder in which every pass is written down as it is made. The same call with the same folder goes on where an
         earlier one was cut off, and gives the same result bit for bit. It may be deleted once there is a result.
@@ -147,7 +148,7 @@ def svd_batch(
     certify: str | None = "triplets",
     delta: float = 1e-6,
     choices: dict[str, Any] | None = None,
-    memory: int | None = None,
+    memory: float | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> list[SVDResult]:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detjac_lanczos.budget import format_bytes, read_memory
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.frozen.budget import format_bytes, read_memory
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.sizes import BlockShape, GateShape, NetworkShape

@@ -91,8 +91,10 @@ def test_memory_that_cannot_serve_is_one_clear_line() -> None:
     A = torch.eye(100, dtype=torch.float64)
     for options, message in (
         ({"memory": 1000}, "holds 0 vectors of each basis, and k = 4 needs 29: give 92800 bytes or more"),
-        ({"memory": 2.5}, "no number of bytes"),
-        ({"memory": True}, "no number of bytes"),
+        ({"memory": "1KiB"}, "memory = 1KiB holds 0 vectors"),
+        ({"memory": "many"}, "memory must be a number of bytes or a text such as '2GiB', not 'many'"),
+        ({"memory": 2.5}, "a number of bytes"),
+        ({"memory": True}, "a number of bytes"),
         ({"memory": 10**9, "method": "dense"}, "method 'lanczos'"),
         ({"memory": 10**9, "k": None, "threshold": 0.5}, "for a given k"),
         ({"memory": 92800, "start": torch.ones(100, 60)}, "needs 78"),
@@ -100,6 +102,15 @@ def test_memory_that_cannot_serve_is_one_clear_line() -> None:
         with pytest.raises(InputError, match=message) as refused:
             svd(A, **({"k": 4} | options))
         assert "\n" not in str(refused.value)
+
+
+def test_memory_is_read_as_everywhere_else() -> None:
+    A = torch.eye(100, dtype=torch.float64)
+    found = [svd(A, 4, memory=memory) for memory in (102400, "100KiB", "102.4 kB", 102400.0, np.int64(102400))]
+    for other in found[1:]:
+        assert torch.equal(other.V, found[0].V)
+    with pytest.raises(InputError, match="give 92800 bytes"):
+        svd(A, 4, memory="90KiB")
     assert svd(A, 4, memory=92800).converged
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Integral
 
 from detjac_lanczos.errors import InputError
 
@@ -26,9 +27,9 @@ def read_memory(memory: str | float | None) -> int | None:
             memory = int(size) if math.isfinite(size) else memory
     if isinstance(memory, float) and memory.is_integer():
         memory = int(memory)
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0:
+    if isinstance(memory, bool) or not isinstance(memory, Integral) or memory <= 0:
         raise InputError(f"memory must be a number of bytes or a text such as '2GiB', not {memory!r}")
-    return memory
+    return int(memory)
 
 
 def format_bytes(count: int, *, up: bool = False) -> str:
