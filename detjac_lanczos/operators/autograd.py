@@ -17,7 +17,7 @@ from detjac_lanczos.frozen.precision import in_own_precision, require_exact_prod
 from detjac_lanczos.models.saved_weights import weights_read_again
 from detjac_lanczos.operators.passes import Passes
 
-_ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1024
 """Positions × columns that are differentiated together; bounds the memory of a pass."""
 
 _one_at_a_time = threading.Lock()
@@ -86,7 +86,7 @@ class AutogradSweeps:
         x = self.network.inputs(self.source, prompt)
         products = [tangents.new_empty(0, self.d_out)]
         with _one_at_a_time:
-            for part in tangents.split(max(1, _ROWS_AT_ONCE // len(x))):
+            for part in tangents.split(max(1, ROWS_AT_ONCE // len(x))):
                 with forward_ad.dual_level():
                     dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
                     product = forward_ad.unpack_dual(self._run(dual, prompt, position)).tangent
@@ -105,14 +105,14 @@ class AutogradSweeps:
             def pull(cotangent: Tensor) -> Tensor:
                 return torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0]
 
-            for part in cotangents.split(max(1, _ROWS_AT_ONCE // len(x))):
+            for part in cotangents.split(max(1, ROWS_AT_ONCE // len(x))):
                 products.append(torch.func.vmap(pull)(part))
         return torch.cat(products)
 
     def values(self, prompt: int, position: int, inputs: Tensor) -> Tensor:
         """Return the target's values at inputs (b, n, d): (b, d_out)."""
         with _one_at_a_time:
-            parts = inputs.split(max(1, _ROWS_AT_ONCE // inputs.shape[1]))
+            parts = inputs.split(max(1, ROWS_AT_ONCE // inputs.shape[1]))
             return torch.cat([self._run(part, prompt, position) for part in parts])
 
     def _run(self, x: Tensor, prompt: int, position: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import LiftToFloat64
@@ -19,6 +19,7 @@ from detjac_lanczos.frozen.words import Scale
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.saved_weights import forget_gradients
+from detjac_lanczos.operators.trace import leaving
 
 
 class Passes:
@@ -26,9 +27,16 @@ class Passes:
 
     The copy runs eager attention and eager experts, whose operations can be differentiated forwards too. One pass at a
     time: its hooks belong to it.
+
+    Raises
+    ------
+    ModelError
+        If the weights cannot be differentiated through.
     """
 
     def __init__(self, model: nn.Module, family: Family, prompts: Sequence[Prompt]) -> None:
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ModelError("the weights were made in torch.inference_mode(): load the model outside of it")
         self.model = without_adapters(observed_copy(model))
         forget_gradients(self.model)
         for config in (self.model.config, self.model.config.get_text_config()):
@@ -63,8 +71,7 @@ class Passes:
             return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
         def leave(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            value = out if isinstance(out, Tensor) else out[0]
-            row = value.reshape(*x.shape[:2], -1)[:, position]
+            row = leaving(out).reshape(*x.shape[:2], -1)[:, position]
             if target.kind != "logits":
                 raise _Reached(factor * row)
             out.last_hidden_state = row[:, None]

@@ -28,6 +28,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.network import DetachedNetwork
+from detjac_lanczos.operators.part_check import require_affine_parts
 from detjac_lanczos.operators.passes import Passes
 from detjac_lanczos.operators.pins import Pins, pin
 from detjac_lanczos.operators.self_check import affine_defect, bar, self_check
@@ -50,7 +51,7 @@ class PinnedPasses(Passes):
         embeddings: Sequence[Tensor],
     ) -> None:
         super().__init__(model, family, prompts)
-        self.pins, self.trace = Pins(), Trace(self.model, structure)
+        self.structure, self.pins, self.trace = structure, Pins(), Trace(self.model, structure)
         self.trace.during(lambda: self._observe(0, embeddings[0]))
         pin(self.model, structure, self.trace, freeze, self.pins)
         for prompt, rows in enumerate(embeddings):
@@ -100,6 +101,7 @@ class PinnedNetwork(DetachedNetwork):
         raise InputError("memory is planned for declared families only; everything that is pinned here is kept")
 
     @classmethod
+    @torch.inference_mode(False)
     def attach(
         cls, loaded: LoadedModel, structure: Structure, prompts: tuple[Prompt, ...], freeze: Freeze
     ) -> PinnedNetwork:
@@ -131,6 +133,7 @@ class PinnedNetwork(DetachedNetwork):
             passes.family = family = replace(family, block=stages)
         network = cls(loaded, family, prompts, freeze, passes.pins.named(), streams, passes=passes)
         self_check(network)
+        require_affine_parts(network)
         return network
 
     def __repr__(self) -> str:

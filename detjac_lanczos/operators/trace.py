@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
 from detjac_lanczos.frozen.structure import Structure, is_activation
+from detjac_lanczos.models.offloaded import tensor_of
 
 Calls = Mapping[str, tuple[Tensor, Tensor]]
 """What entered and what left each module of a block, by path."""
@@ -122,7 +123,7 @@ class Trace:
 
     def _keep(self, path: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            x, y = entering(args, kwargs), out if isinstance(out, Tensor) else out[0]
+            x, y = entering(args, kwargs), leaving(out)
             if isinstance(x, Tensor) and isinstance(y, Tensor):
                 self._calls[path] = x.clone(), y.clone()
 
@@ -152,6 +153,11 @@ def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
+def leaving(out: Any) -> Any:
+    """Return the first value that a module gave."""
+    return out if isinstance(out, Tensor) else out[0]
+
+
 def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
     """Return the norm that gives y from x, both (..., d), and does the same elsewhere: x may have no mean to subtract.
 
@@ -161,9 +167,9 @@ def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
         If no norm did.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    w = weight.detach().to(wide) if isinstance(weight, Tensor) else None
-    b = bias.detach().to(wide) if isinstance(bias, Tensor) else None
+    weight, bias = tensor_of(module, "weight"), tensor_of(module, "bias")
+    w = None if weight is None else weight.detach().to(wide)
+    b = None if bias is None else bias.detach().to(wide)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) + 1
     elsewhere = x + noise * x.double().square().mean().sqrt().to(x)
     rows, values = torch.stack([x, elsewhere]), torch.stack([y, module.forward(elsewhere)])

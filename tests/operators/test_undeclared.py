@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +14,14 @@ import transformers
 from torch import Tensor
 from transformers.models.llama import modeling_llama
 
-from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
+from detjac_lanczos.errors import DetjacError, InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import recognise
-from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, probe
+from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, part_check, probe
 from detjac_lanczos.operators.self_check import check, self_check
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models
+from tests.offloading import in_host_memory, on_disk
 from tests.oracle_structures import Branch, Structure, activations, fused
 from tests.oracles import OracleA, embeddings_of, errors
 from tests.tiny_models import undeclared
@@ -426,12 +428,83 @@ def test_a_wrong_recognition_is_refused(path: str, kind: Any, message: str, dtyp
         detach(tiny_models.loaded(model), input_ids=ids)
 
 
+class BentLayer(modeling_llama.LlamaDecoderLayer):
+    """Gates what it adds to the stream by the stream."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        added = super().forward(hidden_states, *args, **kwargs) - hidden_states
+        return hidden_states + added * torch.sigmoid(hidden_states)
+
+
+HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@HALF
+def test_a_gate_that_no_module_shows_is_refused_beside_a_large_stream(dtype: torch.dtype) -> None:
+    """Attention of Qwen 3.5 ends in σ(g) ∘ o, a function; its branches are small here beside the stream."""
+    config = transformers.Qwen3_5TextConfig(**SIZES | {"layer_types": ["full_attention"] * SIZES["num_hidden_layers"]})
+    torch.manual_seed(0)
+    model = transformers.Qwen3_5ForCausalLM(config).eval().to(dtype)
+    with refused(r"self_attn is not affine"):
+        detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+
+
+@HALF
+@pytest.mark.parametrize("path", ["self_attn.v_proj", "mlp.down_proj"])
+def test_a_linear_module_that_bends_is_refused_in_half_precision(path: str, dtype: torch.dtype) -> None:
+    model = drawn(ChangedForCausalLM(transformers.LlamaConfig(**SIZES)), dtype)
+    module = model.model.layers[1].get_submodule(path)
+    module.forward = lambda x: torch.tanh(type(module).forward(module, x))
+    with refused("is not affine|is not its slope"):
+        detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+
+
+@HALF
+def test_a_block_that_bends_what_it_adds_is_refused_beside_a_large_stream(dtype: torch.dtype) -> None:
+    model = drawn(ChangedForCausalLM(transformers.LlamaConfig(**SIZES)), dtype)
+    model.model.embed_tokens.weight.data *= 16
+    ids = tiny_models.prompt_ids(6)
+    assert detach(tiny_models.loaded(model), input_ids=ids).route == "autograd"
+    model.model.layers[1].__class__ = BentLayer
+    with refused("is not affine|is not its slope"):
+        detach(tiny_models.loaded(model), input_ids=ids)
+
+
 def test_a_clip_that_the_prompt_leaves_alone_is_refused() -> None:
     ids = tiny_models.prompt_ids(6)
     assert detach(tiny_models.loaded(undeclared.olmo(torch.float32)), input_ids=ids).route == "autograd"
     for clip in (2.0, 30.0):
         with refused("fails its self-check"):
             detach(tiny_models.loaded(undeclared.olmo(torch.float32, clip_qkv=clip)), input_ids=ids)
+
+
+def test_parts_are_checked_where_a_prompt_is_too_long_for_all_inputs_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = drawn(ChangedForCausalLM(transformers.LlamaConfig(**SIZES)), torch.float32)
+    network = pinned(model, ids=tiny_models.prompt_ids(6))
+    found: list[Any] = []
+    monkeypatch.setattr(part_check, "require", lambda _, claims: found.append(claims))
+    part_check.require_affine_parts(network)
+    once, found = found, []
+    monkeypatch.setattr(part_check, "ROWS_AT_ONCE", 24)
+    part_check.require_affine_parts(network)
+    assert len(found) == len(once) == 3 * 3 * network.blocks
+    assert [claim for [(claim, _, _)] in found] == [claim for [(claim, _, _)] in once]
+
+
+@pytest.mark.parametrize("make", [undeclared.starcoder2, undeclared.stablelm])
+def test_offloaded_weights_and_inference_mode_change_nothing(make: Any, tmp_path: Path) -> None:
+    ids = tiny_models.prompt_ids(6)
+    expected = detach(tiny_models.loaded(make(torch.float32)), input_ids=ids).jacobian("joint").dense()
+    model = make(torch.float32)
+    with torch.inference_mode():
+        assert torch.equal(detach(tiny_models.loaded(model), input_ids=ids).jacobian("joint").dense(), expected)
+        born_there = make(torch.float32)
+    with pytest.raises(ModelError, match=r"made in torch\.inference_mode"):
+        detach(tiny_models.loaded(born_there), input_ids=ids)
+    for model in (on_disk(make(torch.float32), tmp_path), in_host_memory(make(torch.float32))):
+        J = detach(tiny_models.loaded(model), input_ids=ids).jacobian("joint")
+        assert torch.equal(J.dense(), expected)
+        assert max(errors(J.rmatmat(torch.eye(J.shape[0])).T, expected)) <= 2e-6
 
 
 def test_an_activation_without_a_ratio_is_named() -> None:
