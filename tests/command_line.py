@@ -27,5 +27,5 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def in_process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
-    command = [sys.executable, "-m", "detjac_lanczos.cli", *arguments]
+    command = [sys.executable, "-m", "detjac_lanczos", *arguments]
     return subprocess.run(command, stderr=subprocess.PIPE, check=False, **options)

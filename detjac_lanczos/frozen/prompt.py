@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,8 @@ def read_prompts(
     if prompt is not None:
         if attention_mask is not None or position_ids is not None:
             raise InputError("attention_mask and position_ids go with input_ids or inputs_embeds; text is not padded")
+        if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+            raise InputError(f"a prompt must be a string or a list of strings, not {type(prompt).__name__}")
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not texts:
             raise InputError("the list of prompts is empty; give at least one prompt")
@@ -105,6 +107,8 @@ def _from_text(loaded: LoadedModel, text: Any, chat: bool, add_special_tokens: b
         raise InputError(f"a prompt must be a string, not {type(text).__name__}")
     if not text.strip():
         raise InputError("the prompt is empty; give some text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError("the prompt holds half of a surrogate pair, which is no character; give text in Unicode")
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise InputError("this model has no tokenizer; give one to load_model, or give input_ids")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models import bitsandbytes
@@ -41,9 +42,14 @@ def _plain_weight(module: nn.Module, name: str, part: Part | None) -> Weight:
         if is_packed(module):
             return packed_weight(module, name, part)
         kind = type(module).__name__ if type(module) is not nn.Linear else f"Linear of {type(parameter).__name__}"
+        if parametrize.is_parametrized(module):
+            raise UnsupportedModelError(
+                f"the weight of {name} is parametrised; make it plain first, by "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
         raise UnsupportedModelError(
-            f"{name} is a {kind}, neither dense nor of a packed format that offers dequantize(); load the model "
-            "dequantised"
+            f"{name} is a {kind}, neither dense nor of a packed format that offers dequantize(); give a plain "
+            "torch.nn.Linear there, or load a quantised model dequantised"
         )
     matrix = parameter.detach().t() if transposed else parameter.detach()
     return matrix_weight(matrix if part is None else part(matrix))

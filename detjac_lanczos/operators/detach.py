@@ -49,7 +49,8 @@ def detach(
     Parameters
     ----------
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes
-        Never written to; the pass runs on a structural copy that shares every tensor.
+        Never written to; the pass runs on a structural copy that shares every tensor. What is frozen belongs to the
+        weights of that pass: after they change in place (training, merged adapters), detach again.
     prompt : str or list of str
         A list gives one network whose tokens are addressed as (prompt, token).
     freeze : {"gate", "up", "half"}

@@ -118,9 +118,11 @@ class Jacobian(MatrixFree):
         """One line that says what the operator is."""
         d = self.definition
         weights = f", weights {d['weights']}" if "weights" in d else ""
+        without = f", without {', '.join(d['switched_off'])}" if "switched_off" in d else ""
         return (
             f"{type(self).__name__}(shape={self.shape}, token={d['token']}, position={self.position}, "
-            f"input: {d['input']}, target: {d['target_definition']}, freeze={d['freeze']!r}{weights}, {d['dtype']})"
+            f"input: {d['input']}, target: {d['target_definition']}, freeze={d['freeze']!r}{weights}{without}, "
+            f"{d['dtype']})"
         )
 
 

@@ -138,8 +138,11 @@ class DetachedNetwork(FrozenNetwork):
         Raises
         ------
         InputError
-            If the token, position, source or target does not exist, or the token comes after the position.
+            If the token, position, source or target does not exist, the token comes after the position, or the ordinary
+            Jacobian of an altered network is asked for.
         """
+        if not frozen and self.altered:
+            raise InputError("an ordinary Jacobian is the model's own; take it of the network before replace")
         if isinstance(token, slice | list):
             return self.jacobians(token, source=source, target=target, position=position, frozen=frozen)
         prompt, which = _pair(token)

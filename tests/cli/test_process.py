@@ -12,7 +12,7 @@ from tests.tiny_llama import PROMPT
 
 
 def test_installed_command_refuses_bad_input_without_a_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "detjac_lanczos.cli", "svd", PROMPT, "--model", str(tmp_path), "-q"]
+    command = [sys.executable, "-m", "detjac_lanczos", "svd", PROMPT, "--model", str(tmp_path), "-q"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_head, values_of_latent
@@ -155,6 +156,7 @@ def test_what_cannot_be_decoded_is_refused_in_one_line() -> None:
     another = r"does not multiply by what its dequantize\(\) gives"
     refused = [
         ("a Closed, neither dense nor", Closed()),
+        ("remove_parametrizations", parametrizations.weight_norm(nn.Linear(3, 3))),
         (another, Foreign(lies=True)),
         (another, Foreign(noisy=True)),
         (another, Foreign(factor=1.05)),

@@ -331,10 +331,12 @@ def test_an_altered_network_has_its_own_output_and_no_reconstruction(network: De
             assert [candidate.probability for candidate in found.prediction] != before
             with pytest.raises(InputError, match="switched off has no forward pass"):
                 found.reconstruction  # noqa: B018
-            ordinary = found.jacobian(0, frozen=False)
-            assert torch.isfinite(ordinary.matmat(ordinary.x[:, None])).all()
+            with pytest.raises(InputError, match="take it of the network before replace"):
+                found.jacobian(0, frozen=False)
     assert [candidate.probability for candidate in network.replace().prediction] == before
     assert network.replace().reconstruction.norm_error <= 1e-13
+    assert "without mlp.1, " in repr(network.replace(drop=mlp(1)).jacobian(0))
+    assert "without" not in repr(network.jacobian(0))
 
 
 def test_replaced_coefficients_take_effect_and_bad_ones_are_refused(network: DetachedNetwork) -> None:

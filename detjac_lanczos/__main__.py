@@ -1,4 +1,4 @@
-"""``python -m detjac_lanczos.cli``."""
+"""``python -m detjac_lanczos``."""
 
 import sys
 
