@@ -15,7 +15,7 @@ from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.runs.surveying import METHOD, check_survey
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
-from detjac_lanczos.solvers.rounding import epsilon, noise_floor
+from detjac_lanczos.solvers.rounding import noise_floor, spacing
 
 
 def coherence_claims(
@@ -30,7 +30,7 @@ def coherence_claims(
     every = [[operator.prompt, operator.token] for operator in network.jacobians(**places).operators]
     yield _claim("options", _of_options(run, str(batch.operators[0].target), every))
     for token in run.tokens:
-        yield _claim(token.name, _of_token(run, token, epsilon(batch.dtype)))
+        yield _claim(token.name, _of_token(run, token, spacing(batch.dtype, _first(token), max(batch.shapes[0]))))
 
 
 def _claim(where: str, wrong: Iterable[tuple[str, bool]]) -> Claim:
@@ -126,9 +126,14 @@ def _is_floor(floor: float | None, token: TokenResult, surveyed: bool, eps: floa
     """Whether a floor is c ε σ_1 √passes; of the passes of a token that was surveyed and polished, some are counted."""
     if floor is None:
         return False
-    claim = None if token.certificate is None else token.certificate.completeness
-    first = float(token.S[0]) if len(token.S) else 0.0 if claim is None else claim.sigma_1
+    first = _first(token)
     if not first:
         return len(token.S) == 0 or floor == 0.0
     least, most = (noise_floor(eps, first, passes) for passes in (1, token.record["work"]["passes"]))
     return (least if surveyed else most) * (1 - 4 * eps) <= floor <= most * (1 + 4 * eps)
+
+
+def _first(token: TokenResult) -> float:
+    """Return what is known of σ_1."""
+    claim = None if token.certificate is None else token.certificate.completeness
+    return float(token.S[0]) if len(token.S) else 0.0 if claim is None else claim.sigma_1

@@ -96,6 +96,7 @@ def certify_triplets(
     floor: float,
     exact: bool = False,
     scale: float = 1.0,
+    least: float = 0.0,
 ) -> tuple[Tensor, Certificate]:
     """Measure triplets against products of the operator and state what they prove.
 
@@ -113,6 +114,8 @@ def certify_triplets(
         The whole spectrum is known: values under the floor are zeros of the operator, and claimed as such.
     scale : float
         What the products are of: this times the operator.
+    least : float
+        What products lose where their type has no smaller numbers: a smaller residual is not claimed.
 
     Returns
     -------
@@ -135,7 +138,7 @@ def certify_triplets(
     del vectors, products
     residuals = torch.stack([right.norm(dim=0), left.norm(dim=0)], dim=1)
     worst = residuals.amax(dim=1)
-    met = worst <= tol * sigma
+    met = (worst <= tol * sigma) & (tol * sigma >= least * unit)
     if exact:
         met |= (sigma <= floor) & (worst <= floor)
     relative = torch.where(sigma > floor, worst / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), worst / (top or 1.0))

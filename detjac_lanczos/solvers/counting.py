@@ -11,7 +11,14 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers.journal import Journal
 from detjac_lanczos.solvers.operator import OperatorBatch, SummingBatch
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, working_dtype
+from detjac_lanczos.solvers.rounding import (
+    adjoint_bound,
+    deflation_threshold,
+    epsilon,
+    safe_scale,
+    spacing,
+    working_dtype,
+)
 
 
 class Direction(Enum):
@@ -192,12 +199,22 @@ class CountingBatch:
             Those of the first time, times ``scale``.
         scale : float
         """
-        return self.alike(index, self.apply(direction, [(index, rows)])[0] * scale, products)
+        return self.alike(index, self.apply(direction, [(index, rows)])[0] * scale, products, scale)
 
-    def alike(self, index: int, again: Tensor, products: Tensor) -> bool:
-        """Whether two products of one operator with the same rows agree up to rounding."""
-        bound = adjoint_bound(epsilon(self.operator_dtype), max(self.shapes[index]))
-        return float((again - products).norm()) <= bound * float(products.norm())
+    def alike(self, index: int, again: Tensor, products: Tensor, scale: float) -> bool:
+        """Whether two products of one operator with the same rows, times ``scale``, agree up to rounding."""
+        length = float(products.norm())
+        eps = spacing(self.operator_dtype, length / scale, products.numel())
+        return float((again - products).norm()) <= adjoint_bound(eps, max(self.shapes[index])) * length
+
+    def spacing(self, index: int, length: float) -> float:
+        """Return ε of products of this length; see :func:`~detjac_lanczos.solvers.rounding.spacing`."""
+        return spacing(self.operator_dtype, length, max(self.shapes[index]))
+
+    def lost(self, index: int, sigma: float) -> float:
+        """Return what rounding does to products as long as σ₁ where they are too small for their type; else 0."""
+        eps = self.spacing(index, sigma)
+        return deflation_threshold(eps, sigma) if eps > epsilon(self.operator_dtype) else 0.0
 
     def settle(self, timed: dict[str, float]) -> dict[str, float]:
         """Return what decisions are made of: ``timed``, or what was timed when a journaled solve first came here."""
@@ -230,9 +247,9 @@ class CountingBatch:
         """Send one column of the first pass again, uncounted: a journal is of use to the operators that wrote it."""
         apply = self.batch.matmat if way.startswith(Direction.FORWARD.value) else self.batch.rmatmat
         index = 0 if way == "shared" else int(way.split("[")[1].split(",")[0].rstrip("]"))
-        again = apply([(index, block[:, :1].clone())])[0].double()
-        bound = adjoint_bound(epsilon(self.operator_dtype), max(self.shapes[index])) * float(again.norm())
-        if not float((again - stored[:, :1].double()).norm()) <= bound:
+        again, stored = apply([(index, block[:, :1].clone())])[0].double(), stored[:, :1].double()
+        scale = safe_scale(stored)
+        if not self.alike(index, again * scale, stored * scale, scale):
             raise InputError(
                 "the checkpoint is of another operator: its first product does not come out again; give a new folder"
             )

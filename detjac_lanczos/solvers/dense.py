@@ -14,7 +14,7 @@ from detjac_lanczos.solvers.energy import count_for
 from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, noise_floor, safe_scale
+from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_scale
 
 _CHUNK_ROWS = 1024
 
@@ -37,7 +37,8 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
             status = Status.NOT_FINITE
         else:
             found, values = _leading(matrix, options)
-            floor = noise_floor(epsilon(batch.operator_dtype), float(values[0]), batch.passes[index])
+            first = float(values[0])
+            floor = noise_floor(batch.spacing(index, first / found.scale), first, batch.passes[index])
             low = len(found.values) > 0 and float(found.values[-1]) <= floor
             status = Status.BREAKDOWN_EXACT if low else Status.CONVERGED
             if options.delta is not None:
@@ -135,7 +136,7 @@ class Materialisation:
         scale = safe_scale(self.matrices[index])
         matrix, ahead = self.matrices[index] * scale, product * scale
         length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
-        bound = adjoint_bound(epsilon(self.batch.operator_dtype), max(matrix.shape))
+        bound = adjoint_bound(self.batch.spacing(index, length / scale), max(matrix.shape))
         return float((ahead - row @ matrix.T).norm()) > bound * length
 
     def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:

@@ -165,12 +165,19 @@ class Factorisation:
         norms = torch.stack([torch.linalg.vector_norm(r, dim=1) for r in (right_residuals, left_residuals)], dim=1)
         return RitzTriplets(values, u, v, atu, av, right_residuals, left_residuals, to_numpy(norms))
 
+    @property
+    def longest(self) -> float:
+        """The length of the longest product; 0 where a side has none."""
+        if not self.steps:
+            return 0.0
+        return max(float(torch.linalg.vector_norm(p.rows, dim=1).max()) for p in (self.AV, self.AtU))
+
     def adjoint_defect(self) -> float:
         """Return max |⟨u, A v⟩ - ⟨Aᵀ u, v⟩| over the stored vectors, relative to the longest product; 0 without any."""
         if not self.steps:
             return 0.0
         difference = self.U.rows @ self.AV.rows.T - self.AtU.rows @ self.V.rows.T
-        longest = max(float(torch.linalg.vector_norm(p.rows, dim=1).max()) for p in (self.AV, self.AtU))
+        longest = self.longest
         return float(difference.abs().max()) / longest if longest > 0.0 else 0.0
 
     def outside(self, direction: Direction, latest: int | None = None) -> Tensor:

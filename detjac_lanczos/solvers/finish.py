@@ -12,7 +12,7 @@ from detjac_lanczos.solvers.certificate import certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Guards, Status, SVDResult, Work
-from detjac_lanczos.solvers.rounding import epsilon, noise_floor
+from detjac_lanczos.solvers.rounding import noise_floor
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def finish(
     if found is None:
         return _nothing_found(batch, index, status, road, options, work, shape)
     sigma = (found.values.to(torch.float64) / found.scale).to(batch.dtype)
-    floor = noise_floor(epsilon(batch.operator_dtype), found.first / found.scale, work.passes)
+    first = found.first / found.scale
+    floor, lost = noise_floor(batch.spacing(index, first), first, work.passes), batch.lost(index, first)
     residuals, certificate = certify_triplets(
         found.left.T,
         sigma,
@@ -85,6 +86,7 @@ def finish(
         floor=floor,
         exact=status is Status.BREAKDOWN_EXACT,
         scale=found.scale,
+        least=lost,
     )
     if status.successful and certificate.claimed < len(sigma):
         status = Status.NOISE_FLOOR
@@ -98,6 +100,7 @@ def finish(
         else None,
         status=status,
         advice=_advice(status, batch, index, options, certificate.claimed, len(sigma))
+        + _on_size(status, batch, lost)
         + _on_widening(widened)
         + _on_energy(energy)
         + _on_error(error)
@@ -121,6 +124,13 @@ def _guards(completed: Completed, scale: float, dtype: torch.dtype) -> Guards | 
         return None
     values = torch.from_numpy(triplets.values[k:] / scale).to(triplets.left.device)
     return Guards(*(block.to(dtype) for block in (triplets.left[k:].T, values, triplets.right[k:].T)))
+
+
+def _on_size(status: Status, batch: CountingBatch, lost: float) -> str:
+    """Return what to do where products are too small for their type."""
+    if status.successful or not lost:
+        return ""
+    return f" Its products are so small that they lose digits in {batch.operator_dtype}: scale the operator."
 
 
 def _on_widening(widened: tuple[tuple[int, int], ...]) -> str:

@@ -126,7 +126,7 @@ class Lockstep:
             search.count_again()
             if index in self.batch.nonfinite:
                 search.status = Status.NOT_FINITE
-            elif not self.batch.alike(index, product * search.scale, search.state.AV.rows[:1]):
+            elif not self.batch.alike(index, product * search.scale, search.state.AV.rows[:1], search.scale):
                 search.status = Status.NOT_DETERMINISTIC
             self._note_end(index)
         return self.batch.sweeps[-1]

@@ -12,7 +12,7 @@ from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.result import relative_residuals
-from detjac_lanczos.solvers.rounding import epsilon, noise_floor
+from detjac_lanczos.solvers.rounding import noise_floor
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,15 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     _check_fit(batch.shapes, lefts, values, rights)
     pushed = batch.apply(Direction.FORWARD, _as_blocks(batch, rights))
     pulled = batch.apply(Direction.TRANSPOSED, _as_blocks(batch, lefts))
-    eps = epsilon(batch.operator_dtype)
     measurements = []
-    for left, sigma, right, av, atu in zip(lefts, values, rights, pushed, pulled, strict=True):
+    for index, (left, sigma, right, av, atu) in enumerate(zip(lefts, values, rights, pushed, pulled, strict=True)):
         left, sigma, right = (block.to(device=batch.device) for block in (left, sigma, right))
-        floor = noise_floor(eps, float(sigma.max()), passes)
+        first = float(sigma.max())
+        floor = noise_floor(batch.spacing(index, first), first, passes)
         under = bool((sigma <= floor).any())
-        residuals, certificate = certify_triplets(left, sigma, right, av.T, atu.T, tol=tol, floor=floor, exact=under)
+        residuals, certificate = certify_triplets(
+            left, sigma, right, av.T, atu.T, tol=tol, floor=floor, exact=under, least=batch.lost(index, first)
+        )
         measurements.append(Measurement(residuals, relative_residuals(residuals, sigma, floor), certificate))
     return measurements
 

@@ -13,7 +13,7 @@ from detjac_lanczos.solvers.finish import Found, Road, finish
 from detjac_lanczos.solvers.leave_one_out import LeaveOneOut, orthonormal_factor
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, noise_floor, safe_scale
+from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_scale
 
 _OVERSAMPLING = 8
 _DEFAULT_PASSES = 60
@@ -36,7 +36,6 @@ def solve_randomized(batch: CountingBatch, options: Options, road: Road, *, cert
 
 def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, certify: bool) -> SVDResult:
     shape = batch.shapes[index]
-    eps = epsilon(batch.operator_dtype)
     width = min(options.k + _OVERSAMPLING, *shape)
     if options.max_products is not None:
         width = min(width, options.max_products // 2)
@@ -63,6 +62,7 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
         state = Factorisation(shape, batch.dtype, batch.device)
         state.absorb(Direction.TRANSPOSED, cotangents, pulled * scale)
         state.absorb(Direction.FORWARD, tangents, pushed * scale)
+        eps = batch.spacing(index, state.longest / scale)
         if state.adjoint_defect() > adjoint_bound(eps, max(shape)):
             sent = [(Direction.FORWARD, tangents, state.AV.rows), (Direction.TRANSPOSED, cotangents, state.AtU.rows)]
             status = cause(batch, index, sent, scale, options)

@@ -13,7 +13,7 @@ from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.dense import Materialisation, claim_of_spectrum
 from detjac_lanczos.solvers.probe import Deflation, Probe
-from detjac_lanczos.solvers.rounding import epsilon, noise_floor, safe_scale
+from detjac_lanczos.solvers.rounding import noise_floor, safe_scale
 
 
 def measure_completeness(
@@ -53,10 +53,11 @@ def measure_completeness(
 
 def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Completeness]:
     fresh = []
-    for matrix, claim in zip(Materialisation(batch).run(), claims, strict=True):
+    for index, (matrix, claim) in enumerate(zip(Materialisation(batch).run(), claims, strict=True)):
         scale = safe_scale(matrix)
         values = torch.linalg.svdvals(matrix * scale)
-        floor = noise_floor(epsilon(batch.operator_dtype), float(values[0]), passes)
+        first = float(values[0])
+        floor = noise_floor(batch.spacing(index, first / scale), first, passes)
         fresh.append(
             claim_of_spectrum(
                 values, claim.k, tol=tol, floor=floor, scale=scale, seed=claim.seed, threshold=claim.threshold
@@ -77,19 +78,19 @@ def _from_probes(
     lefts, rights = ([block.to(batch.device, batch.dtype).T for block in blocks] for blocks in (U, V))
     pushed = batch.apply(Direction.FORWARD, list(enumerate(rights)))
     pulled = batch.apply(Direction.TRANSPOSED, list(enumerate(lefts)))
-    eps = epsilon(batch.operator_dtype)
-    probes, scales = [], []
+    probes, scales, floors = [], [], []
     for index, claim in enumerate(claims):
         scale = safe_scale(S[index])
         values = to_numpy(S[index] * scale)
         products = pushed[index] * scale, pulled[index] * scale
         deflation = Deflation.of(values, lefts[index], rights[index], *products)
+        eps = batch.spacing(index, float(values[0]) / scale)
+        floors.append(noise_floor(eps, float(values[0]), passes))
         probes.append(Probe(deflation, batch.shapes[index], eps=eps, seed=claim.seed, number=claim.number))
         scales.append(scale)
     _follow(batch, probes, scales, claims)
     fresh = []
-    for probe, scale, claim in zip(probes, scales, claims, strict=True):
-        floor = noise_floor(eps, float(probe.deflation.values[0]), passes)
+    for probe, scale, floor, claim in zip(probes, scales, floors, claims, strict=True):
         fresh.append(
             stated(probe, k=claim.k, delta=claim.delta, tol=tol, floor=floor, scale=scale, threshold=claim.threshold)
         )

@@ -97,7 +97,8 @@ class SVDResult:
     choices : dict
         Every decision that was made by timing, as plain data; pass it back as ``choices=`` to repeat the solve.
     floor : float
-        c ε σ₁ √passes: residuals below it are rounding.
+        c ε σ₁ √passes: residuals below it are rounding. ε is that of the operator's type, or more where its products
+        are so small that they lose digits.
     missed : Missed or None
         What a survey's shared basis lacks of this operator; None on every other road.
     guards : Guards or None

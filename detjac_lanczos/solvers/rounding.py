@@ -8,8 +8,9 @@ from torch import Tensor
 SAFETY = 10.0
 """The constant ``c`` in front of every rounding bound of this package."""
 
-_LARGEST_ADJOINT_BOUND = 0.1
+LARGEST_ADJOINT_BOUND = 0.1
 
+_COARSEST = torch.finfo(torch.bfloat16).eps
 
 _PLAIN_RANGE = (1e-8, 1e8)
 
@@ -19,27 +20,41 @@ def epsilon(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
 
+def spacing(dtype: torch.dtype, length: float, rows: int) -> float:
+    """Return ε of products of this length: that of the type, or η √rows / length where that is more.
+
+    η is the smallest number of the type. Products as short as this lose digits to it: half of η in each of their rows.
+    """
+    info = torch.finfo(dtype)
+    shorter = info.smallest_normal * math.sqrt(rows) / length if length > 0.0 else 0.0
+    return info.eps * max(shorter, 1.0)
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision the solver works in: float64 for float64 operators, float32 for all others."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def noise_floor(eps: float, sigma: float, passes: int) -> float:
-    """Return ``c ε σ₁ √passes``, under which a residual of an operator computed in precision ε says nothing."""
-    return SAFETY * eps * sigma * math.sqrt(max(passes, 1))
+    """Return ``c ε σ₁ √passes``, under which a residual of an operator computed in precision ε says nothing.
+
+    No ε is taken for coarser than that of bfloat16, here and below: everything would pass for zero.
+    """
+    return SAFETY * min(eps, _COARSEST) * sigma * math.sqrt(max(passes, 1))
 
 
 def deflation_threshold(eps: float, sigma: float) -> float:
     """Return ``c ε σ₁``: a direction of a block that is shorter than this is taken for rounding."""
-    return SAFETY * eps * sigma
+    return SAFETY * min(eps, _COARSEST) * sigma
 
 
 def adjoint_bound(eps: float, rows: int) -> float:
     """Return the largest |⟨A v, u⟩ - ⟨v, Aᵀ u⟩| / (‖A v‖ ‖u‖) that rounding explains, ``c ε √rows``.
 
-    Capped at 0.1, so that the test still means something in bfloat16.
+    Capped at 0.1, so that the test still means something in bfloat16; at up to 1 where products lose more digits than
+    there, which still tells Aᵀ from -Aᵀ.
     """
-    return min(SAFETY * eps * math.sqrt(rows), _LARGEST_ADJOINT_BOUND)
+    return min(SAFETY * eps * math.sqrt(rows), max(LARGEST_ADJOINT_BOUND, min(SAFETY * eps, 1.0)))
 
 
 def safe_scale(block: Tensor) -> float:

@@ -19,6 +19,7 @@ from detjac_lanczos.solvers.rounding import (
     epsilon,
     noise_floor,
     safe_scale,
+    spacing,
     working_dtype,
 )
 from detjac_lanczos.solvers.start import given_block, random_block
@@ -67,7 +68,7 @@ class Search:
     def __init__(self, shape: tuple[int, int], operator_dtype: torch.dtype, device: torch.device, options: Options):
         self.options = options
         self.shape = shape
-        self.eps = epsilon(operator_dtype)
+        self._operator_dtype = operator_dtype
         self.dtype = working_dtype(operator_dtype)
         self.state = Factorisation(
             shape,
@@ -101,6 +102,11 @@ class Search:
         """Triplets to return."""
         assert self.triplets is not None
         return self.goal.count(self.triplets.values)
+
+    @property
+    def eps(self) -> float:
+        """The operator's ε, for products as long as the longest so far."""
+        return spacing(self._operator_dtype, self._largest / self.scale, max(self.shape))
 
     @property
     def floor(self) -> float:

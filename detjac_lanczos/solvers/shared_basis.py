@@ -16,7 +16,7 @@ from detjac_lanczos.solvers.finish import Road, finish
 from detjac_lanczos.solvers.missed import Cotangents, measure_missed
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult, Work
-from detjac_lanczos.solvers.rounding import deflation_threshold, epsilon, noise_floor, safe_scale
+from detjac_lanczos.solvers.rounding import deflation_threshold, noise_floor, safe_scale
 from detjac_lanczos.solvers.survey import STEERING_PROBES, Survey
 
 _MEASURING_SHARE = 1 / 4
@@ -145,7 +145,8 @@ def _estimate(
     rho_left = torch.linalg.vector_norm((left @ known - values[:, None] * right).double(), dim=1) / scale
     sigma = values / scale
     passes = batch.passes[index]
-    floor = noise_floor(epsilon(batch.operator_dtype), float(sigma[0]), passes)
+    eps = batch.spacing(index, float(sigma[0]))
+    floor = noise_floor(eps, float(sigma[0]), passes)
     missed = measure_missed(
         known,
         values,
@@ -156,7 +157,7 @@ def _estimate(
         operators=operators,
         scale=scale,
         # Every product is used as it came, in a row of its own: nothing grows with the number of passes.
-        floor=deflation_threshold(epsilon(batch.operator_dtype), float(sigma[0])),
+        floor=deflation_threshold(eps, float(sigma[0])),
     )
     low, high = missed.sigma_1
     together = f" for all {operators} operators together" if operators > 1 else ""

@@ -8,7 +8,14 @@ from detjac_lanczos.solvers.basis import complete_block, dominant_rows, project_
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options, Progress
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, epsilon, safe_scale
+from detjac_lanczos.solvers.rounding import (
+    LARGEST_ADJOINT_BOUND,
+    adjoint_bound,
+    deflation_threshold,
+    epsilon,
+    safe_scale,
+    spacing,
+)
 
 STEERING_PROBES = 8
 
@@ -115,8 +122,9 @@ class Survey:
         width = min(self.options.width, self.size - self.basis.shape[0])
         mix = thin_svd(torch.cat(sketches))[0][:, :width]
         parts = mix.split([len(sketch) for sketch in sketches])
+        unit = max(self.scales[index] for index in self.sound)
         blocks = [
-            (index, self.scales[index] * (part.T @ rows))
+            (index, self.scales[index] / unit * (part.T @ rows))
             for index, part, rows in zip(self.sound, parts, weighted, strict=True)
         ]
         largest = max(float(rows.abs().max()) for _, rows in blocks) or 1.0
@@ -175,10 +183,13 @@ class Survey:
     def _agrees(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> bool:
         """Whether ⟨Σ A_i x_i, ω⟩ = Σ ⟨x_i, A_iᵀ ω⟩ up to rounding, for the first sum and the steering probes."""
         difference, size = total.double() @ self._probes.double().T, 0.0
+        lengths = [(float(total.norm()) / unit, total.numel())]
         for index, rows in blocks:
             # In float64: what brings operators of 1e30 and 1e-30 into one unit is no float32.
             rows, image = rows.double() * (unit / self.scales[index]), self._images[index].double()
             difference = difference - rows @ image.T
             size += float(torch.linalg.matrix_norm(rows) * torch.linalg.matrix_norm(image))
-        bound = adjoint_bound(self.eps, max(max(shape) for shape in self.batch.shapes))
+            lengths.append((float(image.norm()) / self.scales[index], image.numel()))
+        eps = max(spacing(self.batch.operator_dtype, *length) for length in lengths)
+        bound = min(adjoint_bound(eps, max(max(shape) for shape in self.batch.shapes)), LARGEST_ADJOINT_BOUND)
         return float(torch.linalg.matrix_norm(difference)) <= bound * size

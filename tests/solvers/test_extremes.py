@@ -6,7 +6,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.solvers import Status, check_operator, svd
+from detjac_lanczos.solvers import Status, check_operator, measure_triplets, svd
+from detjac_lanczos.solvers.rounding import spacing
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
 A = matrix(spectrum("root", 40), (60, 40))
@@ -23,14 +24,47 @@ def test_a_certificate_scales_with_the_operator(method: str, exponent: int) -> N
     assert scaled.certificate.e_k / 2.0**exponent == pytest.approx(plain.certificate.e_k, rel=0.05, abs=1e-12)
 
 
-@pytest.mark.parametrize("method", ["lanczos", "dense", "randomized"])
-def test_subnormal_operators_are_solved_or_refused(method: str) -> None:
-    """Products of subnormal numbers have few digits: a refusal is right, a crash or a wrong value is not."""
-    tiny = (A * 1e-41).float()
-    result = svd(tiny, 2, tol=1e-2, method=method)
-    if result.status is not Status.NOT_ADJOINT:
-        exact = torch.linalg.svdvals(tiny.double())[:2]
-        np.testing.assert_allclose(result.S.double(), exact, rtol=1e-2)
+@pytest.mark.parametrize("method", ["lanczos", "dense", "randomized", "shared_basis"])
+@pytest.mark.parametrize(
+    ("dtype", "scale", "digits"),
+    [
+        (torch.float64, 1e-310, 13),
+        (torch.float64, 1e-320, 3),
+        (torch.float32, 1e-39, 6),
+        (torch.float32, 1e-41, 4),
+        (torch.float32, 1e-43, 2),
+        (torch.float16, 1e-5, 3),
+        (torch.float16, 3e-7, 1),
+    ],
+)
+def test_products_too_small_for_their_type_are_no_wrong_transpose(
+    method: str, dtype: torch.dtype, scale: float, digits: int
+) -> None:
+    """So many digits are left: claims are made where they meet the tolerance; the values are right to them."""
+    tiny, tol = (torch.randn(60, 40, generator=torch.Generator().manual_seed(0)).double() * scale).to(dtype), 1e-2
+    result = svd(tiny, 3, tol=tol, method=method)
+    unit = 2.0**1000 if dtype is torch.float64 else 1.0
+    exact = torch.linalg.svdvals(tiny.double() * unit)[:3]
+    if method != "shared_basis":
+        np.testing.assert_allclose(result.S.double() * unit, exact, rtol=max(tol, 2 * 10.0**-digits))
+        assert result.status in (Status.CONVERGED, Status.NOISE_FLOOR)
+        assert result.converged or "scale the operator" in result.advice
+        assert result.converged or digits < 6
+        assert not result.converged or digits > 2
+        fresh = measure_triplets(tiny, result.U, result.S, result.V, tol=tol)[0]
+        assert not result.converged or float(fresh.relative.max()) <= 1.5 * tol
+    assert check_operator(tiny).ok
+    wrong = Recorder(tiny, -tiny.T)
+    assert svd(wrong, 3, tol=tol, method=method).status is Status.NOT_ADJOINT
+    assert "rmatmat is not the transpose" in str(check_operator(wrong))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_digits_are_lost_under_the_normal_range_alone(dtype: torch.dtype) -> None:
+    info, rows = torch.finfo(dtype), 64
+    normal = info.smallest_normal * 8
+    assert {spacing(dtype, length, rows) for length in (0.0, normal, 1.0, info.max)} == {info.eps}
+    assert spacing(dtype, normal / 64, rows) == pytest.approx(64 * info.eps)
 
 
 def test_dense_road_tells_a_whole_spectrum() -> None:
