@@ -112,6 +112,8 @@ def _check_way(
     problems, first = [], product.to(torch.float64, copy=True)
     unit = safe_scale(first)
     scaled = first * unit
+    # Half of it where twice the product might overflow.
+    factor = -2.0 if float(first.abs().max()) < torch.finfo(product.dtype).max / 4.0 else -0.5
     size, bound = float(scaled.norm()), _bound(operator, scaled, unit)
 
     def again(sent: Tensor) -> Tensor:
@@ -121,8 +123,8 @@ def _check_way(
         problems.append(f"{name} is not deterministic: the same block gave two different products")
     elif float((again(block[:, :1]) - scaled[:, :1]).norm()) > bound * size:
         problems.append(f"{name} is not the same column by column: a column alone gives another product")
-    elif float((again(-2.0 * block) + 2.0 * scaled).norm()) > 2.0 * bound * size:
-        problems.append(f"{name} is not linear: -2 times a block does not give -2 times its product")
+    elif float((again(factor * block) - factor * scaled).norm()) > abs(factor) * bound * size:
+        problems.append(f"{name} is not linear: {factor:g} times a block does not give {factor:g} times its product")
     return first, problems
 
 

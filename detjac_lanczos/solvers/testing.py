@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.check import check_operator
 from detjac_lanczos.solvers.operator import LinearOperator, as_operator
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, safe_scale
 from detjac_lanczos.solvers.svd import svd
 
 
@@ -88,7 +88,7 @@ class OperatorTestCase(ABC):
         return drawn.to(device=operator.device, dtype=operator.dtype)
 
     def _assert_close(self, found: Tensor, expected: Tensor) -> None:
-        error = float(torch.linalg.matrix_norm(found.to(device="cpu", dtype=torch.float64) - expected.cpu()))
-        scale = float(torch.linalg.matrix_norm(expected))
-        allowed = self.tolerance * scale
-        assert error <= allowed, f"the product is {error:.1e} off, rounding explains {allowed:.1e}"
+        unit = safe_scale(expected)
+        found, expected = found.to(device="cpu", dtype=torch.float64) * unit, expected.cpu() * unit
+        error, allowed = float((found - expected).norm()), self.tolerance * float(expected.norm())
+        assert error <= allowed, f"the product is {error / unit:.1e} off, rounding explains {allowed / unit:.1e}"

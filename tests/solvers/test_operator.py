@@ -68,6 +68,29 @@ def test_the_inherited_case_fails_for_another_matrix() -> None:
         Wrong().test_singular_values_match_the_dense_matrix()
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_inherited_case_tests_products_of_any_scale(scale: float) -> None:
+    class Far(OperatorTestCase):
+        wrong = 0.0
+
+        def create_operator(self):
+            return DENSE * scale
+
+        def create_dense(self):
+            return (DENSE + self.wrong) * scale
+
+    class Wrong(Far):
+        wrong = 1e-3
+
+    Far().test_products_match_the_dense_matrix()
+    with pytest.raises(AssertionError, match="rounding explains"):
+        Wrong().test_products_match_the_dense_matrix()
+
+
+def test_products_near_the_largest_number_are_linear() -> None:
+    assert check_operator(torch.full((8, 8), 9000.0).half()).ok
+
+
 @pytest.mark.parametrize(
     ("A", "message"),
     [
