@@ -26,7 +26,7 @@ def asked_for(record: Record) -> str:
         return f"all triplets above {options['threshold']:g}"
     if options.get("energy") is not None:
         return f"triplets with {percent(options['energy'])} of |J|²"
-    return f"{options['k']} triplets each"
+    return "1 triplet each" if options["k"] == 1 else f"{options['k']} triplets each"
 
 
 def surveyed(record: Record) -> bool:

@@ -7,17 +7,26 @@ from collections.abc import Iterable
 
 _MARKS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
+_JOINERS = "\u200c\u200d"
+"""They shape the letters or emoji on both sides of them: Persian, Indic scripts, families of emoji."""
 
 
 def visible(token: str) -> str:
     r"""Return a token with spaces as ␣, line ends as ↵, and every other invisible character as its \u escape.
 
-    A combining mark at the start gets a dotted circle to stand on; an empty token is ∅.
+    A joiner between two visible characters stays, a combining mark at the start gets a dotted circle to stand on; an
+    empty token is ∅.
     """
-    text = "".join(_MARKS.get(c) or (escaped(c) if unicodedata.category(c) in _INVISIBLE else c) for c in token)
+    text = "".join(c if _is_seen(token, i) else _MARKS.get(c) or escaped(c) for i, c in enumerate(token))
     if text and unicodedata.category(text[0]).startswith("M"):
         text = "◌" + text
     return text or "∅"
+
+
+def _is_seen(token: str, i: int) -> bool:
+    if token[i] in _JOINERS and 0 < i < len(token) - 1:
+        return all(unicodedata.category(token[side]) not in _INVISIBLE for side in (i - 1, i + 1))
+    return unicodedata.category(token[i]) not in _INVISIBLE
 
 
 def escaped(character: str) -> str:
@@ -27,9 +36,13 @@ def escaped(character: str) -> str:
 
 
 def columns(text: str) -> int:
-    """Return the columns a text takes in a terminal: East-Asian wide characters two, combining marks none."""
+    """Return the columns of a text in a terminal: East-Asian wide characters two, combining marks and joiners none."""
     return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        0
+        if unicodedata.category(c) in ("Mn", "Me") or c in _JOINERS
+        else 2
+        if unicodedata.east_asian_width(c) in "WF"
+        else 1
         for c in text
     )
 

@@ -199,8 +199,9 @@ def _nothing_found(
 
 def _advice(status: Status, batch: CountingBatch, index: int, options: Options, claimed: int, k: int) -> str:
     above = "" if options.threshold is None else f" above {options.threshold:g}"
+    met = f"The one triplet{above} meets" if k == 1 else f"All {k} triplets{above} meet"
     sentences = {
-        Status.CONVERGED: f"All {k} triplets{above} meet the tolerance {options.tol:g}.",
+        Status.CONVERGED: f"{met} the tolerance {options.tol:g}.",
         Status.BREAKDOWN_EXACT: (
             "Nothing of the operator is left outside the space that was found, up to rounding: every singular value "
             "beyond it is zero."

@@ -103,9 +103,8 @@ def check_options(
     held = k or 1
     least = 2 * held + (ENERGY_PROBES if energy is not None else 0)
     if max_products is not None and (not _is_whole(max_products) or max_products < least):
-        raise InputError(
-            f"max_products = {max_products!r} cannot hold k = {held} triplets: give {least} or more, or None"
-        )
+        triplets = "one triplet" if k is None else f"k = {k} triplets"
+        raise InputError(f"max_products = {max_products!r} cannot hold {triplets}: give {least} or more, or None")
     if not _is_whole(seed) or not -_SEEDS <= seed < _SEEDS:
         raise InputError(f"seed = {seed!r} starts no random numbers: give a whole number of at most 18 digits")
     if certify not in CERTIFICATES:

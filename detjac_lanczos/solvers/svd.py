@@ -23,6 +23,9 @@ from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.shared_basis import solve_shared_basis
 
 _DEFAULT_WIDTH = 3
+_DECISIONS = ("method", "block", "first_block", "svd_seconds", "seconds_per_pass", "seconds_per_row")
+"""What a solve may decide by timing, by the names in ``SVDResult.choices``."""
+
 _ROADS = {
     "lanczos": solve_lanczos,
     "randomized": solve_randomized,
@@ -171,6 +174,8 @@ def svd_batch(
     decided = choices or {}
     if not isinstance(decided, dict):
         raise InputError(f"choices = {choices!r} are none of an earlier solve: give SVDResult.choices, or None")
+    if unknown := [str(key) for key in decided if key not in _DECISIONS]:
+        raise InputError(f"choices hold {', '.join(unknown)}, which no solve decides: give SVDResult.choices as it was")
     timed = block is None and "block" not in decided and max_products is None and memory is None and start is None
     first = decided.get("first_block") if block is None else None
     block = decided.get("block") if block is None else block
@@ -195,7 +200,7 @@ def svd_batch(
     blocks = check_fit(operators.shapes, k=k, method=method, max_products=max_products, start=start)
     if memory is not None and (method != "lanczos" or threshold is not None or energy is not None):
         raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")
-    width = int(first or block or _DEFAULT_WIDTH)
+    width = min(int(first or block or _DEFAULT_WIDTH), max(map(max, operators.shapes)))
     begun = 0 if blocks is None else max(given.shape[1] for given in blocks)
     options = Options(
         k=int(wanted),

@@ -24,6 +24,10 @@ ANY_TEXT = st.text(st.characters(), max_size=30)
         ("", "∅"),
         ("金", "金"),
         ("\xa0", "\\xa0"),
+        ("\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f467"),
+        ("می\u200cروم", "می\u200cروم"),
+        ("\u200dا\u200d", "\\u200dا\\u200d"),
+        ("a\u200d\u200db", "a\\u200d\\u200db"),
     ],
 )
 def test_known_tokens(token: str, shown: str) -> None:
@@ -34,7 +38,9 @@ def test_known_tokens(token: str, shown: str) -> None:
 def test_nothing_invisible_is_left(token: str) -> None:
     shown = visible(token)
     assert shown
-    assert not any(unicodedata.category(c)[0] in "CZ" for c in shown)
+    joined = {i + 1 for i in range(len(shown) - 2) if shown[i + 1] in "\u200c\u200d"}
+    assert not any(unicodedata.category(c)[0] in "CZ" for i, c in enumerate(shown) if i not in joined)
+    assert not any(unicodedata.category(shown[i + side])[0] in "CZ" for i in joined for side in (-1, 1))
     shown.encode("utf-8")
 
 

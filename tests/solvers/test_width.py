@@ -136,6 +136,18 @@ def test_a_replayed_width_must_be_one() -> None:
         )
 
 
+def test_a_width_is_no_more_than_the_operator_has() -> None:
+    A = torch.randn(12, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for options in ({"block": 10**9}, {"choices": {"method": "lanczos", "block": 10**9}}):
+        result = svd(A, 2, method="lanczos", **options)
+        assert result.converged and result.choices["block"] == 12
+
+
+def test_decisions_that_no_solve_makes_are_refused() -> None:
+    with pytest.raises(InputError, match="choices hold blok, which no solve decides"):
+        svd(torch.eye(4), 2, choices={"blok": 1})
+
+
 @given(st.floats(0.0, 10.0), st.floats(1e-3, 10.0), st.integers(1, 40))
 def test_the_fastest_width_is_three_roots_of_the_price(per_pass: float, per_column: float, k: int) -> None:
     most = max(3, min(2 * k, 8))
