@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.operators.autograd import ROWS_AT_ONCE
-from detjac_lanczos.operators.self_check import random_inputs, require
+from detjac_lanczos.operators.self_check import require
 from detjac_lanczos.operators.trace import entering, leaving
 
 if TYPE_CHECKING:
@@ -59,9 +59,11 @@ def require_affine_parts(network: PinnedNetwork) -> None:
         Naming the first part whose f(a + b) is not f(a) + f(b) - f(0).
     """
     x = network.inputs(-1, 0)
+    noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unit = float(x.double().square().mean().sqrt())
     inputs = [torch.zeros_like(x)]
     for size in _SIZES:
-        a, b = random_inputs(x, size, size)
+        a, b = (size * unit * noise).to(x)
         inputs += [a, b, a + b]
     at_once = torch.stack(inputs).split(max(1, ROWS_AT_ONCE // len(x)))
     for values in zip(*(_values(network, part) for part in at_once), strict=True):

@@ -94,20 +94,18 @@ def affine_defect(f: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
     ``f`` maps (m, n, d) to (m, d_out).
     """
-    a, b = random_inputs(x, 1.0, _large(x.dtype))
+    a, b = random_inputs(x)
     fa, fb, fab, f0 = f(torch.stack([a, b, a + b, torch.zeros_like(x)]))
     return relative(fab - fa - fb + f0, fa, fb, fab, f0)
 
 
-def random_inputs(x: Tensor, *sizes: float) -> tuple[Tensor, ...]:
-    """Return random inputs of the shape of x, (n, d), so many times its size."""
-    noise = torch.randn(len(sizes), *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    unit = float(x.double().square().mean().sqrt())
-    return tuple(size * one for size, one in zip(sizes, (unit * noise).to(x), strict=True))
-
-
-def _large(dtype: torch.dtype) -> float:
-    return 1.0 if dtype is torch.float16 else _LARGE
+def random_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two random inputs of the shape of x, (n, d): one of its size and a large one (alike in float16)."""
+    noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    size = float(x.double().square().mean().sqrt())
+    large = 1.0 if x.dtype is torch.float16 else _LARGE
+    a, b = (size * noise).to(x)
+    return a, large * b
 
 
 def relative(error: Tensor, *terms: Tensor) -> float:
@@ -140,10 +138,10 @@ def _errors(network: DetachedNetwork) -> list[tuple[str, float, float]]:
     """Return what would be wrong, its error, and the largest error of a sound network."""
     J = network.jacobian("joint")
     x, y = J.x.view(J.tokens, -1), J.y
-    (a,) = random_inputs(x, 1.0)
+    a, _ = random_inputs(x)
     fx, fa, f0 = network.apply(torch.stack([x, a, torch.zeros_like(x)]))
     Ja = J.matmat(a.flatten()[:, None])[:, 0]
-    u = random_inputs(y[None], 1.0)[0][0]
+    u = random_inputs(y[None])[0][0]
     Jtu = J.rmatmat(u[:, None])[:, 0]
     inner = Ja.double() @ u.double() - a.flatten().double() @ Jtu.double()
     inner /= float(Ja.double().norm() * u.double().norm()) or 1.0

@@ -23,8 +23,8 @@ from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.shared_basis import solve_shared_basis
 
 _DEFAULT_WIDTH = 3
-_DECISIONS = ("method", "block", "first_block", "svd_seconds", "seconds_per_pass", "seconds_per_row")
-"""What a solve may decide by timing, by the names in ``SVDResult.choices``."""
+_DECISIONS = ("method", "block", "first_block", "svd_seconds", "seconds_per_pass", "seconds_per_row", "polish")
+"""What a solve, or the polish of a survey, may decide by timing, by the names in ``SVDResult.choices``."""
 
 _ROADS = {
     "lanczos": solve_lanczos,
