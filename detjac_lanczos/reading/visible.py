@@ -37,14 +37,8 @@ def escaped(character: str) -> str:
 
 def columns(text: str) -> int:
     """Return the columns of a text in a terminal: East-Asian wide characters two, combining marks and joiners none."""
-    return sum(
-        0
-        if unicodedata.category(c) in ("Mn", "Me") or c in _JOINERS
-        else 2
-        if unicodedata.east_asian_width(c) in "WF"
-        else 1
-        for c in text
-    )
+    drawn = [c for c in text if unicodedata.category(c) not in ("Mn", "Me") and c not in _JOINERS]
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in drawn)
 
 
 def fit(text: str, width: int) -> str:
