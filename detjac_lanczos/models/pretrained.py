@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.models.alignment import align
 from detjac_lanczos.models.mxfp4 import config_without_packing, gpt_oss_with_packed_experts, stored_in_mxfp4
 
 _FOR_CONFIG = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -62,6 +63,7 @@ def load_weights(
             **lenient | options,
         )
         _require_belonging(model, info, name, from_pretrained)
+    align(model)
     return model.eval()
 
 

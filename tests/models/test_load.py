@@ -179,6 +179,20 @@ def test_truncated_and_missing_weights_are_refused(folder: Path) -> None:
         load_model(folder)
 
 
+@pytest.mark.parametrize("shift", [0, 8, 40])
+def test_float32_weights_begin_on_a_cache_line(folder: Path, live: tuple[Any, Any], shift: int) -> None:
+    """The file's header is padded so that its tensors begin anywhere; ties and values are as they were."""
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+    header += b" " * ((shift - 8 - len(header)) % 64)
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + int.from_bytes(whole[:8], "little") :])
+    model = load_model(folder).model
+    assert all(weight.data_ptr() % 64 == 0 for weight in model.parameters())
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in live[0].state_dict().items())
+
+
 @pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gemma])
 def test_a_folder_without_a_tokenizer_is_told_before_its_weights_are_read(make: Any, tmp_path: Path) -> None:
     """Of Gemma's family transformers would make a tokenizer that knows no word."""
