@@ -1,6 +1,7 @@
-"""One model of each kind of family, as wide as a small real one: random weights, two blocks, heads and MLPs to scale.
+"""One model of each kind of family, as wide as a small real one: random weights, eight blocks, heads and MLPs to scale.
 
-What a sweep costs depends on shapes alone, so these stand for checkpoints that are not at hand.
+What a sweep costs depends on shapes alone, so these stand for checkpoints that are not at hand. With two blocks what a
+sweep does once, at its ends, would count for 5 to 9 % of its time; checkpoints of this width have sixteen or more.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 1024,
     "intermediate_size": 2816,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 8,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "head_dim": 64,

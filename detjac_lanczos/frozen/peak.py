@@ -84,12 +84,13 @@ def sweep_bytes(
         mixed = block.heads * block.head_dim
         values = block.kv_heads * block.head_dim
         read = shape.hidden_size * (1 + block.centered)
-        around = max(read + values * products, mixed + shape.hidden_size * products)
+        apart = values if block.panel else 0  # products of some heads, and then the place of all
+        around = max(read + apart + values * products, mixed + shape.hidden_size * products)
         around = max(around, shape.hidden_size + mixed * products)
         most = max(
             most,
             _attending(shape, block, lengths, width, rebuilt[0], lockstep),
-            rows * around * shape.itemsize + _library(shape),
+            (rows * around + block.panel) * shape.itemsize + _library(shape),
             *(
                 _rowwise(shape, block, h, width, rebuilt[1], products, uneven=uneven, affine=affine) + _library(shape)
                 for h in heights

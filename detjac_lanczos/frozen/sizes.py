@@ -38,7 +38,8 @@ class BlockShape:
     """Frozen factors of one block: attention weights, gates, and for each position ``numbers`` and ``integers``.
 
     Those of routed ``experts`` are among the numbers. ``made``: numbers that a sweep makes of weights and keeps, 1 + w;
-    ``centered``: a norm takes the mean off its input, into rows of their own.
+    ``centered``: a norm takes the mean off its input, into rows of their own; ``panel``: numbers of a fused weight that a
+    product copies side by side.
     """
 
     heads: int = 0
@@ -50,6 +51,7 @@ class BlockShape:
     integers: int = 0
     made: int = 0
     centered: bool = False
+    panel: int = 0
 
     def __add__(self, other: BlockShape) -> BlockShape:
         """Return the factors of both."""
@@ -63,6 +65,7 @@ class BlockShape:
             self.integers + other.integers,
             self.made + other.made,
             self.centered or other.centered,
+            max(self.panel, other.panel),
         )
 
 

@@ -274,8 +274,7 @@ def _run_at_once(
 
 def _values(chain: Sequence[Map], x: Tensor, positions: Tensor) -> Tensor:
     """Run a chain up to a mixing: (R, d) to (R, heads · width), or (heads, R, width) if its last weight has heads."""
-    copies = x.is_cpu and x.element_size() < 4  # a product of batches in half precision copies the rows for every head
     match chain:
-        case (*before, Linear(PerHeadWeight() as weight, False, scale, None, None)) if not copies:
+        case (*before, Linear(PerHeadWeight() as weight, False, scale, None, None)) if not x.is_cpu:
             return weight.product_by_head(apply_rowwise(before, x, positions), scale)
     return apply_rowwise(chain, x, positions)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detjac_lanczos.models.weights import AlternatingWeight, DenseWeight
+from detjac_lanczos.models.weights import AlternatingWeight, DenseWeight, PerHeadWeight
 
 
 @pytest.mark.parametrize("rows", [0, 1, AlternatingWeight.WHOLE_ROWS, AlternatingWeight.WHOLE_ROWS + 1])
@@ -27,3 +27,34 @@ def test_alternating_rows_multiply_as_the_matrix_of_them(stored_transposed: bool
         torch.testing.assert_close(weight.apply(x, **options), plain.apply(x, **options))
     for options in ({}, around_y):
         torch.testing.assert_close(weight.apply_transposed(y, **options), plain.apply_transposed(y, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rows", [0, 1, 9])
+@pytest.mark.parametrize("panel", [1, 2 * 3 * 7, PerHeadWeight.PANEL])
+def test_rows_of_heads_multiply_as_the_matrix_of_them(
+    monkeypatch: pytest.MonkeyPatch, panel: int, rows: int, dtype: torch.dtype
+) -> None:
+    """Whether a head, two of five or all go through a product at a time."""
+    monkeypatch.setattr(PerHeadWeight, "PANEL", panel)
+    heads, size, d = 5, 3, 7
+    generator = torch.Generator().manual_seed(rows)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=dtype, generator=generator)
+
+    fused = drawn(heads * 3 * size, d)
+    parts = fused.unflatten(0, (heads, 3, size))[:, 2]
+    weight, plain = PerHeadWeight(parts), DenseWeight(parts.flatten(0, 1))
+    assert weight.shape == plain.shape and weight.fingerprint() == plain.fingerprint()
+    x, y = drawn(rows, d), drawn(rows, heads * size)
+    around = {"scale": drawn(d), "gate": drawn(rows, heads * size), "add": drawn(rows, heads * size)}
+    before = [t.clone() for t in (fused, x, y)]
+    for found, expected in (
+        (weight.apply(x), plain.apply(x)),
+        (weight.apply(x, **around), plain.apply(x, **around)),
+        (weight.apply_transposed(y), plain.apply_transposed(y)),
+        (weight.product_by_head(x).transpose(0, 1).flatten(1), plain.apply(x)),
+    ):
+        torch.testing.assert_close(found, expected)
+    assert all(torch.equal(a, b) for a, b in zip(before, (fused, x, y), strict=True))

@@ -13,8 +13,8 @@ from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map
 from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
 from detjac_lanczos.frozen.words.parts import PartOf
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
-from detjac_lanczos.models.linear_modules import bias_of, weight_of
-from detjac_lanczos.models.weights import Part
+from detjac_lanczos.models.linear_modules import bias_of, linear_shape, weight_of
+from detjac_lanczos.models.weights import Part, PerHeadWeight
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,23 @@ class Project:
         """Nothing is frozen in a linear module."""
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
-        """Nothing is frozen here."""
-        return NOTHING
+        """Nothing is frozen here; rows that lie apart, by head, are copied for a product."""
+        if self.part is None:
+            return NOTHING
+        whole = torch.empty(linear_shape(block.get_submodule(self.path)), device="meta")
+        part = self.part(whole, self._owner(block))
+        return NOTHING if part.ndim == 2 else BlockShape(panel=part[: PerHeadWeight.heads_at_once(part)].numel())
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the weight, in place, and its bias where it has one."""
         part = self.part
         if part is None:
             return linear_maps(block, self.path, name)
-        owner = block.get_submodule(self.path.rpartition(".")[0])
+        owner = self._owner(block)
         return linear_maps(block, self.path, name, lambda rows: part(rows, owner))
+
+    def _owner(self, block: nn.Module) -> nn.Module:
+        return block.get_submodule(self.path.rpartition(".")[0])
 
 
 def linear_maps(block: nn.Module, path: str, name: str, part: Part | None = None) -> list[Map]:
