@@ -38,8 +38,8 @@ class BlockShape:
     """Frozen factors of one block: attention weights, gates, and for each position ``numbers`` and ``integers``.
 
     Those of routed ``experts`` are among the numbers. ``made``: numbers that a sweep makes of weights and keeps, 1 + w;
-    ``centered``: a norm takes the mean off its input, into rows of their own; ``panel``: numbers of a fused weight that a
-    product copies side by side.
+    ``centered``: a norm takes the mean off its input, into rows of their own; ``panel``: numbers of a fused weight that
+    a product copies side by side.
     """
 
     heads: int = 0

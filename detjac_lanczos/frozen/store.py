@@ -29,6 +29,7 @@ from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.offloaded import execution_devices
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, T
                 checksum = header["checksum"]
             elsewhere = {f"coefficient.{name}" for name in description.get("elsewhere", ())}
             tensors = {
-                name: file.get_tensor(name) if name in elsewhere else file.get_tensor(name).to(device)
+                name: file.get_tensor(name) if name in elsewhere else aligned(file.get_tensor(name).to(device))
                 for name in file.keys()  # noqa: SIM118
             }
     except FileNotFoundError:

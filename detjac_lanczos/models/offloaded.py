@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
+from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.side_stream import beside, used_here
 
@@ -65,7 +66,8 @@ class OffloadedModule(Held[dict[str, Tensor], nn.Module]):
                 f"a weight that accelerate put on disk cannot be read ({error}); load the model again"
             ) from None
         own = _own_tensors(self.module).get(name)
-        return value.to(own.dtype) if own is not None and own.is_floating_point() else value
+        value = value.to(own.dtype) if own is not None and own.is_floating_point() else value
+        return aligned(value) if value.dtype is torch.float32 and self.device.type == "cpu" else value
 
     def _placed(self, values: dict[str, Tensor]) -> nn.Module:
         from accelerate.utils import set_module_tensor_to_device

@@ -204,7 +204,7 @@ class PerHeadWeight(UnfusedWeight):
         return out
 
     def _panels(self) -> Iterator[tuple[slice, Tensor]]:
-        """Some heads at a time: which columns of ``x Wᵀ`` they make, and their rows side by side, (columns, d)."""
+        """Yield the columns of ``x Wᵀ`` that some heads make, and their rows side by side, (columns, d)."""
         start = 0
         for heads in self.parameter.split(self.heads_at_once(self.parameter)):
             panel = heads.flatten(0, 1)
