@@ -68,7 +68,7 @@ WIDE: dict[str, Callable[[], Any]] = {
         {},
         vocab_size=64,
         n_embd=1024,
-        n_layer=2,
+        n_layer=8,
         n_head=16,
         bos_token_id=None,
         eos_token_id=None,
