@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
-from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models import LoadedModel, alignment, load_model
 from detjac_lanczos.models.loading import options_from
 from tests import tiny_models
 
@@ -180,8 +180,13 @@ def test_truncated_and_missing_weights_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("shift", [0, 8, 40])
-def test_float32_weights_begin_on_a_cache_line(folder: Path, live: tuple[Any, Any], shift: int) -> None:
-    """The file's header is padded so that its tensors begin anywhere; ties and values are as they were."""
+def test_float32_weights_begin_on_a_cache_line(
+    folder: Path, live: tuple[Any, Any], shift: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's header is padded so that its tensors begin anywhere; ties and values are as they were.
+
+    Weights that memory does not hold twice stay in the file.
+    """
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
@@ -189,6 +194,9 @@ def test_float32_weights_begin_on_a_cache_line(folder: Path, live: tuple[Any, An
     weights.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + int.from_bytes(whole[:8], "little") :])
     model = load_model(folder).model
     assert all(weight.data_ptr() % 64 == 0 for weight in model.parameters())
+    monkeypatch.setattr(alignment.os, "sysconf", lambda _: 100)
+    as_it_lies = load_model(folder).model
+    assert all(weight.data_ptr() % 64 == shift for weight in as_it_lies.parameters())
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in live[0].state_dict().items())
 
