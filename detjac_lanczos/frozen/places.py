@@ -74,8 +74,10 @@ def target_place(target: str | Place, blocks: int) -> Place:
         return Place(target.kind, _checked(target.index, blocks, "target"))
     if target in _NAMED:
         return _NAMED[target]
+    hint = "; import the function and give what it returns" if isinstance(target, str) and "(" in target else ""
     raise InputError(
-        f"target must be 'output', 'residual', 'logits', layer(l), attention(l), mlp(l) or probe(W), not {target!r}"
+        "target must be 'output', 'residual', 'logits', layer(l), attention(l), mlp(l) or probe(W), "
+        f"not {target!r}{hint}"
     )
 
 

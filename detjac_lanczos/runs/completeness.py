@@ -15,12 +15,15 @@ from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.reprobe import measure_completeness
 from detjac_lanczos.solvers.rounding import epsilon
 
+_DIGITS = 16 * epsilon(torch.float64)
+
 
 def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult], passes: int) -> Iterator[Claim]:
     """Send the recorded vectors of every probe through the operators of ``tokens`` again and compare the bounds.
 
     A coefficient of a probe may differ by the rounding floor c ε σ_1 √passes, hence τ and each bound by twice as much
-    (they never fall when a coefficient grows, and the norm of a matrix with two coefficients in a row bounds both).
+    (they never fall when a coefficient grows, and the norm of a matrix with two coefficients in a row bounds both), and
+    by the rounding of its own arithmetic in float64: after few steps a bound is hundreds of σ_1.
     """
     told = [index for index, token in enumerate(tokens) if _claim(token) is not None]
     if not told:
@@ -32,7 +35,7 @@ def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenRe
     operators = JacobianBatch([batch.operators[index] for index in told])
     again = measure_completeness(operators, U, S, V, claims, tol=options["tol"], passes=passes)
     for token, claim, fresh in zip(part, claims, again, strict=True):
-        slack = 2 * fresh.floor
+        slack = 2 * fresh.floor + _DIGITS * max(claim.tau, *claim.upper)
         left = claim.tau - slack, claim.tau + slack
         yield Claim(f"bound of what the triplets of {token.name} leave", claim.tau, fresh.tau, left[1], left[0])
         apart = max(abs(now - was) for was, now in zip(claim.upper, fresh.upper, strict=True))
@@ -57,13 +60,16 @@ def _contradictions(claim: Completeness, fresh: Completeness, token: TokenResult
     k, tol, digits = claim.k, options["tol"], 4 * epsilon(token.S.dtype)
     values = _with_guards(token, "S").double()
     first, last = float(values[0]) if len(values) else fresh.sigma_1, float(values[k - 1]) if k else 0.0
+    apart = digits * first if len(values) else fresh.floor  # σ_1 is measured again where no triplet holds it
     edge = last if claim.threshold is None else claim.threshold
     parted = claim.guards > 0 and edge > claim.floor and float(values[k]) >= (1 + digits) * (1 - tol) * edge
     return sum(
         (
-            claim.complete and claim.delta > 0 and not _follows(claim, fresh, values, tol, digits),
+            claim.complete
+            and (claim.delta > 0 or claim.threshold is not None)
+            and not _follows(claim, fresh, values, tol, digits),
             parted and not claim.cluster,
-            abs(claim.sigma_1 - first) > digits * first,
+            abs(claim.sigma_1 - first) > apart,
             abs(claim.sigma_k - last) > digits * first,
             claim.threshold != options.get("threshold"),
             claim.seed != options["seed"],

@@ -5,6 +5,7 @@ A run folder that is already there is replaced; a folder that holds anything els
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -12,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from detjac_lanczos.errors import InputError
 
@@ -20,6 +20,7 @@ RECORD = "run.json"
 VECTORS = "vectors.safetensors"
 PAGE = "report.html"
 FIGURES = "figures"
+_FIGURE = re.compile(r"(spectra|reconstruction|contributions)(-\d+)?\.(png|svg)")
 KIND = "detjac run"
 
 
@@ -111,19 +112,23 @@ def is_run_folder(path: Path) -> bool:
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Let an interrupt wait until the block is done: one that stops the clearing up leaves what it was to clear."""
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+    """Let SIGINT and SIGTERM wait until the block is done: what stops the clearing up leaves what it was to clear."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    noted: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: noted.append((number, frame)))
+    noted: list[int] = []
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in usual.items():
+        if handler is not None:  # set outside Python: nothing could set it again
+            signal.signal(number, lambda number, _: noted.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number, handler in usual.items():
+            if handler is not None:
+                signal.signal(number, handler)
     if noted:
-        usual(*noted[0])
+        signal.raise_signal(noted[0])
 
 
 def _require_ours(path: Path) -> None:
@@ -133,9 +138,13 @@ def _require_ours(path: Path) -> None:
         raise InputError(f"{path} is a file; give the name of a folder to write to")
     try:
         found = sorted(path.iterdir())
+        figures = sorted((path / FIGURES).iterdir()) if (path / FIGURES).is_dir() else []
     except OSError as error:
         raise _unwritable(path, error) from None
+    if Path.cwd().is_relative_to(path):
+        raise InputError(f"{path} is where this process works, and is replaced as a whole; name a folder inside it")
     foreign = [entry.name for entry in found if entry.name not in (RECORD, VECTORS, PAGE, FIGURES)]
+    foreign += [f"{FIGURES}/{entry.name}" for entry in figures if not _FIGURE.fullmatch(entry.name)]
     if foreign:
         raise InputError(f"{path} holds {foreign[0]!r}, which is not part of a run; choose a new or empty folder")
     if found and not is_run_folder(path):

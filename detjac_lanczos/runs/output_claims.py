@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch
@@ -13,20 +14,20 @@ from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.readings import read_prompts
 from detjac_lanczos.runs.record import as_plain, reconstruction_record
 from detjac_lanczos.runs.run import Run
-from detjac_lanczos.solvers.rounding import SAFETY, epsilon
+from detjac_lanczos.solvers.rounding import LARGEST_ADJOINT_BOUND, SAFETY, epsilon
 
 
 def output_claims(
     run: Run, network: DetachedNetwork, batch: JacobianBatch, places: Mapping[str, Any]
 ) -> Iterator[Claim]:
-    """Rebuild every prompt's output again; values of the forward pass may differ by c ε √d of their length.
+    """Rebuild every prompt's output again; values of the forward pass may differ by c ε √d of their length, or a tenth.
 
     An output of zero has no relative error (None). What the ordinary Jacobians give may be much longer than the output:
     its error may differ by as much more.
     """
     for prompt, reading in enumerate(read_prompts(network, batch, **places)):
         fresh = reading.detached
-        slack = SAFETY * epsilon(network.dtype) * math.sqrt(len(fresh.y))
+        slack = _slack(network.dtype, len(fresh.y))
         yield same(f"output of prompt {prompt}", run.vectors[f"y.{prompt}"], fresh.y, slack)
         estimate = run.vectors[f"reconstruction.detached.{prompt}"]
         yield same(f"reconstruction of prompt {prompt}", estimate, fresh.estimate, slack)
@@ -43,10 +44,15 @@ def output_claims(
 
 def input_claims(run: Run, batch: JacobianBatch) -> Iterator[Claim]:
     """Compare the inputs with those of the forward pass."""
-    slack = SAFETY * epsilon(batch.dtype) * math.sqrt(batch.shapes[0][1])
+    slack = _slack(batch.dtype, batch.shapes[0][1])
     for token, operator in zip(run.tokens, batch.operators, strict=True):
         stored = run.vectors[f"x.{token.prompt}.{token.index}"]
         yield same(f"input of {token.name}", stored, operator.x, slack)
+
+
+def _slack(dtype: torch.dtype, width: int) -> float:
+    """Return what a value of the forward pass may differ by, of its length; a tenth at most, as in `adjoint_bound`."""
+    return min(SAFETY * epsilon(dtype) * math.sqrt(width), LARGEST_ADJOINT_BOUND)
 
 
 def same(what: str, stored: Tensor | None, fresh: Tensor, slack: float) -> Claim:

@@ -183,7 +183,7 @@ def _leading(matrix: Tensor, options: Options) -> tuple[Found, Tensor]:
     left, values, right = thin_svd(matrix)
     k = options.k
     if options.threshold is not None:
-        k = int((values > options.threshold * scale).sum())
+        k = int((values.double() > options.threshold * scale).sum())
     elif options.energy is not None:
         known = values.double().cpu().numpy()
         k = min(count_for(options.energy, known, float((known**2).sum())), len(known))
@@ -214,7 +214,10 @@ def _completed(found: Found, values: Tensor, floor: float, options: Options) -> 
 def claim_of_spectrum(
     values: Tensor, k: int, *, tol: float, floor: float, scale: float, seed: int, threshold: float | None = None
 ) -> Completeness:
-    """Claim what all singular values (times ``scale``, descending) show, with certainty: exact up to rounding."""
+    """Claim what all singular values (times ``scale``, descending) show, with certainty: exact up to rounding.
+
+    That no value lies above a threshold is claimed only where the next one does not reach it with rounding added.
+    """
     known = [float(value) for value in values[:k]]
     beyond = float(values[k]) if k < len(values) else 0.0
     edge = known[-1] if threshold is None else threshold * scale
@@ -229,7 +232,7 @@ def claim_of_spectrum(
         tau=beyond / scale,
         upper=tuple((value + floor) / scale for value in [*known, beyond]),
         rounding=floor / scale,
-        complete=True,
+        complete=threshold is None or beyond + floor <= threshold * scale,
         cluster=edge > floor and beyond >= (1.0 - tol) * edge,
         sigma_1=float(values[0]) / scale,
         sigma_k=known[-1] / scale if known else 0.0,

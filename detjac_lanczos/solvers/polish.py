@@ -1,7 +1,9 @@
 """From estimates to claims: chosen operators of a survey are searched on their own, from the survey's vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import Subset, as_batch
@@ -63,8 +65,12 @@ def polish(
         raise InputError(
             f"{len(results)} results for {len(operators.shapes)} operators: give those of a survey of this batch"
         )
+    if which is not None and not isinstance(which, Iterable):
+        raise InputError(f"which = {which!r} must hold the numbers of operators, 0 to {len(results) - 1}")
     chosen = flagged(results) if which is None else list(which)
     for index in chosen:
+        if not isinstance(index, int | np.integer):
+            raise InputError(f"which = {which!r} must hold the numbers of operators, 0 to {len(results) - 1}")
         if not 0 <= index < len(results) or not bool(results[index].V.isfinite().all()):
             raise InputError(f"operator {index} has no result to begin with: choose among those that were estimated")
     polished = list(results)

@@ -71,7 +71,8 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
         status = _judge(triplets, options, eps, batch.passes[index], full=width == min(shape))
         sigma = torch.from_numpy(triplets.values).to(tangents)
         known = pushed * scale - (tangents @ triplets.right.T * sigma) @ triplets.left
-        error = math.sqrt(float(known.double().square().sum()) + estimate.squared(tangents)) / scale
+        beyond = 0.0 if width == min(shape) else estimate.squared(tangents)  # a basis of the whole space leaves nothing
+        error = math.sqrt(float(known.double().square().sum()) + beyond) / scale
         factor, cotangents = orthonormal_factor(pushed * scale)
         estimate.follow(factor)
     found = None

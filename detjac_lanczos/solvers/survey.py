@@ -84,6 +84,8 @@ class Survey:
 
     def pulled(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to rows ``(r, d_out)``: ``(r, d_in)`` each, scaled."""
+        if not len(rows):
+            return [rows.new_zeros(0, d_in) for _, d_in in self.batch.shapes]
         products = self._pulled(rows)
         return [product * scale for product, scale in zip(products, self.scales, strict=True)]
 

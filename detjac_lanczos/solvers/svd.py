@@ -179,6 +179,7 @@ def svd_batch(
     timed = block is None and "block" not in decided and max_products is None and memory is None and start is None
     first = decided.get("first_block") if block is None else None
     block = decided.get("block") if block is None else block
+    asked = method
     if method == "auto":
         method = decided.get("method", "auto" if memory is None else "lanczos")
     operators = as_batch(batch)
@@ -197,7 +198,7 @@ def svd_batch(
         callback=callback,
     )
     check_block("first_block", first)
-    blocks = check_fit(operators.shapes, k=k, method=method, max_products=max_products, start=start)
+    blocks = check_fit(operators.shapes, k=k, method=asked, max_products=max_products, start=start)
     if memory is not None and (method != "lanczos" or threshold is not None or energy is not None):
         raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")
     width = min(int(first or block or _DEFAULT_WIDTH), max(map(max, operators.shapes)))

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,45 @@ def test_report_is_one_file_written_whole(run: Run, tmp_path: Path) -> None:
     assert _entries(tmp_path) == ["page.html"]
     with pytest.raises(InputError, match="cannot write"):
         run.report(tmp_path / "nowhere" / "page.html")
+
+
+def test_a_file_of_the_user_among_the_figures_is_not_deleted(run: Run, copy: Path) -> None:
+    mine = copy / "figures" / "mine.txt"
+    mine.write_text("mine")
+    with pytest.raises(InputError, match=r"holds 'figures/mine\.txt', which is not part of a run"):
+        run.save(copy)
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    run.save(copy)
+
+
+def test_the_folder_a_process_works_in_is_not_replaced(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    for inside in (tmp_path / "here", tmp_path / "here" / "below"):
+        monkeypatch.chdir(inside)
+        with pytest.raises(InputError, match="is where this process works"):
+            run.save(tmp_path / "here")
+    run.save(tmp_path / "here" / "below" / "run")
+
+
+def test_a_termination_waits_until_the_new_run_stands(run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    usual = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        signal.raise_signal(signal.SIGTERM)
+        assert not noted
+        return moved
+
+    try:
+        monkeypatch.setattr(Path, "rename", interrupted)
+        run.save(copy)
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert noted == [signal.SIGTERM]
+    assert load_run(copy).record == run.record
+    assert [path.name for path in copy.parent.iterdir() if path.name.startswith(f".{copy.name}")] == []

@@ -225,3 +225,11 @@ def test_auto_names_the_survey_where_it_writes_many_matrices_out() -> None:
     assert all(one is other for one, other in zip(dense[:23], name_the_survey(dense[:23]), strict=True))
     lanczos = svd_batch(matrices[:1], 2, method="lanczos")
     assert name_the_survey(lanczos * 24)[0].why == "asked for"
+
+
+def test_a_survey_whose_basis_fills_the_output_is_whole(tiny: LoadedModel) -> None:
+    run = analyze(tiny, "the bridge out of", k=64, method="shared_basis")
+    found = detach(tiny, "the bridge out of").jacobians()
+    for token, operator in zip(run.tokens, found.operators, strict=True):
+        true = torch.linalg.svdvals(operator.dense().double())
+        torch.testing.assert_close(token.S.double(), true, rtol=1e-3, atol=1e-5 * float(true[0]))

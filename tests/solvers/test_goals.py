@@ -214,3 +214,19 @@ def test_options_that_cannot_be_honoured(options: dict, message: str) -> None:
 def test_eight_by_default() -> None:
     assert len(svd(matrix(spectrum("root", 40), (40, 40))).S) == 8
     assert len(svd(matrix(spectrum("root", 5), (5, 9))).S) == 5
+
+
+def test_a_threshold_within_rounding_of_a_value_is_not_called_complete() -> None:
+    """Written out or not: what rounding may have put under the threshold is not claimed to lie there."""
+    just_below = svd(
+        torch.diag(torch.tensor([1.0, 1.0, 0.5])), threshold=0.99999999, certify="complete", method="dense"
+    )
+    assert len(just_below.S) == 2 and just_below.certificate.completeness.complete
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(200, 200, generator=generator, dtype=torch.float64)).Q for _ in range(2))
+    values = torch.cat([1 + 1e-8 * torch.randn(20, generator=generator, dtype=torch.float64), torch.full((180,), 0.1)])
+    close = svd(((u * values) @ v.T).float(), threshold=1.0, certify="complete", method="dense")
+    assert not close.certificate.completeness.complete
+    rank_1 = torch.outer(torch.arange(1.0, 10, dtype=torch.float64), torch.arange(1.0, 8, dtype=torch.float64))
+    assert not svd(rank_1, threshold=1e-15, certify="complete", method="dense").certificate.completeness.complete
+    assert svd(rank_1, threshold=1e-3, certify="complete", method="dense").certificate.completeness.complete

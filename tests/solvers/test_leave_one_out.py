@@ -73,3 +73,12 @@ def test_nothing_is_left_of_a_low_rank_or_a_zero() -> None:
         values = np.r_[np.linspace(2, 1, rank), np.zeros(40 - rank)]
         error = svd(matrix(values, (40, 40)), 4, method="randomized").error
         assert error is not None and error <= 1e-13
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (7, 1), (5, 5)])
+def test_a_basis_of_the_whole_space_leaves_nothing(shape: tuple[int, int]) -> None:
+    A = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    result = svd(A, k=1, method="randomized")
+    truth = float((A - result.U * result.S @ result.V.T).norm())
+    assert result.error is not None
+    assert abs(result.error - truth) <= 1e-12 * float(A.norm())

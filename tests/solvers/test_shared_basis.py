@@ -399,3 +399,22 @@ def test_a_good_estimate_is_not_flagged_in_half_precision() -> None:
         exact = float(torch.linalg.matrix_norm(A.double(), ord=2))
         assert result.missed.sigma_1[0] <= exact <= result.missed.sigma_1[1]
     assert flagged(results) == []
+
+
+def test_a_polish_that_wrote_matrices_out_is_replayed() -> None:
+    """It began from the survey's vectors, which a recorded "dense" makes no use of."""
+    matrices = [torch.randn(12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    survey = svd_batch(matrices, k=2, method="shared_basis")
+    first = polish(matrices, survey, range(6), method="auto")
+    assert first[0].choices["method"] == "dense"
+    again = polish(matrices, survey, range(6), choices=first[0].choices)
+    assert all(torch.equal(a.U, b.U) and torch.equal(a.S, b.S) for a, b in zip(first, again, strict=True))
+    with pytest.raises(InputError, match="makes none"):
+        polish(matrices, survey, range(6), method="dense")
+
+
+@pytest.mark.parametrize("which", [["a"], [0.0], 5])
+def test_what_to_polish_is_numbers_of_operators(which: object) -> None:
+    matrices = [torch.eye(5, dtype=torch.float64)] * 2
+    with pytest.raises(InputError, match="must hold the numbers of operators, 0 to 1"):
+        polish(matrices, svd_batch(matrices, k=1, method="shared_basis"), which)
