@@ -33,7 +33,7 @@ def assemble(
     Raises
     ------
     UnsupportedModelError
-        If the forward pass did not show a coefficient that the declaration names.
+        If the forward pass did not show a coefficient that the declaration names, or a module has not what it names.
     """
 
     def chain(words: Sequence[Word], module: Any, prefix: str) -> tuple[Map, ...]:
@@ -44,6 +44,11 @@ def assemble(
                 f"{missing.args[0]} was not seen in the forward pass: this model does not call its modules as "
                 f"{family.name} does"
             ) from None
+        except AttributeError as error:
+            raise otherwise(prefix, error) from error
+
+    def otherwise(prefix: str, error: AttributeError) -> UnsupportedModelError:
+        return UnsupportedModelError(f"{prefix.rstrip('.')} is not built as {family.name} is: {error}")
 
     def on_stream(name: str, words: Sequence[Word], module: Any, prefix: str, block: int) -> Stage:
         return Stage((Branch(name, chain(words, module, prefix)),), residual=False, block=block)
@@ -59,6 +64,10 @@ def assemble(
                 continue
             branches = []
             for branch in stage:
+                try:
+                    block.get_submodule(branch.output)
+                except AttributeError as error:
+                    raise otherwise(prefix, error) from error
                 name = f"{branch.role}.{index}"
                 maps = chain(branch.whole, block, prefix)
                 branches.append(Branch(name, linear_part(maps) if name in dropped else maps))

@@ -88,6 +88,18 @@ class Family:
     input_definition: str = "the rows of the embedding table"
     positions_from_mask: bool = False
 
+    def __post_init__(self) -> None:
+        """Check that a role names one branch.
+
+        Raises
+        ------
+        ValueError
+            If two branches of a block have one role.
+        """
+        roles = [branch.role for branch in self.branches]
+        if len(set(roles)) < len(roles):
+            raise ValueError(f"{self.name} gives one role to two branches of a block: {', '.join(roles)}")
+
     def serves(self, class_name: str | None, config: Any) -> bool:
         """Tell whether models of a class with this configuration are among these."""
         return class_name in self.classes and (self.when is None or attrgetter(self.when[0])(config) == self.when[1])

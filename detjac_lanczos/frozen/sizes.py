@@ -139,7 +139,7 @@ class NetworkShape:
 
 
 def attention_shape(module: Any) -> BlockShape:
-    """Return heads and the width of queries of an attention module.
+    """Return heads of an attention module, and the width of its queries or of its values, whichever is wider.
 
     Raises
     ------
@@ -148,8 +148,8 @@ def attention_shape(module: Any) -> BlockShape:
     """
     config = getattr(module, "config", None)
     heads = getattr(module, "num_heads", None) or getattr(config, "num_attention_heads", None)
-    widths = (getattr(module, name, None) for name in ("qk_head_dim", "head_dim", "head_size"))
-    head_dim = next((width for width in widths if width), None)
+    widths = (getattr(module, name, None) or 0 for name in ("qk_head_dim", "v_head_dim"))
+    head_dim = max(widths) or getattr(module, "head_dim", None) or getattr(module, "head_size", None)
     if heads is None or head_dim is None:
         raise UnsupportedModelError(
             f"{type(module).__name__} does not say how many heads it has and how wide they are; leave memory off"

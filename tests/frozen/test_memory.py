@@ -19,12 +19,22 @@ from detjac_lanczos.operators import attention as attention_of
 from tests import tiny_models
 from tests.every_block import every_block
 from tests.tiny_models.dense import gpt2, gpt_neox
+from tests.tiny_models.moe import deepseek_v3
 from tests.tiny_models.undeclared import UNDECLARED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = tiny_models.prompt_ids(40, 7)
 GPT2 = {"n_embd": 128, "n_inner": 512, "n_head": 8, "n_layer": 4, "n_positions": 512, "vocab_size": 5000}
+MLA = {
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "v_head_dim": 128,
+    "qk_nope_head_dim": 32,
+    "kv_lora_rank": 64,
+    "num_hidden_layers": 2,
+}
 NEOX = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 8, "num_hidden_layers": 4}
 
 
@@ -198,3 +208,15 @@ def test_centered_rows_and_biases_are_counted(
     monkeypatch.setattr(roads, "_table", {})
     _, swept, _ = with_peak(lambda: J.matmat(X))
     assert net.plan.resident + swept <= net.plan.peak(32) <= 1.1 * (net.plan.resident + swept) + room
+
+
+@pytest.mark.parametrize("width", [8, 32])
+def test_values_wider_than_queries_are_counted(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_models.loaded(deepseek_v3(torch.float32, **MLA))
+    net = detach(loaded, input_ids=tiny_models.prompt_ids(64)[0])
+    J = net.jacobian("joint")
+    X = torch.randn(J.shape[1], width, generator=torch.Generator().manual_seed(0))
+    for product in (lambda: J.matmat(X), lambda: J.rmatmat(J.matmat(X))):
+        monkeypatch.setattr(roads, "_table", {})
+        _, swept, _ = with_peak(product)
+        assert net.plan.resident + swept <= net.plan.peak(width)
