@@ -224,10 +224,23 @@ class FrozenNetwork:
         return self._branches[role, index]
 
     def inputs(self, source: int, prompt: int) -> Tensor:
-        """Return what enters at every position of a prompt, the embeddings (−1) or a block's stream: (n, d)."""
+        """Return what enters at every position of a prompt, the embeddings (−1) or a block's stream: (n, d).
+
+        The stream of an altered network is its own, as its values are.
+        """
+        if self.altered and source > 0:
+            return self._altered_stream(source, prompt)
         start = self.start_of(prompt)
         stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
         return stream[start : start + self.lengths[prompt]]
+
+    def _altered_stream(self, source: int, prompt: int) -> Tensor:
+        key = (f"stream of prompt {prompt}", source)
+        if key not in self._branches:
+            before = Place("layer", source - 1)
+            rows = [self.value(before, prompt, position) for position in range(self.lengths[prompt])]
+            self._branches[key] = torch.stack(rows)
+        return self._branches[key]
 
     def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:
         """Return the affine part r of y = Σ J_i x_i + r: (d_out,); zero in a network without biases."""

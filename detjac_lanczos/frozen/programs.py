@@ -35,7 +35,8 @@ def program_of(network: FrozenNetwork, source: int, target: Place) -> Program:
         reading = reading_of(network, target, network.streams.output)
         stages.append(Stage((Branch(target.kind, reading),), residual=False))
         width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
-    return Program(tuple(stages), network.inputs(source, 0).shape[1], width, blocks)
+    stream = network.streams.embeddings if source < 0 else network.streams.residual[source]
+    return Program(tuple(stages), stream.shape[1], width, blocks)
 
 
 def reading_of(network: FrozenNetwork, target: Place, output: Tensor) -> tuple[Map, ...]:

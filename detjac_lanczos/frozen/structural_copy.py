@@ -77,9 +77,19 @@ def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
         for shared in (*_tensors(module), *kept_by_hooks(module)):
             memo[id(shared)] = shared
     try:
-        return copy.deepcopy(model, memo | dict(others))
+        twin = copy.deepcopy(model, memo | dict(others))
     except Exception as error:
         raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
+    _unwrap_compiled(twin)
+    return twin
+
+
+def _unwrap_compiled(twin: nn.Module) -> None:
+    """Put every module in the place of its `torch.compile` wrapper, through which no derivative goes forwards."""
+    for module in list(twin.modules()):
+        for name, child in module._modules.items():
+            if child is not None and "_orig_mod" in child._modules:
+                module._modules[name] = child._modules["_orig_mod"]
 
 
 def _forget_lengths(rotary: Any, _: Any) -> None:

@@ -65,12 +65,10 @@ def polish(
         raise InputError(
             f"{len(results)} results for {len(operators.shapes)} operators: give those of a survey of this batch"
         )
-    if which is not None and not isinstance(which, Iterable):
+    chosen = flagged(results) if which is None else list(which) if isinstance(which, Iterable) else [None]
+    if not all(isinstance(index, int | np.integer) for index in chosen):
         raise InputError(f"which = {which!r} must hold the numbers of operators, 0 to {len(results) - 1}")
-    chosen = flagged(results) if which is None else list(which)
     for index in chosen:
-        if not isinstance(index, int | np.integer):
-            raise InputError(f"which = {which!r} must hold the numbers of operators, 0 to {len(results) - 1}")
         if not 0 <= index < len(results) or not bool(results[index].V.isfinite().all()):
             raise InputError(f"operator {index} has no result to begin with: choose among those that were estimated")
     polished = list(results)

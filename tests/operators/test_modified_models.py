@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+import detjac_lanczos as dl
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.operators import DetachedNetwork, detach
 from tests import tiny_models
@@ -298,3 +299,23 @@ def test_a_wrapped_model_is_refused_with_what_to_give(wrap: Any, inside: str) ->
     with pytest.raises(InputError, match=inside):
         detach((wrapped, None), input_ids=tokens())
     assert detach((getattr(wrapped, inside), None), input_ids=tokens()).reconstruction.norm_error <= 1e-6
+
+
+def test_a_compiled_module_is_differentiated_as_itself() -> None:
+    plain, compiled = tiny_models.llama(), tiny_models.llama()
+    compiled.model.layers[1] = torch.compile(compiled.model.layers[1], backend="eager")
+    found, expected = (
+        detach((model, None), input_ids=[3, 1, 4, 1, 5]).jacobian("joint", frozen=False) for model in (compiled, plain)
+    )
+    torch.testing.assert_close(found.dense(), expected.dense())
+    X = torch.eye(expected.shape[1], dtype=torch.float64)[:, :7]
+    torch.testing.assert_close(found.matmat(X), expected.matmat(X))
+    assert hasattr(compiled.model.layers[1], "_orig_mod")
+
+
+@pytest.mark.parametrize("drop", [dl.mlp(0), dl.attention(1)])
+def test_an_altered_network_rebuilds_its_own_output_from_its_own_streams(drop: Any) -> None:
+    network = detach((tiny_models.llama(bias=True), None), input_ids=[3, 1, 4, 1, 5]).replace(drop=drop)
+    for block in range(network.blocks):
+        J = network.jacobian("joint", source=dl.layer(block))
+        torch.testing.assert_close(J.dense() @ J.x + J.offset, J.y, rtol=1e-12, atol=1e-12)
