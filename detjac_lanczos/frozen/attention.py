@@ -113,6 +113,8 @@ def observed_attention(
         return _scores(query, key, attended, s_aux, queries, keys)
 
     def weights(scores: Tensor, keys: range) -> Tensor:
+        if s_aux is not None:
+            scores = scores - scores.amax(-1, keepdim=True)  # a rounding of its own, where there are sinks
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : len(keys)]
 
     pin, observer = module.__dict__.get(_PIN), module.__dict__.get(_OBSERVER)

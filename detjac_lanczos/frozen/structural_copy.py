@@ -52,6 +52,8 @@ def structural_copy(model: nn.Module) -> Any:
         leave_weights_alone(module, name)
         if "dynamic" in str(getattr(module, "rope_type", "")):
             module.register_forward_pre_hook(_forget_lengths)
+        if getattr(module, "rope_type", None) == "longrope":
+            _find_long_frequencies(module)
     if compute_dtype(twin) is torch.float64:
         _use_plain_experts(twin)
     return twin.eval()
@@ -90,6 +92,12 @@ def _unwrap_compiled(twin: nn.Module) -> None:
         for name, child in module._modules.items():
             if child is not None and "_orig_mod" in child._modules:
                 module._modules[name] = child._modules["_orig_mod"]
+
+
+def _find_long_frequencies(rotary: Any) -> None:
+    """Have "longrope" compute the frequencies of long prompts as its model does: in float32, not in a lifted pass."""
+    beyond = torch.tensor([[rotary.config.rope_parameters["original_max_position_embeddings"]]])
+    rotary(rotary.inv_freq, beyond.to(rotary.inv_freq.device))
 
 
 def _forget_lengths(rotary: Any, _: Any) -> None:

@@ -17,6 +17,8 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
 from tests import tiny_models
 from tests.oracles import embeddings_of
+from tests.tiny_models.dense import DENSE
+from tests.tiny_models.moe import MOE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,6 +79,18 @@ def test_the_model_is_as_before_after_an_error_in_the_forward_pass(make: Any, mo
             detach(tiny_models.loaded(model), input_ids=IDS)
     assert_same(before, state(model))
     assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", [*DENSE, *MOE])
+def test_the_observed_pass_is_the_models_own_eager_pass_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    model = (DENSE | MOE)[name](dtype)
+    model.set_attn_implementation("eager")
+    if name in MOE:
+        model.set_experts_implementation("eager")
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor([IDS]), use_cache=False, output_hidden_states=True)
+    assert torch.equal(detach(tiny_models.loaded(model), input_ids=IDS).streams.output, out.hidden_states[-1][0])
 
 
 @pytest.mark.parametrize("make", MAKERS)

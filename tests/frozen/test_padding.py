@@ -11,7 +11,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.precision import LiftToFloat64
-from detjac_lanczos.operators import DetachedNetwork, detach
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, mlp
 from tests import tiny_models
 from tests.oracles import OracleA, embeddings_of
 from tests.tiny_models.dense import SIZES
@@ -228,6 +228,12 @@ def test_longrope_follows_the_longest_row_of_a_batch(side: str) -> None:
         with LiftToFloat64():
             output = torch.cat(of_the_batch(model, input_ids=ids, attention_mask=mask)[0])
         assert (network.streams.output - output).norm() <= 1e-12 * output.norm()
+
+
+def test_branches_of_a_prompt_beyond_longropes_original_length_are_those_of_its_streams() -> None:
+    network = detach(tiny_models.loaded(longrope(4)), input_ids=tiny_models.prompt_ids(12)[0])
+    for target in (attention(1), mlp(2)):
+        assert network.jacobian(target=target).reconstruction.relative_error <= 1e-13
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
