@@ -120,19 +120,30 @@ def _from_text(loaded: LoadedModel, text: Any, chat: bool, add_special_tokens: b
 
 
 def _through_chat_template(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of one user turn, up to where the model answers; the template brings its own special tokens."""
-    from jinja2 import TemplateError
+    """Return the ids of one user turn, up to where the model answers; the template brings its own special tokens.
 
+    Some templates take a turn's content as text; others take a list of parts, and drop text without a word.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("this tokenizer has no chat template; leave chat off")
-    turn = [{"role": "user", "content": text}]
-    try:
-        filled = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)
-    except (TemplateError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"the chat template takes no single user turn ({reason}); leave chat off") from error
-    ids: list[int] = filled["input_ids"]
-    return ids
+
+    def fill(content: Any, **options: Any) -> Any:
+        turn = [{"role": "user", "content": content}]
+        return tokenizer.apply_chat_template(turn, add_generation_prompt=True, **options)
+
+    def in_parts(text: str) -> Any:
+        return [{"type": "text", "text": text}]
+
+    reason = "the filled template does not hold the text"
+    for content in (str, in_parts):
+        try:
+            filled = fill(content(text), tokenize=False)
+            if text.strip() in filled and filled != fill(content(text + text), tokenize=False):
+                ids: list[int] = fill(content(text), tokenize=True, return_dict=True)["input_ids"]
+                return ids
+        except Exception as error:  # a template is a program of its own, and may fail in any way
+            reason = " ".join(str(error).split()) or type(error).__name__
+    raise InputError(f"the chat template takes no single user turn ({reason}); leave chat off")
 
 
 def _from_ids(

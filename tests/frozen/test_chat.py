@@ -62,6 +62,16 @@ def test_the_default_of_several_templates_is_taken() -> None:
     assert network.prompts[0].ids == (1, 3, 9, 2, 4)
 
 
+PARTS = "{% for m in messages %}<user> {% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}{% endfor %}"
+FIRST_PART = "{{ '<user> out ' + messages[0].content[0].text }}"
+
+
+@pytest.mark.parametrize("template", [PARTS + " out", FIRST_PART])
+def test_a_template_that_takes_content_in_parts_is_given_the_text_as_one(template: str) -> None:
+    ids = detach(loaded(template), "out", chat=True).prompts[0].ids
+    assert sorted(ids) == [3, 9, 9]
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -69,6 +79,9 @@ def test_the_default_of_several_templates_is_taken() -> None:
         ("{{ raise_exception('a system turn comes first') }}", r"\(a system turn comes first\); leave chat off"),
         ("{% for %}", "takes no single user turn"),
         ({"tool_use": TEMPLATE}, "takes no single user turn"),
+        ("{{ bos_token }}<user> out", r"\(the filled template does not hold the text\); leave chat off"),
+        ("{{ messages[0].content + 1 }}", r"takes no single user turn \(.*\); leave chat off"),
+        ("{{ 1 // (messages | length - 1) }}", r"takes no single user turn \(.*zero\); leave chat off"),
     ],
 )
 def test_templates_that_cannot_be_used_are_one_line(template: Any, message: str) -> None:
