@@ -73,7 +73,9 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
             _check(item, layer, blocks, index)
             found = _of_block(coefficients, layer, f".experts.{index}.")
             if not found:
-                raise InputError(f"no token of this prompt goes to expert {index} of block {layer}; choose one in use")
+                raise InputError(
+                    f"no token of this prompt goes to expert {index} of block {layer}; {_in_use(coefficients, layer)}"
+                )
             _zero(coefficients, found)
         case Place(kind="attention", index=int(layer)):
             _check(item, layer, blocks)
@@ -89,6 +91,13 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
 def _of_block(coefficients: Mapping[str, Tensor], layer: int, part: str) -> dict[str, Tensor]:
     """Return the coefficients of a block whose names hold ``part``."""
     return {n: value for n, value in coefficients.items() if n.startswith(f"blocks.{layer}.") and part in n}
+
+
+def _in_use(coefficients: Mapping[str, Tensor], layer: int) -> str:
+    """Say which experts of a block have coefficients."""
+    names = _of_block(coefficients, layer, ".experts.")
+    used = sorted({int(name.partition(".experts.")[2].partition(".")[0]) for name in names})
+    return f"they go to {', '.join(map(str, used))}" if used else "it has none"
 
 
 def _mixing(coefficients: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:

@@ -278,6 +278,8 @@ class FrozenNetwork:
         """
         changed = dict(self.coefficients)
         for name, value in (coefficients or {}).items():
+            if not isinstance(value, Tensor):
+                raise InputError(f"cannot replace {name} by a {type(value).__name__}; give a tensor of its shape")
             if name not in changed or changed[name].shape != value.shape:
                 have = tuple(changed[name].shape) if name in changed else "no such coefficient"
                 raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
@@ -285,7 +287,7 @@ class FrozenNetwork:
                 raise InputError(f"cannot replace {name}: folding moved it into a gate or mixing; replace that instead")
             changed[name] = value.to(changed[name])
         dropped = set(self.dropped)
-        for item in (drop,) if isinstance(drop, Head | Expert | Place) else drop:
+        for item in drop if isinstance(drop, Iterable) and not isinstance(drop, str) else (drop,):
             switch_off(changed, item, self.blocks)
             dropped.add(name_of(item))
         return type(self)(

@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -87,11 +88,24 @@ def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
 
 
 def _unwrap_compiled(twin: nn.Module) -> None:
-    """Put every module in the place of its `torch.compile` wrapper, through which no derivative goes forwards."""
+    """Put every module, or its own `forward`, in the place of what `torch.compile` made of it.
+
+    No derivative goes forwards through that, and a function set on a module runs the module that it was made of.
+    """
     for module in list(twin.modules()):
         for name, child in module._modules.items():
             if child is not None and "_orig_mod" in child._modules:
                 module._modules[name] = child._modules["_orig_mod"]
+    for path, module in twin.named_modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, FunctionType):
+            compiled = getattr(forward, "_torchdynamo_orig_callable", None)
+            if getattr(compiled, "__func__", None) is not type(module).forward:
+                raise UnsupportedModelError(
+                    f"a function was set as the forward of {path or 'the model'} ({type(module).__name__}), so that "
+                    "nothing is known of what it computes; take it off first (`del module.forward`)"
+                )
+            del module.__dict__["forward"]
 
 
 def _find_long_frequencies(rotary: Any) -> None:

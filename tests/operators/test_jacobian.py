@@ -349,14 +349,18 @@ def test_replaced_coefficients_take_effect_and_bad_ones_are_refused(network: Det
     bads = (
         {"blocks.9.mlp": torch.ones(1)},
         {name: torch.ones(2, 2)},
+        {name: [1.0]},
         {absorbed: 2 * network.coefficients[absorbed]},
     )
     for bad in bads:
         with pytest.raises(InputError, match="cannot replace"):
             network.replace(bad)
-    for item in (head(0, 4), head(3, 0), mlp(3), attention(-1), layer(0)):
-        with pytest.raises(InputError):
+    for item in (head(0, 4), head(3, 0), mlp(3), attention(-1), layer(0), None, "mlp"):
+        with pytest.raises(InputError, match=r"cannot drop|block 0 has heads"):
             network.replace(drop=[item])
+    for items in (None, "mlp", 3):
+        with pytest.raises(InputError, match=f"cannot drop {items!r}"):
+            network.replace(drop=items)
 
 
 def test_what_cannot_be_is_one_clear_line(network: DetachedNetwork) -> None:

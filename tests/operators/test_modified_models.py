@@ -3,6 +3,7 @@
 Each change is made to a tiny Llama; what is served is held against reverse mode through the changed model itself.
 """
 
+import functools
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -123,8 +124,8 @@ def with_attention_both_ways(model: Any) -> None:
     model.model.layers[0].self_attn.is_causal = False
 
 
-def with_a_compiled_forward_of_its_mlp(model: Any) -> None:
-    mlp(model).forward = torch.compile(mlp(model).forward, backend="eager")
+def with_a_compiled_forward_that_is_not_its_own(model: Any) -> None:
+    mlp(model).forward = torch.compile(lambda x: mlp(model).down_proj(mlp(model).up_proj(x)), backend="eager")
 
 
 def with_fewer_blocks_than_it_holds(model: Any) -> None:
@@ -311,6 +312,31 @@ def test_a_compiled_module_is_differentiated_as_itself() -> None:
     X = torch.eye(expected.shape[1], dtype=torch.float64)[:, :7]
     torch.testing.assert_close(found.matmat(X), expected.matmat(X))
     assert hasattr(compiled.model.layers[1], "_orig_mod")
+
+
+@pytest.mark.parametrize("path", ["", "model.layers.1", "model.layers.0.mlp", "model.layers.2.self_attn"])
+def test_a_compiled_forward_is_run_as_what_it_was_made_of(path: str) -> None:
+    model = tiny_models.llama()
+    expected = detach((model, None), input_ids=tokens()).jacobian("joint").dense()
+    module = model.get_submodule(path)
+    compiled = module.forward = torch.compile(module.forward, backend="eager")
+    assert torch.equal(detach((model, None), input_ids=tokens()).jacobian("joint").dense(), expected)
+    assert module.forward is compiled
+
+
+def test_a_function_set_as_a_forward_is_refused() -> None:
+    model = tiny_models.llama()
+    for module, name in ((model, "the model"), (model.model.layers[1].mlp, r"model\.layers\.1\.mlp")):
+        own = module.forward
+
+        @functools.wraps(own)
+        def doubled(*args: Any, _own: Any = own, **kwargs: Any) -> Any:
+            return _own(*args, **kwargs)
+
+        module.forward = doubled
+        with pytest.raises(UnsupportedModelError, match=rf"set as the forward of {name} \("):
+            detach((model, None), input_ids=tokens())
+        del module.forward
 
 
 @pytest.mark.parametrize("drop", [dl.mlp(0), dl.attention(1)])
