@@ -18,7 +18,7 @@ from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, req
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
 from detjac_lanczos.frozen.tape import Tape
-from detjac_lanczos.frozen.words import Freeze, Scale, Word
+from detjac_lanczos.frozen.words import Freeze, as_written
 from detjac_lanczos.models.bitsandbytes import rounding_unsaid
 from detjac_lanczos.models.dtypes import compute_dtype, in_several_dtypes
 from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
@@ -84,7 +84,8 @@ def capture(
         (family.tail, decoder, "final."),
     ):
         for word in words:
-            _observe(word, module, name, tape, freeze, family)
+            with family.fits(name, as_written(word)):
+                word.observe(module, name, tape, freeze)
     for index, block in enumerate(blocks):
         _on_input(block, streams, f"residual.{index}")
     _on_output(blocks[-1], streams, f"residual.{len(blocks)}")
@@ -115,18 +116,10 @@ def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], r
     twin = observed_copy(model)
     values: dict[str, list[Tensor]] = {}
     block = family.blocks_of(twin)[index]
-    branch = next(branch for branch in family.branches if branch.role == role)
+    branch = family.branch(role)
     _on_output(block.get_submodule(branch.output), values, role)
     _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
-    found = _joined(values[role])
-    return found if branch.scale is None else found * Scale(branch.scale).factor(block)
-
-
-def _observe(word: Word, module: nn.Module, name: str, tape: Tape, freeze: Freeze, family: Family) -> None:
-    try:
-        word.observe(module, name, tape, freeze)
-    except AttributeError as error:
-        raise UnsupportedModelError(f"{name.rstrip('.')} is not built as {family.name} is: {error}") from error
+    return _joined(values[role]) * branch.factor(block)
 
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:

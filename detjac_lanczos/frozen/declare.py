@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
+from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
+from detjac_lanczos.frozen.places import Role
 from detjac_lanczos.frozen.sizes import NetworkShape
-from detjac_lanczos.frozen.words import Freeze, Project, Scale, Word
+from detjac_lanczos.frozen.words import Freeze, Project, Scale, Word, require_all
 from detjac_lanczos.frozen.words.choices import shape_of
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
@@ -26,15 +29,31 @@ class Residual:
     the residual add.
     """
 
-    role: str
+    role: Role
     words: Sequence[Word]
     output: str
     scale: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what the branch alone shows.
+
+        Raises
+        ------
+        InputError
+            If the role is no known one, or the words are no tuple of words.
+        """
+        if self.role not in get_args(Role):
+            raise InputError(f"the role of a branch is 'attention' or 'mlp', not {self.role!r}")
+        require_all(Word, self.words, f"the words of the {self.role} branch are a tuple of words")
 
     @property
     def whole(self) -> Sequence[Word]:
         """The words, and the multiplier after them."""
         return self.words if self.scale is None else (*self.words, Scale(self.scale))
+
+    def factor(self, block: nn.Module) -> float:
+        """Return the multiplier; 1 where there is none."""
+        return 1.0 if self.scale is None else Scale(self.scale).factor(block)
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,10 @@ class Stream:
     """Words that act on the residual stream itself, such as a norm of the sum."""
 
     words: Sequence[Word]
+
+    def __post_init__(self) -> None:
+        """Check that the words are a tuple of words; :class:`InputError` if not."""
+        require_all(Word, self.words, "a Stream is made of a tuple of words")
 
 
 @dataclass(frozen=True)
@@ -89,32 +112,94 @@ class Family:
     positions_from_mask: bool = False
 
     def __post_init__(self) -> None:
-        """Check that a role names one branch.
+        """Check what the declaration alone shows.
 
         Raises
         ------
-        ValueError
-            If two branches of a block have one role.
+        InputError
+            If a part is not of its kind, two branches of a block have one role, or nothing leads to the logits.
         """
+        require_all(str, self.classes, f"the classes of {self.name} are a tuple of names")
+        require_all(object, self.block, f"the block of {self.name} is a tuple of stages")
+        for stage in self.block:
+            if not isinstance(stage, Stream):
+                require_all(Residual, stage, f"a stage of {self.name} is a Stream or a tuple of Residuals")
+        for part in ("entry", "tail", "logits"):
+            require_all(Word, getattr(self, part), f"{part} of {self.name} is a tuple of words")
+        if not self.logits:
+            raise InputError(f'logits of {self.name} is empty; the head alone is (Project("lm_head"),)')
+        if self.when is not None and (isinstance(self.when, str) or len(self.when) != 2):
+            raise InputError(
+                f"when of {self.name} is an attribute of the configuration and its value, not {self.when!r}"
+            )
         roles = [branch.role for branch in self.branches]
         if len(set(roles)) < len(roles):
-            raise ValueError(f"{self.name} gives one role to two branches of a block: {', '.join(roles)}")
+            raise InputError(f"{self.name} gives one role to two branches of a block: {', '.join(roles)}")
 
     def serves(self, class_name: str | None, config: Any) -> bool:
-        """Tell whether models of a class with this configuration are among these."""
-        return class_name in self.classes and (self.when is None or attrgetter(self.when[0])(config) == self.when[1])
+        """Tell whether models of a class with this configuration are among these.
+
+        Raises
+        ------
+        InputError
+            If the configuration of such a class lacks what tells.
+        """
+        if class_name not in self.classes or self.when is None:
+            return class_name in self.classes
+        attribute, value = self.when
+        try:
+            return bool(attrgetter(attribute)(config) == value)
+        except AttributeError as error:
+            raise InputError(f"when of {self.name} names what {class_name} has not: {error}") from error
+
+    @contextmanager
+    def fits(self, where: str, what: str = "") -> Iterator[None]:
+        """Say in one line that a module is not what the declaration, or ``what`` is written in it, takes it for.
+
+        Raises
+        ------
+        UnsupportedModelError
+        """
+        try:
+            yield
+        except DetjacError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
+            reason = f"{what}: {error}" if what else error
+            raise UnsupportedModelError(f"{where.rstrip('.')} is not built as {self.name} is: {reason}") from error
 
     def decoder_of(self, model: nn.Module) -> Any:
         """Return the module that holds embeddings, blocks and tail."""
-        return without_adapters(model).get_submodule(self.decoder)
+        return self._inside(without_adapters(model), "decoder")
 
     def causal_model_of(self, model: nn.Module) -> Any:
         """Return the module in which the way from the output to the logits is found."""
-        return without_adapters(model).get_submodule(self.causal_model)
+        return self._inside(without_adapters(model), "causal_model")
 
     def blocks_of(self, model: nn.Module) -> Any:
         """Return the list of blocks."""
-        return self.decoder_of(model).get_submodule(self.blocks)
+        return self._inside(self.decoder_of(model), "blocks", nn.ModuleList)
+
+    def _inside(self, module: nn.Module, field: str, kind: type[nn.Module] = nn.Module) -> Any:
+        path = getattr(self, field)
+        with self.fits(type(module).__name__, f"{field}={path!r}"):
+            found = module.get_submodule(path)
+            if not isinstance(found, kind):
+                raise TypeError(f"that is a {type(found).__name__}, not a {kind.__name__}")
+        return found
+
+    def branch(self, role: str) -> Residual:
+        """Return the branch of a role.
+
+        Raises
+        ------
+        InputError
+            If blocks have none.
+        """
+        found = next((branch for branch in self.branches if branch.role == role), None)
+        if found is None:
+            raise InputError(f"where the {role} branch of {self.name} ends is not known; target layer(l)")
+        return found
 
     @property
     def block_words(self) -> list[Word]:
@@ -130,9 +215,15 @@ class Family:
         decoder = self.decoder_of(model)
         itemsize = compute_dtype(whole).itemsize
         vocabulary, output = linear_shape(whole.get_output_embeddings())
+        blocks = []
+        for index, block in enumerate(self.blocks_of(model)):
+            with self.fits(f"blocks.{index}"):
+                blocks.append(shape_of(self.block_words, block, freeze))
+        with self.fits(type(decoder).__name__):
+            ends = shape_of(self.entry, decoder, freeze) + shape_of(self.tail, decoder, freeze)
         return NetworkShape(
-            blocks=tuple(shape_of(self.block_words, block, freeze) for block in self.blocks_of(model)),
-            ends=shape_of(self.entry, decoder, freeze) + shape_of(self.tail, decoder, freeze),
+            blocks=tuple(blocks),
+            ends=ends,
             hidden_size=whole.config.get_text_config().hidden_size,
             embedding_size=whole.get_input_embeddings().embedding_dim,
             output_size=output,

@@ -169,7 +169,7 @@ class FrozenNetwork:
 
     @property
     def _unfolded_stages(self) -> Iterator[Stage]:
-        for stage in assemble(self.family, self.model, self.coefficients, self.freeze, self.dropped):
+        for stage in assemble(self.family, self.model, self.coefficients, self.freeze, self.dropped, self.streams):
             yield stage.brought()
 
     def program(self, source: int, target: Place) -> Program:

@@ -10,7 +10,8 @@ from torch import Tensor, isfinite
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.indices import whole_number
 
-Kind = Literal["layer", "attention", "mlp", "output", "residual", "logits", "probe"]
+Role = Literal["attention", "mlp"]
+Kind = Literal[Role, "layer", "output", "residual", "logits", "probe"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.errors import ModelError
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import LiftToFloat64
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import observed_copy
-from detjac_lanczos.frozen.words import Scale
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.saved_weights import forget_gradients
@@ -102,13 +101,8 @@ class Passes:
                 return self.blocks[-1 if target.index is None else target.index], 1.0
             case "attention" | "mlp":
                 block = self.blocks[target.index]
-                branch = next((branch for branch in self.family.branches if branch.role == target.kind), None)
-                if branch is None:
-                    raise InputError(
-                        f"where the {target.kind} branch of {self.family.name} ends is not known; target layer(l)"
-                    )
-                factor = 1.0 if branch.scale is None else Scale(branch.scale).factor(block)
-                return block.get_submodule(branch.output), factor
+                branch = self.family.branch(target.kind)
+                return block.get_submodule(branch.output), branch.factor(block)
         return self.decoder, 1.0
 
 

@@ -1,36 +1,194 @@
-"""A declaration that does not fit its model is one clear line, however it is wrong."""
+"""A declaration that does not fit its model is one clear line, however it is wrong, and as early as it shows."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen import families
+from detjac_lanczos.frozen.declare import Family, Stream
+from detjac_lanczos.frozen.families.gemma import GEMMA2
+from detjac_lanczos.frozen.families.gpt2 import GPT2
 from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA, MLP
-from detjac_lanczos.frozen.words import Project, Scale
+from detjac_lanczos.frozen.families.phi import PHI3
+from detjac_lanczos.frozen.words import (
+    ActivatedMLP,
+    Constant,
+    Either,
+    GatedMLP,
+    Plus,
+    Project,
+    RMSNorm,
+    RoutedExperts,
+    Scale,
+    Softcap,
+    stacked_values,
+    values_by_head,
+)
 from detjac_lanczos.operators import detach
 from tests import tiny_models
+from tests.tiny_models.dense import DENSE
+
+NORM, VALUES, MIXING, OUT = ATTENTION.words
+MLP_NORM, GATED, DOWN = MLP.words
+HEAD, K = Project("lm_head"), Project("model.layers.0.self_attn.k_proj")
+
+
+def attention(family: Family, **changes: Any) -> Family:
+    """Return a family with another attention branch."""
+    return _with(family, 0, changes)
+
+
+def mlp(family: Family, **changes: Any) -> Family:
+    """Return a family with another MLP branch."""
+    return _with(family, 1, changes)
+
+
+def _with(family: Family, stage: int, changes: dict[str, Any]) -> Family:
+    stages: list[Any] = list(family.block)
+    stages[stage] = (replace(stages[stage][0], **changes),)
+    return replace(family, block=tuple(stages))
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("declare", "words"),
     [
-        ({"block": ((ATTENTION,), (replace(MLP, output="mlp.nope"),))}, r"blocks\.0 .*nope"),
-        ({"block": ((ATTENTION,), (replace(MLP, scale="beta"),))}, r"blocks\.0 .*beta"),
-        ({"block": ((replace(ATTENTION, words=(Project("self_attn.w"),)),), (MLP,))}, r"blocks\.0 .*'?w'?"),
-        ({"entry": (Scale("nothing"),)}, "entry .*nothing"),
+        (lambda: replace(ATTENTION, role="attn"), "'attention' or 'mlp', not 'attn'"),
+        (lambda: replace(MLP, words=DOWN), "mlp branch are a tuple of words, not a Project; one alone has a comma"),
+        (lambda: replace(MLP, words="mlp"), "not a str; one alone has a comma"),
+        (lambda: Stream(MLP_NORM), "Stream is made of a tuple of words, not a RMSNorm"),  # type: ignore[arg-type]
+        (lambda: Either("mlp", GATED), r"Either\('mlp'\) takes tuples of words, not a GatedMLP"),  # type: ignore[arg-type]
+        (lambda: Plus((DOWN,)), "Plus takes a tuple of chains; a Project is among them"),  # type: ignore[arg-type]
+        (lambda: replace(LLAMA, block=(ATTENTION, MLP)), "a stage of Llama 2 / 3 .* not a Residual; one alone"),
+        (lambda: replace(LLAMA, block=ATTENTION), "the block of Llama 2 / 3 is a tuple of stages, not a Residual"),
+        (lambda: replace(LLAMA, block=((ATTENTION, DOWN),)), "a stage .*; a Project is among them"),
+        (lambda: replace(LLAMA, block=((ATTENTION,), (replace(MLP, role="attention"),))), "two branches of a block"),
+        (lambda: replace(LLAMA, entry=(Scale("x"))), "entry of Llama 2 / 3 is a tuple of words, not a Scale"),
+        (lambda: replace(LLAMA, tail=("norm",)), "tail of .*; a str is among them"),
+        (lambda: replace(LLAMA, tail=(RMSNorm,)), "tail of .*; a type is among them"),
+        (lambda: replace(LLAMA, logits=()), "logits of Llama 2 / 3 is empty"),
+        (
+            lambda: replace(LLAMA, classes=("LlamaForCausalLM")),
+            "classes of .* are a tuple of names, not a str",
+        ),
+        (lambda: replace(LLAMA, when="use_cache"), "an attribute of the configuration and its value, not 'use_cache'"),
     ],
 )
-def test_a_module_that_is_not_there_is_named(
-    changes: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(families, "FAMILIES", (replace(LLAMA, **changes),))  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedModelError, match=words) as caught:
-        detach((tiny_models.llama(), None), input_ids=[1, 2, 3])
-    assert "is not built as Llama 2 / 3 is" in str(caught.value)
+def test_what_the_declaration_alone_shows(declare: Callable[[], object], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        declare()
     assert "\n" not in str(caught.value)
 
 
-def test_a_role_names_one_branch() -> None:
-    with pytest.raises(ValueError, match="gives one role to two branches of a block: attention, attention"):
-        replace(LLAMA, block=((ATTENTION,), (replace(MLP, role="attention"),)))
+@pytest.mark.parametrize("memory", [None, "1GB"])
+@pytest.mark.parametrize(
+    ("model", "family", "words"),
+    [
+        ("Llama", mlp(LLAMA, output="mlp.nope"), r"blocks\.0 is .*output='mlp\.nope'.* `nope`"),
+        ("Llama", mlp(LLAMA, scale="beta"), r"blocks\.0 is .*'beta'"),
+        ("Llama", mlp(LLAMA, scale="mlp"), r"blocks\.0 is .*'mlp'.* not 'LlamaMLP'"),
+        ("Llama", attention(LLAMA, words=(Project("self_attn.w"),)), r"blocks\.0 is .*Project\('self_attn\.w'\).* `w`"),
+        ("Llama", replace(LLAMA, entry=(Scale("nothing"),)), r"entry is .*Scale\('nothing'\)"),
+        ("Llama", replace(LLAMA, blocks="nope"), r"LlamaModel is .*blocks='nope'"),
+        ("Llama", replace(LLAMA, blocks="norm"), r"LlamaModel is .*blocks='norm': .* a LlamaRMSNorm, not a ModuleList"),
+        ("Llama", replace(LLAMA, decoder="nope"), r"LlamaForCausalLM is .*decoder='nope'"),
+        ("Llama", replace(LLAMA, causal_model="nope"), r"LlamaForCausalLM is .*causal_model='nope'"),
+        (
+            "Llama",
+            replace(LLAMA, logits=(Project("model.nope"),)),
+            r"the way to the logits is .*Project\('model\.nope'\)",
+        ),
+        (
+            "Llama",
+            replace(LLAMA, logits=(Project("model.layers.0.self_attn.k_proj"),)),
+            "20 wide, and there are 40 logits",
+        ),
+        (
+            "Gemma 2",
+            replace(GEMMA2, logits=(Project("lm_head"), Softcap("config.final"))),
+            r"Softcap\('config\.final'\)",
+        ),
+        ("Llama", attention(LLAMA, words=(NORM, VALUES, OUT)), r"o_proj'\): it takes rows 40 wide and is given 20"),
+        (
+            "Llama",
+            attention(LLAMA, words=(NORM, Project("self_attn.v_proj", stacked_values), MIXING, OUT)),
+            r"Attend\('self_attn'\): rows 5 wide have no 2 heads",
+        ),
+        (
+            "Phi-3",
+            attention(PHI3, words=(NORM, Project("self_attn.qkv_proj"), MIXING, OUT)),
+            r"o_proj'\): it takes rows 32 wide and is given 128",
+        ),
+        (
+            "Llama",
+            mlp(LLAMA, words=(MLP_NORM, GatedMLP.fused("mlp.gate_proj", "mlp.act_fn"), DOWN)),
+            r"down_proj'\): it takes rows 40 wide and is given 20",
+        ),
+        (
+            "Phi-3",
+            mlp(PHI3, words=(MLP_NORM, ActivatedMLP("mlp.gate_up_proj", "mlp.activation_fn"), DOWN)),
+            r"down_proj'\): it takes rows 40 wide and is given 80",
+        ),
+        (
+            "GPT-2",
+            mlp(GPT2, words=(GPT2.block[1][0].words[0], GatedMLP("mlp.c_fc", "mlp.c_proj", "mlp.act"))),  # type: ignore[index]
+            r"GatedMLP\('mlp\.c_fc', 'mlp\.c_proj', 'mlp\.act'\): it takes rows 40 wide and is given 24",
+        ),
+        ("Llama", mlp(LLAMA, words=(MLP_NORM, GATED)), "this gives rows 40 wide, and 24 are wanted"),
+        ("Llama", attention(LLAMA, output="self_attn.config"), r"blocks\.0 is .*output='self_attn\.config'"),
+    ],
+)
+def test_what_its_model_shows(
+    model: str, family: Family, words: str, memory: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "FAMILIES", (family,))
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        detach((DENSE[model](torch.float64), None), input_ids=[1, 2, 3], memory=memory)
+    assert f"is not built as {family.name} is" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "freeze", "words"),
+    [
+        (
+            attention(LLAMA, words=(NORM, Project("self_attn.v_proj", values_by_head), MIXING, OUT)),
+            "gate",
+            r"self_attn\.v_proj has no such part",
+        ),
+        (
+            attention(LLAMA, words=(*ATTENTION.words, Constant("self_attn"))),
+            "gate",
+            r"Constant\('self_attn'\) cannot be read in blocks\.0 \('tuple' object",
+        ),
+        (
+            mlp(LLAMA, words=(MLP_NORM, RoutedExperts("mlp"))),
+            "gate",
+            r"RoutedExperts\('mlp'\) cannot be read in blocks\.0",
+        ),
+        (
+            mlp(LLAMA, words=(MLP_NORM, GatedMLP("mlp.gate_proj", "mlp.down_proj", "mlp.act_fn"), DOWN)),
+            "up",
+            r"GatedMLP\('mlp\.gate_proj', 'mlp\.down_proj', 'mlp\.act_fn'\) cannot be read in blocks\.0",
+        ),
+    ],
+)
+def test_what_the_forward_pass_shows(family: Family, freeze: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "FAMILIES", (family,))
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        detach((tiny_models.llama(), None), input_ids=[1, 2, 3], freeze=freeze)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_the_configuration_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "FAMILIES", (replace(LLAMA, when=("nothing", 1)),))
+    with pytest.raises(InputError, match=r"when of Llama 2 / 3 names what LlamaForCausalLM has not: .*'nothing'"):
+        detach((tiny_models.llama(), None), input_ids=[1, 2, 3])
+
+
+def test_a_branch_that_is_not_declared() -> None:
+    with pytest.raises(InputError, match="where the mlp branch of Llama 2 / 3 ends is not known"):
+        replace(LLAMA, block=((ATTENTION,),)).branch("mlp")

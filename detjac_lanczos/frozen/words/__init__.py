@@ -11,7 +11,17 @@ from detjac_lanczos.frozen.words.mlp import ActivatedMLP, GatedMLP
 from detjac_lanczos.frozen.words.norms import LayerNorm, RMSNorm
 from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_head, values_of_latent
 from detjac_lanczos.frozen.words.projections import Constant, Project, Scale, Softcap
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Kind, Record, Way, Word, require_freeze
+from detjac_lanczos.frozen.words.word import (
+    Coefficients,
+    Freeze,
+    Kind,
+    Record,
+    Way,
+    Word,
+    as_written,
+    require_all,
+    require_freeze,
+)
 
 __all__ = [
     "ActivatedMLP",
@@ -33,7 +43,9 @@ __all__ = [
     "Softcap",
     "Way",
     "Word",
+    "as_written",
     "latent",
+    "require_all",
     "require_freeze",
     "stacked_values",
     "values_by_head",

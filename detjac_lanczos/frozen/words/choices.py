@@ -9,7 +9,7 @@ from torch import nn
 
 from detjac_lanczos.frozen.maps import Map, Sum
 from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, Word
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, Word, require_all
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,11 @@ class Either:
     path: str
     present: Sequence[Word]
     absent: Sequence[Word] = ()
+
+    def __post_init__(self) -> None:
+        """Check that both are tuples of words; :class:`InputError` if not."""
+        for words in (self.present, self.absent):
+            require_all(Word, words, f"Either({self.path!r}) takes tuples of words")
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Observe what the block has."""
@@ -47,6 +52,12 @@ class Plus:
     """The sum of several chains of words on the same rows."""
 
     chains: Sequence[Sequence[Word]]
+
+    def __post_init__(self) -> None:
+        """Check that the chains are tuples of words; :class:`InputError` if not."""
+        require_all(tuple, self.chains, "Plus takes a tuple of chains")
+        for words in self.chains:
+            require_all(Word, words, "a chain of Plus is a tuple of words")
 
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Observe every chain."""

@@ -14,7 +14,7 @@ from detjac_lanczos.frozen.experts import Experts
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape, ExpertShape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, reading
 from detjac_lanczos.models.expert_matrices import expert_weight
 from detjac_lanczos.models.offloaded import tensor_of, with_values
 from detjac_lanczos.models.streaming import weight_from
@@ -63,10 +63,12 @@ class RoutedExperts:
                     for key, value in factors(self.product, owner, z, u, freeze).items():
                         record(f"{prefix}.{key}", value)
 
+        @reading(self, name)
         def routed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x, indices, weights = (*args, *kwargs.values())[:3]
             keep(x, _by_expert(indices, weights))
 
+        @reading(self, name)
         def scored(_: nn.Module, args: tuple[Any, ...], out: tuple[Tensor, ...]) -> None:
             keep(args[0].flatten(0, -2), _by_score(out[0]))
 

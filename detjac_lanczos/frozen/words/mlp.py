@@ -18,7 +18,7 @@ from detjac_lanczos.frozen.sizes import BlockShape, GateShape
 from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.projections import linear_maps
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, reading
 from detjac_lanczos.models.linear_modules import has_bias, linear_shape
 
 
@@ -46,6 +46,7 @@ class GatedMLP:
         rebuild = record.way("gates", prefix) == "rebuild"
         seen: dict[str, Tensor] = {}
 
+        @reading(self, name)
         def see(_: nn.Module, args: tuple[Any, ...], out: Tensor, role: str) -> None:
             seen[role] = (args[0] if rebuild else out).flatten(0, -2)
             if len(seen) < 2 and self.gate != self.up:
@@ -107,6 +108,7 @@ class ActivatedMLP:
         prefix = f"{name}{self.path}"
         rebuild = record.way("gates", prefix) == "rebuild"
 
+        @reading(self, name)
         def hook(_: nn.Module, args: tuple[Any, ...], z: Tensor) -> None:
             if rebuild:
                 _record_inputs(record, prefix, ("ratio",), args[0].flatten(0, -2))

@@ -12,7 +12,7 @@ from detjac_kernels import rms_reciprocal
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, reading
 from detjac_lanczos.models.adapters import running_module
 from detjac_lanczos.models.offloaded import tensor_of
 
@@ -31,6 +31,7 @@ class RMSNorm:
             raise _not_declared(module, f"{name}{self.path}")
         eps = norm_eps(module, f"{name}{self.path}")
 
+        @reading(self, name)
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             record(f"{name}{self.path}.rstd", rms_reciprocal(args[0], eps).flatten())
 
@@ -65,6 +66,7 @@ class LayerNorm:
             raise _not_declared(module, f"{name}{self.path}")
         eps = norm_eps(module, f"{name}{self.path}")
 
+        @reading(self, name)
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
             record(f"{name}{self.path}.rstd", rms_reciprocal(x - x.mean(-1, keepdim=True), eps).flatten())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map
 from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
 from detjac_lanczos.frozen.words.parts import PartOf
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, reading
 from detjac_lanczos.models.linear_modules import bias_of, linear_shape, weight_of
 from detjac_lanczos.models.weights import Part, PerHeadWeight
 
@@ -32,7 +32,7 @@ class Project:
         if self.part is None:
             return NOTHING
         whole = torch.empty(linear_shape(block.get_submodule(self.path)), device="meta")
-        part = self.part(whole, self._owner(block))
+        part = self._cut(self.part, whole, block)
         return NOTHING if part.ndim == 2 else BlockShape(panel=part[: PerHeadWeight.heads_at_once(part)].numel())
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
@@ -40,11 +40,13 @@ class Project:
         part = self.part
         if part is None:
             return linear_maps(block, self.path, name)
-        owner = self._owner(block)
-        return linear_maps(block, self.path, name, lambda rows: part(rows, owner))
+        return linear_maps(block, self.path, name, lambda rows: self._cut(part, rows, block))
 
-    def _owner(self, block: nn.Module) -> nn.Module:
-        return block.get_submodule(self.path.rpartition(".")[0])
+    def _cut(self, part: PartOf, rows: Tensor, block: nn.Module) -> Tensor:
+        try:
+            return part(rows, block.get_submodule(self.path.rpartition(".")[0]))
+        except RuntimeError as error:
+            raise ValueError(f"{self.path} has no such part ({error})") from error
 
 
 def linear_maps(block: nn.Module, path: str, name: str, part: Part | None = None) -> list[Map]:
@@ -88,6 +90,7 @@ class Constant:
     def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
         """Record the module's output: (positions, d)."""
 
+        @reading(self, name)
         def hook(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
             record(f"{name}{self.path}.constant", out.flatten(0, -2))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, get_args
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
 from detjac_lanczos.frozen.maps import Map
 from detjac_lanczos.frozen.sizes import BlockShape
 
@@ -48,6 +49,7 @@ class Record(Protocol):
         """Return zeros to be filled with a coefficient of this prompt alone, where its kind is planned to lie."""
 
 
+@runtime_checkable
 class Word(Protocol):
     """One entry of a branch."""
 
@@ -59,3 +61,54 @@ class Word(Protocol):
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the primitive maps, from the caller's own weights and the recorded coefficients."""
+
+
+def require_all(kind: type, values: object, what: str) -> None:
+    """Check that a part of a declaration is a tuple (or list) of a kind.
+
+    Raises
+    ------
+    InputError
+        If it is not, such as a single one that lacks its comma; ``what`` says what it should be.
+    """
+    if not isinstance(values, tuple | list):
+        raise InputError(f"{what}, not a {type(values).__name__}; one alone has a comma after it")
+    for value in values:
+        if not isinstance(value, kind) or isinstance(value, type):
+            raise InputError(f"{what}; a {type(value).__name__} is among them")
+
+
+def as_written(part: Any) -> str:
+    """Return a word, or words, as a family file has them: names, and the paths they are given."""
+    if isinstance(part, str):
+        return repr(part)
+    if isinstance(part, tuple | list):
+        return f"({', '.join(map(as_written, part))})"
+    paths = (value for value in vars(part).values() if isinstance(value, str | tuple | list) and value)
+    return f"{type(part).__name__}({', '.join(map(as_written, paths))})"
+
+
+def reading(word: Word, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator of a word's hooks, after which what goes wrong in them names the word.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a hook finds something else than the word takes for granted.
+    """
+
+    def named(hook: Callable[..., None]) -> Callable[..., None]:
+        @wraps(hook)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                hook(*args, **kwargs)
+            except (DetjacError, NotImplementedError):
+                raise
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                where = name.rstrip(".")
+                raise UnsupportedModelError(f"{as_written(word)} cannot be read in {where} ({reason})") from error
+
+        return run
+
+    return named
