@@ -81,8 +81,6 @@ def assemble(
                 continue
             branches = []
             for branch in stage:
-                with family.fits(prefix, f"output={branch.output!r}"):
-                    block.get_submodule(branch.output)
                 name = f"{branch.role}.{index}"
                 maps = chain(branch.whole, block, prefix)
                 branches.append(Branch(name, linear_part(maps) if name in dropped else maps))

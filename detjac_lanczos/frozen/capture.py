@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError
-from detjac_lanczos.frozen.declare import Family
+from detjac_lanczos.frozen.declare import Family, Stream
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
@@ -70,6 +70,7 @@ def capture(
     twin = structural_copy(model)
     multiply_by_decoded_weights(twin, four_bits_only=True)
     streams: dict[str, list[Tensor]] = {}
+    last_rows: dict[str, list[Tensor]] = {}
     decoder, blocks = family.decoder_of(twin), family.blocks_of(twin)
     plain = _on_output(decoder, streams, "model_output")
     for prompt in prompts:
@@ -88,6 +89,9 @@ def capture(
                 word.observe(module, name, tape, freeze)
     for index, block in enumerate(blocks):
         _on_input(block, streams, f"residual.{index}")
+        for branch in family.branches:
+            with family.fits(f"blocks.{index}", f"output={branch.output!r}"):
+                _on_output(block.get_submodule(branch.output), last_rows, f"{branch.role}.{index}", slice(-1, None))
     _on_output(blocks[-1], streams, f"residual.{len(blocks)}")
     _on_output(decoder, streams, "output")
     _on_output(twin.get_input_embeddings(), streams, "embeddings")
@@ -104,6 +108,8 @@ def capture(
     if not torch.isfinite(found["output"]).all():
         raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
     residual = tuple(found.pop(f"residual.{i}") for i in range(len(blocks) + 1))
+    ends = torch.tensor([prompt.length for prompt in prompts]).cumsum(0).sub(1).to(logits.device)
+    _require_branches(family, blocks, last_rows, [stream[ends] for stream in residual])
     return tape.coefficients(), Streams(residual=residual, logits=logits, **found)
 
 
@@ -120,6 +126,45 @@ def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], r
     _on_output(block.get_submodule(branch.output), values, role)
     _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
     return _joined(values[role]) * branch.factor(block)
+
+
+def _require_branches(
+    family: Family, blocks: Sequence[nn.Module], outputs: dict[str, list[Tensor]], stream: Sequence[Tensor]
+) -> None:
+    """Check that blocks add to the stream what the outputs of their branches say, but for the rounding of the sum.
+
+    Parameters
+    ----------
+    family : Family
+        Blocks with words on the stream itself add something else, and are left alone.
+    blocks : sequence of torch.nn.Module
+    outputs : dict of str to list of Tensor, shape (1, d)
+        "attention.3" and so on: the last row of every prompt.
+    stream : sequence of Tensor, shape (prompts, d)
+        Entering each block and behind the last, in the same rows.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the first block that adds something else.
+    """
+    branches = list(family.branches)
+    if not branches or any(isinstance(stage, Stream) for stage in family.block):
+        return
+    for index, (block, before, after) in enumerate(zip(blocks, stream, stream[1:], strict=False)):
+        terms = [before.double()]
+        for branch in branches:
+            with family.fits(f"blocks.{index}", f"scale={branch.scale!r}"):
+                factor = branch.factor(block)
+            rows = outputs.get(f"{branch.role}.{index}", [before[:0]])
+            terms.append(factor * torch.cat(rows).to(before.device).double())
+        allowed = 8 * torch.finfo(before.dtype).eps * sum(float(term.norm()) for term in terms)
+        if any(term.shape != before.shape for term in terms) or not float((sum(terms) - after).norm()) <= allowed:
+            added = " + ".join(f"{branch.scale} * {branch.output}".removeprefix("None * ") for branch in branches)
+            raise UnsupportedModelError(
+                f"blocks.{index} is not built as {family.name} is: it adds something else to the stream than {added}; "
+                "see the output and the scale of each branch"
+            )
 
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
@@ -145,10 +190,12 @@ def _on_input(module: nn.Module, streams: dict[str, list[Tensor]], name: str) ->
     module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _on_output(module: nn.Module, streams: dict[str, list[Tensor]], name: str) -> RemovableHandle:
+def _on_output(
+    module: nn.Module, streams: dict[str, list[Tensor]], name: str, rows: slice = slice(None)
+) -> RemovableHandle:
     def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         y = out if isinstance(out, Tensor) else out[0]
-        streams.setdefault(name, []).append(y.flatten(0, -2).clone())
+        streams.setdefault(name, []).append(y.flatten(0, -2)[rows].clone())
 
     return module.register_forward_hook(hook)
 

@@ -12,6 +12,7 @@ from detjac_lanczos.frozen import families
 from detjac_lanczos.frozen.declare import Family, Stream
 from detjac_lanczos.frozen.families.gemma import GEMMA2
 from detjac_lanczos.frozen.families.gpt2 import GPT2
+from detjac_lanczos.frozen.families.granite import GRANITE
 from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA, MLP
 from detjac_lanczos.frozen.families.phi import PHI3
 from detjac_lanczos.frozen.words import (
@@ -138,6 +139,9 @@ def test_what_the_declaration_alone_shows(declare: Callable[[], object], words: 
             r"GatedMLP\('mlp\.c_fc', 'mlp\.c_proj', 'mlp\.act'\): it takes rows 40 wide and is given 24",
         ),
         ("Llama", mlp(LLAMA, words=(MLP_NORM, GATED)), "this gives rows 40 wide, and 24 are wanted"),
+        ("Llama", attention(LLAMA, output="self_attn.q_proj"), r"something else .*q_proj \+ mlp\.down_proj"),
+        ("Gemma 2", attention(GEMMA2, output="self_attn.o_proj"), r"something else .* self_attn\.o_proj \+ post_feed"),
+        ("Granite", mlp(GRANITE, scale=None), r"something else .* residual_multiplier \* self_attn\.o_proj \+ mlp"),
         ("Llama", attention(LLAMA, output="self_attn.config"), r"blocks\.0 is .*output='self_attn\.config'"),
     ],
 )
