@@ -1,6 +1,7 @@
 """Decoders that no family declares: exact where their structure is understood, refused by name where it is not."""
 
 import gc
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -454,7 +455,7 @@ def test_a_gate_that_no_module_shows_is_refused_beside_a_large_stream(dtype: tor
 def test_a_linear_module_that_bends_is_refused_in_half_precision(path: str, dtype: torch.dtype) -> None:
     model = drawn(ChangedForCausalLM(transformers.LlamaConfig(**SIZES)), dtype)
     module = model.model.layers[1].get_submodule(path)
-    module.forward = lambda x: torch.tanh(type(module).forward(module, x))
+    module.forward = types.MethodType(lambda self, x: torch.tanh(type(self).forward(self, x)), module)
     with refused("is not affine|is not its slope"):
         detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
 
