@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError
-from detjac_lanczos.frozen.declare import Family, Stream
+from detjac_lanczos.frozen.branch_check import require_branches
+from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
@@ -109,7 +110,7 @@ def capture(
         raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
     residual = tuple(found.pop(f"residual.{i}") for i in range(len(blocks) + 1))
     ends = torch.tensor([prompt.length for prompt in prompts]).cumsum(0).sub(1).to(logits.device)
-    _require_branches(family, blocks, last_rows, [stream[ends] for stream in residual])
+    require_branches(family, blocks, last_rows, [stream[ends] for stream in residual])
     return tape.coefficients(), Streams(residual=residual, logits=logits, **found)
 
 
@@ -126,45 +127,6 @@ def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], r
     _on_output(block.get_submodule(branch.output), values, role)
     _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
     return _joined(values[role]) * branch.factor(block)
-
-
-def _require_branches(
-    family: Family, blocks: Sequence[nn.Module], outputs: dict[str, list[Tensor]], stream: Sequence[Tensor]
-) -> None:
-    """Check that blocks add to the stream what the outputs of their branches say, but for the rounding of the sum.
-
-    Parameters
-    ----------
-    family : Family
-        Blocks with words on the stream itself add something else, and are left alone.
-    blocks : sequence of torch.nn.Module
-    outputs : dict of str to list of Tensor, shape (1, d)
-        "attention.3" and so on: the last row of every prompt.
-    stream : sequence of Tensor, shape (prompts, d)
-        Entering each block and behind the last, in the same rows.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming the first block that adds something else.
-    """
-    branches = list(family.branches)
-    if not branches or any(isinstance(stage, Stream) for stage in family.block):
-        return
-    for index, (block, before, after) in enumerate(zip(blocks, stream, stream[1:], strict=False)):
-        terms = [before.double()]
-        for branch in branches:
-            with family.fits(f"blocks.{index}", f"scale={branch.scale!r}"):
-                factor = branch.factor(block)
-            rows = outputs.get(f"{branch.role}.{index}", [before[:0]])
-            terms.append(factor * torch.cat(rows).to(before.device).double())
-        allowed = 8 * torch.finfo(before.dtype).eps * sum(float(term.norm()) for term in terms)
-        if any(term.shape != before.shape for term in terms) or not float((sum(terms) - after).norm()) <= allowed:
-            added = " + ".join(f"{branch.scale} * {branch.output}".removeprefix("None * ") for branch in branches)
-            raise UnsupportedModelError(
-                f"blocks.{index} is not built as {family.name} is: it adds something else to the stream than {added}; "
-                "see the output and the scale of each branch"
-            )
 
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
