@@ -13,7 +13,7 @@ from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.solvers.attempt import limits
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.reprobe import measure_completeness
-from detjac_lanczos.solvers.rounding import epsilon
+from detjac_lanczos.solvers.rounding import epsilon, tells_zeros
 
 _DIGITS = 16 * epsilon(torch.float64)
 
@@ -88,4 +88,5 @@ def _follows(claim: Completeness, fresh: Completeness, values: torch.Tensor, tol
     goals = limits(values[:k].numpy(), tol, claim.floor).tolist()
     narrow = all(bound - rounding <= (1 + digits) * goal for bound, goal in zip(claim.upper, goals, strict=False))
     last = float(values[k - 1])
-    return narrow and (claim.tau + claim.floor < (1 + digits) * last or last <= fresh.floor)
+    zero = last <= fresh.floor and tells_zeros(claim.floor, tol, (1 + digits) * float(values[0]))
+    return narrow and (claim.tau + claim.floor < (1 + digits) * last or zero)

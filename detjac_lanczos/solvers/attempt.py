@@ -10,6 +10,7 @@ from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.lanczos_polynomial import steps_left
 from detjac_lanczos.solvers.probe import Deflation, Probe
+from detjac_lanczos.solvers.rounding import tells_zeros
 from detjac_lanczos.solvers.search import Search
 
 GUARDS = 6
@@ -187,7 +188,7 @@ def stated(
     if threshold is None:
         edge = last
         narrow = bool((bare[:k] <= limits(values[:k], tol, floor)).all())
-        complete = narrow and (tau + floor < last or last <= floor)
+        complete = narrow and (tau + floor < last or (last <= floor and tells_zeros(floor, tol, first)))
     else:
         edge = threshold * scale
         complete = float(bare[k]) + rounding <= edge

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.basis import spectral_norm
 from detjac_lanczos.solvers.completeness import Completeness
-from detjac_lanczos.solvers.rounding import safe_scale
+from detjac_lanczos.solvers.rounding import safe_scale, tells_zeros
 from detjac_lanczos.solvers.wording import rounded_up
 
 
@@ -111,7 +111,8 @@ def certify_triplets(
     floor : float
         What rounding of the operator alone can do, absolute.
     exact : bool
-        The whole spectrum is known: values under the floor are zeros of the operator, and claimed as such.
+        The whole spectrum is known: values under the floor are zeros of the operator, and claimed as such, where that
+        floor is within ``tol`` of σ_1.
     scale : float
         What the products are of: this times the operator.
     least : float
@@ -139,7 +140,7 @@ def certify_triplets(
     residuals = torch.stack([right.norm(dim=0), left.norm(dim=0)], dim=1)
     worst = residuals.amax(dim=1)
     met = (worst <= tol * sigma) & (tol * sigma >= least * unit)
-    if exact:
+    if exact and tells_zeros(floor, tol, top):
         met |= (sigma <= floor) & (worst <= floor)
     relative = torch.where(sigma > floor, worst / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), worst / (top or 1.0))
     adjoint = spectral_norm(right_gram - left_gram)

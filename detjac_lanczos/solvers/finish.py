@@ -12,7 +12,8 @@ from detjac_lanczos.solvers.certificate import certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Guards, Status, SVDResult, Work
-from detjac_lanczos.solvers.rounding import noise_floor
+from detjac_lanczos.solvers.rounding import noise_floor, tells_zeros
+from detjac_lanczos.solvers.wording import rounded_up
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def finish(
         scale=found.scale,
         least=lost,
     )
+    if status is Status.BREAKDOWN_EXACT and not tells_zeros(floor, options.tol, first):
+        status = Status.CONVERGED
     if status.successful and certificate.claimed < len(sigma):
         status = Status.NOISE_FLOOR
     return SVDResult(
@@ -99,7 +102,8 @@ def finish(
         if certify
         else None,
         status=status,
-        advice=_advice(status, batch, index, options, certificate.claimed, len(sigma))
+        advice=_advice(status, batch, index, options, certificate.claimed, len(sigma), floor)
+        + _on_zeros(status, sigma, floor)
         + _on_size(status, batch, lost)
         + _on_widening(widened)
         + _on_energy(energy)
@@ -124,6 +128,14 @@ def _guards(completed: Completed, scale: float, dtype: torch.dtype) -> Guards | 
         return None
     values = torch.from_numpy(triplets.values[k:] / scale).to(triplets.left.device)
     return Guards(*(block.to(dtype) for block in (triplets.left[k:].T, values, triplets.right[k:].T)))
+
+
+def _on_zeros(status: Status, sigma: Tensor, floor: float) -> str:
+    """Return how many of the values say no more than that they are under the floor."""
+    under = int((sigma <= floor).sum())
+    if status is not Status.BREAKDOWN_EXACT or not under or floor == 0.0:
+        return ""
+    return f" So {'is one' if under == 1 else f'are {under}'} of the {len(sigma)} found: their digits say nothing."
 
 
 def _on_size(status: Status, batch: CountingBatch, lost: float) -> str:
@@ -189,7 +201,7 @@ def _nothing_found(
         residuals=blank(options.k, 2, dtype=torch.float64),
         certificate=None,
         status=status,
-        advice=_advice(status, batch, index, options, 0, options.k),
+        advice=_advice(status, batch, index, options, 0, options.k, 0.0),
         work=work,
         method=road.method,
         why=road.why,
@@ -197,17 +209,19 @@ def _nothing_found(
     )
 
 
-def _advice(status: Status, batch: CountingBatch, index: int, options: Options, claimed: int, k: int) -> str:
+def _advice(
+    status: Status, batch: CountingBatch, index: int, options: Options, claimed: int, k: int, floor: float
+) -> str:
     above = "" if options.threshold is None else f" above {options.threshold:g}"
     met = f"The one triplet{above} meets" if k == 1 else f"All {k} triplets{above} meet"
     sentences = {
         Status.CONVERGED: f"{met} the tolerance {options.tol:g}.",
         Status.BREAKDOWN_EXACT: (
-            "Nothing of the operator is left outside the space that was found, up to rounding: every singular value "
-            "beyond it is zero."
+            "Nothing of the operator is left outside the space that was found, up to its rounding: every singular "
+            f"value beyond it is zero{f', or under the noise floor {rounded_up(floor)}' if floor else ''}."
         ),
         Status.NOISE_FLOOR: (
-            f"{claimed} of {k} triplets meet the tolerance {options.tol:g}; the others are down to the "
+            f"{claimed} of {k} triplets meet the tolerance {options.tol:g}; what else there is is down to the "
             "rounding of the operator: raise tol, or compute the operator in a higher precision."
         ),
         Status.BUDGET: (

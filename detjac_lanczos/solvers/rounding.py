@@ -43,6 +43,14 @@ def noise_floor(eps: float, sigma: float, passes: int) -> float:
     return SAFETY * min(eps, _COARSEST) * sigma * math.sqrt(max(passes, 1))
 
 
+def tells_zeros(floor: float, tol: float, sigma: float) -> bool:
+    """Whether values under the floor count as zeros of the operator: where the floor is within ``tol`` of σ₁.
+
+    In half precision it is mostly not: values of half the size of σ₁ may hide under it.
+    """
+    return floor <= tol * sigma
+
+
 def deflation_threshold(eps: float, sigma: float) -> float:
     """Return ``c ε σ₁``: a direction of a block that is shorter than this is taken for rounding."""
     return SAFETY * min(eps, _COARSEST) * sigma

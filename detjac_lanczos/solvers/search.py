@@ -20,6 +20,7 @@ from detjac_lanczos.solvers.rounding import (
     noise_floor,
     safe_scale,
     spacing,
+    tells_zeros,
     working_dtype,
 )
 from detjac_lanczos.solvers.start import given_block, random_block
@@ -302,12 +303,12 @@ class Search:
         )
 
     def _solved(self, *, exact: bool) -> bool:
-        """Whether all residuals meet ``tol``; ``exact`` lets values under the floor count as zeros of the operator."""
+        """Whether all residuals meet ``tol``; ``exact`` lets values under a low floor count as zeros of A."""
         if self.triplets is None:
             return False
         worst = self.triplets.norms.max(axis=1)
         met = worst <= self.goal.tolerated(self.triplets.values)
-        if exact:
+        if exact and tells_zeros(self.floor, self.options.tol, self._largest):
             met |= (self.triplets.values <= self.floor) & (worst <= self.floor)
         return bool(met.all())
 

@@ -114,6 +114,29 @@ def test_noise_floor(dtype: torch.dtype) -> None:
     assert "higher precision" in result.advice
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", [*METHODS, "dense"])
+def test_values_that_rounding_hides_are_no_zeros(method: str, dtype: torch.dtype) -> None:
+    """The floor is half of σ_1 in bfloat16: what lies under it is neither claimed nor called zero."""
+    half = torch.diag(torch.cat([torch.tensor([20.0]), torch.arange(1, 200).rsqrt()])).to(dtype)
+    true = half.double().diagonal()
+    for seed in range(10):
+        result = svd(half, 4, tol=1e-2, seed=seed, method=method)
+        assert result.status in (Status.CONVERGED, Status.NOISE_FLOOR) and "zero" not in result.advice
+        if result.status.successful:
+            assert (result.S.double() - true[:4]).abs().max() <= 1e-2
+        if method != "randomized":
+            assert svd(half, threshold=0.55, tol=1e-2, seed=seed, method=method).status is not Status.BREAKDOWN_EXACT
+    assert svd(torch.zeros(50, 40, dtype=dtype), 3, method=method).status is Status.BREAKDOWN_EXACT
+
+
+def test_what_is_under_a_low_floor_is_said_to_have_no_digits() -> None:
+    low = torch.diag(torch.cat([torch.tensor([3e6]), torch.arange(1, 200).rsqrt()]))
+    result = svd(low, 4, method="lanczos")
+    assert result.status is Status.BREAKDOWN_EXACT
+    assert "under the noise floor" in result.advice and "So are 3 of the 4 found" in result.advice
+
+
 def test_products_of_the_wrong_shape_or_type_raise() -> None:
     class Short(Recorder):
         def spoil(self, product):
