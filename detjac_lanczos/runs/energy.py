@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from detjac_lanczos.operators import JacobianBatch
@@ -30,7 +31,8 @@ def energy_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult])
         if written is None:
             continue
         sketch.absorb(image.T)
-        low, high = sketch.total(token.U.T.to(image), products.T, float(token.S[0]), _CONFIDENCE)
+        first = math.inf if token.status == "budget" else float(token.S[0])
+        low, high = sketch.total(token.U.T.to(image), products.T, first, _CONFIDENCE)
         held = float(token.S.double().square().sum())
         least, most = (held / high, held / low) if low > 0.0 else (1.0, 1.0)
         asked = (run.record["options"].get("energy") or 0.0) if token.status == "converged" else 0.0

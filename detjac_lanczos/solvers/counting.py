@@ -1,5 +1,6 @@
 """Every product of a solve goes through here: it is counted, and its answer is checked."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class CountingBatch:
         self.transposed = [0] * count
         self.passes = [0] * count
         self.row_sweeps = [0.0] * count
+        self._recognised: set[int] = set()
         self.sweeps: list[tuple[float, float]] = []
         self.nonfinite: dict[int, str] = {}
         self.began = time.perf_counter()
@@ -230,8 +232,8 @@ class CountingBatch:
         began = time.perf_counter()
         known = None if self.journal is None else self.journal.read(way, sent, self.device)
         if known is not None:
-            if not self.sweeps:
-                self._recognise(way, sent[0], known[0][0])
+            if not way.startswith("sum"):
+                self._recognise(way, sent, known[0])
             return _Pass(known[0], began, known[1])
         return _Pass(make(), began, None)
 
@@ -243,16 +245,27 @@ class CountingBatch:
                 self.journal.write(way, sent, made.products, seconds)
         self.sweeps.append((rows, seconds))
 
-    def _recognise(self, way: str, block: Tensor, stored: Tensor) -> None:
-        """Send one column of the first pass again, uncounted: a journal is of use to the operators that wrote it."""
+    def _recognise(self, way: str, sent: list[Tensor], stored: list[Tensor]) -> None:
+        """Send each operator one column of its first pass again, uncounted: a journal serves those that wrote it."""
+        where = range(len(stored)) if way == "shared" else json.loads(way[way.index("[") :])
+        blocks = sent * len(stored) if way == "shared" else sent
+        unknown = [at for at, index in enumerate(where) if index not in self._recognised]
+        if not unknown:
+            return
         apply = self.batch.matmat if way.startswith(Direction.FORWARD.value) else self.batch.rmatmat
-        index = 0 if way == "shared" else int(way.split("[")[1].split(",")[0].rstrip("]"))
-        again, stored = apply([(index, block[:, :1].clone())])[0].double(), stored[:, :1].double()
-        scale = safe_scale(stored)
-        if not self.alike(index, again * scale, stored * scale, scale):
-            raise InputError(
-                "the checkpoint is of another operator: its first product does not come out again; give a new folder"
-            )
+        again = apply([(where[at], blocks[at][:, :1].clone()) for at in unknown])
+        self._recognised.update(where)
+        for at, product in zip(unknown, again, strict=True):
+            index, one, other = where[at], product.double(), stored[at][:, :1].double()
+            scale = safe_scale(other)
+            finite = torch.isfinite(other)
+            if not (
+                self.alike(index, one * scale, other * scale, scale) if finite.all() else one.isfinite().equal(finite)
+            ):
+                raise InputError(
+                    f"the checkpoint is of another operator: a first product of operator {index} does not come out "
+                    "again; give a new folder"
+                )
 
     def _checked(self, index: int, direction: Direction, width: int, product: Tensor) -> Tensor:
         d_out, d_in = self.shapes[index]

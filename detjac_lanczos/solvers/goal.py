@@ -1,5 +1,7 @@
 """How many triplets a search is to find, and how well each has to be known."""
 
+import math
+
 import numpy as np
 from torch import Tensor
 
@@ -83,6 +85,15 @@ class Goal:
         first = float(values[0]) if len(values) else largest
         low, high = self.sketch.total(state.U.rows, state.AtU.rows, first)
         count = count_for(self._options.energy, values, high)
-        held = float((values[:count] ** 2).sum())
-        self.energy = (held / high, min(held / low, 1.0)) if low > 0.0 else (1.0, 1.0)
+        self.energy = _share(values[:count], low, high)
         return count
+
+    def forget_first(self, state: Factorisation, values: np.ndarray) -> None:
+        """State the share that these values hold again, without a bound of σ_1: it was not found."""
+        if self.sketch is not None:
+            self.energy = _share(values, *self.sketch.total(state.U.rows, state.AtU.rows, math.inf))
+
+
+def _share(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    held = float((values**2).sum())
+    return (held / high, min(held / low, 1.0)) if low > 0.0 else (1.0, 1.0)

@@ -29,6 +29,7 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
     for index, completed in enumerate(claims):
         search = searches.pop(0)
         assert search.status is not None
+        search.conclude()
         found, status, probed, energy = _found(search), search.status, search.probed, search.goal.energy
         widened = tuple(search.widening.made)
         del search  # its bases make room for the result

@@ -213,6 +213,11 @@ class Search:
             return True
         return False
 
+    def conclude(self) -> None:
+        """State what rests on σ_1 anew where the search ended before that was found."""
+        if self.triplets is not None and self.relative[0] > self.options.tol:
+            self.goal.forget_first(self.state, self.triplets.values)
+
     def count_again(self) -> None:
         """Count a pass of one column that was made before."""
         self.passes += 1

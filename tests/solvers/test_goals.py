@@ -155,6 +155,17 @@ def test_intervals_of_energy_hold_as_often_as_they_say() -> None:
     assert outside <= binom.ppf(1 - 1e-5, trials, 0.05)
 
 
+@pytest.mark.parametrize("budget", [18, 20, 22, 30])
+def test_intervals_of_energy_hold_where_the_budget_ends_before_the_largest_value_is_found(budget: int) -> None:
+    values = 1 / np.arange(1, 301)
+    A, outside, trials = torch.diag(torch.from_numpy(values)), 0, 60
+    for seed in range(trials):
+        result = svd(A, energy=0.9, method="lanczos", max_products=budget, seed=seed)
+        share = float((result.S**2).sum()) / float((values**2).sum())
+        outside += not result.energy[0] <= share * (1 + 1e-9) or not share * (1 - 1e-9) <= result.energy[1]
+    assert outside <= binom.ppf(1 - 1e-5, trials, 0.05)
+
+
 def test_goals_in_a_batch() -> None:
     """Each operator has as many triplets as it needs, company changes nothing, and the sketch is one shared pass."""
     matrices = [matrix(spectrum(name, 60), (60, 60), seed) for seed, name in enumerate(["geometric", "spike", "root"])]
