@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.maps import Bias, apply_from_afar
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.prompt import decode
-from detjac_lanczos.models.linear_modules import embedding_table, weight_of
+from detjac_lanczos.models.linear_modules import embedding_table
 from detjac_lanczos.operators import DetachedNetwork
+from detjac_lanczos.reading.head import head_of
 from detjac_lanczos.reading.table_search import best_rows, merge_chunks
 
 
@@ -57,9 +58,9 @@ def decode_left(
     Returns
     -------
     decoded : list of k lists of Decoded
-        Best first. ``logit`` is that of the unit vector; ``score`` is the share of softmax that the token would have if
-        the output pointed along the vector at its present length, softmax(‖output‖ · logits). (The softmax of the
-        logits of a unit vector is all but uniform.)
+        Best first. ``score`` is the share of softmax that the token would have if the output pointed along the vector
+        at its present length: the model's own logits (scale, bias, softcap) of ‖output‖ u. ``logit`` is that of u
+        itself, without bias and softcap. (The softmax of the logits of a unit vector is all but uniform.)
     signs : Tensor, shape (k,), of ±1
         Multiply the columns of U and of V by these before storing them.
 
@@ -68,7 +69,7 @@ def decode_left(
     InputError
         If the shapes do not fit together.
     UnsupportedModelError
-        If the model has no dense head.
+        As in `head_of`.
     """
     kind = target.kind if isinstance(target, Place) else target
     if U.ndim != 2 or y.shape != U.shape[:1]:
@@ -80,19 +81,20 @@ def decode_left(
     if kind not in ("output", "logits"):
         row %= len(network.streams.output)
         vectors = _through_final_norm(network, vectors, row)
-        length = network.streams.output[row].double().norm()
-    else:
-        length = y.double().norm()
-    temperature = length.to(vectors).expand(vectors.shape[1])
+        y = network.streams.output[row]
+    length = float(y.double().norm())
+    scale = 1.0
     if kind == "logits":
-        found = merge_chunks(lambda a, b: vectors[a:b], len(vectors), len(vectors), min(top, len(vectors)), temperature)
+        whole = len(vectors)
+        found = merge_chunks(lambda a, b: vectors[a:b], whole, whole, min(top, whole), lambda u, a, b: length * u)
     else:
-        found = best_rows(head_table(network), vectors, top, temperature=temperature)
-    shares = torch.exp(found.values * temperature - found.logsumexp)
+        head = head_of(network)
+        scale = head.scale
+        found = best_rows(head.table, vectors, top, logits=lambda p, a, b: head.logits(length * p, a, b))
     return [
         [
-            Decoded(decode(network.loaded, int(i)), int(i), float(share), float(logit))
-            for i, share, logit in zip(found.ids[:, j], shares[:, j], found.values[:, j], strict=True)
+            Decoded(decode(network.loaded, int(i)), int(i), float(share), scale * float(product))
+            for i, share, product in zip(found.ids[:, j], found.shares[:, j], found.scores[:, j], strict=True)
         ]
         for j in range(vectors.shape[1])
     ], signs
@@ -133,24 +135,10 @@ def decode_right(
     return [
         [
             Decoded(decode(network.loaded, int(i)), int(i), float(cosine))
-            for i, cosine in zip(found.ids[:, j], found.values[:, j], strict=True)
+            for i, cosine in zip(found.ids[:, j], found.scores[:, j], strict=True)
         ]
         for j in range(V.shape[1])
     ]
-
-
-def head_table(network: DetachedNetwork) -> Tensor:
-    """Return the head that left vectors decode through: (vocabulary, hidden size).
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model has none.
-    """
-    head = network.model.get_output_embeddings()
-    if head is None:
-        raise UnsupportedModelError("decoding needs a dense output head (vocabulary, hidden size); this model has none")
-    return weight_of(head, "the output head").dense()
 
 
 def _through_final_norm(network: DetachedNetwork, vectors: Tensor, row: int) -> Tensor:

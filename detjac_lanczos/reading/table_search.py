@@ -11,20 +11,21 @@ from torch import Tensor
 _CHUNK_ELEMENTS = 1 << 20
 """Numbers of a part of the table, or of its scores: no more than a search has held before."""
 
+Logits = Callable[[Tensor, int, int], Tensor]
+"""From scores (stop − start, K) of the rows from start to stop to the logits that rank and weigh these rows."""
+
 
 @dataclass(frozen=True)
 class Found:
-    """Best rows for each of K queries. ``values``, ``ids``: (top, K), best first; ``logsumexp``: (K,)."""
+    """Best rows for each of K queries, (top, K), best first: their scores, ids, and shares of softmax over all rows."""
 
-    values: Tensor
+    scores: Tensor
     ids: Tensor
-    logsumexp: Tensor
+    shares: Tensor
 
 
 @torch.no_grad()
-def best_rows(
-    table: Tensor, queries: Tensor, top: int, *, cosine: bool = False, temperature: Tensor | None = None
-) -> Found:
+def best_rows(table: Tensor, queries: Tensor, top: int, *, cosine: bool = False, logits: Logits | None = None) -> Found:
     """Find the rows of a table that have the largest product (or cosine) with each query.
 
     Parameters
@@ -35,8 +36,8 @@ def best_rows(
     top : int
     cosine : bool
         Divide each product by the lengths of row and query; rows of zeros score 0.
-    temperature : Tensor, shape (K,), optional
-        ``logsumexp`` is taken over scores times this; 1 by default.
+    logits : callable, optional
+        By default the scores are the logits.
 
     Returns
     -------
@@ -47,7 +48,6 @@ def best_rows(
     queries = queries.to(table.device, dtype)
     if cosine:
         queries = queries / _length(queries, 0)
-    scale = torch.ones_like(queries[0]) if temperature is None else temperature.to(queries)
 
     def score(start: int, stop: int) -> Tensor:
         rows = table[start:stop].to(dtype)
@@ -55,21 +55,27 @@ def best_rows(
         return products / _length(rows, 1)[:, None] if cosine else products
 
     rows = max(top, _CHUNK_ELEMENTS // max(1, max(queries.shape)))
-    found = merge_chunks(score, table.shape[0], rows, min(top, table.shape[0]), scale)
-    return Found(found.values.to(home), found.ids.to(home), found.logsumexp.to(home))
+    found = merge_chunks(score, table.shape[0], rows, min(top, table.shape[0]), logits)
+    return Found(found.scores.to(home), found.ids.to(home), found.shares.to(home))
 
 
-def merge_chunks(score: Callable[[int, int], Tensor], size: int, rows: int, top: int, scale: Tensor) -> Found:
-    """Merge the best of each chunk. ``score(start, stop)`` gives (stop − start, K); ``scale``: (K,)."""
-    values, ids, total = [], [], torch.full_like(scale, -torch.inf)
+def merge_chunks(
+    score: Callable[[int, int], Tensor], size: int, rows: int, top: int, logits: Logits | None = None
+) -> Found:
+    """Merge the best of each chunk. ``score(start, stop)`` gives (stop − start, K)."""
+    scores, ids, best, total = [], [], [], torch.tensor(-torch.inf)
     for start in range(0, size, rows):
-        scores = score(start, min(start + rows, size))
-        best = scores.topk(min(top, len(scores)), dim=0)
-        values.append(best.values)
-        ids.append(best.indices + start)
-        total = torch.logaddexp(total, torch.logsumexp(scores * scale, dim=0))
-    merged = torch.cat(values).topk(top, dim=0)
-    return Found(merged.values, torch.cat(ids).gather(0, merged.indices), total)
+        stop = min(start + rows, size)
+        part = score(start, stop)
+        weights = part if logits is None else logits(part, start, stop)
+        largest = weights.topk(min(top, len(weights)), dim=0)
+        best.append(largest.values)
+        ids.append(largest.indices + start)
+        scores.append(part.gather(0, largest.indices))
+        total = torch.logaddexp(total.to(weights), torch.logsumexp(weights, dim=0))
+    merged = torch.cat(best).topk(top, dim=0)
+    found, where = (torch.cat(parts).gather(0, merged.indices) for parts in (scores, ids))
+    return Found(found, where, torch.exp(merged.values - total))
 
 
 def _length(vectors: Tensor, dim: int) -> Tensor:

@@ -12,7 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.prompt import decode, read_prompts
 from detjac_lanczos.operators import DetachedNetwork, Jacobian, JacobianBatch
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
-from detjac_lanczos.reading.decode import head_table
+from detjac_lanczos.reading.head import head_of
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.readings import CANDIDATES, read_tokens
 from detjac_lanczos.runs.record import total_work
@@ -52,7 +52,8 @@ def token_claims(
     )
     cosines = SAFETY * epsilon(working_dtype(batch.dtype)) * math.sqrt(max(batch.shapes[0]))
     products = adjoint_bound(epsilon(batch.dtype), max(batch.shapes[0]))
-    row = float(head_table(network).norm(dim=1).max())
+    head = head_of(network)
+    row = abs(head.scale) * float(head.table.norm(dim=1).max())
     for index, (token, operator, reading) in enumerate(zip(tokens, batch.operators, readings, strict=True)):
         rounding = products * (math.sqrt(batch.shapes[0][0]) if index in estimates else 1.0)
         length = max(float(operator.y.double().norm()), float(network.streams.output.double().norm(dim=1).max()))

@@ -1,14 +1,30 @@
 """Decoding is the head, or the embedding table, applied by hand; signs agree with the output."""
 
+import types
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, detach, layer, probe
 from detjac_lanczos.reading import decode_left, decode_right
 from tests import tiny_models
+from tests.tiny_models.dense import DENSE
+from tests.tiny_models.moe import MOE
+from tests.tiny_models.undeclared import UNDECLARED
+
+
+def with_a_bias(dtype: torch.dtype) -> Any:
+    """Return a Cohere 2, which scales its logits, with a head that has a bias."""
+    model = DENSE["Cohere 2"](dtype)
+    model.lm_head.bias = torch.nn.Parameter(3 * torch.randn(tiny_models.VOCABULARY, dtype=dtype))
+    return model
+
+
+EVERY = DENSE | MOE | UNDECLARED | {"a bias": with_a_bias}
 
 
 def triplets_of(network: DetachedNetwork, **where: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,6 +53,29 @@ def test_left_vectors_at_the_output_meet_the_head(network: DetachedNetwork) -> N
         for entry in entries:
             assert entry.logit == pytest.approx(float(logits[entry.id, j]), rel=1e-12)
             assert entry.score == pytest.approx(float(shares[entry.id, j]), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_output_itself_decodes_to_the_models_own_prediction(name: str) -> None:
+    """Scales, softcaps and biases of the head included."""
+    model = EVERY[name](torch.float64)
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+    y = network.jacobian(0).y
+    (decoded,), _ = decode_left(network, (y / y.norm())[:, None], y, top=20)
+    expected = torch.softmax(network.streams.logits[0], dim=0).sort(descending=True)
+    assert [entry.id for entry in decoded] == expected.indices[:20].tolist()
+    assert [entry.score for entry in decoded] == pytest.approx(expected.values[:20].tolist(), rel=1e-5)
+
+
+def test_logits_that_are_not_understood_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = UNDECLARED["Cohere"](torch.float64)
+    monkeypatch.setattr(
+        model.lm_head, "forward", types.MethodType(lambda self, x: torch.tanh(x @ self.weight.T), model.lm_head)
+    )
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+    J = network.jacobian(0)
+    with pytest.raises(UnsupportedModelError, match="no multiple of what its head gives"):
+        decode_left(network, J.y[:, None] / J.y.norm(), J.y)
 
 
 @pytest.mark.parametrize("make", ["llama", "gemma"])

@@ -16,14 +16,18 @@ def test_equals_a_full_sort(monkeypatch: pytest.MonkeyPatch, chunk_elements: int
     table[17] = 0
     queries = torch.randn(12, 7, generator=generator, dtype=torch.float64)
     temperature = torch.linspace(0.5, 3, 7, dtype=torch.float64)
+    bias = torch.randn(500, 1, generator=generator, dtype=torch.float64)
     scores = table @ queries
     if cosine:
         scores = scores / table.norm(dim=1).clamp_min(1e-300)[:, None] / queries.norm(dim=0)
-    found = best_rows(table, queries, 9, cosine=cosine, temperature=temperature)
-    expected = scores.sort(dim=0, descending=True)
+    logits = scores * temperature + bias
+    found = best_rows(
+        table, queries, 9, cosine=cosine, logits=lambda part, start, stop: part * temperature + bias[start:stop]
+    )
+    expected = logits.sort(dim=0, descending=True)
     assert torch.equal(found.ids, expected.indices[:9])
-    torch.testing.assert_close(found.values, expected.values[:9], rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(found.logsumexp, torch.logsumexp(scores * temperature, dim=0), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found.scores, scores.gather(0, found.ids), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found.shares, logits.softmax(dim=0).gather(0, found.ids), rtol=1e-13, atol=1e-13)
 
 
 def test_no_more_rows_than_the_table_has() -> None:

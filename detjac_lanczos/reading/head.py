@@ -1,0 +1,84 @@
+"""The head that left vectors decode through, with all that the model does to its logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen.words import Scale, Softcap
+from detjac_lanczos.models.linear_modules import bias_of, weight_of
+from detjac_lanczos.operators import DetachedNetwork
+from detjac_lanczos.operators.self_check import bar, relative
+
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Head:
+    """From an output y to logits: c tanh(s (W y + b) / c), or s (W y + b) without a softcap.
+
+    Attributes
+    ----------
+    table : Tensor, shape (vocabulary, d)
+        W.
+    bias : Tensor, shape (vocabulary,), or None
+    scale : float
+    softcap : float or None
+    """
+
+    table: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, products: Tensor, start: int, stop: int) -> Tensor:
+        """Return the logits of the rows from start to stop from their products W y, both (stop − start, K)."""
+        z = products if self.bias is None else products + self.bias[start:stop, None].to(products)
+        z = z * self.scale
+        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+
+
+def head_of(network: DetachedNetwork) -> Head:
+    """Return the head of a network's model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has none, or does something to its logits that is not understood.
+    """
+    module = network.model.get_output_embeddings()
+    if module is None:
+        raise UnsupportedModelError("decoding needs a dense output head (vocabulary, hidden size); this model has none")
+    head = Head(weight_of(module, "the output head").dense(), bias_of(module))
+    if network.route == "autograd":
+        return Head(head.table, head.bias, _fitted_scale(network, head))
+    model, scale, softcap = network.family.causal_model_of(network.model), 1.0, None
+    for word in network.family.logits:
+        if isinstance(word, Scale):
+            scale *= word.factor(model)
+        elif isinstance(word, Softcap):
+            softcap = attrgetter(word.attribute)(model)
+    return Head(head.table, head.bias, scale, softcap)
+
+
+def _fitted_scale(network: DetachedNetwork, head: Head) -> float:
+    """Return by how much the logits of a model that no family declares are more than W y + b."""
+    ends = torch.tensor([network.start_of(i) + n - 1 for i, n in enumerate(network.lengths)])
+    outputs = network.streams.output[ends.to(network.streams.output.device)].T
+    wide = torch.promote_types(outputs.dtype, torch.float32)
+    parts = [
+        head.logits(rows.to(outputs.device, wide) @ outputs.to(wide), at * _ROWS, (at + 1) * _ROWS)
+        for at, rows in enumerate(head.table.split(_ROWS))
+    ]
+    plain, logits = torch.cat(parts).double(), network.streams.logits.T.to(outputs.device).double()
+    scale = float((plain * logits).sum() / plain.square().sum().clamp_min(torch.finfo(plain.dtype).tiny))
+    if relative(scale * plain - logits, logits) > bar(network.dtype):
+        raise UnsupportedModelError(
+            f"the logits of {network.family.name} are no multiple of what its head gives: what it does to them is not "
+            "understood, so that vectors cannot be decoded; svd(network.jacobian(...)) finds them"
+        )
+    return scale
