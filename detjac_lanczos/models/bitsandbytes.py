@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from detjac_kernels.four_bit import (
 from detjac_kernels.scratch import converted, scratch
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.models.decoded import DecodedWeight, PackedRows
+from detjac_lanczos.models.weights import Around
 
 _PRODUCTS = logging.getLogger("bitsandbytes.autograd._functions")
 _ROUNDS = "MatMul8bitLt: inputs will be cast"
@@ -35,35 +36,17 @@ class FourBitWeight(DecodedWeight):
 
     packed: Packed4
 
-    def apply(
-        self,
-        x: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
-        neighbours = {"scale": scale, "gate": gate, "out_scale": out_scale, "add": add}
         whole = self._whole()
-        return super().apply(x, **neighbours) if whole is None else packed_linear(x, whole, **neighbours)
+        return super().apply(x, **around) if whole is None else packed_linear(x, whole, **around)
 
-    def apply_transposed(
-        self,
-        y: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply_transposed(self, y: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
-        neighbours = {"scale": scale, "gate": gate, "out_scale": out_scale, "add": add}
         whole = self._whole()
         if whole is None:
-            return super().apply_transposed(y, **neighbours)
-        return packed_linear_transposed(y, whole, **neighbours)
+            return super().apply_transposed(y, **around)
+        return packed_linear_transposed(y, whole, **around)
 
     def _whole(self) -> Packed4 | None:
         """Return these rows as a matrix of their own, in place, where they are one run of whole blocks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.lora import AdaptedWeight
 from detjac_lanczos.models.offloaded import OffloadedModule, offloaded
 from detjac_lanczos.models.side_stream import Pace
-from detjac_lanczos.models.weights import Weight
+from detjac_lanczos.models.weights import Around, Weight
 
 
 class StreamedWeight:
@@ -41,31 +41,15 @@ class StreamedWeight:
         """Where its values are used."""
         return self.source.device
 
-    def apply(
-        self,
-        x: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
         with self.source.held() as module:
-            return self._weight(module).apply(x, scale=scale, gate=gate, out_scale=out_scale, add=add)
+            return self._weight(module).apply(x, **around)
 
-    def apply_transposed(
-        self,
-        y: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply_transposed(self, y: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
         with self.source.held() as module:
-            return self._weight(module).apply_transposed(y, scale=scale, gate=gate, out_scale=out_scale, add=add)
+            return self._weight(module).apply_transposed(y, **around)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as a plain matrix (f, d)."""

@@ -7,7 +7,7 @@ second copy, in either direction. `UnfusedWeight` is for weights that know their
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -15,11 +15,20 @@ from torch import Tensor
 from detjac_kernels import epilogue, linear, linear_transposed
 
 
-class Weight(Protocol):
-    """A linear map on rows: ``apply`` is ``x Wᵀ``, ``apply_transposed`` is ``y W``, with ``shape`` (f, d).
+class Around(TypedDict, total=False):
+    """What a product takes along: factors of the input's columns, of each output, of its columns, and a summand.
 
-    What is added is given away: the result may lie where it was.
+    `add` may be overwritten: the result may reuse its memory.
     """
+
+    scale: Tensor | None
+    gate: Tensor | None
+    out_scale: Tensor | None
+    add: Tensor | None
+
+
+class Weight(Protocol):
+    """A linear map on rows: ``apply`` is ``x Wᵀ``, ``apply_transposed`` is ``y W``, with ``shape`` (f, d)."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -29,30 +38,14 @@ class Weight(Protocol):
     def device(self) -> torch.device:
         """Where its values lie."""
 
-    def apply(
-        self,
-        x: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
 
-    def apply_transposed(
-        self,
-        y: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply_transposed(self, y: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return W as a plain matrix (f, d), for tests."""
+        """Return W as a plain matrix (f, d); decoded or copied where it is not stored so."""
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the values, shape and dtype."""
@@ -74,29 +67,13 @@ class DenseWeight:
         """Where its values lie."""
         return self.parameter.device
 
-    def apply(
-        self,
-        x: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
-        return linear(x, self.parameter, scale=scale, gate=gate, out_scale=out_scale, add=add)
+        return linear(x, self.parameter, **around)
 
-    def apply_transposed(
-        self,
-        y: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply_transposed(self, y: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
-        return linear_transposed(y, self.parameter, scale=scale, gate=gate, out_scale=out_scale, add=add)
+        return linear_transposed(y, self.parameter, **around)
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as a plain matrix (f, d)."""
@@ -107,6 +84,18 @@ class DenseWeight:
         data = self.parameter.contiguous().view(torch.uint8).cpu().numpy()
         head = f"{tuple(self.parameter.shape)} {self.parameter.dtype} ".encode()
         return hashlib.sha256(head + data.tobytes()).hexdigest()
+
+
+def _around(
+    product: Callable[[Tensor], Tensor],
+    x: Tensor,
+    scale: Tensor | None = None,
+    gate: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    x = x if scale is None else (x * scale).to(x.dtype)
+    return epilogue(product(x), gate, out_scale, add)
 
 
 class UnfusedWeight(ABC):
@@ -120,31 +109,13 @@ class UnfusedWeight(ABC):
     def product_transposed(self, y: Tensor) -> Tensor:
         """Return ``y W``, a tensor of its own: (R, f) to (R, d)."""
 
-    def apply(
-        self,
-        x: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
-        x = x if scale is None else (x * scale).to(x.dtype)
-        return epilogue(self.product(x), gate, out_scale, add)
+        return _around(self.product, x, **around)
 
-    def apply_transposed(
-        self,
-        y: Tensor,
-        *,
-        scale: Tensor | None = None,
-        gate: Tensor | None = None,
-        out_scale: Tensor | None = None,
-        add: Tensor | None = None,
-    ) -> Tensor:
+    def apply_transposed(self, y: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
-        y = y if scale is None else (y * scale).to(y.dtype)
-        return epilogue(self.product_transposed(y), gate, out_scale, add)
+        return _around(self.product_transposed, y, **around)
 
 
 class PerHeadWeight(UnfusedWeight):
