@@ -40,7 +40,7 @@ def load_converted(
     wanted, place = None if dtype is None else parse_dtype(dtype), parse_device(device)
     if isinstance(model, str | PathLike):
         return load_model(model, dtype=wanted or "auto", device=place)
-    loaded = load_model(*model) if isinstance(model, tuple) else load_model(model)
+    loaded = load_model(model)
     if (wanted is None and place is None) or _is_fixed_as_asked(loaded, wanted, place):
         return loaded
     changed = {

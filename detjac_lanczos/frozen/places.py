@@ -48,6 +48,8 @@ def probe(rows: Tensor) -> Place:
     """Target: ``rows`` times the output. ``rows``: (m, hidden size), one probe direction per row."""
     if not isinstance(rows, Tensor):
         raise InputError(f"probe takes a torch tensor (m, hidden size), not {type(rows).__name__}")
+    if rows.is_complex():
+        raise InputError(f"probe takes real rows, not {rows.dtype}; probe the real and the imaginary part apart")
     if not bool(isfinite(rows).all()):
         raise InputError("probe was given rows with a NaN or an infinity")
     if rows.ndim != 2:
@@ -64,7 +66,7 @@ def source_block(source: str | Place, blocks: int) -> int:
         return -1
     if isinstance(source, Place) and source.kind == "layer" and source.index is not None:
         return _checked(source.index, blocks, "source")
-    raise InputError(f"source must be 'embeddings' or layer(l), not {source!s}")
+    raise InputError(f"source must be 'embeddings' or layer(l), not {source!r}{_hint(source)}")
 
 
 def target_place(target: str | Place, blocks: int) -> Place:
@@ -75,11 +77,14 @@ def target_place(target: str | Place, blocks: int) -> Place:
         return Place(target.kind, _checked(target.index, blocks, "target"))
     if target in _NAMED:
         return _NAMED[target]
-    hint = "; import the function and give what it returns" if isinstance(target, str) and "(" in target else ""
     raise InputError(
         "target must be 'output', 'residual', 'logits', layer(l), attention(l), mlp(l) or probe(W), "
-        f"not {target!r}{hint}"
+        f"not {target!r}{_hint(target)}"
     )
+
+
+def _hint(place: object) -> str:
+    return "; import the function and give what it returns" if isinstance(place, str) and "(" in place else ""
 
 
 def check_reach(source: int, target: Place, output_size: int) -> None:

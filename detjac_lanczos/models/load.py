@@ -80,6 +80,8 @@ def load_model(
     wanted, place, kind = parse_dtype(dtype), parse_device(device), parse_quantization(quantization)
     if isinstance(name_or_model, tuple) and len(name_or_model) == 2 and tokenizer is None:
         name_or_model, tokenizer = name_or_model
+    elif isinstance(name_or_model, tuple):
+        raise InputError("a live model with its tokenizer is one pair: (model, tokenizer)")
     if kind is not None and isinstance(name_or_model, LoadedModel | nn.Module):
         raise InputError("a live model is not quantised here; load it with quantization, or quantise it yourself")
     if isinstance(name_or_model, LoadedModel):
@@ -115,6 +117,8 @@ def _named(
             embedded.file_name, embedded.sha256, embedded.conversion_seconds, lambda: embedded.whole_file()
         )
         return _from_cache(folder, name, wanted, place, kind, **own)
+    if path.exists():
+        name = os.path.abspath(path)
     if path.is_file():
         return _from_cache(_unpacked_file(path), name, wanted, place, kind, **own)
     if path.is_dir():

@@ -67,7 +67,7 @@ def _heading(shown: int) -> str:
 
 
 def _token_lines(token: Record, shown: int, width: int) -> list[str]:
-    values = "".join(f"{significant(value):>8}" for value in singular_values(token)[:shown])
+    values = "".join(f"{_in_seven(value):>8}" for value in singular_values(token)[:shown])
     residual = relative_residual(token)
     told = "" if residual is None else f"{residual:.1e}"
     name = fit(visible(token["token"]), _TOKEN - 1)
@@ -82,6 +82,11 @@ def _token_lines(token: Record, shown: int, width: int) -> list[str]:
     if needs_advice(token):
         lines.append(" " * _INDENT + token["advice"])
     return [line.rstrip() for line in lines]
+
+
+def _in_seven(value: float) -> str:
+    text = significant(value)
+    return text if len(text) < 8 else f"{value:.1e}"
 
 
 def _stable_rank(token: Record) -> str:

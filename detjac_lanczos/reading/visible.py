@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 _MARKS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
+_BLANKS = "\u034f\u115f\u1160\u2800\u3164\uffa0"
+"""Letters, marks and symbols that draw nothing: the grapheme joiner, Hangul fillers, the empty Braille pattern."""
 _JOINERS = "\u200c\u200d"
 """They shape the letters or emoji on both sides of them: Persian, Indic scripts, families of emoji."""
 
@@ -26,7 +28,7 @@ def visible(token: str) -> str:
 def _is_seen(token: str, i: int) -> bool:
     if token[i] in _JOINERS and 0 < i < len(token) - 1:
         return all(unicodedata.category(token[side]) not in _INVISIBLE for side in (i - 1, i + 1))
-    return unicodedata.category(token[i]) not in _INVISIBLE
+    return unicodedata.category(token[i]) not in _INVISIBLE and token[i] not in _BLANKS
 
 
 def escaped(character: str) -> str:

@@ -17,7 +17,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.operators.network import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
-from detjac_lanczos.runs.choices import recorded_choices, replay_choices
+from detjac_lanczos.runs.choices import recorded_choices, replay_choices, solver_choices
 from detjac_lanczos.runs.readings import read_prompts, read_tokens
 from detjac_lanczos.runs.record import PromptReading, make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
@@ -119,6 +119,7 @@ def analyze(
         If a product comes out with a wrong shape, dtype or device.
     """
     clock = _Clock()
+    decided = {} if choices is None else solver_choices(choices)
     wanted, position = read_tokens_wanted(tokens), read_position(position)
     search: dict[str, Any] = {
         "threshold": threshold,
@@ -155,7 +156,6 @@ def analyze(
     _require_distinct(batch)
     clock.lap("capture")
     replay_choices(choices)
-    decided = {} if choices is None else dict(choices["solver"])
     if method == SURVEY:
         results = survey_batch(batch, k, polish, search, decided)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.models.kernel_choices import kernel_choices, replay_kernel_choices
 
 
@@ -17,3 +18,17 @@ def replay_choices(choices: Mapping[str, Any] | None) -> None:
     """Put recorded choices of kernels in force, so that repeated work multiplies as the first did."""
     if choices is not None:
         replay_kernel_choices(choices)
+
+
+def solver_choices(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of recorded choices that the solver made.
+
+    Raises
+    ------
+    InputError
+        If they are not what a run records.
+    """
+    solver = choices.get("solver") if isinstance(choices, Mapping) else None
+    if not isinstance(solver, Mapping):
+        raise InputError('choices are those of an earlier run: give run.record["choices"]')
+    return dict(solver)

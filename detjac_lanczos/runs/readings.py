@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -80,6 +81,12 @@ def read_prompts(
     """Rebuild every prompt's output from its detached Jacobians and, where there are such, from the ordinary ones."""
     readings = []
     comparable = batch.operators[0].target.kind in ("output", "residual", "layer")
+    if comparable and any(parameter.is_inference() for parameter in network.model.parameters()):
+        warnings.warn(
+            "the contrast with ordinary Jacobians is left out: the weights were made in torch.inference_mode()",
+            stacklevel=2,
+        )
+        comparable = False
     for prompt in range(len(network.prompts)):
         operator = network.jacobian((prompt, 0), source=source, target=target, position=position)
         ordinary = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from detjac_lanczos.errors import ModelError, RunFileError
+from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place, probe
 from detjac_lanczos.models import LoadedModel, load_model
@@ -116,9 +116,16 @@ def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | N
     if model is None or isinstance(model, str | os.PathLike):
         name = model or record["model"]
         options = {"dtype": record["dtype"], "quantization": record.get("quantization"), "device": device}
-        moved = os.fspath(name) != record["model"]
+        moved = record["model"] not in (os.fspath(name), os.path.abspath(name))
         loading = options_from(record.get("loading") or {}, moved=moved, placed=device is not None)
-        loaded = load_model(name, **options, **loading)
+        try:
+            loaded = load_model(name, **options, **loading)
+        except (InputError, ModelError) as error:
+            if model is None and record.get("live"):
+                raise InputError(
+                    f"the run was made with a live model ({name}): give that, or where to load it"
+                ) from error
+            raise
     else:
         loaded = load_converted(model, record["dtype"], device)
     if loaded.fingerprint != record["fingerprint"]:

@@ -150,7 +150,7 @@ class Factorisation:
 
     def values(self) -> np.ndarray:
         """Return all Ritz values, descending: lower bounds of the singular values of the same index."""
-        return np.asarray(np.linalg.svd(self.projected, compute_uv=False))
+        return small_svd(self.projected)[1]
 
     def ritz(self, count: int) -> RitzTriplets:
         """Return the leading ``count`` Ritz triplets (fewer where the bases are smaller)."""

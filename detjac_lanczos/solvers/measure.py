@@ -61,8 +61,9 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     batch = CountingBatch(as_batch(A))
     lefts, values, rights = (_as_list(block) for block in (U, S, V))
     _check_fit(batch.shapes, lefts, values, rights)
-    pushed = batch.apply(Direction.FORWARD, _as_blocks(batch, rights))
-    pulled = batch.apply(Direction.TRANSPOSED, _as_blocks(batch, lefts))
+    with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+        pushed = batch.apply(Direction.FORWARD, _as_blocks(batch, rights))
+        pulled = batch.apply(Direction.TRANSPOSED, _as_blocks(batch, lefts))
     measurements = []
     for index, (left, sigma, right, av, atu) in enumerate(zip(lefts, values, rights, pushed, pulled, strict=True)):
         left, sigma, right = (block.to(device=batch.device) for block in (left, sigma, right))

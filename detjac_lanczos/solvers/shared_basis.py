@@ -79,7 +79,8 @@ def estimate_again(
     basis = basis.to(batch.device, batch.dtype)
     cotangents = Cotangents.outside(basis, probes, seed)
     rows = torch.cat([basis, cotangents.rows])
-    passes = [batch.apply_shared(part) for part in rows.split(_COLUMNS_AT_ONCE)]
+    with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+        passes = [batch.apply_shared(part) for part in rows.split(_COLUMNS_AT_ONCE)]
     found = []
     for index, (parts, left) in enumerate(zip(zip(*passes, strict=True), lefts, strict=True)):
         product = torch.cat(parts)

@@ -381,6 +381,7 @@ def test_what_cannot_be_is_one_clear_line(network: DetachedNetwork) -> None:
         ({"position": 12}, "does not exist"),
         ({"source": layer(3)}, "does not exist"),
         ({"source": "middle"}, "source must be"),
+        ({"source": "layer(1)"}, r"not 'layer\(1\)'; import the function"),
         ({"target": layer(-4)}, "does not exist"),
         ({"target": "middle"}, "target must be"),
         ({"source": layer(2), "target": layer(1)}, "lies before"),
@@ -392,6 +393,8 @@ def test_what_cannot_be_is_one_clear_line(network: DetachedNetwork) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="matrix"):
         probe(torch.ones(24))
+    with pytest.raises(InputError, match=r"real rows, not torch\.complex64"):
+        probe(torch.ones(2, 24, dtype=torch.complex64))
     with pytest.raises(InputError, match="no tokens"):
         network.jacobians([])
     assert network.jacobian(-1).token == 11

@@ -1,5 +1,6 @@
 """A run states true things about the Jacobians of its model."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,21 @@ def test_same_seed_and_choices_repeat_the_run_bit_for_bit(tiny: LoadedModel, met
     assert again.work["method"] == first.work["method"]
     assert again.vectors.keys() == first.vectors.keys()
     assert all(torch.equal(again.vectors[name], value) for name, value in first.vectors.items())
+
+
+@pytest.mark.parametrize("choices", [{}, {"solver": 3}, "auto", []])
+def test_choices_that_no_run_recorded_are_refused(tiny: LoadedModel, choices: Any) -> None:
+    with pytest.raises(InputError, match="choices are those of an earlier run"):
+        analyze(tiny, PROMPT, k=K, choices=choices)
+
+
+def test_weights_that_cannot_be_differentiated_leave_the_contrast_out(tiny: LoadedModel) -> None:
+    with torch.inference_mode():
+        model = copy.deepcopy(tiny.model)
+    with pytest.warns(UserWarning, match="contrast with ordinary Jacobians is left out"):
+        found = analyze((model, tiny.tokenizer), PROMPT, k=2, tokens=[0])
+    assert found.record["reconstruction"]["ordinary_relative_error"] is None
+    assert found.tokens[0].status == "converged"
 
 
 @pytest.mark.parametrize("freeze", ["gate", "up", "half"])

@@ -20,6 +20,7 @@ from detjac_lanczos.runs.coherence import coherence_claims
 from detjac_lanczos.runs.notes import WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
 from tests.tiny_llama import PROMPT
+from tests.tiny_models import llama
 
 
 @pytest.fixture
@@ -37,6 +38,24 @@ def test_a_sound_run_holds(saved: Path, tiny: LoadedModel) -> None:
 
 def test_the_model_is_loaded_by_its_recorded_name(saved: Path) -> None:
     assert verify(saved).ok
+
+
+def test_a_run_of_a_live_model_asks_for_that(tmp_path: Path) -> None:
+    model = llama(torch.float32)
+    folder = analyze((model, None), input_ids=[3, 7, 11], k=2).save(tmp_path / "run")
+    with pytest.raises(InputError, match="made with a live model"):
+        verify(folder)
+    assert verify(folder, (model, None)).ok
+
+
+def test_a_relative_folder_is_recorded_as_what_it_is(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = Path(load_run(saved).record["model"])
+    monkeypatch.chdir(name.parent)
+    folder = analyze(name.name, PROMPT, k=2, tokens=[0]).save(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert verify(folder).ok
 
 
 def test_it_measures_true_residuals(saved: Path, tiny: LoadedModel) -> None:
