@@ -10,6 +10,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.attempt import Completed
 from detjac_lanczos.solvers.certificate import certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Guards, Status, SVDResult, Work
 from detjac_lanczos.solvers.rounding import noise_floor, tells_zeros
@@ -38,6 +39,12 @@ class Found:
     left_products: Tensor
     scale: float
     first: float
+
+    @classmethod
+    def of(cls, triplets: RitzTriplets, scale: float, first: float) -> "Found":
+        """Return Ritz triplets as what was found; ``first`` is the largest Ritz value."""
+        values = torch.from_numpy(triplets.values).to(triplets.left.device)
+        return cls(values, triplets.left, triplets.right, triplets.right_products, triplets.left_products, scale, first)
 
 
 @dataclass(frozen=True)

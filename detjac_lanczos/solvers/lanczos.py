@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import torch
-
 from detjac_lanczos.solvers.complete import complete
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.finish import Found, Road, finish
@@ -55,13 +53,4 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
 def _found(search: Search) -> Found | None:
     if search.triplets is None or search.status in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         return None
-    triplets = search.triplets.head(search.k)
-    return Found(
-        torch.from_numpy(triplets.values).to(triplets.left.device),
-        triplets.left,
-        triplets.right,
-        triplets.right_products,
-        triplets.left_products,
-        search.scale,
-        float(search.triplets.values[0]),
-    )
+    return Found.of(search.triplets.head(search.k), search.scale, float(search.triplets.values[0]))

@@ -77,15 +77,7 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
         estimate.follow(factor)
     found = None
     if triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
-        found = Found(
-            torch.from_numpy(triplets.values).to(batch.device),
-            triplets.left,
-            triplets.right,
-            triplets.right_products,
-            triplets.left_products,
-            scale,
-            float(triplets.values[0]),
-        )
+        found = Found.of(triplets, scale, float(triplets.values[0]))
     return finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify, error=error)
 
 
