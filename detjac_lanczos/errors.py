@@ -23,3 +23,8 @@ class OperatorError(DetjacError):
 
 class RunFileError(DetjacError):
     """A file or folder of results that is missing, truncated, foreign or newer than this version."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

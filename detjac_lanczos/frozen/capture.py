@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError
+from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError, first_line
 from detjac_lanczos.frozen.branch_check import require_branches
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.plan import Plan
@@ -192,8 +192,7 @@ def own_pass(model: Any, **arguments: Any) -> Tensor:
             raise UnsupportedModelError(
                 f"{type(model).__name__} does not run with its weights offloaded by accelerate; keep them in memory"
             ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"the forward pass of {type(model).__name__} fails ({reason}){in_several_dtypes(model)}"
+            f"the forward pass of {type(model).__name__} fails ({first_line(error)}){in_several_dtypes(model)}"
         ) from error
     return logits

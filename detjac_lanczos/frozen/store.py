@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.errors import RunFileError, first_line
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
@@ -192,8 +192,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception) -> RunFileError:
-    what = str(error).splitlines()[:1] or [""]
-    reason = f"{type(error).__name__}: {what[0]}"
+    reason = f"{type(error).__name__}: {first_line(error)}"
     return RunFileError(f"{path} is damaged or foreign ({reason}); save the network again")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_kernels import linear, linear_transposed
-from detjac_lanczos.errors import ModelError, UnsupportedModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError, first_line
 from detjac_lanczos.models.weights import UnfusedWeight
 
 _METHODS = ("dequantize", "dequantize_weight")
@@ -118,8 +118,8 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
         bad = int((~torch.isfinite(matrix)).sum()) if isinstance(matrix, Tensor) else 0
     except Exception as error:  # whatever a foreign module raises on a device that it is not made for
         raise UnsupportedModelError(
-            f"{called} cannot be dequantised here ({_first_line(error)}); load the model dequantised, or on a device "
-            "that its format is made for"
+            f"{called} cannot be dequantised here ({first_line(error)[:200]}); load the model dequantised, or on a "
+            "device that its format is made for"
         ) from error
     if method is None or not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
         raise UnsupportedModelError(f"{called} dequantises to no matrix; load the model dequantised")
@@ -135,7 +135,7 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
             distance, rounding, allowed = _distance(module, W)
         except Exception as error:  # whatever a foreign module raises, at an input of the wrong width for one
             if W.shape[1] == getattr(module, "in_features", None):
-                said = f"cannot multiply here ({_first_line(error)})"
+                said = f"cannot multiply here ({first_line(error)[:200]})"
             continue
         if distance <= allowed:
             _distances[module] = distance if distance > rounding else 0.0
@@ -165,10 +165,6 @@ def _distance(module: nn.Module, W: Tensor) -> tuple[float, float, float]:
     rounding = 2 * torch.finfo(W.dtype).eps + 10 * torch.finfo(torch.float32).eps * W.shape[1] ** 0.5
     rounding *= 1 + len(x) ** 0.5 * float(offset.double().norm()) / size
     return float((own - expected).norm()) / size, rounding, min(_LIKE, rounding + _DEFECTS * defect)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _method_of(module: Any) -> Callable[[], Any] | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, first_line
 from detjac_lanczos.models.packed_modules import is_packed
 
 DTYPES = {
@@ -59,7 +59,7 @@ def parse_device(device: str | torch.device | None) -> torch.device | None:
         parsed = torch.device(device.lower() if isinstance(device, str) else device)
         torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise InputError(f"device {str(device)!r} cannot be used here ({reason[:120]}); try device='cpu'") from None
     return parsed
 

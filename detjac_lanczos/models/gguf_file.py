@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import ModelError
+from detjac_lanczos.errors import ModelError, first_line
 from detjac_lanczos.models.fingerprint import fingerprint_of, require_finite
 
 CHUNK_BYTES = 1 << 22
@@ -67,9 +67,8 @@ def _read(path: Path) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{path} cannot be read ({reason}); the file is damaged or of an unknown architecture"
+            f"{path} cannot be read ({first_line(error)}); the file is damaged or of an unknown architecture"
         ) from error
     return model, tokenizer
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from detjac_lanczos.errors import OperatorError
+from detjac_lanczos.errors import OperatorError, first_line
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, check_reach
@@ -121,8 +121,7 @@ class AutogradSweeps:
         try:
             return self.passes.run(x, embeddings, self.source, self.target, prompt, position)
         except NotImplementedError as error:
-            first = str(error).splitlines()[0]
-            raise OperatorError(f"a module of this model cannot be differentiated: {first}") from error
+            raise OperatorError(f"a module of this model cannot be differentiated: {first_line(error)}") from error
 
 
 def _by_end(segments: Sequence[Segment]) -> Iterator[tuple[int, int, list[int]]]:

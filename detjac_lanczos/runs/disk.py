@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 
-from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.errors import RunFileError, first_line
 from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, replaced_folder
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.run import Run, TokenResult
@@ -56,13 +56,15 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         raise RunFileError(f"{path / VECTORS} is missing; make the run again") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise RunFileError(
-            f"{path / VECTORS} is truncated or damaged ({_first_line(error)}); make the run again"
+            f"{path / VECTORS} is truncated or damaged ({first_line(error)}); make the run again"
         ) from None
     run = Run(record, vectors)
     try:
         fault = _mismatch(run)
-    except (KeyError, IndexError) as error:
-        fault = f"lacks {_first_line(error)}"
+    except KeyError as error:
+        fault = f"lacks {error.args[0]}"
+    except IndexError as error:
+        fault = f"lacks {first_line(error)}"
     if fault:
         raise RunFileError(f"{path / RECORD} {fault}; make the run again")
     return run
@@ -171,9 +173,4 @@ def _has_guards(token: TokenResult, claim: dict[str, Any], k: int) -> bool:
 
 
 def _damaged(path: Path, error: Exception) -> RunFileError:
-    return RunFileError(f"{path} is truncated or damaged ({_first_line(error)}); make the run again")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return text.splitlines()[0] if text else type(error).__name__
+    return RunFileError(f"{path} is truncated or damaged ({first_line(error)}); make the run again")

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
+from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError, first_line
 from detjac_lanczos.frozen.maps import Map
 from detjac_lanczos.frozen.sizes import BlockShape
 
@@ -105,8 +105,7 @@ def reading(word: Word, name: str) -> Callable[[Callable[..., None]], Callable[.
             except (DetjacError, NotImplementedError):
                 raise
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                where = name.rstrip(".")
+                reason, where = first_line(error), name.rstrip(".")
                 raise UnsupportedModelError(f"{as_written(word)} cannot be read in {where} ({reason})") from error
 
         return run
