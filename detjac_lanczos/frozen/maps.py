@@ -272,7 +272,7 @@ def device_of(chain: Sequence[Map]) -> torch.device | None:
 def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
     """Run a chain without mixing on rows: (R, d) to (R, f), plus ``add`` (R, f), which rides on a last GEMM.
 
-    What is added is given away: the result may lie where it was.
+    `add` may be overwritten: the result may reuse its memory.
     """
     if not chain:
         return x.clone() if add is None else add.add_(x)

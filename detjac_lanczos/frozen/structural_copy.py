@@ -90,7 +90,8 @@ def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
 def _unwrap_compiled(twin: nn.Module) -> None:
     """Put every module, or its own `forward`, in the place of what `torch.compile` made of it.
 
-    No derivative goes forwards through that, and a function set on a module runs the module that it was made of.
+    Forward-mode differentiation cannot pass through a compiled module, and a compiled `forward` stays bound to the
+    original module, not to the copy.
     """
     for module in list(twin.modules()):
         for name, child in module._modules.items():

@@ -242,7 +242,7 @@ def _spread(y: Tensor, layout: Layout) -> Tensor:
 def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing: Mixing, add: Tensor | None) -> Tensor:
     """Run one chain; rows change from ``positions`` to ``out`` at its mixing. ``add`` rides on a last GEMM.
 
-    What is added is given away: the result may lie where it was.
+    `add` may be overwritten: the result may reuse its memory.
 
     A chain without mixing acts on each row alone, so many rows go through it a part at a time: its wide middle then
     stays in the processor's cache and is never as tall as the whole sweep.

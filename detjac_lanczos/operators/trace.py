@@ -159,7 +159,9 @@ def leaving(out: Any) -> Any:
 
 
 def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
-    """Return the norm that gives y from x, both (..., d), and does the same elsewhere: x may have no mean to subtract.
+    """Return the norm that maps x to y, both (..., d).
+
+    It is also tested at a second input: at rows whose mean is zero, a layer norm and an RMS norm agree.
 
     Raises
     ------

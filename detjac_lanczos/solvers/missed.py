@@ -66,8 +66,9 @@ class Missed:
     residuals : Tensor, shape (k,), float64
         Estimates of ρ_R, absolute; their squares have the spread of that Beta.
     values : Tensor, shape (k,), float64
-        Estimates of ‖A v_j‖ = √(s_j² + ρ_R²), nearer to σ_j than the lower bound s_j: of what s_1 lacks, about √(2/r)
-        times as much is left as chance, and what turning v_1 would add. On either side of σ_j, and without a bound.
+        Estimates of ‖A v_j‖ = √(s_j² + ρ_R²), nearer to σ_j than the lower bound s_j. What remains of the gap σ_1 - s_1
+        is random error, about √(2/r) of it, and what rotating v_1 would still gain. The estimate may lie on either side
+        of σ_j and has no error bound.
     sigma_1 : (float, float)
         Holds σ_1: the lower end always, the upper end with probability ``confidence``.
     confidence : float

@@ -14,7 +14,7 @@ _SHOWN = 8
 
 
 class Status(Enum):
-    """How a solve ended; only the first two are successes, and an estimate never claimed to be one."""
+    """How a solve ended. Only CONVERGED and BREAKDOWN_EXACT are successes; an ESTIMATE claims nothing."""
 
     CONVERGED = "converged"
     BREAKDOWN_EXACT = "breakdown_exact"

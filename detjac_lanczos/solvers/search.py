@@ -41,7 +41,7 @@ class Search:
     The driver sends ``block`` through A or Aᵀ, hands the product to :meth:`absorb` and asks :meth:`prepare` for the
     next block. Once k Ritz triplets exist, a block holds only directions in which the residual of an unconverged
     triplet is above ``tol``: blocks shrink as triplets converge, and what is left out stays in the measured residuals.
-    Room that is left goes to strong residuals of the next Ritz triplets: those that are open converge by them, too.
+    Room left in a block goes to the largest residuals of the next Ritz triplets, which also speeds up the open ones.
     Where a cluster of values is as large as blocks are wide they widen (``widening``), to see further copies.
 
     Attributes

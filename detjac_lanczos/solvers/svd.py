@@ -80,8 +80,9 @@ def svd(
     max_products : int, optional
         Columns both ways that may be spent.
     start : Tensor or ndarray, shape (d_in, w), optional
-        Right vectors to begin with, such as those of a neighbouring operator, of any length and rank. Where they are
-        nearly exact the search ends soon after it began, and may miss what they leave out: "complete" looks for it.
+        Right vectors to begin with, such as those of a neighbouring operator, of any length and rank. If they are
+        nearly exact, the search stops almost at once and may miss triplets outside their span; certify="complete"
+        checks for those.
     seed : int
         Seeds everything random.
     certify : {"triplets", "complete", None}

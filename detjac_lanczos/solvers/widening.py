@@ -18,7 +18,8 @@ class Widening:
     A block Krylov space holds at most as many copies of a multiple singular value as random columns it grew from (in
     exact arithmetic). So where that many converged values coincide within their residuals, above the last value wanted
     (below it a copy changes nothing), a :class:`Strand` of fresh rows makes the block one wider than the cluster, with
-    ``MOST`` rows at most. When copies that it showed have converged, the next one goes, until one excludes any more.
+    ``MOST`` rows at most. Once the copies it revealed have converged, another strand is sent, until one
+    rules out any more.
 
     Attributes
     ----------

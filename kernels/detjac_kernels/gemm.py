@@ -30,7 +30,7 @@ def linear(
     gate : Tensor, shape (R, f), optional
     out_scale : Tensor, shape (f,), optional
     add : Tensor, shape (R, f), optional
-        Given away: the result may lie where it was.
+        May be overwritten: the result may reuse its memory.
 
     Returns
     -------

@@ -1,6 +1,7 @@
-"""Decoders like Llama: the same modules; their windows, rotary embeddings and norms of queries and keys end in P.
+"""Decoders with Llama's modules.
 
-So do scales of queries. Biases are taken where they are.
+Where they differ (windows, rotary embeddings, query and key norms, query scales) only the attention weights P change,
+and P is frozen. Biases are used where present.
 """
 
 from dataclasses import replace
