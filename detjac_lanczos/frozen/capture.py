@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError, first_line
 from detjac_lanczos.frozen.branch_check import require_branches
+from detjac_lanczos.frozen.calls import entering, leaving
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
@@ -146,8 +147,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _on_input(module: nn.Module, streams: dict[str, list[Tensor]], name: str) -> None:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = args[0] if args else kwargs["hidden_states"]
-        streams.setdefault(name, []).append(x.flatten(0, -2).clone())
+        streams.setdefault(name, []).append(entering(args, kwargs).flatten(0, -2).clone())
 
     module.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -156,8 +156,7 @@ def _on_output(
     module: nn.Module, streams: dict[str, list[Tensor]], name: str, rows: slice = slice(None)
 ) -> RemovableHandle:
     def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        y = out if isinstance(out, Tensor) else out[0]
-        streams.setdefault(name, []).append(y.flatten(0, -2)[rows].clone())
+        streams.setdefault(name, []).append(leaving(out).flatten(0, -2)[rows].clone())
 
     return module.register_forward_hook(hook)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from detjac_lanczos.frozen.calls import entering, leaving
 from detjac_lanczos.operators.autograd import ROWS_AT_ONCE
 from detjac_lanczos.operators.self_check import require
-from detjac_lanczos.operators.trace import entering, leaving
 
 if TYPE_CHECKING:
     from detjac_lanczos.operators.pinned import PinnedNetwork

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.activations import ratio
 from detjac_lanczos.frozen.attention import pin_attention
+from detjac_lanczos.frozen.calls import entering
 from detjac_lanczos.frozen.structure import Structure
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.frozen.words.product import GATED, factors
-from detjac_lanczos.operators.trace import MLP, Norm, Trace, entering, same
+from detjac_lanczos.operators.trace import MLP, Norm, Trace, same
 
 Factors = Mapping[str, Tensor]
 

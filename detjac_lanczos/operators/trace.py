@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen.calls import entering, leaving
 from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
 from detjac_lanczos.frozen.structure import Structure, is_activation
 from detjac_lanczos.models.offloaded import tensor_of
@@ -148,16 +149,6 @@ class Trace:
         return hook
 
 
-def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the first argument of a module's call."""
-    return args[0] if args else next(iter(kwargs.values()), None)
-
-
-def leaving(out: Any) -> Any:
-    """Return the first value that a module gave."""
-    return out if isinstance(out, Tensor) else out[0]
-
-
 def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
     """Return the norm that maps x to y, both (..., d).
 
@@ -210,14 +201,14 @@ def read_mlp(owner: nn.Module, path: str, calls: Calls) -> MLP:
         outputs = [Output(place, half) for place in names if place != activation for half in (None, 0, 1)]
         source = next((o for o in outputs if same(o.of(calls[o.path][1]), z)), None)
         for consumer in names:
-            entering = calls[consumer][0]
+            x = calls[consumer][0]
             if source is None or consumer == activation:
                 continue
-            if same(a, entering):
+            if same(a, x):
                 return MLP(activation, source, None, consumer)
             for other in outputs:
                 u = other.of(calls[other.path][1])
-                if other != source and u.shape == a.shape and same(a * u, entering):
+                if other != source and u.shape == a.shape and same(a * u, x):
                     return MLP(activation, source, other, consumer)
     raise UnsupportedModelError(
         f"{path} ({type(owner).__name__}) multiplies its activation by something other than a linear module's output"
