@@ -1,6 +1,5 @@
 """Every product of a solve goes through here: it is counted, and its answer is checked."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,7 +117,8 @@ class CountingBatch:
         forward = direction is Direction.FORWARD
         apply, where = (self.batch.matmat if forward else self.batch.rmatmat), [index for index, _ in blocks]
         way, sent = f"{direction.value} {where}", [rows.to(self.operator_dtype).T for _, rows in blocks]
-        made = self._begin(way, sent, lambda: apply(list(zip(where, _copies(sent), strict=True))))
+        columns = list(zip(where, sent, strict=True))
+        made = self._begin(way, sent, lambda: apply(list(zip(where, _copies(sent), strict=True))), direction, columns)
         products = made.products
         if len(products) != len(blocks):
             raise OperatorError(f"a {direction.value} pass of {len(blocks)} blocks returned {len(products)} of them")
@@ -147,7 +147,10 @@ class CountingBatch:
     def apply_shared(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to the same rows ``(b, d_out)`` in one pass; returns one ``(b, d_in)`` for each."""
         block, width = rows.to(self.operator_dtype).T, rows.shape[0]
-        made = self._begin("shared", [block], lambda: self.batch.rmatmat_shared(block.clone()))
+        columns = [(index, block) for index in range(len(self))]
+        made = self._begin(
+            "shared", [block], lambda: self.batch.rmatmat_shared(block.clone()), Direction.TRANSPOSED, columns
+        )
         products = made.products
         if len(products) != len(self):
             raise OperatorError(f"a shared pass over {len(self)} operators returned {len(products)} blocks")
@@ -176,7 +179,7 @@ class CountingBatch:
             return torch.stack(self.apply(Direction.FORWARD, blocks)).sum(dim=0)
         add, where = self.batch.matmat_sum, [index for index, _ in blocks]
         way, sent = f"sum {where}", [rows.to(self.operator_dtype).T for _, rows in blocks]
-        made = self._begin(way, sent, lambda: [add(list(zip(where, _copies(sent), strict=True)))])
+        made = self._begin(way, sent, lambda: [add(list(zip(where, _copies(sent), strict=True)))], Direction.FORWARD)
         width = blocks[0][1].shape[0]
         for index, _ in blocks:
             self.forward[index] += width
@@ -228,12 +231,19 @@ class CountingBatch:
             self.journal.decide(known)
         return {name: known[name] for name in timed}
 
-    def _begin(self, way: str, sent: list[Tensor], make: Callable[[], list[Tensor]]) -> _Pass:
+    def _begin(
+        self,
+        way: str,
+        sent: list[Tensor],
+        make: Callable[[], list[Tensor]],
+        direction: Direction,
+        blocks: Sequence[tuple[int, Tensor]] = (),
+    ) -> _Pass:
+        """Make a pass, or take it from the journal, which then is held against the operators of ``blocks``."""
         began = time.perf_counter()
         known = None if self.journal is None else self.journal.read(way, sent, self.device)
         if known is not None:
-            if not way.startswith("sum"):
-                self._recognise(way, sent, known[0])
+            self._recognise(direction, blocks, known[0])
             return _Pass(known[0], began, known[1])
         return _Pass(make(), began, None)
 
@@ -245,18 +255,16 @@ class CountingBatch:
                 self.journal.write(way, sent, made.products, seconds)
         self.sweeps.append((rows, seconds))
 
-    def _recognise(self, way: str, sent: list[Tensor], stored: list[Tensor]) -> None:
+    def _recognise(self, direction: Direction, blocks: Sequence[tuple[int, Tensor]], stored: Sequence[Tensor]) -> None:
         """Send each operator one column of its first pass again, uncounted: a journal serves those that wrote it."""
-        where = range(len(stored)) if way == "shared" else json.loads(way[way.index("[") :])
-        blocks = sent * len(stored) if way == "shared" else sent
-        unknown = [at for at, index in enumerate(where) if index not in self._recognised]
+        unknown = [at for at, (index, _) in enumerate(blocks) if index not in self._recognised]
         if not unknown:
             return
-        apply = self.batch.matmat if way.startswith(Direction.FORWARD.value) else self.batch.rmatmat
-        again = apply([(where[at], blocks[at][:, :1].clone()) for at in unknown])
-        self._recognised.update(where)
+        apply = self.batch.matmat if direction is Direction.FORWARD else self.batch.rmatmat
+        again = apply([(blocks[at][0], blocks[at][1][:, :1].clone()) for at in unknown])
+        self._recognised.update(index for index, _ in blocks)
         for at, product in zip(unknown, again, strict=True):
-            index, one, other = where[at], product.double(), stored[at][:, :1].double()
+            index, one, other = blocks[at][0], product.double(), stored[at][:, :1].double()
             scale = safe_scale(other)
             finite = torch.isfinite(other)
             if not (
