@@ -69,8 +69,10 @@ class FrozenNetwork:
     dropped: frozenset[str] = frozenset()
     planned: Plan | None = None
     altered: bool = False
-    _programs: dict[tuple[int, str], tuple[Place, Program]] = field(default_factory=dict, init=False, repr=False)
-    _branches: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _programs: dict[tuple[int, str, int | None, int], tuple[Place, Program]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _values: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Make the coefficients read-only."""
@@ -187,7 +189,7 @@ class FrozenNetwork:
             If the target lies before the source, or the rows of a probe do not fit the output.
         """
         # The place is kept with its program: the id of a probe's rows is theirs only as long as they live.
-        key = (source, f"{target.kind} {target.index} {id(target.rows)}")
+        key = (source, target.kind, target.index, id(target.rows))
         if key not in self._programs:
             self._programs[key] = (target, program_of(self, source, target))
         return self._programs[key][1]
@@ -218,10 +220,10 @@ class FrozenNetwork:
         return apply_from_afar(reading_of(self, target, y[None]), y[None], torch.zeros_like(positions))[0]
 
     def _branch_values(self, role: str, index: int) -> Tensor:
-        if (role, index) not in self._branches:
+        if (role, index) not in self._values:
             values = branch_values(self.model, self.family, self.prompts, role, index)
-            self._branches[role, index] = values.to(self.device)
-        return self._branches[role, index]
+            self._values[role, index] = values.to(self.device)
+        return self._values[role, index]
 
     def inputs(self, source: int, prompt: int) -> Tensor:
         """Return what enters at every position of a prompt, the embeddings (−1) or a block's stream: (n, d).
@@ -235,12 +237,12 @@ class FrozenNetwork:
         return stream[start : start + self.lengths[prompt]]
 
     def _altered_stream(self, source: int, prompt: int) -> Tensor:
-        key = (f"stream of prompt {prompt}", source)
-        if key not in self._branches:
+        key = ("stream", source, prompt)
+        if key not in self._values:
             before = Place("layer", source - 1)
             rows = [self.value(before, prompt, position) for position in range(self.lengths[prompt])]
-            self._branches[key] = torch.stack(rows)
-        return self._branches[key]
+            self._values[key] = torch.stack(rows)
+        return self._values[key]
 
     def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:
         """Return the affine part r of y = Σ J_i x_i + r: (d_out,); zero in a network without biases."""

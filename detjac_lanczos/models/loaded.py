@@ -69,16 +69,21 @@ class LoadedModel:
 
     @property
     def context_length(self) -> int | None:
-        """Longest prompt the model was made for, in tokens; None where its configuration sets no limit.
+        """Longest prompt the model was made for, in tokens; see `context_length_of`."""
+        return context_length_of(self.model)
 
-        Rotary frequencies that follow the length ("dynamic") or are stretched ("yarn") lead beyond what the model was
-        first trained on, by the factor that the configuration gives.
-        """
-        config = self.model.config.get_text_config()
-        limit: int | None = getattr(config, "max_position_embeddings", None)
-        if limit is None:
-            return None
-        return max(limit, min(_stretched(rope, limit) for rope in rotary_parameters(config)))
+
+def context_length_of(model: Any) -> int | None:
+    """Return the longest prompt a model was made for, in tokens; None where its configuration sets no limit.
+
+    Rotary frequencies that follow the length ("dynamic") or are stretched ("yarn") lead beyond what the model was
+    first trained on, by the factor that the configuration gives.
+    """
+    config = model.config.get_text_config()
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    return max(limit, min(_stretched(rope, limit) for rope in rotary_parameters(config)))
 
 
 def rotary_parameters(config: Any) -> list[dict[str, Any]]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from detjac_lanczos.errors import DetjacError, InputError
 from detjac_lanczos.frozen.places import Place, check_reach, source_block, target_place
-from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.cache import is_cached
 from detjac_lanczos.models.catalogue import EMBEDDED
 from detjac_lanczos.models.linear_modules import linear_shape
 from detjac_lanczos.models.load import path_of
+from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.outline import outline
 from detjac_lanczos.operators.detach import family_or_structure
 from detjac_lanczos.operators.network import Token
@@ -62,7 +62,7 @@ def check_on_configuration(
     d_in = embedding if first < 0 else hidden
     d_out = {"output": output, "logits": vocabulary, "probe": 0 if place.rows is None else len(place.rows)}
     check_fit([(d_out.get(place.kind, hidden), d_in)], k=k, method="auto", max_products=None, start=None)
-    context = LoadedModel(bare, None, name, "").context_length
+    context = context_length_of(bare)
     if context is not None:
         wanted = read_tokens_wanted(tokens)
         chosen = [] if wanted is None or isinstance(wanted, slice) else wanted

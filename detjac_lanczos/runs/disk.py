@@ -77,9 +77,7 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunFileError(
-            f"{path} holds no {RECORD}: it is no run; give the folder that `detjac svd --out` wrote"
-        ) from None
+        raise RunFileError(f"{path} holds no {RECORD}: it is no run; {_ADVICE}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(place, error) from None
     if not isinstance(record, dict) or record.get("kind") != KIND:

@@ -16,7 +16,7 @@ from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze, require_freeze
-from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.outline import (
     Quantization,
     outline,
@@ -97,7 +97,7 @@ def plan(
     shape = replace(family.shape(whole, freeze), scratch=scratch(whole, kind))
     budget = read_memory(memory)
     check_fit([(shape.output_size, shape.embedding_size)], k=k, method="auto", max_products=None, start=None)
-    context = LoadedModel(whole, None, name, "").context_length
+    context = context_length_of(whole)
     if context is not None and tokens > context:
         raise InputError(f"tokens must be {context:,} or fewer, as the context of {name}, not {tokens:,}")
     if width > shape.hidden_size:

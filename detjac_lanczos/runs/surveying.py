@@ -9,12 +9,12 @@ from typing import Any
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.solvers import Missed, Status, SVDResult, Work, flagged, polish, svd_batch, worst
+from detjac_lanczos.solvers.auto import TINY
 from detjac_lanczos.solvers.options import check_options
 
 METHOD = "shared_basis"
 _LONG = 24
 """Tokens from which on matrices are written out for want of anything cheaper that certifies."""
-_TINY = 256
 Polish = int | str | None
 
 
@@ -61,7 +61,7 @@ def survey_batch(
 def name_the_survey(results: Sequence[SVDResult]) -> list[SVDResult]:
     """Say, where "auto" wrote many matrices out, that estimates cost a third; it never chooses them by itself."""
     first = results[0]
-    if first.method != "dense" or len(results) < _LONG or len(first.U) <= _TINY:
+    if first.method != "dense" or len(results) < _LONG or len(first.U) <= TINY:
         return list(results)
     return [replace(r, why=f"{r.why}; method {METHOD!r} gives estimates for a third of that") for r in results]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.operators import JacobianBatch
+from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.energy import energy_claims
 from detjac_lanczos.runs.run import Run, TokenResult
@@ -54,7 +55,7 @@ def _of_token(token: TokenResult, found: Measurement, eps: float) -> Iterator[Cl
     written = torch.tensor(record["singular_values"], dtype=torch.float64)
     apart = float((written - token.S.double()).abs().max())
     yield Claim(f"difference between record and vectors in the values of {name}", 0.0, apart, 0.0)
-    wanted = len(token.S) if token.status in ("converged", "breakdown_exact") else 0
+    wanted = len(token.S) if token.status in SUCCESSFUL else 0
     if certificate is not None:
         wanted = max(wanted, certificate.claimed)
         yield from _of_certificate(certificate, found, name, eps, token.S.double())

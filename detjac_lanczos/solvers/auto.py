@@ -15,7 +15,8 @@ from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.width import price
 
-_TINY = 256
+TINY = 256
+"""Matrices are tiny up to this many rows and columns."""
 _PROBED_SIZE = 384
 
 
@@ -118,4 +119,4 @@ def _measured_decomposition(size: int, dtype: torch.dtype, device: torch.device)
 
 def is_tiny(batch: CountingBatch) -> bool:
     """Whether all matrices are so small that writing them out costs nothing worth measuring."""
-    return max(max(shape) for shape in batch.shapes) <= _TINY
+    return max(max(shape) for shape in batch.shapes) <= TINY

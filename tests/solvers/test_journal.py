@@ -83,7 +83,7 @@ def assert_same(one: list[SVDResult], other: list[SVDResult]) -> None:
 @pytest.mark.parametrize("name", SOLVES)
 def test_cut_off_at_any_pass(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pass is made once, whatever is lost is one pass, and the end is the same in every bit."""
-    monkeypatch.setattr(auto, "_TINY", 0)
+    monkeypatch.setattr(auto, "TINY", 0)
     monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.0)
     whole = Cutting(MATRICES)
     expected = solve(whole, name, tmp_path / "whole")
