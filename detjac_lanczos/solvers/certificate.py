@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.basis import spectral_norm
+from detjac_lanczos.solvers.clusters import clusters
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.rounding import safe_scale, tells_zeros
 from detjac_lanczos.solvers.wording import rounded_up
@@ -170,15 +171,8 @@ def _orthonormality(block: Tensor) -> float:
 
 
 def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor, unit: float) -> tuple[Cluster, ...]:
-    groups: list[list[int]] = []
-    for index in range(len(sigma)):
-        apart = index == 0 or float(sigma[index - 1] - sigma[index]) > float(worst[index - 1] + worst[index])
-        if apart:
-            groups.append([index])
-        else:
-            groups[-1].append(index)
     return tuple(
-        Cluster(tuple(group), max(spectral_norm(block[:, group[0] : group[-1] + 1]) for block in (right, left)) / unit)
-        for group in groups
+        Cluster(tuple(group), max(spectral_norm(block[:, group.start : group.stop]) for block in (right, left)) / unit)
+        for group in clusters(sigma.tolist(), worst.tolist())
         if len(group) > 1
     )

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detjac_lanczos.solvers.clusters import clusters
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.strand import Strand
 
@@ -91,24 +92,11 @@ class Widening:
 
     def _largest(self, triplets: RitzTriplets, converged: np.ndarray) -> tuple[int, float]:
         """Return the size of the largest cluster that may have further copies, and the lowest value of them all."""
+        values, worst = triplets.values[converged].tolist(), triplets.norms.max(axis=1)[converged].tolist()
         size, lowest = 0, np.inf
-        for values, worst in clusters(triplets, converged):
-            if len(values) >= max(self.drawn, 2):
-                low = float(values[-1] - worst[-1])
+        for group in clusters(values, worst):
+            if len(group) >= max(self.drawn, 2):
+                low = values[group[-1]] - worst[group[-1]]
                 if low > triplets.values[-1]:
-                    size, lowest = max(size, len(values)), min(lowest, low)
+                    size, lowest = max(size, len(group)), min(lowest, low)
         return size, lowest
-
-
-def clusters(triplets: RitzTriplets, among: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the groups of neighbouring values that coincide within their residuals: values and larger residuals.
-
-    Parameters
-    ----------
-    triplets : RitzTriplets
-    among : ndarray of bool
-        Those to look at.
-    """
-    values, worst = triplets.values[among], triplets.norms.max(axis=1)[among]
-    ends = np.flatnonzero(values[:-1] - values[1:] > worst[:-1] + worst[1:]) + 1
-    return list(zip(np.split(values, ends), np.split(worst, ends), strict=True))
