@@ -178,5 +178,5 @@ def complete_block(block: Tensor, basis: Tensor, width: int, generator: torch.Ge
 
 def random_rows(count: int, model: Tensor, generator: torch.Generator) -> Tensor:
     """Draw Gaussian rows ``(count, d)`` in the dtype and on the device of ``model`` of shape (…, d)."""
-    drawn = torch.randn(count, model.shape[1], dtype=torch.float64, generator=generator)
+    drawn = torch.randn(count, model.shape[1], dtype=torch.float64, device="cpu", generator=generator)
     return drawn.to(device=model.device, dtype=model.dtype)

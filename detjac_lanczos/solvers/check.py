@@ -22,7 +22,8 @@ class OperatorReport:
     problems : tuple of str
         One sentence for each broken part of the contract; empty for a sound operator.
     adjoint_defect : float
-        max |⟨A v, u⟩ - ⟨v, Aᵀ u⟩| / (‖A v‖ ‖u‖) over random u and v; NaN where products could not be compared.
+        max |⟨A v, u⟩ - ⟨v, Aᵀ u⟩| / (a min(‖u‖, ‖v‖)) over normal u and v, where a is the largest ‖A v‖ or ‖Aᵀ u‖, about
+        ‖A‖_F; NaN where products could not be compared.
     adjoint_bound : float
         What rounding explains of it, c ε √rows, and more where products are so small that they lose digits.
     """
@@ -67,6 +68,9 @@ def check_operator(A: Any, seed: int = 0) -> OperatorReport:
 
 def _check(operator: LinearOperator, seed: int) -> OperatorReport:
     d_out, d_in = operator.shape
+    if min(d_out, d_in) < 1:
+        empty = f"an operator of shape ({d_out}, {d_in}) has no products to test: give one with 1 or more each way"
+        return OperatorReport((empty,), float("nan"), float("nan"))
     generator = torch.Generator().manual_seed(seed)
     V, U = (_random(rows, operator, generator) for rows in (d_in, d_out))
     AV, forward = _check_way("matmat", operator.matmat, V, d_out, operator)
@@ -78,11 +82,13 @@ def _check(operator: LinearOperator, seed: int) -> OperatorReport:
     AV, AtU, U, V = AV * unit, AtU * unit, U.to(torch.float64), V.to(torch.float64)
     # What is lost to the smallest numbers averages out in inner products with random vectors: no more is excused.
     bound = min(_bound(operator, torch.cat([AV, AtU]), unit), LARGEST_ADJOINT_BOUND)
-    lengths = AV.norm(dim=0)[None, :] * U.norm(dim=0)[:, None]
-    defect = float(((U.T @ AV - AtU.T @ V).abs() / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).max())
+    # One product alone may be short by chance, as that of a single row is, and its rounding is not shorter.
+    length = torch.cat([AV.norm(dim=0), AtU.norm(dim=0)]).max().clamp_min(torch.finfo(torch.float64).tiny)
+    shorter = torch.minimum(U.norm(dim=0)[:, None], V.norm(dim=0)[None, :])
+    defect = float(((U.T @ AV - AtU.T @ V).abs() / (length * shorter)).max())
     if defect > bound:
         problems.append(
-            f"rmatmat is not the transpose of matmat: ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by {defect:.1e} of ‖A v‖ ‖u‖, "
+            f"rmatmat is not the transpose of matmat: ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by {defect:.1e} of ‖A‖ ‖u‖ or ‖A‖ ‖v‖, "
             f"rounding explains {bound:.1e}"
         )
     return OperatorReport(tuple(problems), defect, bound)
@@ -91,41 +97,62 @@ def _check(operator: LinearOperator, seed: int) -> OperatorReport:
 def _check_way(
     name: str, apply: Callable[[Tensor], Tensor], block: Tensor, rows: int, operator: LinearOperator
 ) -> tuple[Tensor | None, list[str]]:
-    """Return the product in float64, None where it is unusable, and what is wrong with it."""
-    kept = block.clone()
+    """Return the product in float64, None where one is unusable, and what is wrong with it."""
+    problems: list[str] = []
+
+    def product(sent: Tensor) -> Tensor:
+        return _product(name, apply, sent, rows, operator)
+
     try:
-        product = apply(block)
-    except Exception as error:
-        return None, [f"{name} failed on a block of shape {tuple(block.shape)}: {type(error).__name__}: {error}"]
-    if not isinstance(product, Tensor):
-        return None, [f"{name} returned a {type(product).__name__}: a torch tensor is needed"]
-    if tuple(product.shape) != (rows, block.shape[1]):
-        return None, [f"{name} returned shape {tuple(product.shape)} instead of {(rows, block.shape[1])}"]
-    if not product.dtype.is_floating_point:
-        return None, [f"{name} returned {product.dtype}: a real floating point type is needed"]
-    if product.device.type != torch.device(operator.device).type:
-        return None, [f"{name} returned a product on {product.device}, the operator is on {operator.device}"]
-    if not bool(torch.isfinite(product).all()):
-        return None, [f"{name} returned NaN or infinite values for finite input"]
-    if not torch.equal(kept, block):
-        return None, [f"{name} changes the block that it is given"]
-    problems, first = [], product.to(torch.float64, copy=True)
-    unit = safe_scale(first)
-    scaled = first * unit
-    # Half of it where twice the product might overflow.
-    factor = -2.0 if float(first.abs().max()) < torch.finfo(product.dtype).max / 4.0 else -0.5
-    size, bound = float(scaled.norm()), _bound(operator, scaled, unit)
-
-    def again(sent: Tensor) -> Tensor:
-        return apply(sent).to(torch.float64) * unit
-
-    if float((again(block) - scaled).norm()) > bound * size:
-        problems.append(f"{name} is not deterministic: the same block gave two different products")
-    elif float((again(block[:, :1]) - scaled[:, :1]).norm()) > bound * size:
-        problems.append(f"{name} is not the same column by column: a column alone gives another product")
-    elif float((again(factor * block) - factor * scaled).norm()) > abs(factor) * bound * size:
-        problems.append(f"{name} is not linear: {factor:g} times a block does not give {factor:g} times its product")
+        first = product(block)
+        unit = safe_scale(first)
+        scaled = first * unit
+        # Half of it where twice the product might overflow.
+        factor = -2.0 if float(first.abs().max()) < torch.finfo(operator.dtype).max / 4.0 else -0.5
+        size, bound = float(scaled.norm()), _bound(operator, scaled, unit)
+        if float((product(block) * unit - scaled).norm()) > bound * size:
+            problems.append(f"{name} is not deterministic: the same block gave two different products")
+        elif float((product(block[:, :1]) * unit - scaled[:, :1]).norm()) > bound * size:
+            problems.append(f"{name} is not the same column by column: a column alone gives another product")
+        elif float((product(factor * block) * unit - factor * scaled).norm()) > abs(factor) * bound * size:
+            problems.append(f"{name} is not linear: {factor:g} times a block does not give {factor:g} times its product")
+    except _UnusableError as unusable:
+        return None, [str(unusable)]
     return first, problems
+
+
+class _UnusableError(Exception):
+    """A product of which nothing more can be tested."""
+
+
+def _product(
+    name: str, apply: Callable[[Tensor], Tensor], block: Tensor, rows: int, operator: LinearOperator
+) -> Tensor:
+    """Return a copy of the product in float64, or raise :class:`_UnusableError` with what is wrong with it."""
+    kept, found = block.clone(), None
+    try:
+        found = apply(block)
+    except Exception as error:
+        failed = f"{name} failed on a block of shape {tuple(block.shape)} and strides {block.stride()}"
+        raise _UnusableError(f"{failed}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Tensor):
+        raise _UnusableError(f"{name} returned a {type(found).__name__}: a torch tensor is needed")
+    if tuple(found.shape) != (rows, block.shape[1]):
+        raise _UnusableError(f"{name} returned shape {tuple(found.shape)} instead of {(rows, block.shape[1])}")
+    if not found.dtype.is_floating_point:
+        raise _UnusableError(f"{name} returned {found.dtype}: a real floating point type is needed")
+    if epsilon(found.dtype) > epsilon(operator.dtype):
+        raise _UnusableError(
+            f"{name} returned {found.dtype}, coarser than the {operator.dtype} that the operator declares: give it the "
+            "dtype that it computes in"
+        )
+    if found.device.type != torch.device(operator.device).type:
+        raise _UnusableError(f"{name} returned a product on {found.device}, the operator is on {operator.device}")
+    if not bool(torch.isfinite(found).all()):
+        raise _UnusableError(f"{name} returned NaN or infinite values for finite input")
+    if not torch.equal(kept, block):
+        raise _UnusableError(f"{name} changes the block that it is given")
+    return found.to(torch.float64, copy=True)
 
 
 def _bound(operator: LinearOperator, products: Tensor, unit: float) -> float:
@@ -135,5 +162,5 @@ def _bound(operator: LinearOperator, products: Tensor, unit: float) -> float:
 
 
 def _random(rows: int, operator: LinearOperator, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(rows, _WIDTH, dtype=torch.float64, generator=generator)
+    drawn = torch.randn(rows, _WIDTH, dtype=torch.float64, device="cpu", generator=generator)
     return drawn.to(device=operator.device, dtype=operator.dtype)

@@ -115,7 +115,7 @@ class Materialisation:
             blocks = []
             for index in (told[place] for place in turn):
                 matrix = self.matrices[index]
-                row = torch.randn(1, matrix.shape[1], generator=generator, dtype=torch.float64)
+                row = torch.randn(1, matrix.shape[1], dtype=torch.float64, device="cpu", generator=generator)
                 blocks.append((index, (row / row.norm()).to(matrix)))
             for (index, row), product in zip(blocks, self.batch.apply(Direction.FORWARD, blocks), strict=True):
                 if index not in self.batch.nonfinite and self._contradicts(index, row, product):

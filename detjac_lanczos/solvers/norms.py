@@ -161,7 +161,7 @@ def _frobenius(
 ) -> list[tuple[Interval, float]]:
     """Return ‖A‖_F of each operator times a power of two, and that power."""
     heights = [d_out for d_out, _ in batch.shapes]
-    drawn = torch.randn(probes, max(heights), dtype=torch.float64, generator=generator).to(batch.device, batch.dtype)
+    drawn = torch.randn(probes, max(heights), dtype=torch.float64, device="cpu", generator=generator).to(batch.device, batch.dtype)
     if len(set(heights)) == 1:
         images = batch.apply_shared(drawn)
     else:
@@ -192,7 +192,7 @@ def _lengths(
     blocks = []
     for index, basis in enumerate(bases):
         known = basis.T.to(batch.device, batch.dtype)
-        drawn = torch.randn(probes, known.shape[1], dtype=torch.float64, generator=generator).to(known)
+        drawn = torch.randn(probes, known.shape[1], dtype=torch.float64, device="cpu", generator=generator).to(known)
         blocks.append((index, torch.cat([known, drawn - (drawn @ known.T) @ known])))
     low_factor, high_factor = chi_square_factors(probes, confidence)
     found: list[Lengths | None] = []

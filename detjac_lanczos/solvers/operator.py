@@ -137,7 +137,10 @@ class ScipyOperator:
 
     def matmat(self, X: Tensor, /) -> Tensor:
         """Map ``(d_in, b)`` to ``(d_out, b)``."""
-        return self._as_tensor(self.operator.matmat(X.numpy()))
+        try:
+            return self._as_tensor(self.operator.matmat(X.numpy()))
+        except ValueError as error:
+            raise OperatorError(f"the scipy operator cannot be applied ({error}): check its matvec") from error
 
     def rmatmat(self, Y: Tensor, /) -> Tensor:
         """Map ``(d_out, b)`` to ``(d_in, b)``."""
@@ -145,13 +148,17 @@ class ScipyOperator:
             return self._as_tensor(self.operator.rmatmat(Y.numpy()))
         except (TypeError, NotImplementedError) as error:
             raise OperatorError(f"the scipy operator cannot apply its transpose ({error}): give it rmatvec") from error
+        except ValueError as error:
+            raise OperatorError(f"the scipy operator cannot apply its transpose ({error}): check rmatvec") from error
 
     def _as_tensor(self, block: Any) -> Tensor:
         array = np.asarray(block)
         if array.dtype.kind == "c":
             raise OperatorError("the scipy operator returned complex values: only real operators are supported")
-        wanted = np.float32 if self.dtype is torch.float32 else np.float64
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=wanted))
+        wanted = np.dtype(np.float32 if self.dtype is torch.float32 else np.float64)
+        # Coarser products than declared stay what they are, so that they are seen.
+        coarse = array.dtype.kind == "f" and array.dtype.itemsize < wanted.itemsize
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype if coarse else wanted))
 
 
 def as_operator(A: Any) -> LinearOperator:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.check import check_operator
 from detjac_lanczos.solvers.operator import LinearOperator, as_operator
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, safe_scale
+from detjac_lanczos.solvers.result import Status
+from detjac_lanczos.solvers.rounding import LARGEST_ADJOINT_BOUND, adjoint_bound, epsilon, safe_scale
 from detjac_lanczos.solvers.svd import svd
 
 
@@ -66,12 +67,12 @@ class OperatorTestCase(ABC):
         self._assert_close(operator.rmatmat(Y.T.contiguous().T), operator.rmatmat(Y).to(torch.float64))
 
     def test_singular_values_match_the_dense_matrix(self) -> None:
-        """The leading values that the solver finds are those of the matrix."""
+        """The leading values that the solver finds are those of the matrix, as far as its precision tells them."""
         operator, dense = self._operator(), self._dense()
         k = min(3, *dense.shape)
-        tol = max(1e-6, 10 * self.tolerance)
+        tol = min(max(1e-6, 10 * self.tolerance), LARGEST_ADJOINT_BOUND)
         result = svd(operator, k, tol=tol, method="lanczos")
-        assert result.converged, result.advice
+        assert result.converged or result.status is Status.NOISE_FLOOR, result.advice
         expected = torch.linalg.svdvals(dense)[:k]
         error = (result.S.to(device="cpu", dtype=torch.float64) - expected).abs().max()
         assert float(error) <= tol * float(expected[0]), f"{result.S} instead of {expected}"
@@ -84,7 +85,8 @@ class OperatorTestCase(ABC):
 
     def _random(self, rows: int, width: int) -> Tensor:
         operator = self._operator()
-        drawn = torch.randn(rows, width, dtype=torch.float64, generator=torch.Generator().manual_seed(rows + width))
+        generator = torch.Generator().manual_seed(rows + width)
+        drawn = torch.randn(rows, width, dtype=torch.float64, device="cpu", generator=generator)
         return drawn.to(device=operator.device, dtype=operator.dtype)
 
     def _assert_close(self, found: Tensor, expected: Tensor) -> None:

@@ -57,6 +57,24 @@ class TestWideOperatorOfOnesOwn(OperatorTestCase):
         return DENSE.T
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("decay", [1.0, 0.01])
+def test_the_inherited_case_passes_in_half_precision(dtype: torch.dtype, decay: float) -> None:
+    """Where values are under the noise floor, a solve that says so is sound."""
+
+    class Half(OperatorTestCase):
+        def create_operator(self):
+            rows = torch.randn(120, 110, generator=torch.Generator().manual_seed(0))
+            return (rows * decay ** torch.arange(120)[:, None]).to(dtype)
+
+        def create_dense(self):
+            return self.create_operator()
+
+    Half().test_contract()
+    Half().test_products_match_the_dense_matrix()
+    Half().test_singular_values_match_the_dense_matrix()
+
+
 def test_the_inherited_case_fails_for_another_matrix() -> None:
     class Wrong(TestTorchMatrix):
         def create_dense(self):
@@ -135,6 +153,53 @@ def test_products_coarser_than_declared_are_named() -> None:
         OperatorError, match=r"torch.float32, coarser than the torch.float64 that the operator declares"
     ):
         svd(_spoiled(lambda product: product.float()), 2)
+
+
+@pytest.mark.parametrize("exact", [0.0, 1.0])
+def test_products_coarser_than_declared_are_named_by_the_check(exact: float) -> None:
+    report = check_operator(_spoiled(lambda product: (exact * product).float()))
+    assert "returned torch.float32, coarser than the torch.float64 that the operator declares" in str(report)
+    assert "transpose" not in str(report)
+
+
+def test_scipy_products_coarser_than_declared_are_named() -> None:
+    A = DENSE.numpy().astype(np.float32)
+    ways = {"matvec": lambda x: A @ x.astype(np.float32), "rmatvec": lambda y: A.T @ y.astype(np.float32)}
+    operator = ScipyLinearOperator(A.shape, **ways, dtype=np.float64)
+    assert "coarser than" in str(check_operator(operator))
+    with pytest.raises(OperatorError, match=r"torch.float32, coarser than the torch.float64"):
+        svd(operator, 2)
+    assert svd(ScipyLinearOperator(A.shape, **ways, dtype=np.float32), 2).converged
+
+
+@pytest.mark.parametrize("wrong", ["matvec", "rmatvec"])
+def test_a_scipy_product_of_the_wrong_length_is_named(wrong: str) -> None:
+    A = DENSE.numpy()
+    ways = {"matvec": lambda x: A @ x, "rmatvec": lambda y: A.T @ y} | {wrong: lambda x: np.ones(3)}
+    with pytest.raises(OperatorError, match=wrong):
+        svd(ScipyLinearOperator(A.shape, **ways, dtype=np.float64), 2, method="lanczos")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 200), (200, 1), (1, 1)])
+def test_products_that_are_short_by_chance_are_no_defect(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(100):
+        A = torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+        assert check_operator(A, seed).ok
+        if dtype is not torch.bfloat16:
+            assert not check_operator(Recorder(A, A.T * 1.001), seed).ok
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_call_that_fails_later_is_reported(call: int) -> None:
+    operator = _spoiled(lambda product: 1 / 0 if len(operator.forward) == call else product)
+    assert re.match(r"matmat failed on a block of shape \(9, [13]\).*ZeroDivisionError", str(check_operator(operator)))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_an_operator_without_rows_is_reported(shape: tuple[int, int]) -> None:
+    assert "has no products to test" in str(check_operator(torch.zeros(shape)))
 
 
 def test_an_operator_that_reuses_its_output_passes() -> None:
