@@ -20,7 +20,7 @@ def read_memory(memory: str | float | None) -> int | None:
     if memory is None:
         return None
     if isinstance(memory, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*(?:([kmgt])(i?))?b?\s*", memory.lower())
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*(?:([kmgt])(i?))?(?:b|bytes)?\s*", memory.lower())
         if found:
             power = "kmgt".index(found[2]) + 1 if found[2] else 0
             size = float(found[1]) * (1024 if found[3] else 1000) ** power

@@ -174,8 +174,11 @@ def _on_completeness(completed: Completed | None, options: Options) -> str:
     """Return what to do where completeness was asked for and not reached."""
     if options.delta is None or (completed is not None and completed.claim.complete):
         return ""
-    if completed is None or completed.triplets is None:
+    if completed is None:
         return " Nothing is known of missed values: no probe was made."
+    if completed.triplets is None:
+        hidden = f"{completed.claim.line}: rounding hides whether σ_{completed.claim.k + 1} lies above the threshold"
+        return f" {hidden}; move it, or compute the operator in a higher precision."
     claim, values = completed.claim, completed.triplets.values
     if claim.threshold is not None:
         return f" {claim.line}: move the threshold into a gap of the spectrum, or give more products by max_products."

@@ -172,7 +172,7 @@ def _estimate(
         advice=(
             f"Estimates from {len(measured.basis)} shared left vectors: values are lower bounds, σ_1 is about "
             f"{float(missed.values[0]):.4g}, at least {low:.4g} and, with probability {missed.confidence:g}{together}, "
-            f"at most {high:.4g}; polish the result for a certificate."
+            f"at most {high:.4g}; polish(batch, results, which=[{index}]) gives a certificate."
         ),
         work=Work(batch.forward[index], batch.transposed[index], passes, batch.row_sweeps[index], batch.seconds),
         method=road.method,

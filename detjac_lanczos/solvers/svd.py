@@ -177,6 +177,7 @@ def svd_batch(
         raise InputError(f"choices = {choices!r} are none of an earlier solve: give SVDResult.choices, or None")
     if unknown := [str(key) for key in decided if key not in _DECISIONS]:
         raise InputError(f"choices hold {', '.join(unknown)}, which no solve decides: give SVDResult.choices as it was")
+    decided = {key: value.item() if isinstance(value, np.generic) else value for key, value in decided.items()}
     timed = block is None and "block" not in decided and max_products is None and memory is None and start is None
     first = decided.get("first_block") if block is None else None
     block = decided.get("block") if block is None else block
@@ -231,7 +232,7 @@ def _solve(
     if method == "auto" and options.counted:
         return solve_auto(counted, options, certify=certified)
     if method == "auto":
-        method = "dense" if is_tiny(counted) and options.max_products is None else "lanczos"
+        method = "dense" if is_tiny(counted) and options.max_products is None and options.start is None else "lanczos"
         why = "tiny matrices are written out" if method == "dense" else "the number of triplets is not known beforehand"
     made: dict[str, Any] = {"method": method, "block": options.width} if method == "lanczos" else {"method": method}
     return _ROADS[method](counted, options, Road(method, why, decided | made), certify=certified)

@@ -133,7 +133,15 @@ def test_a_budget_below_the_smallest_plan_says_what_would_do() -> None:
 
 
 def test_budgets_are_read_as_people_write_them() -> None:
-    read = {"2GiB": 2 << 30, "500 MB": 500 * 10**6, "1.5g": 15 * 10**8, "4096": 4096, "1e9": 10**9, " 3 kib ": 3072}
+    read = {
+        "2GiB": 2 << 30,
+        "500 MB": 500 * 10**6,
+        "1.5g": 15 * 10**8,
+        "4096": 4096,
+        "1e9": 10**9,
+        " 3 kib ": 3072,
+        "7 bytes": 7,
+    }
     assert {text: read_memory(text) for text in read} == read
     assert read_memory(7) == 7
     assert read_memory(None) is None

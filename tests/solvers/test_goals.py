@@ -93,6 +93,21 @@ def test_a_value_at_the_threshold_cannot_be_parted() -> None:
     assert "move the threshold" in result.advice
 
 
+def test_a_written_out_value_that_rounding_hides_is_not_called_unknown() -> None:
+    result = svd(torch.diag(torch.tensor([1.0, 0.5, 0.05])).bfloat16(), threshold=0.1, certify="complete")
+    assert "BOUND σ_3 ≤ " in result.certificate.line
+    assert "rounding hides whether σ_3 lies above the threshold; move it" in result.advice
+    assert "no probe was made" not in result.advice
+
+
+@pytest.mark.parametrize("goal", [{"threshold": 0.3}, {"energy": 0.9}])
+def test_a_start_begins_a_search_for_an_unknown_number(goal: dict[str, float]) -> None:
+    A = matrix(spectrum("root", 40), (60, 40))
+    assert svd(A, **goal).method == "dense"
+    begun = svd(A, **goal, start=svd(A, 8).V)
+    assert (begun.method, begun.converged) == ("lanczos", True)
+
+
 def test_a_hidden_value_above_the_threshold_is_found(monkeypatch) -> None:
     A = matrix(spectrum("root", 90), (120, 90))
     left, exact, right = torch.linalg.svd(A, full_matrices=False)

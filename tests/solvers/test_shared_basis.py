@@ -399,6 +399,8 @@ def test_a_good_estimate_is_not_flagged_in_half_precision() -> None:
         exact = float(torch.linalg.matrix_norm(A.double(), ord=2))
         assert result.missed.sigma_1[0] <= exact <= result.missed.sigma_1[1]
     assert flagged(results) == []
+    for index, result in enumerate(results):
+        assert f"polish(batch, results, which=[{index}])" in result.advice
 
 
 def test_a_polish_that_wrote_matrices_out_is_replayed() -> None:
