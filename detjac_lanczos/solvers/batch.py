@@ -12,6 +12,9 @@ from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_op
 ROWS_OF_A_SWEEP = float(1 << 16)
 """Row-sweeps that keep any machine busy; the rows of one stream, in float32 at d = 1,024, are then 256 MiB."""
 
+_BATCH = ("shapes", "dtype", "device", "matmat", "rmatmat", "rmatmat_shared", "cost", "shared_cost")
+_EMPTY = "an empty batch has nothing to solve: pass at least one operator"
+
 
 class IndependentBatch:
     """Operators that share nothing: each block is its own product.
@@ -21,7 +24,7 @@ class IndependentBatch:
 
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         if not operators:
-            raise InputError("an empty batch has nothing to solve: pass at least one operator")
+            raise InputError(_EMPTY)
         first = operators[0]
         for index, operator in enumerate(operators):
             if operator.dtype != first.dtype or torch.device(operator.device) != torch.device(first.device):
@@ -116,7 +119,12 @@ class Subset:
 def as_batch(A: Any) -> OperatorBatch:
     """Return a batch: ``A`` itself, a list of operators, or a single operator as a batch of one."""
     if hasattr(A, "shapes") and hasattr(A, "rmatmat_shared"):
+        missing = [name for name in _BATCH if not hasattr(A, name)]
+        if missing:
+            raise InputError(f"{type(A).__name__} is no batch of operators: give it {', '.join(missing)}")
         require_real(A.dtype)
+        if not len(A.shapes):
+            raise InputError(_EMPTY)
         return cast(OperatorBatch, A)
     if isinstance(A, list | tuple):
         return IndependentBatch([as_operator(item) for item in A])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.operator import LinearOperator, as_operator
+from detjac_lanczos.solvers.options import check_seed
 from detjac_lanczos.solvers.rounding import LARGEST_ADJOINT_BOUND, adjoint_bound, epsilon, safe_scale, spacing
 
 _WIDTH = 3
@@ -22,8 +23,8 @@ class OperatorReport:
     problems : tuple of str
         One sentence for each broken part of the contract; empty for a sound operator.
     adjoint_defect : float
-        max |⟨A v, u⟩ - ⟨v, Aᵀ u⟩| / (a min(‖u‖, ‖v‖)) over normal u and v, where a is the largest ‖A v‖ or ‖Aᵀ u‖, about
-        ‖A‖_F; NaN where products could not be compared.
+        max |⟨A v, u⟩ - ⟨v, Aᵀ u⟩| / (a min(‖u‖, ‖v‖)) over standard normal u and v, where a is the largest ‖A v‖ or
+        ‖Aᵀ u‖, about ‖A‖_F; NaN where products could not be compared.
     adjoint_bound : float
         What rounding explains of it, c ε √rows, and more where products are so small that they lose digits.
     """
@@ -59,9 +60,10 @@ def check_operator(A: Any, seed: int = 0) -> OperatorReport:
     Raises
     ------
     InputError
-        ``A`` is no real linear operator at all.
+        ``A`` is no real linear operator at all, or ``seed`` is none.
     """
     operator = as_operator(A)
+    check_seed(seed)
     with torch.no_grad(), torch.autocast(torch.device(operator.device).type, enabled=False):
         return _check(operator, seed)
 
@@ -71,7 +73,7 @@ def _check(operator: LinearOperator, seed: int) -> OperatorReport:
     if min(d_out, d_in) < 1:
         empty = f"an operator of shape ({d_out}, {d_in}) has no products to test: give one with 1 or more each way"
         return OperatorReport((empty,), float("nan"), float("nan"))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     V, U = (_random(rows, operator, generator) for rows in (d_in, d_out))
     AV, forward = _check_way("matmat", operator.matmat, V, d_out, operator)
     AtU, transposed = _check_way("rmatmat", operator.rmatmat, U, d_in, operator)
@@ -88,10 +90,14 @@ def _check(operator: LinearOperator, seed: int) -> OperatorReport:
     defect = float(((U.T @ AV - AtU.T @ V).abs() / (length * shorter)).max())
     if defect > bound:
         problems.append(
-            f"rmatmat is not the transpose of matmat: ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by {defect:.1e} of ‖A‖ ‖u‖ or ‖A‖ ‖v‖, "
-            f"rounding explains {bound:.1e}"
+            f"rmatmat is not the transpose of matmat: ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by {defect:.1e} of ‖A‖ times "
+            f"the shorter of u and v, rounding explains {bound:.1e}"
         )
     return OperatorReport(tuple(problems), defect, bound)
+
+
+class _UnusableError(Exception):
+    """A product of which nothing more can be tested."""
 
 
 def _check_way(
@@ -115,14 +121,10 @@ def _check_way(
         elif float((product(block[:, :1]) * unit - scaled[:, :1]).norm()) > bound * size:
             problems.append(f"{name} is not the same column by column: a column alone gives another product")
         elif float((product(factor * block) * unit - factor * scaled).norm()) > abs(factor) * bound * size:
-            problems.append(f"{name} is not linear: {factor:g} times a block does not give {factor:g} times its product")
+            problems.append(f"{name} is not linear: {factor:g} times a block does not give so many times its product")
     except _UnusableError as unusable:
         return None, [str(unusable)]
     return first, problems
-
-
-class _UnusableError(Exception):
-    """A product of which nothing more can be tested."""
 
 
 def _product(

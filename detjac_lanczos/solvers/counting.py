@@ -79,6 +79,8 @@ class CountingBatch:
         count = len(self.shapes)
         self.costs = [float(batch.cost(index)) for index in range(count)]
         self.shared_cost = float(batch.shared_cost())
+        if not all(cost > 0.0 for cost in (*self.costs, self.shared_cost)):
+            raise InputError("cost and shared_cost are row-sweeps of a column: return numbers above 0")
         self.forward = [0] * count
         self.transposed = [0] * count
         self.passes = [0] * count
@@ -245,7 +247,10 @@ class CountingBatch:
         if known is not None:
             self._recognise(direction, blocks, known[0])
             return _Pass(known[0], began, known[1])
-        return _Pass(make(), began, None)
+        products = make()
+        if not isinstance(products, list | tuple):
+            raise OperatorError(f"a {way} pass returned a {type(products).__name__}: a list of tensors is needed")
+        return _Pass(products, began, None)
 
     def _end(self, way: str, sent: list[Tensor], made: _Pass, rows: float) -> None:
         seconds = made.seconds

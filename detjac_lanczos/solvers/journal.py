@@ -113,7 +113,7 @@ class Journal:
                 if any(entry.name[0] != "." for entry in self.folder.iterdir()):
                     raise InputError(f"{self.folder} holds no solve but other files: give a new or empty folder")
                 self._whole(place, lambda path: path.write_text(json.dumps(header, indent=1), "utf-8"))
-            text = place.read_text("utf-8")
+            text = place.read_bytes()
         except OSError as error:
             raise InputError(f"cannot write to {self.folder} ({error.strerror}): give another folder") from error
         try:
@@ -122,7 +122,9 @@ class Journal:
             raise RunFileError(f"{place} is damaged ({error}): give a new folder") from error
         if not isinstance(found, dict) or found.get("kind") != KIND:
             raise InputError(f"{place} is no solve of ours: give a new or empty folder")
-        if int(found.get("format", 0)) > FORMAT:
+        if not isinstance(found.get("format"), int):
+            raise RunFileError(f"{place} is damaged (format = {found.get('format')!r}): give a new folder")
+        if found["format"] > FORMAT:
             raise RunFileError(f"{place} has format {found['format']}, newer than {FORMAT}: update detjac-lanczos")
         for name, value in header.items():
             if found.get(name) != value:
@@ -166,7 +168,7 @@ def open_journal(
     """
     if folder is None:
         return None
-    if not isinstance(folder, str | os.PathLike):
+    if not isinstance(folder, str | os.PathLike) or not (name := os.fspath(folder)) or "\0" in str(name):
         raise InputError(f"checkpoint = {folder!r} names no folder: give a path, or None")
     plain = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "callback"}
     header = (

@@ -13,7 +13,8 @@ from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.dense import Materialisation
-from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.options import check_seed
+from detjac_lanczos.solvers.result import SVDResult, check_results
 from detjac_lanczos.solvers.rounding import powers_of_two, safe_scale
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors, rest_interval
@@ -138,8 +139,9 @@ def norms_batch(
         if exact:
             return [_exact(matrix) for matrix in _finite(counted, Materialisation(counted).run())]
         check_probes(probes, confidence)
+        check_seed(seed)
         found = _fitting(counted, triplets)
-        generator = Stream.NORMS.generator(seed)
+        generator = Stream.NORMS.generator(int(seed))
         totals = _frobenius(counted, found, probes, confidence, generator)
         rows: list[Lengths | None] = [None] * len(counted)
         columns = list(rows)
@@ -161,7 +163,8 @@ def _frobenius(
 ) -> list[tuple[Interval, float]]:
     """Return ‖A‖_F of each operator times a power of two, and that power."""
     heights = [d_out for d_out, _ in batch.shapes]
-    drawn = torch.randn(probes, max(heights), dtype=torch.float64, device="cpu", generator=generator).to(batch.device, batch.dtype)
+    drawn = torch.randn(probes, max(heights), dtype=torch.float64, device="cpu", generator=generator)
+    drawn = drawn.to(batch.device, batch.dtype)
     if len(set(heights)) == 1:
         images = batch.apply_shared(drawn)
     else:
@@ -257,6 +260,7 @@ def _lengths_of(rows: Tensor) -> Tensor:
 def _fitting(batch: CountingBatch, triplets: Sequence[SVDResult] | None) -> Sequence[SVDResult]:
     if triplets is None:
         raise InputError("norms need the leading triplets: pass what svd found, or exact=True to write the matrix out")
+    check_results(triplets)
     if len(triplets) != len(batch):
         raise InputError(f"{len(triplets)} results for {len(batch)} operators: give one for each")
     for index, (one, (d_out, d_in)) in enumerate(zip(triplets, batch.shapes, strict=True)):

@@ -102,14 +102,13 @@ def check_options(
     check_block("block", block)
     held = k or 1
     least = 2 * held + (ENERGY_PROBES if energy is not None else 0)
-    if max_products is not None and (not _is_whole(max_products) or max_products < least):
+    if max_products is not None and (not is_whole(max_products) or max_products < least):
         triplets = "one triplet" if k is None else f"k = {k} triplets"
         raise InputError(f"max_products = {max_products!r} cannot hold {triplets}: give {least} or more, or None")
-    if not _is_whole(seed) or not -_SEEDS <= seed < _SEEDS:
-        raise InputError(f"seed = {seed!r} starts no random numbers: give a whole number of at most 18 digits")
+    check_seed(seed)
     if certify not in CERTIFICATES:
         raise InputError(f"unknown certificate {certify!r}: choose 'triplets', 'complete' or None")
-    if not _is_number(delta) or not _SMALLEST_DELTA <= delta < 1:
+    if not is_number(delta) or not _SMALLEST_DELTA <= delta < 1:
         raise InputError(f"delta = {delta!r} is no chance of a wrong claim: give one from 1e-12 to 1, such as 1e-6")
     if certify == "complete" and method in ("randomized", "shared_basis"):
         raise InputError(f"method {method!r} cannot take up what probes find: choose 'lanczos', 'dense' or 'auto'")
@@ -119,13 +118,19 @@ def check_options(
 
 def check_tol(tol: float) -> None:
     """Raise :class:`InputError` for what is no tolerance."""
-    if not _is_number(tol) or not 0 < tol < 1:
+    if not is_number(tol) or not 0 < tol < 1:
         raise InputError(f"tol = {tol!r} is no tolerance: give a number between 0 and 1, such as 1e-3")
+
+
+def check_seed(seed: int) -> None:
+    """Raise :class:`InputError` for what is no seed."""
+    if not is_whole(seed) or not -_SEEDS <= seed < _SEEDS:
+        raise InputError(f"seed = {seed!r} starts no random numbers: give a whole number of at most 18 digits")
 
 
 def check_block(name: str, width: int | None) -> None:
     """Raise :class:`InputError` for a block width that is none."""
-    if width is not None and (not _is_whole(width) or width < 1):
+    if width is not None and (not is_whole(width) or width < 1):
         raise InputError(f"{name} = {width!r} is no width: give 1 or more, or None to let the solver choose")
 
 
@@ -133,11 +138,11 @@ def _check_goal(k: int | None, threshold: float | None, energy: float | None, me
     given = [name for name, value in (("k", k), ("threshold", threshold), ("energy", energy)) if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} are given: each says how many triplets to find, give one of them")
-    if k is not None and (not _is_whole(k) or k < 1):
+    if k is not None and (not is_whole(k) or k < 1):
         raise InputError(f"k = {k!r} is no number of triplets: give a whole number of 1 or more")
-    if threshold is not None and (not _is_number(threshold) or not 0 < threshold < math.inf):
+    if threshold is not None and (not is_number(threshold) or not 0 < threshold < math.inf):
         raise InputError(f"threshold = {threshold!r} is no bound of singular values: give a finite number above 0")
-    if energy is not None and (not _is_number(energy) or not 0 < energy < 1):
+    if energy is not None and (not is_number(energy) or not 0 < energy < 1):
         raise InputError(f"energy = {energy!r} is no share of |A|_F²: give a number between 0 and 1, such as 0.9")
     if method in ("randomized", "shared_basis") and given and "k" not in given:
         raise InputError(f"method {method!r} finds a given number of triplets: give k, or choose 'lanczos' or 'dense'")
@@ -169,6 +174,8 @@ def check_fit(
         return None
     if method not in ("auto", "lanczos"):
         raise InputError(f"start begins a Lanczos search, method {method!r} makes none: choose 'lanczos', or no start")
+    if not isinstance(start, Sequence | Tensor | np.ndarray):
+        raise InputError(f"start is a {type(start).__name__}: give a list with one block for each operator")
     if len(start) != len(shapes):
         raise InputError(f"start holds {len(start)} blocks for {len(shapes)} operators: give one for each")
     return [
@@ -178,25 +185,27 @@ def check_fit(
 
 def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
     try:
-        block = torch.as_tensor(np.ascontiguousarray(vectors) if isinstance(vectors, np.ndarray) else vectors)
+        given = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
+        block = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
         sound = block.shape[0] == d_in and block.ndim == 2 and block.is_floating_point()
-        sound &= block.layout is torch.strided
+        sound &= block.layout is torch.strided and not block.is_meta
     except (TypeError, ValueError, RuntimeError, IndexError):
         raise InputError(
             f"start block {index} is a {type(vectors).__name__}: give a tensor of shape ({d_in}, w)"
         ) from None
     if not sound or not bool(block.isfinite().all()):
         raise InputError(
-            f"start block {index} has shape {tuple(block.shape)} and {block.dtype}: give finite right vectors of shape "
-            f"({d_in}, w)"
+            f"start block {index} has shape {tuple(block.shape)} and {block.dtype} on {block.device}: give finite "
+            f"right vectors of shape ({d_in}, w)"
         )
     return block
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
     """Whether a value is an integer, numpy's included; True is none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, numpy's included; True is none."""
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)

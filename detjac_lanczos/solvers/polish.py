@@ -7,17 +7,19 @@ import numpy as np
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import Subset, as_batch
-from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.result import SVDResult, check_results
 from detjac_lanczos.solvers.svd import svd_batch
 
 
 def flagged(results: Sequence[SVDResult]) -> list[int]:
     """Return the operators whose σ_1 a survey may have estimated wrong by more than 5 %; see :class:`Missed`."""
+    check_results(results)
     return [index for index, result in enumerate(results) if result.missed is not None and result.missed.flagged]
 
 
 def worst(results: Sequence[SVDResult], count: int) -> list[int]:
     """Return the ``count`` operators whose σ_1 a survey may have estimated worst, the worst first."""
+    check_results(results)
     doubts = {index: result.missed.doubt for index, result in enumerate(results) if result.missed is not None}
     return sorted(doubts, key=doubts.__getitem__, reverse=True)[:count]
 
@@ -61,6 +63,7 @@ def polish(
         The results do not fit the batch, or an operator is chosen that has no result to begin with.
     """
     operators = as_batch(batch)
+    check_results(results)
     if len(results) != len(operators.shapes):
         raise InputError(
             f"{len(results)} results for {len(operators.shapes)} operators: give those of a survey of this batch"

@@ -1,5 +1,6 @@
 """What a solve returns: vectors, residuals, how it ended and what it cost."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.missed import Missed
 
@@ -150,6 +152,15 @@ class SVDResult:
         work = f"{self.work.products} products in {self.work.passes} passes by {self.method}"
         error = "" if self.error is None else f"|A - U S Vᵀ|_F ≈ {self.error:.2g} (estimate), "
         return f"SVDResult({d_out} × {d_in}, k={k}, {self.status.value}, S=[{values}], {claim}, {error}{work})"
+
+
+def check_results(results: Sequence[SVDResult]) -> None:
+    """Raise :class:`InputError` for what is no list of results."""
+    if not isinstance(results, Sequence):
+        raise InputError(f"results are a {type(results).__name__}: give a list with one for each operator")
+    for index, result in enumerate(results):
+        if not isinstance(result, SVDResult):
+            raise InputError(f"result {index} is a {type(result).__name__}: give what svd or svd_batch returned")
 
 
 def relative_residuals(residuals: Tensor, values: Tensor, floor: float) -> Tensor:

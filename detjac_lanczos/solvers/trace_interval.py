@@ -3,6 +3,7 @@
 from scipy.special import chdtriv, gammaincinv
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers.options import is_number, is_whole
 
 _MOST_FREEDOM = 1e8  # beyond it λ_i ≤ largest cannot be true of numbers as computed
 
@@ -13,8 +14,8 @@ def check_probes(probes: int, confidence: float) -> None:
     :func:`rest_interval` is proven only where the quantiles of χ² with ``probes`` degrees of freedom are 2 or more away
     from its mean.
     """
-    if probes < 3 or not 0 < confidence < 1:
-        raise InputError(f"an interval needs probes ≥ 3 and 0 < confidence < 1; got {probes} and {confidence}")
+    if not is_whole(probes) or probes < 3 or not is_number(confidence) or not 0 < confidence < 1:
+        raise InputError(f"an interval needs probes ≥ 3 and 0 < confidence < 1; got {probes!r} and {confidence!r}")
     if any(abs(chi_square_quantile(probes, level) - probes) < 2 for level in _levels(confidence)):
         raise InputError(f"{probes} probes prove no interval of confidence {confidence}; give more of either")
 

@@ -1,14 +1,16 @@
 """What users bring: extreme scales, budgets, an ambient autocast, operators that answer with the wrong thing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.solvers import Status, check_operator, measure_triplets, svd
+from detjac_lanczos.solvers import Status, check_operator, measure_triplets, norms, polish, svd, svd_batch
 from detjac_lanczos.solvers.rounding import spacing
-from tests.solvers.spectra import Recorder, matrix, spectrum
+from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 A = matrix(spectrum("root", 40), (60, 40))
 
@@ -98,6 +100,34 @@ def test_a_parameter_is_a_matrix(recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("answer", [None, (product for product in ())])
+@pytest.mark.parametrize("way", ["matmat", "rmatmat", "rmatmat_shared"])
+def test_a_pass_that_returns_no_list_is_named(answer: object, way: str) -> None:
+    broken = SharingBatch([A, A], [1.0, 1.0])
+    setattr(broken, way, lambda blocks: answer)
+    with pytest.raises(OperatorError, match=f"pass returned a {type(answer).__name__}: a list of tensors is needed"):
+        svd_batch(broken, 3, method="dense" if way == "rmatmat_shared" else "lanczos")
+
+
+def test_a_batch_that_is_none_is_one_clear_line() -> None:
+    empty, free, shared_free = (SharingBatch([A], [rows]) for rows in (1.0, 0.0, 1.0))
+    empty.shapes, shared_free.shared_cost = [], lambda: 0.0
+    priceless = SimpleNamespace(**{name: getattr(empty, name) for name in dir(empty) if name != "cost"})
+    for batch, message in (
+        (empty, "an empty batch"),
+        ([], "an empty batch"),
+        (free, "numbers above 0"),
+        (shared_free, "numbers above 0"),
+        (priceless, "SimpleNamespace is no batch of operators: give it cost"),
+    ):
+        with pytest.raises(InputError, match=message):
+            svd_batch(batch, 3)
+    with pytest.raises(InputError, match="start is a int: give a list"):
+        svd_batch([A], 3, start=5)
+    with pytest.raises(InputError, match="seed = 'x'"):
+        check_operator(A, seed="x")
+
+
 @pytest.mark.parametrize("answer", [None, np.zeros((60, 3))])
 def test_an_answer_that_is_no_tensor_is_named(answer: object) -> None:
     broken = Recorder(A)
@@ -111,3 +141,20 @@ def test_a_scipy_operator_without_a_transpose_is_named() -> None:
     one_way = LinearOperator(tuple(A.shape), matvec=lambda v: A.numpy() @ v.ravel(), dtype=np.float64)
     with pytest.raises(OperatorError, match="rmatvec"):
         svd(one_way, 3)
+
+
+def test_a_default_device_is_not_that_of_the_operator() -> None:
+    start = np.ones((A.shape[1], 2))
+    torch.set_default_device("meta")
+    try:
+        roads = {"lanczos": {"start": start}, "randomized": {}, "dense": {}, "auto": {"certify": "complete"}}
+        found = [svd(A, 3, method=method, **options) for method, options in roads.items()]
+        found += [svd(A, energy=0.5, method="lanczos"), svd(A, threshold=0.3), svd(A, 1, certify="complete")]
+        assert all(result.converged for result in found)
+        assert check_operator(A).ok
+        norms(A, found[0], lengths=True)
+        norms(A, exact=True)
+        surveyed = svd_batch([A, A], 3, method="shared_basis")
+        assert all(result.converged for result in polish([A, A], surveyed, [0, 1]))
+    finally:
+        torch.set_default_device(None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -173,6 +174,19 @@ def test_a_solve_that_was_not_finite_is_so_again(tmp_path: Path) -> None:
     assert [svd(A, 3, checkpoint=tmp_path).status for _ in range(2)] == [Status.NOT_FINITE] * 2
 
 
+@pytest.mark.parametrize("folder", ["", "a\0b", 5])
+def test_what_names_no_folder_is_refused(folder: object, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="names no folder"):
+        svd(MATRICES[0], 4, checkpoint=folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_choices_may_be_numbers_of_numpy(tmp_path: Path) -> None:
+    one, other = (svd(MATRICES[0], 4, choices={"block": block}, checkpoint=tmp_path) for block in (np.int64(3), 3))
+    assert torch.equal(one.U, other.U)
+
+
 def test_folders_that_hold_no_journal_are_left_alone(tmp_path: Path) -> None:
     A = MATRICES[0]
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -182,6 +196,14 @@ def test_folders_that_hold_no_journal_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "solve.json").write_text("{")
     with pytest.raises(RunFileError, match="damaged"):
         svd(A, 4, checkpoint=tmp_path)
+    for damaged in (
+        b"\xff\xfe",
+        b'{"kind": "detjac solve", "format": "x"}',
+        b'{"kind": "detjac solve", "format": null}',
+    ):
+        (tmp_path / "solve.json").write_bytes(damaged)
+        with pytest.raises(RunFileError, match="damaged"):
+            svd(A, 4, checkpoint=tmp_path)
     (tmp_path / "solve.json").write_text(json.dumps({"kind": "detjac solve", "format": 99}))
     with pytest.raises(RunFileError, match="format 99, newer than"):
         svd(A, 4, checkpoint=tmp_path)

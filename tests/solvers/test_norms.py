@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.solvers import norms, norms_batch, svd, svd_batch
+from detjac_lanczos.solvers import flagged, norms, norms_batch, svd, svd_batch, worst
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 NAMES = ["geometric", "root", "spike", "flat", "staircase"]
@@ -189,6 +189,11 @@ def test_what_cannot_be_measured_is_one_clear_line() -> None:
     for options, message in (
         ({"triplets": None}, "exact=True"),
         ({"probes": 2}, "probes ≥ 3"),
+        ({"probes": 3.5}, "got 3.5"),
+        ({"probes": "a"}, "got 'a'"),
+        ({"confidence": "a"}, "got 16 and 'a'"),
+        ({"seed": "x"}, "seed = 'x'"),
+        ({"triplets": [triplets]}, "result 0 is a list"),
         ({"confidence": 0.2}, "16 probes prove no interval"),
         ({"confidence": 1.0}, "confidence"),
     ):
@@ -198,6 +203,9 @@ def test_what_cannot_be_measured_is_one_clear_line() -> None:
         norms(A.T, triplets)
     with pytest.raises(InputError, match="result 0 has no triplets"):
         norms(A, svd(A, threshold=100.0))
+    for answer in (lambda: norms_batch([A], triplets), lambda: flagged(triplets), lambda: worst(triplets, 1)):
+        with pytest.raises(InputError, match="results are a SVDResult: give a list"):
+            answer()
     with pytest.raises(InputError, match="1 results for 2"):
         norms_batch([A, A], [triplets])
     for broken in ({"exact": True}, {"triplets": triplets}):

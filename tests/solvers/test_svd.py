@@ -217,6 +217,7 @@ def test_few_columns_are_spent() -> None:
         {"max_products": 7},
         {"certify": "everything"},
         {"start": torch.ones(3, 2)},
+        {"start": torch.ones(20, 2, device="meta")},
         {"start": torch.full((20, 2), float("nan"))},
         {"start": torch.eye(20).to_sparse()},
         {"start": torch.eye(20), "method": "randomized"},
