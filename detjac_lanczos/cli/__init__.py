@@ -6,18 +6,14 @@ Rooms are imported inside the commands, so that ``--help`` and bad arguments cos
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Sequence
 
 from detjac_lanczos.cli import commands
-from detjac_lanczos.cli.parser import BAD_INPUT, Parser, make_parser
-from detjac_lanczos.cli.process import mend_streams, noted_interrupts
-from detjac_lanczos.errors import DetjacError
+from detjac_lanczos.cli.ending import exit_code
+from detjac_lanczos.cli.parser import Parser, make_parser
+from detjac_lanczos.cli.process import Interrupts
 
 __all__ = ["Parser", "main"]
-
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,17 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and arguments.run is not commands.bench:
         parser.error(f"unknown argument {rest[0]!r}")
     arguments.rest = rest
-    with noted_interrupts() as interrupts:
-        try:
-            mend_streams()
-            return int(arguments.run(arguments))
-        except DetjacError as error:
-            if getattr(arguments, "verbose", False):
-                traceback.print_exc()
-            print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
-            return BAD_INPUT
-        except (Exception, KeyboardInterrupt) as error:
-            if not interrupts and not isinstance(error, KeyboardInterrupt):
-                raise
-            print("detjac: interrupted", file=sys.stderr)
-            return _INTERRUPTED
+
+    def run(interrupts: Interrupts) -> int:
+        arguments.interrupts = interrupts
+        return int(arguments.run(arguments))
+
+    return exit_code(run, verbose=getattr(arguments, "verbose", False))

@@ -35,7 +35,8 @@ def svd(arguments: argparse.Namespace) -> int:
     tokens: Any = arguments.tokens
     if tokens is not None:
         tokens = [(prompt, token) for prompt in range(len(arguments.prompt)) for token in tokens]
-    with ProgressReporter(arguments.tol, quiet=arguments.quiet, verbose=arguments.verbose) as progress:
+    check = arguments.interrupts.check
+    with ProgressReporter(arguments.tol, quiet=arguments.quiet, verbose=arguments.verbose, check=check) as progress:
         source, target = parse_place(arguments.source), parse_place(arguments.target)
         progress.stage(f"loading {arguments.model}")
         check_on_configuration(
@@ -83,6 +84,7 @@ def svd(arguments: argparse.Namespace) -> int:
             except InputError as error:  # a disk that has filled up meanwhile: what was found is worth printing still
                 unsaved = error
         progress.close()
+        check()
         show(json.dumps(run.record) if arguments.json else run)
         if unsaved is not None:
             raise unsaved
@@ -103,9 +105,11 @@ def verify(arguments: argparse.Namespace) -> int:
     from detjac_lanczos.runs import verify as verify_run
     from detjac_lanczos.runs.progress import ProgressReporter
 
-    with ProgressReporter(quiet=arguments.quiet, verbose=arguments.verbose) as progress:
+    check = arguments.interrupts.check
+    with ProgressReporter(quiet=arguments.quiet, verbose=arguments.verbose, check=check) as progress:
         progress.stage(f"measuring the claims of {arguments.folder}")
         found = verify_run(arguments.folder, arguments.model, device=arguments.device)
+    check()
     if arguments.verbose and not arguments.json:
         show("\n".join(map(str, found.claims)))
     show(json.dumps(found.record) if arguments.json else found)

@@ -14,24 +14,42 @@ from types import FrameType
 from detjac_lanczos.errors import InputError
 
 
+class Interrupts:
+    """Whether there was one: Python drops one that hits a finalizer, a library's import makes it another error."""
+
+    def __init__(self) -> None:
+        self.noted = False
+
+    def check(self) -> None:
+        """Raise again what was dropped."""
+        if self.noted:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def noted_interrupts() -> Iterator[list[int]]:
-    """Give a list of the interrupts so far: some libraries turn one that hits their import into another error."""
-    noted: list[int] = []
-    usual = signal.getsignal(signal.SIGINT)
+def noted_interrupts() -> Iterator[Interrupts]:
+    """Note interrupts; one that Python drops is not shown as ignored, it is still to be raised by a check."""
+    interrupts = Interrupts()
+    usual, usual_hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
 
     def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
+        interrupts.noted = True
         signal.default_int_handler(number, frame)
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            usual_hook(dropped)
 
     ours = usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
     if ours:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGINT, note)
     try:
-        yield noted
+        yield interrupts
     finally:
         if ours:
             signal.signal(signal.SIGINT, usual)
+            sys.unraisablehook = usual_hook
 
 
 def mend_streams() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -29,10 +30,19 @@ class ProgressReporter:
         Show nothing.
     verbose : bool
         Show a line for every pass.
+    check : callable, optional
+        Called at every stage and pass; what it raises stops the work.
     """
 
-    def __init__(self, tol: float = 0.0, *, quiet: bool = False, verbose: bool = False) -> None:
-        self._tol, self._quiet, self._verbose = tol, quiet, verbose
+    def __init__(
+        self,
+        tol: float = 0.0,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tol, self._quiet, self._verbose, self._check = tol, quiet, verbose, check
         self._bar: Any = None
         self._staged = False
         self._on_terminal = sys.stderr.isatty()
@@ -59,6 +69,7 @@ class ProgressReporter:
 
     def stage(self, text: str) -> None:
         """Show what is going on until something else is shown; only on a terminal, so that errors stay one line."""
+        self._check()
         if self._verbose:
             self.say(text)
         elif self._on_terminal and not self._quiet:
@@ -77,6 +88,7 @@ class ProgressReporter:
 
     def __call__(self, progress: Progress) -> None:
         """Show how many triplets have been found after a pass."""
+        self._check()
         if self._quiet:
             return
         wanted = sum(len(residuals) for residuals in progress.residuals)

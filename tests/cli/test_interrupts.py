@@ -3,6 +3,7 @@
 import importlib
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ def test_an_interrupt_at_any_stage_leaves_a_whole_folder(
     assert [token.index for token in load_run(out).tokens] == [expected]
 
 
-def _interrupted(function: Any) -> Any:
+def _interrupted(function: Any, interrupt: Any = lambda: signal.raise_signal(signal.SIGINT)) -> Any:
     def interrupted(*args: Any, **options: Any) -> Any:
-        signal.raise_signal(signal.SIGINT)
+        interrupt()
         return function(*args, **options)
 
     return interrupted
@@ -85,3 +86,46 @@ def test_interrupt_that_a_library_turned_into_another_error_is_still_one(
     assert call("svd", PROMPT, "--model", folder, "--method", "lanczos") == 130
     assert capsys.readouterr().err.splitlines()[-1] == "detjac: interrupted"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class _Interrupting:
+    """Raises in a finalizer, where Python drops what is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupt_that_python_dropped_is_raised_again(
+    stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written, or, from the writing on, all of it."""
+    hook = sys.unraisablehook
+    monkeypatch.setattr(figures, "save_figures", lambda *_: [])
+    module, name = STAGES[stage]
+    place = importlib.import_module(module)
+    monkeypatch.setattr(place, name, _interrupted(getattr(place, name), _Interrupting))
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 1, "--out", out) == 130
+    assert capsys.readouterr() == ("", "detjac: interrupted\n")
+    assert sys.unraisablehook is hook
+    assert out.exists() == (stage in ("drawing", "writing", "renaming", "clearing up"))
+    assert not out.exists() or [token.index for token in load_run(out).tokens] == [1]
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_that_python_dropped_ends_the_search_at_the_next_pass(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    usual = ProgressReporter.__call__
+
+    def counted(self: ProgressReporter, progress: Any) -> None:
+        passes.append(progress.passes)
+        usual(self, progress)
+        _Interrupting()
+
+    monkeypatch.setattr(ProgressReporter, "__call__", counted)
+    assert call("svd", PROMPT, "--model", folder, "--method", "lanczos", "--block", 1, "-q") == 130
+    assert passes == [1, 2]

@@ -1,0 +1,33 @@
+"""How a program ends: what was raised as one line on standard error, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from detjac_lanczos.cli.parser import BAD_INPUT
+from detjac_lanczos.cli.process import Interrupts, mend_streams, noted_interrupts
+from detjac_lanczos.errors import DetjacError
+
+_INTERRUPTED = 130
+
+
+def exit_code(run: Callable[[Interrupts], int], *, verbose: bool = False) -> int:
+    """Run something that gives an exit code; return it, or that of the error or interrupt that ended it."""
+    with noted_interrupts() as interrupts:
+        try:
+            mend_streams()
+            code = run(interrupts)
+            interrupts.check()
+            return code
+        except DetjacError as error:
+            if verbose:
+                traceback.print_exc()
+            print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
+            return BAD_INPUT
+        except (Exception, KeyboardInterrupt) as error:
+            if not interrupts.noted and not isinstance(error, KeyboardInterrupt):
+                raise
+            print("detjac: interrupted", file=sys.stderr)
+            return _INTERRUPTED
