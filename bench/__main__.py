@@ -21,7 +21,11 @@ from bench.measure import CLOCKS, in_turns, middle
 from bench.roads import Job, autograd, glued, ours, residual, value_error
 from bench.wide_models import WIDE
 from bench.widen import widen
-from detjac_lanczos.cli import Parser
+from detjac_lanczos.cli import Parser, words
+from detjac_lanczos.cli.ending import exit_code
+from detjac_lanczos.cli.process import show
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.runs.folder import write_whole
 
 PROMPT = "The bridge out of Marin is the"
 TOKENS = (7, 16, 24, 32)
@@ -35,10 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         default="roads,glued,auto,floor,families,memory,gemma,seeds,completeness",
         help="comma-separated (default: all)",
     )
-    parser.add_argument("--widen", default="1,2", help="widenings of SmolLM2 (default: 1,2; 4 needs 20 GB)")
+    parser.add_argument(
+        "--widen", type=words.counts, default="1,2", help="widenings of SmolLM2 (default: 1,2; 4 needs 20 GB)"
+    )
     parser.add_argument("--families", default=",".join(WIDE), help="kinds of families to sweep (default: all)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of the families' sweeps (default: wall)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of the fast roads (default: 5)")
+    parser.add_argument("--repeats", type=words.count, default=5, help="runs of the fast roads (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/bench.json"))
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")
@@ -49,28 +55,42 @@ def main(argv: list[str] | None = None) -> int:
         if unknown := set(given) - set(known):
             parser.error(f"unknown {what} {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
 
+    figures = _figures_so_far(arguments.out)
     loaded = dl.load_model("smollm2")
     ids = loaded.tokenizer(PROMPT)["input_ids"]
-    figures: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     figures["machine"] = _machine()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
         if part == "roads":
             figures[part] = []
-            for r in map(int, arguments.widen.split(",")):
+            for r in arguments.widen:
                 figures[part].append(_roads(widen(loaded.model, r), ids, r, arguments.repeats))
                 _print_roads(figures[part][-1])
         elif part == "families":
             names = arguments.families.split(",")
             rows, lines = _families(names, ids, arguments.clock)
             figures[part] = [row for row in figures.get(part, []) if row["family"] not in names] + rows
-            print("\n".join(lines))
+            show("\n".join(lines))
         else:
             figures[part], lines = _PARTS[part](loaded, ids)
-            print("\n".join(lines))
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"written: {arguments.out}")
+            show("\n".join(lines))
+        write_whole(arguments.out, json.dumps(figures, indent=1) + "\n")
+    show(f"written: {arguments.out}")
     return 0
+
+
+def _figures_so_far(out: Path) -> dict[str, Any]:
+    """Return what an earlier bench wrote there; a place that could not be written is refused before hours of work."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent} is no folder; make it, or choose another place for --out")
+    if not out.exists():
+        return {}
+    try:
+        figures = json.loads(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{out} holds no figures of a bench ({error}); choose another place for --out") from None
+    if not isinstance(figures, dict):
+        raise InputError(f"{out} holds no figures of a bench; choose another place for --out")
+    return figures
 
 
 def _roads(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
@@ -120,14 +140,14 @@ def _dense(job: Job) -> list[Tensor]:
 
 def _print_roads(row: dict[str, Any]) -> None:
     seconds, accuracy = row["seconds"], row["accuracy"]
-    print(f"SmolLM2 ×{row['widening']} (d = {row['hidden size']}), top 8 of every token, tol 1e-3")
+    show(f"SmolLM2 ×{row['widening']} (d = {row['hidden size']}), top 8 of every token, tol 1e-3")
     for name, label in (("lanczos", "ours"), ("autograd", "(a) autograd + SVD"), ("dense", "(a′) our sweeps + SVD")):
-        print(
+        show(
             f"  {label:22s} {seconds[name]:7.2f} s   residual {accuracy[name]['residual']:.1e}   "
             f"values {accuracy[name]['value error']:.1e}"
         )
     against_a, against_dense = row["ratio (a)"], row["ratio (a')"]
-    print(
+    show(
         f"  against (a) {against_a:.2f}×, (a′) {against_dense:.2f}×; {row['row-sweeps']:.0f} row-sweeps = "
         f"{row['share of dense']:.3f} of dense"
     )
@@ -290,4 +310,4 @@ def _machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(lambda _: main()))

@@ -34,6 +34,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def counts(text: str) -> list[int]:
+    """Return the numbers of a list like 1,2."""
+    return [count(part) for part in text.split(",")]
+
+
 def polish(text: str) -> int | str:
     """Return how many tokens of a survey to certify, or the word that says so."""
     return text if text in ("none", "flagged") else count(text)

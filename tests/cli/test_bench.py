@@ -1,0 +1,73 @@
+"""``detjac bench``: bad input is one line, before a model is loaded; a reader of its table may leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import detjac_lanczos as dl
+from bench import __main__ as bench
+from detjac_lanczos.cli.ending import exit_code
+
+
+def no_model(_: str) -> None:
+    pytest.fail("a model was loaded")
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "advice"),
+    [
+        ("--widen", "x", "'x' is no whole number of 1 or more"),
+        ("--widen", "1,0", "'0' is no whole number of 1 or more"),
+        ("--repeats", "0", "'0' is no whole number of 1 or more"),
+        ("--repeats", "-3", "'-3' is no whole number of 1 or more"),
+        ("--out", "missing/bench.json", "missing is no folder; make it"),
+        ("--out", "list.json", "list.json holds no figures of a bench"),
+        ("--out", ".", ". holds no figures of a bench"),
+    ],
+)
+def test_bad_input_is_one_line(
+    option: str,
+    word: str,
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.json").write_text("[]")
+    monkeypatch.setattr(dl, "load_model", no_model)
+    try:
+        code = exit_code(lambda _: bench.main(["--parts", "floor", option, word]))
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert advice in err
+    assert not Path("missing").exists()
+
+
+PART_WITHOUT_A_MODEL = """
+import sys
+from types import SimpleNamespace
+from bench import __main__ as bench
+
+bench.dl.load_model = lambda _: SimpleNamespace(tokenizer=lambda _: {"input_ids": []})
+bench._PARTS["floor"] = lambda *_: ([1.0], ["a line of the table"])
+sys.exit(bench.main(["--parts", "floor", "--out", sys.argv[1]]))
+"""
+
+
+def test_the_figures_are_written_though_the_reader_of_the_table_has_left(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    figures = tmp_path / "bench.json"
+    command = [sys.executable, "-c", PART_WITHOUT_A_MODEL, str(figures)]
+    with open(write, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(figures.read_text())["floor"] == [1.0]
