@@ -119,6 +119,9 @@ def _from_text(loaded: LoadedModel, text: Any, chat: bool, add_special_tokens: b
     return _from_ids(loaded, ids, text)
 
 
+_PART = "'type': 'text'"
+
+
 def _through_chat_template(tokenizer: Any, text: str) -> list[int]:
     """Return the ids of one user turn, up to where the model answers; the template brings its own special tokens.
 
@@ -134,11 +137,12 @@ def _through_chat_template(tokenizer: Any, text: str) -> list[int]:
     def in_parts(text: str) -> Any:
         return [{"type": "text", "text": text}]
 
-    reason = "the filled template does not hold the text"
+    reason = "what it makes does not hold the text as it is"
     for content in (str, in_parts):
         try:
             filled = fill(content(text), tokenize=False)
-            if text.strip() in filled and filled != fill(content(text + text), tokenize=False):
+            read = content is str or _PART not in filled or _PART in text  # not printed as a list
+            if read and text.strip() in filled and filled != fill(content(text + text), tokenize=False):
                 ids: list[int] = fill(content(text), tokenize=True, return_dict=True)["input_ids"]
                 return ids
         except Exception as error:  # a template is a program of its own, and may fail in any way

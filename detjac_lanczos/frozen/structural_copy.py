@@ -73,6 +73,7 @@ def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
     require_not_repacked(model)
     refuse_reordered_experts(model)
     _require_plain_hooks(model)
+    _require_own_forwards(model)
     memo: dict[int, Any] = {}
     for module in model.modules():
         for table in _HOOK_TABLES:
@@ -97,16 +98,24 @@ def _unwrap_compiled(twin: nn.Module) -> None:
         for name, child in module._modules.items():
             if child is not None and "_orig_mod" in child._modules:
                 module._modules[name] = child._modules["_orig_mod"]
-    for path, module in twin.named_modules():
-        forward = module.__dict__.get("forward")
-        if isinstance(forward, FunctionType):
-            compiled = getattr(forward, "_torchdynamo_orig_callable", None)
-            if getattr(compiled, "__func__", None) is not type(module).forward:
-                raise UnsupportedModelError(
-                    f"a function was set as the forward of {path or 'the model'} ({type(module).__name__}), so that "
-                    "nothing is known of what it computes; take it off first (`del module.forward`)"
-                )
+    for module in twin.modules():
+        if isinstance(module.__dict__.get("forward"), FunctionType):
             del module.__dict__["forward"]
+
+
+def _require_own_forwards(model: nn.Module) -> None:
+    """Refuse a function set as a forward, unless `torch.compile` made it of the module's own."""
+    for path, module in model.named_modules():
+        forward = module.__dict__.get("forward")
+        if "_orig_mod" in module._modules or not isinstance(forward, FunctionType):
+            continue
+        compiled = getattr(forward, "_torchdynamo_orig_callable", None)
+        own = getattr(compiled, "__self__", None) is module
+        if not (own and getattr(compiled, "__func__", None) is type(module).forward):
+            raise UnsupportedModelError(
+                f"a function was set as the forward of {path or 'the model'} ({type(module).__name__}), so that "
+                "nothing is known of what it computes; take it off first (`del module.forward`)"
+            )
 
 
 def _find_long_frequencies(rotary: Any) -> None:

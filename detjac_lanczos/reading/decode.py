@@ -90,7 +90,9 @@ def decode_left(
     else:
         head = head_of(network)
         scale = head.scale
-        found = best_rows(head.table, vectors, top, logits=lambda p, a, b: head.logits(length * p, a, b))
+        found = best_rows(
+            head.table, vectors, top, logits=lambda p, a, b: head.logits(length * p, a, b), softcap=head.softcap
+        )
     return [
         [
             Decoded(decode(network.loaded, int(i)), int(i), float(share), scale * float(product))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.frozen.words import Scale, Softcap
+from detjac_lanczos.frozen.words import Project, Scale, Softcap, as_written
 from detjac_lanczos.models.linear_modules import bias_of, weight_of
 from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.operators.self_check import bar, relative
@@ -36,10 +37,9 @@ class Head:
     softcap: float | None = None
 
     def logits(self, products: Tensor, start: int, stop: int) -> Tensor:
-        """Return the logits of the rows from start to stop from their products W y, both (stop − start, K)."""
+        """Return s (W y + b) in the rows from start to stop from their products W y, both (stop − start, K)."""
         z = products if self.bias is None else products + self.bias[start:stop, None].to(products)
-        z = z * self.scale
-        return z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap
+        return z * self.scale
 
 
 def head_of(network: DetachedNetwork) -> Head:
@@ -56,13 +56,18 @@ def head_of(network: DetachedNetwork) -> Head:
     head = Head(weight_of(module, "the output head").dense(), bias_of(module))
     if network.route == "autograd":
         return Head(head.table, head.bias, _fitted_scale(network, head))
-    model, scale, softcap = network.family.causal_model_of(network.model), 1.0, None
-    for word in network.family.logits:
-        if isinstance(word, Scale):
-            scale *= word.factor(model)
-        elif isinstance(word, Softcap):
-            softcap = attrgetter(word.attribute)(model)
-    return Head(head.table, head.bias, scale, softcap)
+    model, (project, *rest) = network.family.causal_model_of(network.model), network.family.logits
+    softcap = None
+    if rest and isinstance(last := rest[-1], Softcap):
+        softcap = attrgetter(last.attribute)(model)
+        rest.pop()
+    scales = [word.factor(model) for word in rest if isinstance(word, Scale)]
+    if not isinstance(project, Project) or model.get_submodule(project.path) is not module or len(scales) < len(rest):
+        raise UnsupportedModelError(
+            f"vectors are decoded through a head, then scales, then a softcap; the logits of {network.family.name} are "
+            f"{as_written(network.family.logits)}"
+        )
+    return Head(head.table, head.bias, math.prod(scales), softcap)
 
 
 def _fitted_scale(network: DetachedNetwork, head: Head) -> float:

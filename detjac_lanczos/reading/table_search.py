@@ -25,7 +25,15 @@ class Found:
 
 
 @torch.no_grad()
-def best_rows(table: Tensor, queries: Tensor, top: int, *, cosine: bool = False, logits: Logits | None = None) -> Found:
+def best_rows(
+    table: Tensor,
+    queries: Tensor,
+    top: int,
+    *,
+    cosine: bool = False,
+    logits: Logits | None = None,
+    softcap: float | None = None,
+) -> Found:
     """Find the rows of a table that have the largest product (or cosine) with each query.
 
     Parameters
@@ -38,6 +46,8 @@ def best_rows(table: Tensor, queries: Tensor, top: int, *, cosine: bool = False,
         Divide each product by the lengths of row and query; rows of zeros score 0.
     logits : callable, optional
         By default the scores are the logits.
+    softcap : float, optional
+        c: shares are those of c tanh(logits / c), which does not part what it saturates.
 
     Returns
     -------
@@ -55,14 +65,23 @@ def best_rows(table: Tensor, queries: Tensor, top: int, *, cosine: bool = False,
         return products / _length(rows, 1)[:, None] if cosine else products
 
     rows = max(top, _CHUNK_ELEMENTS // max(1, max(queries.shape)))
-    found = merge_chunks(score, table.shape[0], rows, min(top, table.shape[0]), logits)
+    found = merge_chunks(score, table.shape[0], rows, min(top, table.shape[0]), logits, softcap)
     return Found(found.scores.to(home), found.ids.to(home), found.shares.to(home))
 
 
 def merge_chunks(
-    score: Callable[[int, int], Tensor], size: int, rows: int, top: int, logits: Logits | None = None
+    score: Callable[[int, int], Tensor],
+    size: int,
+    rows: int,
+    top: int,
+    logits: Logits | None = None,
+    softcap: float | None = None,
 ) -> Found:
     """Merge the best of each chunk. ``score(start, stop)`` gives (stop − start, K)."""
+
+    def capped(z: Tensor) -> Tensor:
+        return z if softcap is None else torch.tanh(z / softcap) * softcap
+
     scores, ids, best, total = [], [], [], torch.tensor(-torch.inf)
     for start in range(0, size, rows):
         stop = min(start + rows, size)
@@ -72,10 +91,10 @@ def merge_chunks(
         best.append(largest.values)
         ids.append(largest.indices + start)
         scores.append(part.gather(0, largest.indices))
-        total = torch.logaddexp(total.to(weights), torch.logsumexp(weights, dim=0))
+        total = torch.logaddexp(total.to(weights), torch.logsumexp(capped(weights), dim=0))
     merged = torch.cat(best).topk(top, dim=0)
     found, where = (torch.cat(parts).gather(0, merged.indices) for parts in (scores, ids))
-    return Found(found, where, torch.exp(merged.values - total))
+    return Found(found, where, torch.exp(capped(merged.values) - total))
 
 
 def _length(vectors: Tensor, dim: int) -> Tensor:

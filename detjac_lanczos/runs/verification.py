@@ -123,7 +123,7 @@ def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | N
         except (InputError, ModelError) as error:
             if model is None and record.get("live"):
                 raise InputError(
-                    f"the run was made with a live model ({name}): give that, or where to load it"
+                    f"the run was made with a live model ({name}): give that, with the tokenizer that it had"
                 ) from error
             raise
     else:

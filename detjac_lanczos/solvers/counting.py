@@ -261,20 +261,34 @@ class CountingBatch:
         self.sweeps.append((rows, seconds))
 
     def _recognise(self, direction: Direction, blocks: Sequence[tuple[int, Tensor]], stored: Sequence[Tensor]) -> None:
-        """Send each operator one column of its first pass again, uncounted: a journal serves those that wrote it."""
+        """Hold a journal against the operators that it serves, at one uncounted column each.
+
+        A random combination of the columns of an operator's first pass must give that combination of their products.
+        """
         unknown = [at for at, (index, _) in enumerate(blocks) if index not in self._recognised]
         if not unknown:
             return
-        apply = self.batch.matmat if direction is Direction.FORWARD else self.batch.rmatmat
-        again = apply([(blocks[at][0], blocks[at][1][:, :1].clone()) for at in unknown])
         self._recognised.update(index for index, _ in blocks)
-        for at, product in zip(unknown, again, strict=True):
-            index, one, other = blocks[at][0], product.double(), stored[at][:, :1].double()
-            scale = safe_scale(other)
+        columns, mixtures = [], []
+        for at in unknown:
+            index, block = blocks[at]
+            mixture = torch.randn(block.shape[1], 1, generator=torch.Generator().manual_seed(0), device="cpu")
+            mixtures.append((mixture / mixture.norm()).to(block.device, torch.float64))
+            columns.append((index, (block.double() @ mixtures[-1]).to(block)))
+        again = list((self.batch.matmat if direction is Direction.FORWARD else self.batch.rmatmat)(columns))
+        if len(again) != len(unknown):
+            raise OperatorError(f"a {direction.value} pass of {len(unknown)} blocks returned {len(again)} of them")
+        for at, product, mixture in zip(unknown, again, mixtures, strict=True):
+            index = blocks[at][0]
+            one = self._checked(index, direction, 1, product).T.double()
+            self.nonfinite.pop(index, None)  # that is said of the pass itself, which is taken from the journal
+            other = stored[at].double() @ mixture
             finite = torch.isfinite(other)
-            if not (
+            scale = safe_scale(other)
+            same = (
                 self.alike(index, one * scale, other * scale, scale) if finite.all() else one.isfinite().equal(finite)
-            ):
+            )
+            if not same:
                 raise InputError(
                     f"the checkpoint is of another operator: a first product of operator {index} does not come out "
                     "again; give a new folder"

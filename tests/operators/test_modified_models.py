@@ -3,6 +3,7 @@
 Each change is made to a tiny Llama; what is served is held against reverse mode through the changed model itself.
 """
 
+import copy
 import functools
 import types
 import warnings
@@ -322,6 +323,17 @@ def test_a_compiled_forward_is_run_as_what_it_was_made_of(path: str) -> None:
     compiled = module.forward = torch.compile(module.forward, backend="eager")
     assert torch.equal(detach((model, None), input_ids=tokens()).jacobian("joint").dense(), expected)
     assert module.forward is compiled
+
+
+def test_a_compiled_forward_of_another_module_is_refused() -> None:
+    """As in a deep copy, whose compiled forwards still run the modules that it was copied from."""
+    model = tiny_models.llama()
+    mlp(model).forward = torch.compile(mlp(model).forward, backend="eager")
+    assert detach((model, None), input_ids=tokens()).reconstruction.norm_error <= 1e-12
+    for other in (copy.deepcopy(model), tiny_models.llama()):
+        mlp(other).forward = mlp(model).forward
+        with pytest.raises(UnsupportedModelError, match="set as the forward"):
+            detach((other, None), input_ids=tokens())
 
 
 def test_a_function_set_as_a_forward_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Decoding is the head, or the embedding table, applied by hand; signs agree with the output."""
 
+import dataclasses
 import types
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.frozen.words import Project, Scale, Softcap
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, detach, layer, probe
 from detjac_lanczos.reading import decode_left, decode_right
+from detjac_lanczos.reading.head import head_of
 from tests import tiny_models
 from tests.tiny_models.dense import DENSE
 from tests.tiny_models.moe import MOE
@@ -65,6 +68,30 @@ def test_the_output_itself_decodes_to_the_models_own_prediction(name: str) -> No
     expected = torch.softmax(network.streams.logits[0], dim=0).sort(descending=True)
     assert [entry.id for entry in decoded] == expected.indices[:20].tolist()
     assert [entry.score for entry in decoded] == pytest.approx(expected.values[:20].tolist(), rel=1e-5)
+
+
+def test_a_softcap_that_saturates_keeps_the_order() -> None:
+    model = DENSE["Gemma 3 softcapped"](torch.float32)
+    model.get_output_embeddings().weight.data *= 100
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+    y = network.jacobian(0).y
+    (decoded,), _ = decode_left(network, y[:, None] / y.norm(), y, top=10)
+    logits = [entry.logit for entry in decoded]
+    assert logits == sorted(logits, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (Project("lm_head"), Softcap("config.final_logit_softcapping"), Scale("config.rms_norm_eps")),
+        (Scale("config.rms_norm_eps"), Project("lm_head")),
+        (Project("lm_head"), Project("lm_head")),
+    ],
+)
+def test_a_head_that_is_not_understood_is_not_decoded(network: DetachedNetwork, words: Any) -> None:
+    other = dataclasses.replace(network, family=dataclasses.replace(network.family, logits=words))
+    with pytest.raises(UnsupportedModelError, match="a head, then scales, then a softcap"):
+        head_of(other)
 
 
 def test_logits_that_are_not_understood_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from detjac_lanczos.errors import InputError, RunFileError
+from detjac_lanczos.errors import InputError, OperatorError, RunFileError
 from detjac_lanczos.solvers import Status, SVDResult, auto, svd, svd_batch
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
@@ -166,6 +166,26 @@ def test_every_operator_of_a_journal_is_recognised(method: str, tmp_path: Path) 
     for index, others in enumerate(([2 * A, B], [A, 2 * B])):
         with pytest.raises(InputError, match=f"first product of operator {index} does not"):
             svd_batch(others, 3, method=method, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "dense", "randomized", "auto"])
+@pytest.mark.parametrize("part", ["row", "column"])
+def test_a_change_of_one_row_or_column_is_another_operator(method: str, part: str, tmp_path: Path) -> None:
+    A = matrix(spectrum("root", 60), (60, 60))
+    other = A.clone()
+    (other if part == "row" else other.T)[7] *= 1.5
+    svd(A, 3, method=method, checkpoint=tmp_path)
+    with pytest.raises(InputError, match="another operator"):
+        svd(other, 3, method=method, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("product", ["text", torch.zeros(2, 2)])
+def test_what_a_resumed_operator_returns_is_checked(product: object, tmp_path: Path) -> None:
+    solve(Cutting(MATRICES), "lanczos", tmp_path)
+    broken = Cutting(MATRICES)
+    broken.rmatmat = lambda blocks: [product] * len(blocks)  # type: ignore[method-assign,assignment,return-value]
+    with pytest.raises(OperatorError, match="operator 0"):
+        solve(broken, "lanczos", tmp_path)
 
 
 def test_a_solve_that_was_not_finite_is_so_again(tmp_path: Path) -> None:
