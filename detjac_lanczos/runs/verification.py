@@ -127,7 +127,9 @@ def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | N
                 ) from error
             raise
     else:
-        loaded = load_converted(model, record["dtype"], device)
+        loaded = load_converted(model, None, device)
+        if loaded.fingerprint != record["fingerprint"]:
+            loaded = load_converted(model, record["dtype"], device)
     if loaded.fingerprint != record["fingerprint"]:
         raise ModelError(
             f"the weights of {loaded.name!r} are not those of the run ({record['model']!r}, fingerprint "

@@ -21,6 +21,7 @@ from detjac_lanczos.runs.notes import WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
 from tests.tiny_llama import PROMPT
 from tests.tiny_models import llama
+from tests.tiny_models.moe import gpt_oss
 
 
 @pytest.fixture
@@ -45,6 +46,13 @@ def test_a_run_of_a_live_model_asks_for_that(tmp_path: Path) -> None:
     folder = analyze((model, None), input_ids=[3, 7, 11], k=2).save(tmp_path / "run")
     with pytest.raises(InputError, match="made with a live model"):
         verify(folder)
+    assert verify(folder, (model, None)).ok
+
+
+def test_a_live_model_is_taken_as_it_is_where_it_is_the_one(tmp_path: Path) -> None:
+    """Loaded in float16, gpt-oss has norms in float32; a live one may have all in float16."""
+    model = gpt_oss(torch.float16)
+    folder = analyze((model, None), input_ids=[3, 7, 11], k=1, tokens=[2]).save(tmp_path / "run")
     assert verify(folder, (model, None)).ok
 
 
