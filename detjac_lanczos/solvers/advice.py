@@ -1,0 +1,96 @@
+"""The sentences that come with a result: how it ended, what its numbers cannot say, and what to do about it."""
+
+import numpy as np
+from torch import Tensor
+
+from detjac_lanczos.solvers.attempt import Completed
+from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.result import Status
+from detjac_lanczos.solvers.wording import rounded_up
+
+
+def on_status(
+    status: Status, batch: CountingBatch, index: int, options: Options, claimed: int, k: int, floor: float
+) -> str:
+    """Return how a solve ended, and what to do where it ended short."""
+    above = "" if options.threshold is None else f" above {options.threshold:g}"
+    met = f"The one triplet{above} meets" if k == 1 else f"All {k} triplets{above} meet"
+    sentences = {
+        Status.CONVERGED: f"{met} the tolerance {options.tol:g}.",
+        Status.BREAKDOWN_EXACT: (
+            "Nothing of the operator is left outside the space that was found, up to its rounding: every singular "
+            f"value beyond it is zero{f', or under the noise floor {rounded_up(floor)}' if floor else ''}."
+        ),
+        Status.NOISE_FLOOR: (
+            f"{claimed} of {k} triplets meet the tolerance {options.tol:g}; what else there is is down to the "
+            "rounding of the operator: raise tol, or compute the operator in a higher precision."
+        ),
+        Status.BUDGET: (
+            f"{claimed} of {k} triplets met the tolerance {options.tol:g} when the products ran out: raise "
+            "max_products, raise tol, or ask for fewer triplets."
+        ),
+        Status.NOT_FINITE: f"{batch.nonfinite.get(index, 'A product is not finite')}: {batch.remedy}.",
+        Status.NOT_ADJOINT: (
+            "The transposed product is not the adjoint of the forward one: run check_operator on this operator."
+        ),
+        Status.NOT_DETERMINISTIC: (
+            "The same block gave different products twice: switch off dropout and any other randomness."
+        ),
+    }
+    return sentences[status]
+
+
+def on_zeros(status: Status, sigma: Tensor, floor: float) -> str:
+    """Return how many of the values say no more than that they are under the floor."""
+    under = int((sigma <= floor).sum())
+    if status is not Status.BREAKDOWN_EXACT or not under or floor == 0.0:
+        return ""
+    return f" So {'is one' if under == 1 else f'are {under}'} of the {len(sigma)} found: their digits say nothing."
+
+
+def on_size(status: Status, batch: CountingBatch, lost: float) -> str:
+    """Return what to do where products are too small for their type."""
+    if status.successful or not lost:
+        return ""
+    return f" Its products are so small that they lose digits in {batch.operator_dtype}: scale the operator."
+
+
+def on_widening(widened: tuple[tuple[int, int], ...]) -> str:
+    """Return how blocks were widened, where they were."""
+    if not widened:
+        return ""
+    passes, columns = (", ".join(str(number) for number in numbers) for numbers in zip(*widened, strict=True))
+    return f" Some values coincide: from pass {passes} on, {columns} more random columns looked for further copies."
+
+
+def on_energy(energy: tuple[float, float] | None) -> str:
+    """Return how much the triplets hold, where that is what was asked for."""
+    return "" if energy is None else f" They hold {energy[0]:.1%} to {energy[1]:.1%} of |A|_F²."
+
+
+def on_error(error: float | None) -> str:
+    """Return what the triplets leave, where it was estimated."""
+    return "" if error is None else f" |A - U S Vᵀ|_F is about {error:.2g}: a leave-one-out estimate, no claim."
+
+
+def on_completeness(completed: Completed | None, options: Options) -> str:
+    """Return what to do where completeness was asked for and not reached."""
+    if options.delta is None or (completed is not None and completed.claim.complete):
+        return ""
+    if completed is None:
+        return " Nothing is known of missed values: no probe was made."
+    if completed.triplets is None:
+        hidden = f"{completed.claim.line}: rounding hides whether σ_{completed.claim.k + 1} lies above the threshold"
+        return f" {hidden}; move it, or compute the operator in a higher precision."
+    claim, values = completed.claim, completed.triplets.values
+    if claim.threshold is not None:
+        return f" {claim.line}: move the threshold into a gap of the spectrum, or give more products by max_products."
+    if claim.sigma_k <= claim.floor:
+        return ""
+    apart = [j for j in range(max(1, claim.k // 2), claim.k) if (1.0 - options.tol) * values[j - 1] > values[j]]
+    widest = max(apart, key=lambda j: values[j - 1] / max(values[j], np.finfo(np.float64).tiny), default=None)
+    gap = "" if widest is None else f", or ask for k = {widest}, where a gap follows"
+    if claim.cluster:
+        return f" σ_{claim.k} and σ_{claim.k + 1} are closer than the tolerance: no probe can part them{gap}."
+    return f" Probes of {claim.products} products do not show that these are all: give more by max_products{gap}."
