@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import torch
@@ -55,7 +55,7 @@ def head_of(network: DetachedNetwork) -> Head:
         raise UnsupportedModelError("decoding needs a dense output head (vocabulary, hidden size); this model has none")
     head = Head(weight_of(module, "the output head").dense(), bias_of(module))
     if network.route == "autograd":
-        return Head(head.table, head.bias, _fitted_scale(network, head))
+        return replace(head, scale=_fitted_scale(network, head))
     model, (project, *rest) = network.family.causal_model_of(network.model), network.family.logits
     softcap = None
     if rest and isinstance(last := rest[-1], Softcap):
@@ -67,7 +67,7 @@ def head_of(network: DetachedNetwork) -> Head:
             f"vectors are decoded through a head, then scales, then a softcap; the logits of {network.family.name} are "
             f"{as_written(network.family.logits)}"
         )
-    return Head(head.table, head.bias, math.prod(scales), softcap)
+    return replace(head, scale=math.prod(scales), softcap=softcap)
 
 
 def _fitted_scale(network: DetachedNetwork, head: Head) -> float:

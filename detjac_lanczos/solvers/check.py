@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.operator import LinearOperator, as_operator
 from detjac_lanczos.solvers.options import check_seed
+from detjac_lanczos.solvers.product_fault import product_fault
 from detjac_lanczos.solvers.rounding import LARGEST_ADJOINT_BOUND, adjoint_bound, epsilon, safe_scale, spacing
 
 _WIDTH = 3
@@ -131,25 +132,14 @@ def _product(
     name: str, apply: Callable[[Tensor], Tensor], block: Tensor, rows: int, operator: LinearOperator
 ) -> Tensor:
     """Return a copy of the product in float64, or raise :class:`_UnusableError` with what is wrong with it."""
-    kept, found = block.clone(), None
+    kept = block.clone()
     try:
         found = apply(block)
     except Exception as error:
         failed = f"{name} failed on a block of shape {tuple(block.shape)} and strides {block.stride()}"
         raise _UnusableError(f"{failed}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, Tensor):
-        raise _UnusableError(f"{name} returned a {type(found).__name__}: a torch tensor is needed")
-    if tuple(found.shape) != (rows, block.shape[1]):
-        raise _UnusableError(f"{name} returned shape {tuple(found.shape)} instead of {(rows, block.shape[1])}")
-    if not found.dtype.is_floating_point:
-        raise _UnusableError(f"{name} returned {found.dtype}: a real floating point type is needed")
-    if epsilon(found.dtype) > epsilon(operator.dtype):
-        raise _UnusableError(
-            f"{name} returned {found.dtype}, coarser than the {operator.dtype} that the operator declares: give it the "
-            "dtype that it computes in"
-        )
-    if found.device.type != torch.device(operator.device).type:
-        raise _UnusableError(f"{name} returned a product on {found.device}, the operator is on {operator.device}")
+    if fault := product_fault(found, (rows, block.shape[1]), operator.dtype, torch.device(operator.device)):
+        raise _UnusableError(f"the product of {name} is {fault}")
     if not bool(torch.isfinite(found).all()):
         raise _UnusableError(f"{name} returned NaN or infinite values for finite input")
     if not torch.equal(kept, block):

@@ -11,6 +11,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers.journal import Journal
 from detjac_lanczos.solvers.operator import OperatorBatch, SummingBatch
+from detjac_lanczos.solvers.product_fault import product_fault
 from detjac_lanczos.solvers.rounding import (
     adjoint_bound,
     deflation_threshold,
@@ -298,19 +299,8 @@ class CountingBatch:
         d_out, d_in = self.shapes[index]
         expected = (d_out if direction is Direction.FORWARD else d_in, width)
         where = f"operator {index}, {direction.value} pass {self.passes[index]}"
-        if not isinstance(product, Tensor):
-            raise OperatorError(f"{where}: the product is a {type(product).__name__}, a torch tensor is needed")
-        if tuple(product.shape) != expected:
-            raise OperatorError(f"{where}: the product has shape {tuple(product.shape)} instead of {expected}")
-        if not product.dtype.is_floating_point:
-            raise OperatorError(f"{where}: the product is {product.dtype}, a real floating point type is needed")
-        if epsilon(product.dtype) > epsilon(self.operator_dtype):
-            raise OperatorError(
-                f"{where}: the product is {product.dtype}, coarser than the {self.operator_dtype} that the operator "
-                "declares: give it the dtype that it computes in"
-            )
-        if product.device.type != self.device.type:
-            raise OperatorError(f"{where}: the product is on {product.device} and the operator on {self.device}")
+        if fault := product_fault(product, expected, self.operator_dtype, self.device):
+            raise OperatorError(f"{where}: the product is {fault}")
         if index not in self.nonfinite and not bool(torch.isfinite(product).all()):
             self.nonfinite[index] = f"{where}: the product holds NaN or infinite values"
         return product.T.to(self.dtype, copy=True, memory_format=torch.contiguous_format)

@@ -158,7 +158,7 @@ def test_products_coarser_than_declared_are_named() -> None:
 @pytest.mark.parametrize("exact", [0.0, 1.0])
 def test_products_coarser_than_declared_are_named_by_the_check(exact: float) -> None:
     report = check_operator(_spoiled(lambda product: (exact * product).float()))
-    assert "returned torch.float32, coarser than the torch.float64 that the operator declares" in str(report)
+    assert "is torch.float32, coarser than the torch.float64 that the operator declares" in str(report)
     assert "transpose" not in str(report)
 
 
@@ -244,7 +244,7 @@ def _spoiled(spoil):
         (Recorder(DENSE, DENSE.T * 1.001), "rmatmat is not the transpose of matmat"),
         (_spoiled(lambda product: product * float("nan")), "NaN or infinite"),
         (_spoiled(lambda product: product + 1e-6 * torch.randn_like(product)), "not deterministic"),
-        (_spoiled(lambda product: product[:-1]), r"returned shape \(8, 3\) instead of \(9, 3\)"),
+        (_spoiled(lambda product: product[:-1]), r"of shape \(8, 3\) instead of \(9, 3\)"),
         (_spoiled(lambda product: product.abs()), "not linear"),
         (_spoiled(lambda product: product - product.mean(1, keepdim=True)), "column by column"),
         (_spoiled(lambda product: product.int()), "floating point type is needed"),
