@@ -45,7 +45,18 @@ def mlp(index: int) -> Place:
 
 
 def probe(rows: Tensor) -> Place:
-    """Target: ``rows`` times the output. ``rows``: (m, hidden size), one probe direction per row."""
+    """Target: ``rows`` times the output.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (m, hidden size)
+        One direction per row.
+
+    Raises
+    ------
+    InputError
+        If they are no real, finite matrix.
+    """
     if not isinstance(rows, Tensor):
         raise InputError(f"probe takes a torch tensor (m, hidden size), not {type(rows).__name__}")
     if rows.is_complex():

@@ -134,7 +134,21 @@ def estimate_contributions(
 
 
 def measure_contribution(product: Tensor, x: Tensor, y: Tensor, triplets: Triplets) -> Contribution:
-    """Measure one contribution. ``product`` = J x: (d_out,); ``x``: (d_in,); ``y``: (d_out,)."""
+    """Measure one contribution.
+
+    Parameters
+    ----------
+    product : Tensor, shape (d_out,)
+        J x.
+    x : Tensor, shape (d_in,)
+    y : Tensor, shape (d_out,)
+    triplets : SVDResult, or what has its U, S and V
+        Those of J.
+
+    Returns
+    -------
+    Contribution
+    """
     Jx, value = product.double(), y.double()
     U, S, V = (part.to(Jx) for part in (triplets.U, triplets.S, triplets.V))
     missed = Jx - U @ (S * (V.T @ x.to(Jx)))

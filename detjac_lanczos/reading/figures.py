@@ -83,6 +83,17 @@ _LTR = "\u200e"  # keeps an index beside an Arabic or Hebrew token where it was 
 def plot_spectra(record: Record, prompt: int = 0) -> Figure:
     """Draw the singular values of every token of a prompt on a log scale, from dark (first token) to light (last).
 
+    Parameters
+    ----------
+    record : dict
+        ``Run.record``.
+    prompt : int
+        Which prompt of the run.
+
+    Returns
+    -------
+    matplotlib Figure
+
     Raises
     ------
     DetjacError
@@ -118,6 +129,19 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
 def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int = 0) -> Figure:
     """Draw the sums of J_i x_i, by detached and by ordinary Jacobians, against the model's own output.
 
+    Parameters
+    ----------
+    record : dict
+        ``Run.record``.
+    vectors : mapping of str to Tensor
+        ``Run.vectors``.
+    prompt : int
+        Which prompt of the run.
+
+    Returns
+    -------
+    matplotlib Figure
+
     Raises
     ------
     DetjacError
@@ -150,6 +174,17 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
 
 def plot_contributions(record: Record, prompt: int = 0) -> Figure:
     """Draw ‖J_i x_i‖ / ‖y‖ of every token, and the length of the part that its leading triplets reproduce.
+
+    Parameters
+    ----------
+    record : dict
+        ``Run.record``.
+    prompt : int
+        Which prompt of the run.
+
+    Returns
+    -------
+    matplotlib Figure
 
     Raises
     ------

@@ -43,6 +43,14 @@ def save_run(run: Run, folder: str | os.PathLike[str]) -> Path:
 def load_run(folder: str | os.PathLike[str]) -> Run:
     """Read a run that `Run.save` or ``detjac svd --out`` wrote.
 
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    Run
+
     Raises
     ------
     RunFileError

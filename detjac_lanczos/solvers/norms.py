@@ -130,6 +130,22 @@ def norms_batch(
 ) -> list[Norms]:
     """Estimate norms of every operator of a batch; operators of one output space share the probes of ‖A‖_F.
 
+    Parameters
+    ----------
+    batch : OperatorBatch, or a sequence of what :func:`norms` takes
+    triplets : sequence of SVDResult
+        One for each operator. Not needed for ``exact``.
+
+    Returns
+    -------
+    list of Norms
+        One for each operator.
+
+    Raises
+    ------
+    InputError, OperatorError
+        As :func:`norms`.
+
     See Also
     --------
     norms : the options.

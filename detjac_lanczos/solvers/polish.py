@@ -18,7 +18,25 @@ def flagged(results: Sequence[SVDResult]) -> list[int]:
 
 
 def worst(results: Sequence[SVDResult], count: int) -> list[int]:
-    """Return the ``count`` operators whose σ_1 a survey may have estimated worst, the worst first."""
+    """Choose the operators whose σ_1 a survey may have estimated worst.
+
+    Parameters
+    ----------
+    results : sequence of SVDResult
+        Of ``svd_batch(batch, method="shared_basis")``.
+    count : int
+        How many.
+
+    Returns
+    -------
+    list of int
+        Indices into ``results``, the worst first; those that are certified already are left out.
+
+    Raises
+    ------
+    InputError
+        If ``results`` are no results of a solve.
+    """
     check_results(results)
     doubts = {index: result.missed.doubt for index, result in enumerate(results) if result.missed is not None}
     return sorted(doubts, key=doubts.__getitem__, reverse=True)[:count]

@@ -168,6 +168,13 @@ def svd_batch(
     list of SVDResult
         One for each operator; each as :func:`svd` alone would find it, up to rounding.
 
+    Raises
+    ------
+    InputError
+        An option or an operator cannot be used, or no operator is given.
+    OperatorError
+        A product has the wrong shape, dtype or device.
+
     See Also
     --------
     svd : the other options.
