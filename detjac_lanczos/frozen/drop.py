@@ -1,4 +1,4 @@
-"""Switching off: an attention head, a routed expert, a whole branch."""
+"""Changed coefficients: given ones, or zeros where an attention head, a routed expert or a whole branch was."""
 
 from __future__ import annotations
 
@@ -42,6 +42,27 @@ def head(layer: int, head: int) -> Head:
 def expert(layer: int, expert: int) -> Expert:
     """Name a routed expert, for `FrozenNetwork.replace`."""
     return Expert(layer, expert)
+
+
+def replaced(coefficients: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return coefficients with given ones in place of those of the same names.
+
+    Raises
+    ------
+    InputError
+        If there is none of a name, it has another shape, or folding moved it elsewhere.
+    """
+    changed = dict(coefficients)
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"cannot replace {name} by a {type(value).__name__}; give a tensor of its shape")
+        if name not in changed or changed[name].shape != value.shape:
+            have = tuple(changed[name].shape) if name in changed else "no such coefficient"
+            raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
+        if name.startswith("blocks.") and name.endswith((".rstd", ".weight", ".positions")):
+            raise InputError(f"cannot replace {name}: folding moved it into a gate or mixing; replace that instead")
+        changed[name] = value.to(changed[name])
+    return changed
 
 
 def name_of(item: Head | Expert | Place) -> str:

@@ -12,12 +12,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.assembly import assemble
 from detjac_lanczos.frozen.capture import Streams, branch_values
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.drop import Expert, Head, name_of, switch_off
+from detjac_lanczos.frozen.drop import Expert, Head, name_of, replaced, switch_off
 from detjac_lanczos.frozen.fold import fold
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.mapped import let_go
@@ -96,7 +95,7 @@ class FrozenNetwork:
         freeze: Freeze,
         coefficients: Mapping[str, Tensor],
         streams: Streams,
-        planned: Plan | None = None,
+        planned: Plan | None,
     ) -> Self:
         """Fold freshly captured coefficients (in place) and return their network."""
         network = cls(loaded, family, prompts, freeze, coefficients, streams, planned=planned)
@@ -200,12 +199,12 @@ class FrozenNetwork:
 
         An altered network has no such pass; its values are what it makes of the embeddings, read by the model's head.
         """
-        row = self.start_of(prompt) + position
+        if target.kind in ("logits", "probe"):
+            y = self.value(Place("output"), prompt, position)[None]
+            return apply_from_afar(reading_of(self, target, y), y, torch.zeros(1, dtype=torch.long))[0]
         if self.altered:
-            if target.kind not in ("logits", "probe"):
-                return self._affine(-1, target, prompt, position, self.inputs(-1, prompt)[: position + 1])
-            y = self.value(Place("output"), prompt, position)
-            return apply_from_afar(reading_of(self, target, y[None]), y[None], torch.zeros(1, dtype=torch.long))[0]
+            return self._affine(-1, target, prompt, position, self.inputs(-1, prompt)[: position + 1])
+        row = self.start_of(prompt) + position
         match target.kind:
             case "layer":
                 return self.streams.residual[(target.index or 0) + 1][row]
@@ -213,11 +212,7 @@ class FrozenNetwork:
                 return self.streams.residual[-1][row]
             case "attention" | "mlp":
                 return self._branch_values(target.kind, target.index or 0)[row]
-            case "output":
-                return self.streams.output[row]
-        y = self.streams.output[row]
-        positions = torch.tensor([row], device=self.device)
-        return apply_from_afar(reading_of(self, target, y[None]), y[None], torch.zeros_like(positions))[0]
+        return self.streams.output[row]
 
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._values:
@@ -278,31 +273,13 @@ class FrozenNetwork:
         InputError
             If a name does not exist, a shape differs, or a head, expert or branch does not exist.
         """
-        changed = dict(self.coefficients)
-        for name, value in (coefficients or {}).items():
-            if not isinstance(value, Tensor):
-                raise InputError(f"cannot replace {name} by a {type(value).__name__}; give a tensor of its shape")
-            if name not in changed or changed[name].shape != value.shape:
-                have = tuple(changed[name].shape) if name in changed else "no such coefficient"
-                raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
-            if name.startswith("blocks.") and name.endswith((".rstd", ".weight", ".positions")):
-                raise InputError(f"cannot replace {name}: folding moved it into a gate or mixing; replace that instead")
-            changed[name] = value.to(changed[name])
-        dropped = set(self.dropped)
-        for item in drop if isinstance(drop, Iterable) and not isinstance(drop, str) else (drop,):
+        changed = replaced(self.coefficients, coefficients or {})
+        off = tuple(drop) if isinstance(drop, Iterable) and not isinstance(drop, str) else (drop,)
+        for item in off:
             switch_off(changed, item, self.blocks)
-            dropped.add(name_of(item))
-        return type(self)(
-            self.loaded,
-            self.family,
-            self.prompts,
-            self.freeze,
-            changed,
-            self.streams,
-            frozenset(dropped),
-            self.planned,
-            altered=self.altered or bool(coefficients) or bool(dropped),
-        )
+        dropped = self.dropped.union(map(name_of, off))
+        altered = self.altered or bool(coefficients) or bool(off)
+        return replace(self, coefficients=changed, dropped=dropped, altered=altered)
 
     def save(self, path: str | Path) -> Path:
         """Write coefficients and streams to one safetensors file, whole or not at all; the weights stay out of it.
@@ -340,5 +317,5 @@ class FrozenNetwork:
         RunFileError
             If the file is missing, truncated, foreign or newer than this version, or belongs to other weights.
         """
-        loaded = load_model(*model) if isinstance(model, tuple) else load_model(model)
+        loaded = load_model(model)
         return cls(loaded, **store.load(Path(path), loaded))

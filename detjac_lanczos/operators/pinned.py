@@ -164,8 +164,6 @@ class PinnedNetwork(DetachedNetwork):
     @in_own_precision
     def value(self, target: Place, prompt: int, position: int) -> Tensor:
         """Return the nonlinear value of a target at a position of a prompt: (d_out,)."""
-        if target.rows is not None:
-            return target.rows.to(self.streams.output) @ self.streams.output[self.start_of(prompt) + position]
         if target.kind == "logits":
             return self.ordinary_sweeps(-1, target).values(prompt, position, self.inputs(-1, prompt)[None])[0]
         return super().value(target, prompt, position)
