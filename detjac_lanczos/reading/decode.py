@@ -16,6 +16,9 @@ from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.reading.head import head_of
 from detjac_lanczos.reading.table_search import best_rows, merge_chunks
 
+HEADLESS = ("logits", "probe")
+"""Kinds of targets whose vectors are read as they stand, through no head."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -69,7 +72,7 @@ def decode_left(
     InputError
         If the shapes do not fit together.
     UnsupportedModelError
-        As in `head_of`.
+        As in `head_of`; never for logits and probes, which need no head.
     """
     kind = target.kind if isinstance(target, Place) else target
     if U.ndim != 2 or y.shape != U.shape[:1]:

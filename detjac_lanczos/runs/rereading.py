@@ -12,6 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.prompt import decode, read_prompts
 from detjac_lanczos.operators import DetachedNetwork, Jacobian, JacobianBatch
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
+from detjac_lanczos.reading.decode import HEADLESS
 from detjac_lanczos.reading.head import head_of
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.readings import CANDIDATES, read_tokens
@@ -36,7 +37,7 @@ def token_claims(
     ``estimates``: what a survey knows of those that it left as estimates, found anew.
 
     Scores follow from the stored vectors and the weights: cosines may differ by c ε √d, logits by that times the
-    longest row of the head, and the logarithm of a share of softmax by 2 ‖y‖ times as much. Stable ranks and
+    longest row of the head they pass, and the logarithm of a share of softmax by 2 ‖y‖ times as much. Stable ranks and
     contributions need fresh products of the operator, which may differ by c ε √d of their length; those of estimates
     rest on random cotangents, √d as long as unit vectors.
     """
@@ -52,8 +53,10 @@ def token_claims(
     )
     cosines = SAFETY * epsilon(working_dtype(batch.dtype)) * math.sqrt(max(batch.shapes[0]))
     products = adjoint_bound(epsilon(batch.dtype), max(batch.shapes[0]))
-    head = head_of(network)
-    row = abs(head.scale) * float(head.table.norm(dim=1).max())
+    row = 1.0
+    if batch.operators[0].target.kind not in HEADLESS:
+        head = head_of(network)
+        row = abs(head.scale) * float(head.table.norm(dim=1).max())
     for index, (token, operator, reading) in enumerate(zip(tokens, batch.operators, readings, strict=True)):
         rounding = products * (math.sqrt(batch.shapes[0][0]) if index in estimates else 1.0)
         length = max(float(operator.y.double().norm()), float(network.streams.output.double().norm(dim=1).max()))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from transformers import StableLmConfig, StableLmForCausalLM
 from detjac_lanczos.cli import main
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models import load_model
-from detjac_lanczos.operators import layer
+from detjac_lanczos.operators import detach, layer, probe
+from detjac_lanczos.reading.head import head_of
 from detjac_lanczos.runs import analyze, load_run, verify
 from tests.tiny_llama import PROMPT, WORDS, save_tiny_llama
 
@@ -54,6 +56,19 @@ def test_a_run_is_decoded_and_verified(folder: Path, options: dict[str, Any]) ->
     assert verification.ok, str(verification)
     flipped = {"V.0.0": run.vectors["V.0.0"].flip(0)}
     assert not verify(replace(run, vectors=run.vectors | flipped), loaded).ok
+
+
+@pytest.mark.parametrize("target", ["logits", probe(torch.eye(8, 64))], ids=str)
+def test_where_no_head_is_needed_none_is_asked_for(folder: Path, target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(folder)
+    head = loaded.model.lm_head
+    monkeypatch.setattr(head, "forward", MethodType(lambda self, x: x.flip(-1) @ self.weight.T, head))
+    with pytest.raises(UnsupportedModelError, match="no multiple of what its head gives"):
+        head_of(detach(loaded, PROMPT))
+    run = analyze(loaded, PROMPT, k=2, method="lanczos", target=target)
+    assert run.converged
+    verification = verify(run, loaded)
+    assert verification.ok, str(verification)
 
 
 def test_the_command_line_takes_its_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
