@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -217,9 +218,9 @@ class _Clock:
 
 
 def _require_distinct(batch: JacobianBatch) -> None:
-    chosen = [(operator.prompt, operator.token) for operator in batch.operators]
-    for prompt, token in chosen:
-        if chosen.count((prompt, token)) > 1:
+    chosen = Counter((operator.prompt, operator.token) for operator in batch.operators)
+    for (prompt, token), times in chosen.items():
+        if times > 1:
             raise InputError(f"token {token} of prompt {prompt} is given twice; give each token once")
 
 
