@@ -60,7 +60,7 @@ def mix_rebuilt_transposed(
     return _rebuilt("mix_rebuilt_transposed", (q, k, lse, first, cotangents), options | {"start": start})
 
 
-def _stored(name: str, probabilities: Tensor, values: Tensor, table: ChoiceTable = TABLE) -> Tensor:
+def _stored(name: str, probabilities: Tensor, values: Tensor) -> Tensor:
     plain = getattr(mixing, name)
     if not triton_runs(values) or probabilities.dtype is not values.dtype or values.dtype not in AGREEMENT:
         result: Tensor = plain(probabilities, values)
@@ -72,10 +72,10 @@ def _stored(name: str, probabilities: Tensor, values: Tensor, table: ChoiceTable
         "kernel": lambda: getattr(device, name)(probabilities, values),
     }
     key = f"{name} {len(values)} groups, {_sizes(*probabilities.shape[1:], values.shape[-1])}"
-    return _run(key, roads, values, table)
+    return _run(key, roads, values)
 
 
-def _rebuilt(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any], table: ChoiceTable = TABLE) -> Tensor:
+def _rebuilt(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
     plain = getattr(rebuilt_mixing, name)
     q, k, lse, _, values = tensors
     if not triton_runs(values) or lse.dtype is not torch.float32:
@@ -88,14 +88,14 @@ def _rebuilt(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any], ta
         roads["kernel"] = lambda: getattr(device, name)(*tensors, **options)
     heads = f"{len(q)}/{len(k)} heads of {q.shape[-1]}"
     cap = "" if options["softcap"] is None else ", softcap"
-    return _run(f"{name} {heads}, {_sizes(q.shape[1], k.shape[1], values.shape[-1])}{cap}", roads, values, table)
+    return _run(f"{name} {heads}, {_sizes(q.shape[1], k.shape[1], values.shape[-1])}{cap}", roads, values)
 
 
 def _sizes(*sizes: int) -> str:
     return "×".join(str(1 << (size - 1).bit_length()) for size in sizes)
 
 
-def _run(key: str, roads: Mapping[str, Road], values: Tensor, table: ChoiceTable) -> Tensor:
+def _run(key: str, roads: Mapping[str, Road], values: Tensor) -> Tensor:
     key = f"{device_name(values.device)}, {values.dtype}, {key}"
     kept = kept_choices("mixing", values.device)
-    return table.run(key, roads, AGREEMENT[values.dtype], measure=not capturing(values), kept=kept)
+    return TABLE.run(key, roads, AGREEMENT[values.dtype], measure=not capturing(values), kept=kept)

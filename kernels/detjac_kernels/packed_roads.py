@@ -48,7 +48,6 @@ def product(
     gate: Tensor | None,
     out_scale: Tensor | None,
     add: Tensor | None,
-    table: ChoiceTable = TABLE,
 ) -> Tensor:
     """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``, or W in the place of Wᵀ, by the best road."""
     if not len(x):
@@ -57,7 +56,7 @@ def product(
     roads = {name: _around(road, x, scale, gate, out_scale, add) for name, road in bare.items()}
     roads["fused"] = lambda: fused(x, packed, transposed, scale=scale, gate=gate, out_scale=out_scale, add=add)
     key, kept = shape_class(x, packed, transposed), kept_choices("packed", x.device)
-    return table.run(key, roads, AGREEMENT[x.dtype], measure=not capturing(x), kept=kept)
+    return TABLE.run(key, roads, AGREEMENT[x.dtype], measure=not capturing(x), kept=kept)
 
 
 def shape_class(x: Tensor, packed: Packed4, transposed: bool) -> str:

@@ -97,13 +97,13 @@ def test_the_faster_of_both_is_taken_where_kernels_run(faster: str, monkeypatch:
         return float(len(timed) != ["twin", "kernel"].index(faster) + 1)
 
     table = ChoiceTable(timer)
-    options = {"scaling": 0.3, "softcap": None, "key_scale": None, "query_scale": None, "start": 0}
-    got = mixing_roads._rebuilt("mix_rebuilt", (q, k, lse, first, values), options, table)
+    monkeypatch.setattr(mixing_roads, "TABLE", table)
+    got = mixing_roads.mix_rebuilt(q, k, lse, first, values, scaling=0.3)
     assert list(table.choices().values()) == [faster]
     wanted = rebuilt_mixing.mix_rebuilt(q, k, lse, first, values, scaling=0.3)
     assert relative(got, wanted) <= EXACT
     stored, timed[:] = rebuilt_mixing.mix_rebuilt(q, k, lse, first, torch.eye(40)[None], scaling=0.3), []
-    assert relative(mixing_roads._stored("mix", stored, values, table), wanted) <= EXACT
+    assert relative(mixing_roads.mix(stored, values), wanted) <= EXACT
     assert list(table.choices().values()) == [faster, faster]
 
 

@@ -34,7 +34,8 @@ def test_every_road_makes_the_same_product(favourite: str, transposed: bool, mon
     if favourite not in names:
         return
     table = ChoiceTable(timer)
-    got = packed_roads.product(x, packed, transposed, *around, table=table)
+    monkeypatch.setattr(packed_roads, "TABLE", table)
+    got = packed_roads.product(x, packed, transposed, *around)
     assert list(table.choices().values()) == [favourite]
     assert list(*table.seconds().values()) == names
     twin = four_bit.packed_linear_transposed if transposed else four_bit.packed_linear
@@ -88,7 +89,7 @@ def test_on_a_device_the_public_product_takes_the_chosen_road(
     road: str, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = ChoiceTable(lambda work: 1.0)
-    monkeypatch.setattr(packed_roads.product, "__defaults__", (table,))
+    monkeypatch.setattr(packed_roads, "TABLE", table)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     packed = random_packed(128, 192, nested=True)
     n, k = packed.shape[::-1] if transposed else packed.shape
