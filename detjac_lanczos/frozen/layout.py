@@ -116,7 +116,6 @@ class Layout:
             starts.append(starts[-1] + length)
         self._prompt_start = starts
         self.rows = sum(segment.rows for segment in self.segments)
-        self.pruned_rows = sum(segment.width for segment in self.segments)
 
     def on(self, device: torch.device | None) -> Layout:
         """Return this layout with its index tensors on a device."""

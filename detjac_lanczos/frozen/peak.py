@@ -49,7 +49,7 @@ def sweep_bytes(
     lengths: Sequence[int],
     width: int,
     *,
-    rebuilt: tuple[bool, bool] = (False, False),
+    rebuilt: tuple[bool, bool],
     lockstep: bool = False,
     met: bool = False,
     affine: bool = False,
@@ -103,7 +103,7 @@ def sweep_bytes(
     return most + streams + 8 * rows * (8 + 2 * chosen) + _others(shape)
 
 
-def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[bool, bool] = (False, False)) -> int:
+def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[bool, bool]) -> int:
     """Return the bytes of the self-check of a model's first network: its first prompt three times at once, then four.
 
     Products of four mostly have shapes that those of three have met.

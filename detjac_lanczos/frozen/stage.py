@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -27,7 +27,7 @@ class Stage:
 
     branches: tuple[Branch, ...]
     residual: bool = True
-    block: int = field(default=-1)
+    block: int = -1
 
     @cached_property
     def device(self) -> torch.device | None:

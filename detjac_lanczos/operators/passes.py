@@ -24,8 +24,8 @@ from detjac_lanczos.models.saved_weights import forget_gradients
 class Passes:
     """Forward passes from any source to any target, in reach of automatic differentiation.
 
-    The copy runs eager attention and eager experts, whose operations can be differentiated forwards too. One pass at a
-    time: its hooks belong to it.
+    The copy runs observed attention and eager experts, whose operations can be differentiated forwards too. One pass at
+    a time: its hooks belong to it.
 
     Raises
     ------
@@ -38,8 +38,6 @@ class Passes:
             raise ModelError("the weights were made in torch.inference_mode(): load the model outside of it")
         self.model = without_adapters(observed_copy(model))
         forget_gradients(self.model)
-        for config in (self.model.config, self.model.config.get_text_config()):
-            config._experts_implementation = "eager"
         self.family, self.prompts = family, tuple(prompts)
         self.decoder, self.blocks = family.decoder_of(self.model), family.blocks_of(self.model)
         self.double = compute_dtype(self.model) is torch.float64

@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from detjac_lanczos.frozen.declare import Residual
-from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA
-from detjac_lanczos.frozen.words import Either, GatedMLP, Project, RMSNorm, RoutedExperts
+from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA, MLP
+from detjac_lanczos.frozen.words import Either, RMSNorm, RoutedExperts
 
-DENSE = (GatedMLP("mlp.gate_proj", "mlp.up_proj", "mlp.act_fn"), Project("mlp.down_proj"))
+DENSE = MLP.words[1:]
+"""What follows the norm where there are no experts."""
 
 QWEN3_MOE = replace(
     LLAMA,
