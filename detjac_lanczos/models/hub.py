@@ -7,19 +7,18 @@ from difflib import get_close_matches
 from typing import Any
 
 from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.models.catalogue import EMBEDDED
 
 TIMEOUT_SECONDS = 10.0
 
 
-def options_for_hub(name: str, embedded_names: list[str], options: dict[str, Any]) -> dict[str, Any]:
+def options_for_hub(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options with which to load `name`: from the hub's local cache alone if the hub is out of reach.
 
     Parameters
     ----------
     name
         A hub id.
-    embedded_names
-        For the hint when `name` is nearly one of them.
     options
         Those of ``from_pretrained``; ``revision``, ``token``, ``cache_dir`` and ``local_files_only`` matter here.
 
@@ -35,7 +34,7 @@ def options_for_hub(name: str, embedded_names: list[str], options: dict[str, Any
 
     if options.get("local_files_only"):
         return options
-    close = get_close_matches(name, embedded_names, n=1)
+    close = get_close_matches(name, EMBEDDED, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "check the spelling (`detjac models` lists the embedded ones)"
     token, revision = options.get("token"), options.get("revision")
     try:

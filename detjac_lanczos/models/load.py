@@ -132,7 +132,7 @@ def _named(
     elif _looks_like_a_path(name_or_path) or not HUB_ID.fullmatch(name):
         raise InputError(f"no model at {name!r}; give an existing folder or .gguf file, or one of {_names()}")
     else:
-        source, options = name, options_for_hub(name, list(EMBEDDED), options)
+        source, options = name, options_for_hub(name, options)
     if kind is not None:
         tokenizer = load_tokenizer(source, name, **options)
         model = load_quantized(source, name, wanted, kind, place, **options)
@@ -197,7 +197,7 @@ def _from_cache(
     name: str,
     dtype: torch.dtype | None,
     device: torch.device | None,
-    kind: str | None = None,
+    kind: str | None,
     **from_pretrained: Any,
 ) -> LoadedModel:
     if "device_map" in from_pretrained and kind is None and dtype not in (None, torch.float32):

@@ -33,7 +33,7 @@ def loading_of(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"trust_remote_code": True} if options["trust_remote_code"] else {})
 
 
-def options_from(loading: Mapping[str, Any], *, moved: bool = False, placed: bool = False) -> dict[str, Any]:
+def options_from(loading: Mapping[str, Any], *, moved: bool, placed: bool) -> dict[str, Any]:
     """Return the options of `load_model` that repeat a recorded loading.
 
     Parameters

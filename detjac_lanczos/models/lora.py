@@ -74,7 +74,7 @@ class AdaptedWeight(UnfusedWeight):
         return DenseWeight(self.dense()).fingerprint()
 
 
-def adapted_weight(layer: Any, base: Weight, part: Part | None = None) -> Weight:
+def adapted_weight(layer: Any, base: Weight, part: Part | None) -> Weight:
     """Return the weight of a LoRA layer.
 
     Parameters
@@ -82,7 +82,7 @@ def adapted_weight(layer: Any, base: Weight, part: Part | None = None) -> Weight
     layer : peft.tuners.lora.LoraLayer around a linear module
     base : Weight
         Of what lies inside, of the same ``part`` of its rows.
-    part : Part, optional
+    part : Part or None
     """
     adapters = active_adapters(layer)
     if not adapters:

@@ -138,23 +138,12 @@ def stored_value(model: nn.Module, name: str) -> Tensor | None:
 
 def execution_device(model: nn.Module) -> torch.device:
     """Return where a model's first module with parameters runs: what a prompt is given to."""
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                source = offloaded(module) if parameter.is_meta else None
-                return parameter.device if source is None else source.device
-    return torch.device("cpu")
+    return next(_devices(model), torch.device("cpu"))
 
 
 def execution_devices(model: nn.Module) -> set[torch.device]:
     """Return all devices that a model's modules run on."""
-    found = set()
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                source = offloaded(module) if parameter.is_meta else None
-                found.add(parameter.device if source is None else source.device)
-    return found
+    return set(_devices(model))
 
 
 def require_values(model: nn.Module) -> None:
@@ -200,6 +189,15 @@ def kept_by_hooks(module: nn.Module) -> Iterator[object]:
             yield hook.weights_map
         for placed in (getattr(hook, "tied_params_map", None) or {}).values():
             yield from placed.values()
+
+
+def _devices(model: nn.Module) -> Iterator[torch.device]:
+    """Yield where each parameter is used."""
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                source = offloaded(module) if parameter.is_meta else None
+                yield parameter.device if source is None else source.device
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:

@@ -21,15 +21,6 @@ from detjac_lanczos.models.dtypes import parse_dtype
 from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.packable import packed_parameters
 
-__all__ = [
-    "Quantization",
-    "outline",
-    "packed_bytes",
-    "read_quantization",
-    "scratch",
-    "weight_bytes",
-]
-
 Quantization = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"]
 
 
@@ -161,8 +152,7 @@ def _config(model: Any) -> Any:
             return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         if path.is_dir():
             return AutoConfig.from_pretrained(path)
-        options = options_for_hub(name, list(EMBEDDED), {})
-        return AutoConfig.from_pretrained(name, **options)
+        return AutoConfig.from_pretrained(name, **options_for_hub(name, {}))
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ModelError(f"no configuration of {name!r} can be read ({_in_a_line(error)})") from error
 

@@ -11,7 +11,7 @@ from detjac_lanczos.errors import InputError
 
 
 def packed_parameters(
-    model: Any, quantization: str | None, skipped: Sequence[str] | None = None
+    model: Any, quantization: str | None, skipped: Sequence[str] | None
 ) -> dict[int, tuple[int, int]]:
     """Return the shapes (f, d), by the ids of parameters, of what a format packs; routed experts count as one matrix.
 
@@ -21,8 +21,8 @@ def packed_parameters(
         On any device, the meta device too.
     quantization : str or None
         A format of bitsandbytes, or "mxfp4", which packs the experts of gpt-oss.
-    skipped : sequence of str, optional
-        Patterns of names that a checkpoint was packed without (``llm_int8_skip_modules``); by default head and ties.
+    skipped : sequence of str or None
+        Patterns of names that a checkpoint was packed without (``llm_int8_skip_modules``); None for head and ties.
 
     Raises
     ------

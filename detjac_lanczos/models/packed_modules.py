@@ -76,7 +76,7 @@ def scratch_of(model: nn.Module, itemsize: int) -> int:
     return most + tables
 
 
-def packed_weight(module: nn.Module, name: str, part: Part | None = None) -> Weight:
+def packed_weight(module: nn.Module, name: str, part: Part | None) -> Weight:
     """Return the weight of a packed module, or of a part of its rows; tested when it is first met.
 
     Raises

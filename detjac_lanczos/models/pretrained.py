@@ -159,13 +159,9 @@ def _auto_class(source: str, options: Mapping[str, Any]) -> Any:
     from transformers.models.auto import modeling_auto
 
     kind = _config(source, options).get("model_type")
-    if kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return AutoModelForCausalLM
-    return (
-        AutoModelForMultimodalLM
-        if kind in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-        else AutoModelForCausalLM
-    )
+    causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    multimodal = kind in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    return AutoModelForMultimodalLM if multimodal and not causal else AutoModelForCausalLM
 
 
 def _architectures(source: str, options: Mapping[str, Any]) -> list[str]:

@@ -71,7 +71,7 @@ def load_quantized(
         )
     )
     placed = {"device_map": {"": device or torch.device("cpu")}, "quantization_config": config}
-    model = load_weights(source, name, stored, **{"trust_remote_code": False} | placed | options)
+    model = load_weights(source, name, stored, **placed | options)
     if (packing := packing_of(model)) != _packing(kind):
         raise InputError(f"{name} is stored packed as {packing}, and stays so; leave quantization out")
     if dtype is torch.float64:
