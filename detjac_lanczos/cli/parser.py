@@ -110,7 +110,8 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     named = "embedded name, hub id, .gguf file or a folder with a config.json (default: %(default)s)"
     add("--model", type=words.name, default="smollm2", help=named)
     add("--tokens", type=words.count, required=True, help="length of the prompt")
-    add("--width", type=words.count, default=4, help="columns of a block of the solver (default: %(default)s)")
+    wider = "columns of a block (default: %(default)s, as svd begins; weights read per sweep may widen blocks to 8)"
+    add("--width", type=words.count, default=3, help=wider)
     add("-k", "--k", type=words.count, default=8, help="singular triplets (default: %(default)s)")
     add("--tol", type=words.tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
     add("--device", default="cpu", help="h100, h200, a100, or cpu: this one, measured (default: %(default)s)")

@@ -17,7 +17,7 @@ from detjac_lanczos.models.outline import outline
 from detjac_lanczos.operators.detach import family_or_structure
 from detjac_lanczos.operators.network import Token
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
-from detjac_lanczos.solvers.options import check_fit
+from detjac_lanczos.solvers.options import check_k
 
 
 def check_on_configuration(
@@ -61,7 +61,7 @@ def check_on_configuration(
     check_reach(first, place, output)
     d_in = embedding if first < 0 else hidden
     d_out = {"output": output, "logits": vocabulary, "probe": 0 if place.rows is None else len(place.rows)}
-    check_fit([(d_out.get(place.kind, hidden), d_in)], k=k, method="auto", max_products=None, start=None)
+    check_k([(d_out.get(place.kind, hidden), d_in)], k)
     context = context_length_of(bare)
     if context is not None:
         wanted = read_tokens_wanted(tokens)

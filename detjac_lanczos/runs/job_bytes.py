@@ -43,6 +43,9 @@ _COUNTS = 128
 _TURNS = 16
 """Turns of the dense road's check that are looked at, one in so many where there are more: neighbours are alike."""
 
+_NARROWEST = 2
+"""Width that is advised at least: at 1 a search misses values."""
+
 _DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
@@ -249,8 +252,8 @@ def advice(
     enough = [other for other in otherwise if other.weights + other.demand.least(tokens, width) <= limit]
     others = [other for other in otherwise if other not in enough]
     changes = [other.change for other in enough]
-    if width > 1 and weights + demand.least(tokens, 1) <= limit:
-        changes.append("take a narrower block (width 1)")
+    if width > _NARROWEST and weights + demand.least(tokens, _NARROWEST) <= limit:
+        changes.append(f"take a narrower block (width {_NARROWEST})")
     for how, held, wanted in [("", weights, demand), *((f" and {o.change}", o.weights, o.demand) for o in others)]:
         fewer = wanted.fitting_tokens(width, limit - held, tokens - 1)
         if fewer:

@@ -41,6 +41,7 @@ class JobPlan:
     model, dtype, freeze : str
     quantization : str or None
     tokens, width, k : int
+    tol : float
     device : Machine
     memory : int
         Bytes that everything has to fit into.
@@ -68,6 +69,7 @@ class JobPlan:
     tokens: int
     width: int
     k: int
+    tol: float
     device: Machine
     memory: int
     weights: Mapping[str, int]
@@ -99,7 +101,8 @@ class JobPlan:
     def record(self) -> dict[str, Any]:
         """Everything as plain data."""
         plain = {
-            key: getattr(self, key) for key in ("model", "dtype", "freeze", "quantization", "tokens", "width", "k")
+            key: getattr(self, key)
+            for key in ("model", "dtype", "freeze", "quantization", "tokens", "width", "k", "tol")
         }
         return {
             **plain,

@@ -17,7 +17,8 @@ def render(plan: JobPlan) -> str:
     """Return what a job takes, kind by kind, and whether it fits."""
     packed = f" · {plan.quantization}" if plan.quantization else ""
     tokens = f"{plan.tokens:,} token{'s' if plan.tokens > 1 else ''}"
-    lines = [f"{plan.model}{packed} · {plan.dtype} · {tokens} · width {plan.width} · k {plan.k}", plan.device.name, ""]
+    search = f"width {plan.width} · k {plan.k} · tol {plan.tol:g}"
+    lines = [f"{plan.model}{packed} · {plan.dtype} · {tokens} · {search}", plan.device.name, ""]
     unit, scale = ("GB", 1e9) if plan.peak >= 1e9 else ("MB", 1e6)
 
     def row(label: str, detail: str, count: int, remark: str = "") -> str:

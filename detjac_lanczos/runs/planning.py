@@ -29,7 +29,7 @@ from detjac_lanczos.runs.job_bytes import Asked, Demand, Otherwise, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
 from detjac_lanczos.runs.machines import machine
-from detjac_lanczos.solvers.options import check_fit, check_tol
+from detjac_lanczos.solvers.options import DEFAULT_K, DEFAULT_WIDTH, check_k, check_tol
 
 __all__ = ["Job", "JobPlan", "plan"]
 
@@ -38,8 +38,8 @@ def plan(
     model: Any,
     tokens: int,
     *,
-    width: int = 4,
-    k: int = 8,
+    width: int = DEFAULT_WIDTH,
+    k: int = DEFAULT_K,
     tol: float = 1e-3,
     device: str = "cpu",
     memory: float | str | None = None,
@@ -56,7 +56,8 @@ def plan(
     tokens : int
         Length of the prompt.
     width : int
-        Columns of a block of the solver.
+        Columns of a block of the solver. `svd` begins with as many by default, and where a pass costs more than its
+        columns, as of weights that are read in every sweep, it may go on with up to 8.
     k, tol : int, float
         As in `svd`, k at most the smaller dimension of one token's Jacobian. How many sweeps that takes is a fit to
         SmolLM2: other models may differ.
@@ -96,7 +97,7 @@ def plan(
         raise ModelError(f"{name} has no blocks; give a configuration with one or more")
     shape = replace(family.shape(whole, freeze), scratch=scratch(whole, kind))
     budget = read_memory(memory)
-    check_fit([(shape.output_size, shape.embedding_size)], k=k, method="auto", max_products=None, start=None)
+    check_k([(shape.output_size, shape.embedding_size)], k)
     context = context_length_of(whole)
     if context is not None and tokens > context:
         raise InputError(f"tokens must be {context:,} or fewer, as the context of {name}, not {tokens:,}")
@@ -143,6 +144,7 @@ def plan(
         tokens=tokens,
         width=width,
         k=k,
+        tol=float(tol),
         device=found,
         memory=limit,
         weights=dict(weights.most_common()),

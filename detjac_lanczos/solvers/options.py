@@ -14,6 +14,7 @@ from detjac_lanczos.errors import InputError
 METHODS = ("auto", "lanczos", "randomized", "dense", "shared_basis")
 CERTIFICATES = ("triplets", "complete", None)
 DEFAULT_K = 8
+DEFAULT_WIDTH = 3
 ENERGY_PROBES = 16
 _SEEDS = 10**18
 _SMALLEST_DELTA = 1e-12
@@ -148,6 +149,15 @@ def _check_goal(k: int | None, threshold: float | None, energy: float | None, me
         raise InputError(f"method {method!r} finds a given number of triplets: give k, or choose 'lanczos' or 'dense'")
 
 
+def check_k(shapes: Sequence[tuple[int, int]], k: int | None) -> None:
+    """Raise :class:`InputError` for more triplets than operators of these shapes have."""
+    smallest = min(min(shape) for shape in shapes)
+    if smallest < 1:
+        raise InputError(f"an operator of shape {min(shapes, key=min)} has no singular values: give one with 1 or more")
+    if k is not None and k > smallest:
+        raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
+
+
 def check_fit(
     shapes: Sequence[tuple[int, int]],
     *,
@@ -162,11 +172,7 @@ def check_fit(
     ----------
     start : sequence of Tensor or ndarray, each (d_in, w), optional
     """
-    smallest = min(min(shape) for shape in shapes)
-    if smallest < 1:
-        raise InputError(f"an operator of shape {min(shapes, key=min)} has no singular values: give one with 1 or more")
-    if k is not None and k > smallest:
-        raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
+    check_k(shapes, k)
     needed = max(shape[0] for shape in shapes) + 1
     if method == "dense" and max_products is not None and max_products < needed:
         raise InputError(f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'auto'")

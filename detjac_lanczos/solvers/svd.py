@@ -17,12 +17,19 @@ from detjac_lanczos.solvers.finish import Road
 from detjac_lanczos.solvers.journal import open_journal
 from detjac_lanczos.solvers.lanczos import solve_lanczos
 from detjac_lanczos.solvers.memory import basis_capacity
-from detjac_lanczos.solvers.options import DEFAULT_K, Callback, Options, check_block, check_fit, check_options
+from detjac_lanczos.solvers.options import (
+    DEFAULT_K,
+    DEFAULT_WIDTH,
+    Callback,
+    Options,
+    check_block,
+    check_fit,
+    check_options,
+)
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.shared_basis import solve_shared_basis
 
-_DEFAULT_WIDTH = 3
 _DECISIONS = ("method", "block", "first_block", "svd_seconds", "seconds_per_pass", "seconds_per_row", "polish")
 """What a solve, or the polish of a survey, may decide by timing, by the names in ``SVDResult.choices``."""
 
@@ -210,7 +217,7 @@ def svd_batch(
     blocks = check_fit(operators.shapes, k=k, method=asked, max_products=max_products, start=start)
     if memory is not None and (method != "lanczos" or threshold is not None or energy is not None):
         raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")
-    width = min(int(first or block or _DEFAULT_WIDTH), max(map(max, operators.shapes)))
+    width = min(int(first or block or DEFAULT_WIDTH), max(map(max, operators.shapes)))
     begun = 0 if blocks is None else max(given.shape[1] for given in blocks)
     options = Options(
         k=int(wanted),

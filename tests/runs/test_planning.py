@@ -168,7 +168,7 @@ def test_the_peak_of_a_real_job_is_predicted_and_never_below(
     monkeypatch.setattr("detjac_lanczos.operators.self_check._passed", {})
     text = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
     ids = smollm2.tokenizer(text)["input_ids"][:tokens]
-    predicted = plan("smollm2", tokens, k=4, device="h100")
+    predicted = plan("smollm2", tokens, k=4, width=4, device="h100")
 
     def job() -> Any:
         search: dict[str, Any] = {"k": 4, "block": 4, "method": "lanczos"}
@@ -219,6 +219,23 @@ def test_weights_that_are_too_large_stream_two_blocks_at_a_time() -> None:
     resident = plan(LLAMA_70B, 8, device="h200", memory="200GB")
     assert not resident.streams_weights
     assert found.joint.seconds > 10 * resident.joint.seconds
+
+
+def test_a_plan_says_its_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
+    loose, tight = (plan("smollm2", 8, tol=tol, device="h100") for tol in (1e-3, 1e-6))
+    assert loose.joint.passes < tight.joint.passes
+    assert (loose.record["tol"], tight.record["tol"]) == (1e-3, 1e-6)
+    assert str(tight).splitlines()[0].endswith("· k 8 · tol 1e-06")
+    assert main(["plan", "--tokens", "8", "--tol", "1e-6", "--device", "h100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tol"] == 1e-6
+
+
+def test_a_plan_is_of_the_width_that_a_search_begins_with(capsys: pytest.CaptureFixture[str]) -> None:
+    A = torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
+    width = svd(A, 4, method="lanczos").choices["block"]
+    assert plan("smollm2", 8, device="h100").width == width
+    assert main(["plan", "--tokens", "8", "--device", "h100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["width"] == width
 
 
 UNPACKED = "leave the weights unpacked, so that they stream"
@@ -283,15 +300,17 @@ def test_tokens_at_once_are_the_most_that_fit() -> None:
 
 def test_each_advice_is_enough_and_no_more() -> None:
     asked: dict[str, Any] = {"device": "a100", "dtype": "bfloat16", "quantization": "nf4"}
-    needed = {width: plan(LLAMA_70B, 4096, width=width, memory="50GB", **asked).advice[-1] for width in (1, 4)}
-    just_too_little = float(needed[4].split()[1]) - 0.02
-    asked |= {"memory": f"{just_too_little:.2f}GB"}
+    needed = {width: plan(LLAMA_70B, 4096, width=width, memory="50GB", **asked).advice[-1] for width in (1, 2, 4)}
+    little = {width: f"{float(more.split()[1]) - 0.02:.2f}GB" for width, more in needed.items()}
+    assert plan(LLAMA_70B, 4096, width=1, **asked, memory=little[2]).fits
+    assert not any("narrower" in change for change in plan(LLAMA_70B, 4096, width=2, **asked, memory=little[2]).advice)
+    asked |= {"memory": little[4], "width": 4}
     unpacked, narrower, fewer, more = plan(LLAMA_70B, 4096, **asked).advice
     assert plan(LLAMA_70B, 4096, **asked | {"quantization": None}).fits
     assert unpacked == UNPACKED
-    assert narrower == "take a narrower block (width 1)"
-    assert more == needed[4] > needed[1]
-    assert plan(LLAMA_70B, 4096, width=1, **asked).fits
+    assert narrower == "take a narrower block (width 2)"
+    assert more == needed[4] > needed[2]
+    assert plan(LLAMA_70B, 4096, **asked | {"width": 2}).fits
     tokens = int(fewer.split()[1])
     assert plan(LLAMA_70B, tokens, **asked).fits
     assert not plan(LLAMA_70B, tokens + 1, **asked).fits
