@@ -86,10 +86,6 @@ class EightBitRows:
         values = flat.view(len(rows), self.shape[1]).copy_(self.codes[cut])
         return converted(values.mul_(self.absmax[cut, None] / 127), dtype)
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield codes and scales."""
-        yield from (self.codes, self.absmax)
-
 
 def kind_of(module: nn.Module) -> str | None:
     """Return "4-bit" or "8-bit" for a linear module of bitsandbytes, else None."""

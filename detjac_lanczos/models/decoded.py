@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -27,9 +26,6 @@ class PackedRows(Protocol):
 
     def decode(self, rows: range, dtype: torch.dtype) -> Tensor:
         """Return rows in a dtype: (len(rows), d); the next call may overwrite them."""
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield what it is made of."""
 
 
 class DecodedWeight(UnfusedWeight):
@@ -61,14 +57,6 @@ class DecodedWeight(UnfusedWeight):
         """Return W as a plain matrix (f, d), float32 by default."""
         dtype = dtype or torch.float32
         return torch.cat([self.packed.decode(run, dtype).clone() for run in self.runs])
-
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the packed values and of which rows are meant."""
-        digest = hashlib.sha256(f"{self.packed.shape} {self.runs} ".encode())
-        for tensor in self.packed.tensors():
-            digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
-            digest.update(tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
-        return digest.hexdigest()
 
 
 def runs_of(part: Part | None, rows: int) -> tuple[range, ...]:

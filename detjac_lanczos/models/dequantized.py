@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,12 +62,6 @@ class DequantizedWeight(UnfusedWeight):
         matrix = self._decode()
         rows = [matrix[run.start : run.stop : run.step] for run in self.runs]
         return (rows[0] if len(rows) == 1 else torch.cat(rows)).to(dtype or matrix.dtype)
-
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the decoded values, shape and dtype."""
-        matrix = self.dense().contiguous()
-        data = matrix.view(torch.uint8).cpu().numpy().tobytes()
-        return hashlib.sha256(f"{tuple(matrix.shape)} {matrix.dtype} ".encode() + data).hexdigest()
 
 
 def offers_dequantize(module: nn.Module) -> bool:

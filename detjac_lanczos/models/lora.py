@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.adapters import active_adapters
 from detjac_lanczos.models.offloaded import tensor_of
-from detjac_lanczos.models.weights import DenseWeight, Part, UnfusedWeight, Weight
+from detjac_lanczos.models.weights import Part, UnfusedWeight, Weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +68,6 @@ class AdaptedWeight(UnfusedWeight):
         for term in self.terms:
             matrix = matrix + (term.scaling * term.b @ term.a).to(matrix.dtype)
         return matrix if self.row_scale is None else self.row_scale.to(matrix.dtype)[:, None] * matrix
-
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the values, shape and dtype."""
-        return DenseWeight(self.dense()).fingerprint()
 
 
 def adapted_weight(layer: Any, base: Weight, part: Part | None) -> Weight:

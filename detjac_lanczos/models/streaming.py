@@ -56,11 +56,6 @@ class StreamedWeight:
         with self.source.held() as module:
             return self._weight(module).dense(dtype)
 
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the values, shape and dtype."""
-        with self.source.held() as module:
-            return self._weight(module).fingerprint()
-
 
 def weight_from(module: nn.Module, weight: Callable[[nn.Module], Weight]) -> Weight:
     """Return the weight of a module, a function of it: in place, or streamed if the module is offloaded."""

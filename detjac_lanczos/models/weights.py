@@ -4,7 +4,6 @@
 second copy, in either direction. `UnfusedWeight` is for weights that know their two products only.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypedDict, Unpack
@@ -47,9 +46,6 @@ class Weight(Protocol):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as a plain matrix (f, d); decoded or copied where it is not stored so."""
 
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the values, shape and dtype."""
-
 
 class DenseWeight:
     """A parameter of the model, used where it lies."""
@@ -78,12 +74,6 @@ class DenseWeight:
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as a plain matrix (f, d)."""
         return self.parameter if dtype is None else self.parameter.to(dtype)
-
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the values, shape and dtype."""
-        data = self.parameter.contiguous().view(torch.uint8).cpu().numpy()
-        head = f"{tuple(self.parameter.shape)} {self.parameter.dtype} ".encode()
-        return hashlib.sha256(head + data.tobytes()).hexdigest()
 
 
 def _around(
@@ -186,10 +176,6 @@ class PerHeadWeight(UnfusedWeight):
         """Return W as a plain matrix (f, d)."""
         return self.parameter.flatten(0, 1).to(dtype or self.parameter.dtype)
 
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the values, shape and dtype."""
-        return DenseWeight(self.dense()).fingerprint()
-
 
 class AlternatingWeight(UnfusedWeight):
     """Every second row, from ``first`` on, of a matrix (2f, d) that is used in place.
@@ -239,10 +225,6 @@ class AlternatingWeight(UnfusedWeight):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return W as a plain matrix (f, d)."""
         return self.matrix[self.first :: 2].to(dtype or self.matrix.dtype)
-
-    def fingerprint(self) -> str:
-        """Return a SHA-256 of the values, shape and dtype."""
-        return DenseWeight(self.dense()).fingerprint()
 
 
 Part = Callable[[Tensor], Tensor]

@@ -7,7 +7,6 @@ dtype computes with it. A block of scales may straddle rows.
 Everything here is plain torch: the specification of the device kernels of the same signatures.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,13 +79,6 @@ class Packed4:
         Each weight is computed in float32, then rounded to ``dtype``.
         """
         return converted(_decoded(self, rows[0], rows[-1] + 1), dtype)[:: rows.step]
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield codes, scales and tables."""
-        yield from (self.codes, self.absmax, self.table)
-        if self.nested is not None:
-            offset = torch.tensor(self.nested.offset, dtype=torch.float64)
-            yield from (self.nested.absmax, self.nested.table, offset)
 
     @cached_property
     def pairs(self) -> Tensor:

@@ -5,7 +5,6 @@ float of one sign, two exponent and one mantissa bit (E2M1), two a byte, value 2
 s of a block stands for 2^(s − 127). Decoded weights have two significant bits: they are exact in any floating dtype.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -60,10 +59,6 @@ class PackedMxfp4:
         torch.index_select(pairs, 0, index, out=flat.view(torch.int64))
         flat.view(-1, BLOCK).mul_(powers[self.scales[cut].int()].view(-1, 1))
         return converted(flat.view(len(rows), d), dtype)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield codes and scales."""
-        yield from (self.codes, self.scales)
 
 
 @cache

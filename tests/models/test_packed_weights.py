@@ -81,16 +81,6 @@ def test_runs_are_the_rows_in_their_order(rows: list[int], total: int) -> None:
     assert [row for run in runs for row in run] == rows
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fingerprint_is_of_the_bytes_and_the_rows(kind: str) -> None:
-    module = packed_module(kind, 24, 64)
-    one = weight_of(module, "it").fingerprint()
-    assert weight_of(module, "it").fingerprint() == one
-    assert weight_of(module, "it", lambda rows: rows[:12]).fingerprint() != one
-    module.weight.data.view(-1)[5] += 1
-    assert weight_of(module, "it").fingerprint() != one
-
-
 class Foreign(nn.Module):
     """A linear module of some other format: int8 rows with one scale, and what its dequantize() says."""
 
