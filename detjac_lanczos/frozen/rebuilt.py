@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -134,9 +134,5 @@ class RebuiltRows:
 
 def parts_of(name: str, coefficients: Mapping[str, Tensor]) -> RebuiltMixing:
     """Return the attention weights whose parts were recorded under a name."""
-    return RebuiltMixing(
-        **{part: coefficients[f"{name}.{part}"] for part in _PARTS if f"{name}.{part}" in coefficients}
-    )
-
-
-_PARTS = tuple(RebuiltMixing.__dataclass_fields__)
+    parts = {part.name: f"{name}.{part.name}" for part in fields(RebuiltMixing)}
+    return RebuiltMixing(**{part: coefficients[key] for part, key in parts.items() if key in coefficients})

@@ -16,12 +16,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from detjac_kernels.four_bit import (
-    Nested,
-    Packed4,
-    packed_linear,
-    packed_linear_transposed,
-)
+from detjac_kernels.four_bit import Nested, Packed4, packed_linear, packed_linear_transposed
 from detjac_kernels.scratch import converted, scratch
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.models.decoded import DecodedWeight, PackedRows

@@ -113,9 +113,7 @@ def _named(
     own = options | {"trust_remote_code": False}  # what we unpacked ourselves brings no code
     if name in EMBEDDED:
         embedded = EMBEDDED[name]
-        folder = unpacked_folder(
-            embedded.file_name, embedded.sha256, embedded.conversion_seconds, lambda: embedded.whole_file()
-        )
+        folder = unpacked_folder(embedded.file_name, embedded.sha256, embedded.conversion_seconds, embedded.whole_file)
         return _from_cache(folder, name, wanted, place, kind, **own)
     if path.exists():
         name = os.path.abspath(path)
@@ -130,14 +128,18 @@ def _named(
             raise InputError(f"folder {name} holds no config.json; give a model folder or a .gguf file")
         source = str(path)
     elif _looks_like_a_path(name_or_path) or not HUB_ID.fullmatch(name):
-        raise InputError(f"no model at {name!r}; give an existing folder or .gguf file, or one of {_names()}")
+        raise InputError(
+            f"no model at {name!r}; give an existing folder or .gguf file, or one of {', '.join(EMBEDDED)}"
+        )
     else:
         source, options = name, options_for_hub(name, options)
     if kind is not None:
         tokenizer = load_tokenizer(source, name, **options)
         model = load_quantized(source, name, wanted, kind, place, **options)
         return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), kind)
-    return _finish(*load_pretrained(source, name, wanted, **options), name, place)
+    model, tokenizer = load_pretrained(source, name, wanted, **options)
+    fingerprint = fingerprint_of(model, finite_as=name)
+    return LoadedModel(model if place is None else model.to(place), tokenizer, name, fingerprint)
 
 
 def path_of(name: str | os.PathLike[str]) -> Path:
@@ -223,14 +225,5 @@ def _from_cache(
     return LoadedModel(model if device is None else model.to(device), tokenizer, name, fingerprint)
 
 
-def _finish(model: Any, tokenizer: Any, name: str, device: torch.device | None) -> LoadedModel:
-    fingerprint = fingerprint_of(model, finite_as=name)
-    return LoadedModel(model if device is None else model.to(device), tokenizer, name, fingerprint)
-
-
 def _looks_like_a_path(name: Any) -> bool:
     return not isinstance(name, str) or name.lower().endswith(".gguf") or name.startswith(("/", "./", "../", "~"))
-
-
-def _names() -> str:
-    return ", ".join(EMBEDDED)

@@ -91,7 +91,7 @@ def _pin_mlp(model: Any, path: str, mlp: MLP, freeze: Freeze, pins: Pins) -> Non
 
         model.get_submodule(place).register_forward_hook(hook)
 
-    for place in {mlp.z.path} | ({mlp.u.path} if mlp.u else set()):
+    for place in {half.path for half in (mlp.z, mlp.u) if half is not None}:
         keep(place)
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

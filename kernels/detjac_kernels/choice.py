@@ -21,7 +21,6 @@ REPEATS = 5
 _COLD = 256 << 20
 """Bytes that are written between two timings, so that a weight comes from memory as it does in a sweep."""
 
-
 _PIECE = 1 << 22
 """Numbers that are compared at a time: two products in float32 at once would take more memory than the plan knows."""
 
