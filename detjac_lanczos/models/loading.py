@@ -7,8 +7,8 @@ from typing import Any
 
 from detjac_lanczos.errors import InputError
 
-_SAID_AGAIN = ("revision", "subfolder", "device_map", "max_memory", "offload_folder")
-"""Options of ``from_pretrained`` that are recorded. Not its token, which is a secret."""
+_NAMED, _PLACED = ("revision", "subfolder"), ("device_map", "max_memory", "offload_folder")
+"""Options of ``from_pretrained`` that are recorded: what a name stands for, where weights lie. No token: a secret."""
 
 
 def loading_of(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def loading_of(model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     dict
         JSON data.
     """
-    found = {name: _plain(options[name]) for name in _SAID_AGAIN if options.get(name) is not None}
+    found = {name: _plain(options[name]) for name in (*_NAMED, *_PLACED) if options.get(name) is not None}
     commit = getattr(model.config, "_commit_hash", None)
     if commit is not None and commit != found.get("revision"):
         found["commit"] = commit
@@ -55,8 +55,7 @@ def options_from(loading: Mapping[str, Any], *, moved: bool, placed: bool) -> di
             "the model of this run was loaded with trust_remote_code, and a record cannot ask for its code to be run; "
             "if you trust it, give load_model(name, trust_remote_code=True) yourself"
         )
-    named, put = ("revision", "subfolder"), ("device_map", "max_memory", "offload_folder")
-    left_out = ("commit", *(named if moved else ()), *(put if placed else ()))
+    left_out = ("commit", *(_NAMED if moved else ()), *(_PLACED if placed else ()))
     options = {name: value for name, value in loading.items() if name not in left_out}
     if "max_memory" in options:  # JSON knows devices by text alone
         options["max_memory"] = {int(k) if k.isdigit() else k: size for k, size in options["max_memory"].items()}
