@@ -5,15 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.contribution import Triplets
+from detjac_lanczos.solvers.deflated_norm import frobenius_interval, stable_rank_interval
 from detjac_lanczos.solvers.missed import Missed
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, rest_interval
+
+PROBES = 16
+"""Random cotangents of an estimate."""
+
+
+class MeasuredTriplets(Triplets, Protocol):
+    """Triplets with the residuals of each."""
+
+    @property
+    def residuals(self) -> Tensor | Sequence[Sequence[float | None]]:
+        """‖J v - σ u‖ and ‖Jᵀ u - σ v‖, absolute, (k, 2)."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +38,22 @@ class StableRank:
     value : float
         Estimate of ‖J‖_F² / σ_1².
     interval : (float, float)
-        Holds the stable rank with probability ``confidence`` over the probes; see `rest_interval` for what it assumes.
-    frobenius : float
-        Estimate of ‖J‖_F.
+        Holds the stable rank with probability ``confidence`` over the probes; see `stable_ranks` for what it assumes.
     confidence : float
-    probes : int
     """
 
     value: float
     interval: tuple[float, float]
-    frobenius: float
     confidence: float
-    probes: int
 
 
 def stable_ranks(
-    batch: JacobianBatch, triplets: Sequence[Triplets], *, probes: int = 16, seed: int = 0, confidence: float = 0.95
+    batch: JacobianBatch,
+    triplets: Sequence[MeasuredTriplets],
+    *,
+    probes: int = PROBES,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> list[StableRank]:
     """Estimate the stable rank of every operator of a batch, with ``probes`` shared cotangents (n rows each).
 
@@ -48,10 +61,13 @@ def stable_ranks(
     Σ s_j² wherever s_j = u_jᵀ J v_j, as Ritz values are. The known part is removed without a product:
     (U S Vᵀ)ᵀ ω = V S Uᵀ ω.
 
+    An interval assumes that no value was missed, up to the residuals: σ_1 lies between s_1 and s_1 + its residual, and
+    none of the others above s_k + ‖residuals‖. So it holds for triplets that a budget cut short as well.
+
     Parameters
     ----------
     batch : JacobianBatch
-    triplets : sequence of Triplets
+    triplets : sequence of MeasuredTriplets
         One per operator, largest value first.
     probes : int
         The work is this many times ``batch.shared_cost()`` row-sweeps.
@@ -78,7 +94,7 @@ def stable_ranks(
     generator = Stream.STABLE_RANK.generator(seed)
     Omega = torch.randn(d_out, probes, generator=generator, dtype=torch.float64).to(batch.device, batch.dtype)
     images = batch.rmatmat_shared(Omega)
-    return [_estimate(image, Omega, found, confidence) for image, found in zip(images, triplets, strict=True)]
+    return [_estimate(image.T, Omega.T, found, confidence) for image, found in zip(images, triplets, strict=True)]
 
 
 def surveyed_stable_rank(missed: Missed, confidence: float = 0.95) -> StableRank:
@@ -90,33 +106,19 @@ def surveyed_stable_rank(missed: Missed, confidence: float = 0.95) -> StableRank
     low, high = missed.sigma_1
     chance = confidence + missed.confidence - 1
     if low == 0:
-        return StableRank(0.0, (0.0, 0.0), 0.0, chance, missed.probes)
+        return StableRank(0.0, (0.0, 0.0), chance)
     total = missed.frobenius**2
     rest = missed.share * total
     least, most = rest_interval(rest, missed.probes, math.inf, confidence)
     return StableRank(
         value=total / float(missed.values[0]) ** 2,
         interval=((total - rest + least) / high**2, (total - rest + most) / low**2),
-        frobenius=missed.frobenius,
         confidence=chance,
-        probes=missed.probes,
     )
 
 
-def _estimate(image: Tensor, Omega: Tensor, triplets: Triplets, confidence: float) -> StableRank:
-    U, S, V = (part.to(image.device, torch.float64) for part in (triplets.U, triplets.S, triplets.V))
-    rest = image.double() - V @ (S[:, None] * (U.T @ Omega.double()))
-    squares = rest.square().sum(dim=0)
-    known, first, last = float(S.square().sum()), float(S[0]), float(S[-1])
-    probes = Omega.shape[1]
-    if first == 0:
-        return StableRank(0.0, (0.0, 0.0), 0.0, confidence, probes)
-    mean = float(squares.mean())
-    low, high = rest_interval(mean, probes, last**2, confidence)
-    return StableRank(
-        value=(known + mean) / first**2,
-        interval=((known + low) / first**2, (known + high) / first**2),
-        frobenius=math.sqrt(known + mean),
-        confidence=confidence,
-        probes=probes,
-    )
+def _estimate(image: Tensor, drawn: Tensor, found: MeasuredTriplets, confidence: float) -> StableRank:
+    residuals = torch.as_tensor(found.residuals, dtype=torch.float64)
+    total, unit = frobenius_interval(image, drawn, found.U, found.S, found.V, residuals, confidence)
+    rank = stable_rank_interval(total, unit, found.S, residuals)
+    return StableRank(rank.value, (rank.low, rank.high), confidence)

@@ -5,9 +5,10 @@ Knows nothing of language models: an operator is its products with A and its tra
 
 from detjac_lanczos.solvers.certificate import Certificate, Cluster
 from detjac_lanczos.solvers.check import OperatorReport, check_operator
+from detjac_lanczos.solvers.deflated_norm import Interval
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
 from detjac_lanczos.solvers.missed import Missed
-from detjac_lanczos.solvers.norms import Interval, Lengths, Norms, norms, norms_batch
+from detjac_lanczos.solvers.norms import Lengths, Norms, norms, norms_batch
 from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, SummingBatch, as_operator
 from detjac_lanczos.solvers.options import Progress
 from detjac_lanczos.solvers.polish import flagged, polish, worst

@@ -1,6 +1,5 @@
 """Norms of an operator as intervals from random probes, the leading triplets removed first; exact on request."""
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,21 +11,13 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.deflated_norm import Interval, frobenius_interval, stable_rank_interval
 from detjac_lanczos.solvers.dense import Materialisation
 from detjac_lanczos.solvers.options import check_seed
 from detjac_lanczos.solvers.result import SVDResult, check_results
 from detjac_lanczos.solvers.rounding import powers_of_two, safe_scale
 from detjac_lanczos.solvers.streams import Stream
-from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors, rest_interval
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
+from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors
 
 
 @dataclass(frozen=True)
@@ -109,13 +100,16 @@ def norms(
     Raises
     ------
     InputError
-        Triplets are missing or do not fit, or so few probes prove no interval of this confidence.
+        There are several operators, triplets are missing or do not fit, or so few probes prove no interval of this
+        confidence.
     OperatorError
         A product is not finite, or has the wrong shape, dtype or device.
     """
-    options: dict[str, Any] = {"probes": probes, "confidence": confidence, "seed": seed}
+    batch = as_batch(A)
+    if len(batch.shapes) != 1:
+        raise InputError(f"norms takes one operator, these are {len(batch.shapes)}: give them to norms_batch")
     given = None if triplets is None else [triplets]
-    return norms_batch(as_batch(A), given, lengths=lengths, exact=exact, **options)[0]
+    return norms_batch(batch, given, lengths=lengths, exact=exact, probes=probes, confidence=confidence, seed=seed)[0]
 
 
 def norms_batch(
@@ -164,10 +158,12 @@ def norms_batch(
         if lengths:
             rows = _lengths(counted, Direction.FORWARD, [one.V for one in found], probes, confidence, generator)
             columns = _lengths(counted, Direction.TRANSPOSED, [one.U for one in found], probes, confidence, generator)
-    return [
-        Norms(_in_units(total, unit), _stable_rank(total, one, unit), row, column, confidence, probes)
-        for (total, unit), one, row, column in zip(totals, found, rows, columns, strict=True)
-    ]
+    results = []
+    for (total, unit), one, row, column in zip(totals, found, rows, columns, strict=True):
+        upper = None if one.missed is None else one.missed.sigma_1[1]
+        rank = stable_rank_interval(total, unit, one.S, one.residuals, upper)
+        results.append(Norms(_in_units(total, unit), rank, row, column, confidence, probes))
+    return results
 
 
 def _frobenius(
@@ -185,19 +181,10 @@ def _frobenius(
         images = batch.apply_shared(drawn)
     else:
         images = batch.apply(Direction.TRANSPOSED, [(i, drawn[:, :height]) for i, height in enumerate(heights)])
-    intervals = []
-    for image, one, height in zip(_finite(batch, images), triplets, heights, strict=True):
-        U, S, V = (part.double() for part in (one.U, one.S, one.V))
-        image = image.double()
-        unit = safe_scale(torch.stack([image.abs().max(), S.max()]))
-        image, S = image * unit, S * unit
-        rest = image - drawn[:, :height].double() @ U * S @ V.T
-        known, mean = float(S.square().sum()), float(rest.square().sum()) / probes
-        residual = float((one.residuals * unit).square().sum(dim=0).max()) ** 0.5
-        largest = (float(S[-1]) + residual) ** 2 if math.isfinite(residual) else math.inf
-        low, high = rest_interval(mean, probes, largest, confidence)
-        intervals.append((Interval(*(math.sqrt(known + part) for part in (mean, low, high))), unit))
-    return intervals
+    return [
+        frobenius_interval(image, drawn[:, :height], one.U, one.S, one.V, one.residuals, confidence)
+        for image, one, height in zip(_finite(batch, images), triplets, heights, strict=True)
+    ]
 
 
 def _lengths(
@@ -234,20 +221,6 @@ def _in_units(length: Interval, unit: float) -> Interval:
 def _proven(lengths: Lengths) -> Lengths:
     """Return lengths whose lower ends are finite: one that overflows is above the largest number, and no more."""
     return Lengths(lengths.value, lengths.low.clamp_max(sys.float_info.max), lengths.high)
-
-
-def _stable_rank(frobenius: Interval, triplets: SVDResult, unit: float) -> Interval:
-    """Return ‖A‖_F² / σ_1², with σ_1 between s_1 and what the residual, or the survey, allows; ‖A‖_F times ``unit``."""
-    smallest = float(triplets.S[0]) * unit
-    residual = float(triplets.residuals[0].max()) * unit
-    if triplets.missed is not None:
-        largest = triplets.missed.sigma_1[1] * unit
-    else:
-        largest = smallest + (residual if math.isfinite(residual) else math.inf)
-    if smallest == 0.0:
-        return Interval(0.0, 0.0, 0.0 if frobenius.high == 0.0 else math.inf)
-    ratios = (frobenius.value / smallest, frobenius.low / largest, frobenius.high / smallest)
-    return Interval(*(ratio * ratio for ratio in ratios))
 
 
 def _exact(matrix: Tensor) -> Norms:

@@ -12,7 +12,10 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.reading import stable_ranks
+from detjac_lanczos.solvers import Status, svd
+from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.trace_interval import rest_interval
+from tests.solvers.spectra import matrix, spectrum
 
 SPECTRA = {
     "harmonic": 1 / torch.arange(1, 65, dtype=torch.float64),
@@ -39,7 +42,7 @@ class Diagonal:
 
 def known(s: Tensor) -> SimpleNamespace:
     basis = torch.eye(len(s), dtype=s.dtype)[:, :KNOWN]
-    return SimpleNamespace(U=basis, S=s[:KNOWN], V=basis)
+    return SimpleNamespace(U=basis, S=s[:KNOWN], V=basis, residuals=torch.zeros(KNOWN, 2))
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -56,6 +59,21 @@ def test_intervals_cover(name: str, confidence: float) -> None:
     mean = sum(one.value for one in found) / draws
     spread = math.sqrt(sum((one.value - mean) ** 2 for one in found) / draws)
     assert abs(mean - truth) <= 4 * spread / math.sqrt(draws) + slack
+
+
+@pytest.mark.parametrize("products", [16, 20, 24])
+@pytest.mark.parametrize("name", ["root", "flat", "harmonic"])
+def test_intervals_cover_where_a_budget_cut_the_search_short(name: str, products: int) -> None:
+    values = spectrum(name, 150)
+    A = matrix(values, (150, 150))
+    batch: Any = as_batch(A)
+    truth, draws, covered = float((values**2).sum() / values[0] ** 2), 60, 0
+    for seed in range(draws):
+        found = svd(A, 8, max_products=products, method="lanczos", seed=seed)
+        assert found.status is Status.BUDGET
+        low, high = stable_ranks(batch, [found], seed=seed)[0].interval
+        covered += low <= truth <= high
+    assert covered >= draws * 0.95 - 3 * math.sqrt(draws * 0.95 * 0.05)
 
 
 def test_many_values_beyond_the_known_narrow_the_interval() -> None:
@@ -80,9 +98,9 @@ def test_inexact_triplets_leave_the_estimate_unbiased() -> None:
     generator = torch.Generator().manual_seed(5)
     U, _ = torch.linalg.qr(torch.randn(len(s), KNOWN, generator=generator, dtype=s.dtype))
     W, S, Zh = torch.linalg.svd((s[:, None] * U).T, full_matrices=False)
-    found = SimpleNamespace(U=U @ W, S=S, V=Zh.T)
+    found = SimpleNamespace(U=U @ W, S=S, V=Zh.T, residuals=torch.zeros(KNOWN, 2))
     batch: Any = Diagonal(s)
-    values = [stable_ranks(batch, [found], seed=seed)[0].frobenius ** 2 for seed in range(400)]
+    values = [stable_ranks(batch, [found], seed=seed)[0].value * float(S[0]) ** 2 for seed in range(400)]
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
     assert abs(mean - float(s.square().sum())) <= 4 * spread / math.sqrt(len(values))
@@ -93,7 +111,7 @@ def test_every_token_of_a_network(network: DetachedNetwork) -> None:
     triplets, truths = [], []
     for operator in batch.operators:
         U, S, Vh = torch.linalg.svd(operator.dense(), full_matrices=False)
-        triplets.append(SimpleNamespace(U=U[:, :KNOWN], S=S[:KNOWN], V=Vh[:KNOWN].T))
+        triplets.append(SimpleNamespace(U=U[:, :KNOWN], S=S[:KNOWN], V=Vh[:KNOWN].T, residuals=torch.zeros(KNOWN, 2)))
         truths.append(float(S.square().sum() / S[0] ** 2))
     for one, truth in zip(stable_ranks(batch, triplets, confidence=0.9999), truths, strict=True):
         assert one.interval[0] <= truth <= one.interval[1]
@@ -103,7 +121,7 @@ def test_every_token_of_a_network(network: DetachedNetwork) -> None:
 def test_a_zero_operator_has_stable_rank_zero() -> None:
     batch: Any = Diagonal(torch.zeros(64, dtype=torch.float64))
     one = stable_ranks(batch, [known(batch.s)])[0]
-    assert (one.value, one.interval, one.frobenius) == (0, (0, 0), 0)
+    assert (one.value, one.interval) == (0, (0, 0))
 
 
 def test_too_few_probes_and_impossible_confidence_are_refused(network: DetachedNetwork) -> None:

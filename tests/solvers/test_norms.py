@@ -206,6 +206,9 @@ def test_what_cannot_be_measured_is_one_clear_line() -> None:
     for answer in (lambda: norms_batch([A], triplets), lambda: flagged(triplets), lambda: worst(triplets, 1)):
         with pytest.raises(InputError, match="results are a SVDResult: give a list"):
             answer()
+    for options in ({"triplets": triplets}, {"exact": True}):
+        with pytest.raises(InputError, match="norms takes one operator, these are 2: give them to norms_batch"):
+            norms([A, A], **options)
     with pytest.raises(InputError, match="1 results for 2"):
         norms_batch([A, A], [triplets])
     for broken in ({"exact": True}, {"triplets": triplets}):
