@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -31,6 +29,7 @@ from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.offloaded import execution_devices
+from detjac_lanczos.whole_file import whole_file
 
 if TYPE_CHECKING:
     from detjac_lanczos.frozen.network import FrozenNetwork
@@ -68,14 +67,8 @@ def save(network: FrozenNetwork, path: Path) -> Path:
     path = _file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        try:
+        with whole_file(path) as beside:
             save_file(tensors, beside, metadata=header)
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise RunFileError(f"cannot write {path} ({error}); choose a place that can be written") from error
     return path

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.whole_file import whole_file
 
 RECORD = "run.json"
 VECTORS = "vectors.safetensors"
@@ -88,17 +89,11 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
         If it cannot be written.
     """
     place = Path(path).expanduser().resolve()
-    work = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     try:
-        with work.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        work.replace(place)
+        with whole_file(place) as beside:
+            beside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {place} ({error.strerror or error}); choose another place") from error
-    finally:
-        work.unlink(missing_ok=True)
 
 
 def is_run_folder(path: Path) -> bool:

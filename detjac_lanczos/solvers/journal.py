@@ -8,8 +8,7 @@ there, and asks the operators only for those that are not.
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.solvers.operator import OperatorBatch
 from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.whole_file import whole_file
 
 FORMAT = 2
 KIND = "detjac solve"
@@ -143,17 +143,12 @@ class Journal:
     def _pass(self, number: int) -> Path:
         return self.folder / f"pass-{number:06d}.safetensors"
 
-    def _whole(self, path: Path, write: Any) -> None:
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    def _whole(self, path: Path, write: Callable[[Path], object]) -> None:
         try:
-            write(beside)
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            beside.replace(path)
+            with whole_file(path) as beside:
+                write(beside)
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot write {path} ({error}): make room, or give another folder") from error
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def open_journal(
