@@ -34,11 +34,6 @@ def count(text: str) -> int:
     return int(text)
 
 
-def counts(text: str) -> list[int]:
-    """Return the numbers of a list like 1,2."""
-    return [count(part) for part in text.split(",")]
-
-
 def polish(text: str) -> int | str:
     """Return how many tokens of a survey to certify, or the word that says so."""
     return text if text in ("none", "flagged") else count(text)
@@ -53,10 +48,7 @@ def seed(text: str) -> int:
 
 def tolerance(text: str) -> float:
     """Return a number between 0 and 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number between 0 and 1, such as 1e-3")
     return value
@@ -64,10 +56,7 @@ def tolerance(text: str) -> float:
 
 def positive(text: str) -> float:
     """Return a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is no finite number above 0")
     return value
@@ -85,3 +74,10 @@ def tokens(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"{part.strip()!r} selects more tokens than any prompt has")
         selected += chosen
     return selected
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -16,7 +16,6 @@ from detjac_lanczos.reading.record_values import (
     Record,
     percent,
     prompt_text,
-    reconstruction_of,
     scientific,
     singular_values,
     tokens_of,
@@ -151,7 +150,7 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
     ----------
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the detached sum lies on the diagonal.
     """
-    errors = reconstruction_of(record, prompt)
+    errors = record["reconstructions"][prompt]
     truth = vectors[f"y.{prompt}"].double().cpu().numpy()
     figure, axes = _sheet(4.6, 4.6)
     with _style():

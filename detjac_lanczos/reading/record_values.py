@@ -58,12 +58,6 @@ def relative_residual(token: Record) -> float | None:
     return max(max(pair) / (value if value > floor else values[0]) for pair, value in pairs)
 
 
-def reconstruction_of(record: Record, prompt: int) -> Record:
-    """Return the reconstruction errors of one prompt."""
-    errors: Record = record["reconstructions"][prompt]
-    return errors
-
-
 def prompt_text(record: Record, prompt: int) -> str:
     """Return a prompt on one line: its spaces kept, everything else as `visible` shows it."""
     text = record["prompts"][prompt]

@@ -7,7 +7,6 @@ from detjac_lanczos.reading.record_values import (
     needs_advice,
     percent,
     prompt_text,
-    reconstruction_of,
     relative_residual,
     significant,
     singular_values,
@@ -57,7 +56,7 @@ def render_table(record: Record, width: int = 110) -> str:
             lines += [_labelled("" if row else "survey", told) for row, told in enumerate(survey_summary(tokens))]
         candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
         lines.append(_labelled("next token", joined(candidates, "   ", width - _LABEL)))
-        lines.append(_labelled("reconstruction", _reconstruction(reconstruction_of(record, prompt))))
+        lines.append(_labelled("reconstruction", _reconstruction(record["reconstructions"][prompt])))
     return "\n".join([*lines, *_closing_lines(record, width)])
 
 

@@ -10,14 +10,13 @@ from detjac_lanczos.reading.page import charts
 from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, meter, text, token_text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
 from detjac_lanczos.reading.page.survey import certificates_of_survey, survey_sections
-from detjac_lanczos.reading.page.token_card import anchor, token_card
+from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
 from detjac_lanczos.reading.record_values import (
     SUCCESSFUL,
     Record,
     asked_for,
     percent,
     prompt_text,
-    reconstruction_of,
     scientific,
     significant,
     singular_values,
@@ -44,7 +43,7 @@ def heading(record: Record) -> str:
     size = ' class="long"' if len(title) > _LONG else ""
     more = len(record["prompts"]) - 1
     others = f" · and {more} more prompt{'s' if more > 1 else ''}" if more else ""
-    work, errors = record["work"], reconstruction_of(record, 0)
+    work, errors = record["work"], record["reconstructions"][0]
     found = sum(token["status"] in SUCCESSFUL for token in record["tokens"])
     share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
     others_of_survey = f"; {certificates_of_survey(record['tokens'])}" if surveyed(record) else ""
@@ -174,7 +173,7 @@ def _prediction(record: Record, prompt: int) -> str:
 
 
 def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:
-    errors = reconstruction_of(record, prompt)
+    errors = record["reconstructions"][prompt]
     truth = vectors[f"y.{prompt}"].tolist()
     clouds = [("dot", vectors[f"reconstruction.detached.{prompt}"].tolist())]
     caption = (
@@ -234,16 +233,10 @@ def _glance(tokens: list[Record]) -> str:
             f'<td class="num heat" style="--h:{max(0.0, heat(value)):.0f}%">{significant(value, 3)}</td>'
             for value in values[:count]
         ) + "<td></td>" * (count - len(values[:count]))
-        contribution = token["contribution"]
-        share = f"{percent(contribution['share'])}{meter(contribution['share'])}" if contribution else "–"
-        rank = "–" if token["stable_rank"] is None else significant(token["stable_rank"], 3)
-        leading = [token[side][0][:3] if values else [] for side in ("left", "right")]
-        words = ("".join(token_text(entry["token"]) for entry in entries) for entries in leading)
-        decoded = "".join(f'<td class="words">{side}</td>' for side in words)
         rows.append(
             f'<tr><td class="num">{token["index"]}</td><th scope="row"><a href="#{anchor(token)}">'
-            f'{token_text(token["token"])}</a></th>{cells}<td class="num">{rank}</td>'
-            f'<td class="num">{share}</td>{decoded}<td>{badge(token["status"])}</td></tr>'
+            f"{token_text(token['token'])}</a></th>{cells}"
+            f"{reading_cells(token)}<td>{badge(token['status'])}</td></tr>"
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="All tokens"><table class="glance"><thead><tr>'

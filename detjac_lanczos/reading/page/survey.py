@@ -7,7 +7,7 @@ from statistics import median
 
 from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, text, token_text
 from detjac_lanczos.reading.page.survey_chart import intervals
-from detjac_lanczos.reading.page.token_card import anchor, token_card
+from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
 from detjac_lanczos.reading.record_values import ESTIMATE, Record, chance_of, percent, significant, singular_values
 
 _WIDE, _NARROW = 1152.0, 360.0
@@ -115,17 +115,10 @@ def _row(token: Record) -> str:
         name = f'<a href="#{anchor(token)}">{token_text(token["token"])}</a>'
         line = token["certificate"]["line"] if token["certificate"] else ""
         claim = f'{badge(token["status"])}<small class="line">{text(line)}</small>'
-    contribution = token["contribution"]
-    share = f"{percent(contribution['share'])}{meter(contribution['share'])}" if contribution else "–"
-    rank = "–" if token["stable_rank"] is None else significant(token["stable_rank"], 3)
-    words = "".join(
-        f'<td class="words">{"".join(token_text(entry["token"]) for entry in token[side][0][:3])}</td>'
-        for side in ("left", "right")
-    )
     return (
         f'{opening}<td class="num">{token["index"]}</td><th scope="row">{name}</th>'
         f'<td class="num first">{"≈ " if estimated else ""}{significant(first)}</td>'
         f'<td class="num">{significant(low)}</td><td class="num">{significant(high)}</td>'
         f'<td class="num">{percent(survey["share"])}{meter(survey["share"])}</td>'
-        f'<td class="num">{rank}</td><td class="num">{share}</td>{words}<td>{claim}</td></tr>'
+        f"{reading_cells(token)}<td>{claim}</td></tr>"
     )

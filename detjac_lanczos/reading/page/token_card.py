@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from detjac_lanczos.reading.page import charts
-from detjac_lanczos.reading.page.markup import badge, facts, figure, pills, text, token_text
+from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, pills, text, token_text
 from detjac_lanczos.reading.record_values import (
     Record,
     needs_advice,
@@ -39,6 +39,19 @@ def token_card(token: Record, span: tuple[float, float]) -> str:
         f'<p class="claim">{text(claim)}</p>{advice}'
         f'<div class="inside"><div>{chart}{facts(_facts(token))}</div><div>{_triplets(token)}</div></div></article>'
     )
+
+
+def reading_cells(token: Record) -> str:
+    """Return the cells of a table of tokens that say the stable rank, ‖J x‖ / ‖y‖ and what u₁ and v₁ decode to."""
+    contribution = token["contribution"]
+    share = f"{percent(contribution['share'])}{meter(contribution['share'])}" if contribution else "–"
+    rank = "–" if token["stable_rank"] is None else significant(token["stable_rank"], 3)
+    words = (
+        "".join(token_text(entry["token"]) for first in token[side][:1] for entry in first[:3])
+        for side in ("left", "right")
+    )
+    decoded = "".join(f'<td class="words">{side}</td>' for side in words)
+    return f'<td class="num">{rank}</td><td class="num">{share}</td>{decoded}'
 
 
 def stable_rank_text(token: Record) -> str:
