@@ -10,18 +10,31 @@ if TYPE_CHECKING:
     from detjac_lanczos.runs.analysis import analyze
     from detjac_lanczos.runs.claims import Claim, Verification
     from detjac_lanczos.runs.disk import load_run
-    from detjac_lanczos.runs.planning import JobPlan, plan
-    from detjac_lanczos.runs.run import Run, TokenResult, Triplet
+    from detjac_lanczos.runs.job_plan import JobPlan
+    from detjac_lanczos.runs.planning import plan
+    from detjac_lanczos.runs.run import DecodedVector, Run, TokenResult
     from detjac_lanczos.runs.verification import verify
 
-__all__ = ["Claim", "JobPlan", "Run", "TokenResult", "Triplet", "Verification", "analyze", "load_run", "plan", "verify"]
+__all__ = [
+    "Claim",
+    "DecodedVector",
+    "JobPlan",
+    "Run",
+    "TokenResult",
+    "Verification",
+    "analyze",
+    "load_run",
+    "plan",
+    "verify",
+]
 
 _MODULES = {
     "analysis": ("analyze",),
     "claims": ("Claim", "Verification"),
     "disk": ("load_run",),
-    "planning": ("JobPlan", "plan"),
-    "run": ("Run", "TokenResult", "Triplet"),
+    "job_plan": ("JobPlan",),
+    "planning": ("plan",),
+    "run": ("DecodedVector", "Run", "TokenResult"),
     "verification": ("verify",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

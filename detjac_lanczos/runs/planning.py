@@ -31,8 +31,6 @@ from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
 from detjac_lanczos.runs.machines import machine
 from detjac_lanczos.solvers.options import DEFAULT_K, DEFAULT_WIDTH, check_k, check_tol
 
-__all__ = ["Job", "JobPlan", "plan"]
-
 
 def plan(
     model: Any,

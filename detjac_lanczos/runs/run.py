@@ -22,8 +22,8 @@ from detjac_lanczos.solvers.result import Guards
 
 
 @dataclass(frozen=True)
-class Triplet:
-    """One side of one singular triplet, decoded to tokens.
+class DecodedVector:
+    """A singular vector, decoded to tokens.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class TokenResult:
     U: Tensor
     S: Tensor
     V: Tensor
-    guards: Guards | None = None
+    guards: Guards | None
 
     @property
     def prompt(self) -> int:
@@ -140,14 +140,14 @@ class TokenResult:
         return self.record["contribution"]
 
     @property
-    def left(self) -> list[Triplet]:
+    def left(self) -> list[DecodedVector]:
         """Left vectors, decoded through the head."""
-        return [Triplet(candidates) for candidates in self.record["left"]]
+        return [DecodedVector(candidates) for candidates in self.record["left"]]
 
     @property
-    def right(self) -> list[Triplet]:
+    def right(self) -> list[DecodedVector]:
         """Right vectors, decoded to the nearest input embeddings."""
-        return [Triplet(candidates) for candidates in self.record["right"]]
+        return [DecodedVector(candidates) for candidates in self.record["right"]]
 
 
 @dataclass(frozen=True, eq=False)
