@@ -8,7 +8,6 @@ from detjac_lanczos.reading.contribution import (
 )
 from detjac_lanczos.reading.decode import Decoded, decode_left, decode_right
 from detjac_lanczos.reading.figures import plot_contributions, plot_reconstruction, plot_spectra, save_figures
-from detjac_lanczos.reading.ordinary import ordinary_estimate, ordinary_products
 from detjac_lanczos.reading.page import render_page
 from detjac_lanczos.reading.stable_rank import StableRank, stable_ranks, surveyed_stable_rank
 from detjac_lanczos.reading.table import render_table
@@ -22,8 +21,6 @@ __all__ = [
     "decode_right",
     "estimate_contributions",
     "measure_contribution",
-    "ordinary_estimate",
-    "ordinary_products",
     "plot_contributions",
     "plot_reconstruction",
     "plot_spectra",

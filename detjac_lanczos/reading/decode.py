@@ -105,20 +105,17 @@ def decode_left(
     ], signs
 
 
-def decode_right(
-    network: DetachedNetwork, V: Tensor, signs: Tensor, source: str | Place = "embeddings", top: int = 10
-) -> list[list[Decoded]]:
+def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 10) -> list[list[Decoded]]:
     """Decode right singular vectors to the nearest input embeddings by cosine: exact, over the whole vocabulary.
 
     Parameters
     ----------
     network : DetachedNetwork
     V : Tensor, shape (hidden size, k)
+        Of any source: a vector in the residual stream of a later layer is compared with the input embeddings all the
+        same, by what it would be called at the input.
     signs : Tensor, shape (k,)
         From `decode_left` of the same triplets.
-    source : str or Place
-        Where the vectors live. A vector in the residual stream of a later layer is compared with the input embeddings
-        all the same: what it would be called at the input.
     top : int
 
     Returns
@@ -133,7 +130,7 @@ def decode_right(
     """
     if V.ndim != 2 or V.shape[0] != network.hidden_size or signs.shape != V.shape[1:]:
         raise InputError(
-            f"decode_right takes V ({network.hidden_size}, k) and k signs of source {source!s}; "
+            f"decode_right takes V ({network.hidden_size}, k) and k signs; "
             f"got {tuple(V.shape)} and {tuple(signs.shape)}; cut joint vectors token by token"
         )
     found = best_rows(embedding_table(network.model.get_input_embeddings()), V * signs.to(V), top, cosine=True)

@@ -74,7 +74,7 @@ def merge_chunks(
     size: int,
     rows: int,
     top: int,
-    logits: Logits | None = None,
+    logits: Logits | None,
     softcap: float | None = None,
 ) -> Found:
     """Merge the best of each chunk. ``score(start, stop)`` gives (stop − start, K)."""

@@ -165,7 +165,7 @@ def analyze(
             results = name_the_survey(results)
     clock.lap("solve")
     signed, token_readings = read_tokens(
-        network, batch, results, source=source, target=target, seed=seed, estimates=estimates_of(results)
+        network, batch, results, target=target, seed=seed, estimates=estimates_of(results)
     )
     prompt_readings = read_prompts(network, batch, source=source, target=target, position=position)
     clock.lap("read")

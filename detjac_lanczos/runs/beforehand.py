@@ -23,11 +23,11 @@ from detjac_lanczos.solvers.options import check_k
 def check_on_configuration(
     model: Any,
     *,
-    k: int | None = None,
-    tokens: slice | Sequence[Token] | None = None,
-    source: str | Place = "embeddings",
-    target: str | Place = "output",
-    position: int = -1,
+    k: int | None,
+    tokens: slice | Sequence[Token] | None,
+    source: str | Place,
+    target: str | Place,
+    position: int,
 ) -> None:
     """Refuse a family that is not supported, places and tokens that the model cannot have, and a k above its width.
 

@@ -62,8 +62,8 @@ class Verification:
     """
 
     claims: list[Claim]
-    estimated: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    estimated: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def ok(self) -> bool:

@@ -88,18 +88,18 @@ class Demand:
         """Return the sweeps one after another that it is expected to take."""
         return round(_PASSES * self._alone(tokens, width) / width) + 2
 
-    def together(self, tokens: int, width: int, rebuilt: tuple[bool, bool] = (False, False)) -> Asked:
+    def together(self, tokens: int, width: int, rebuilt: tuple[bool, bool]) -> Asked:
         """Return what all tokens side by side take, searched by Lanczos."""
         row_sweeps = self.columns(tokens, width) * self.cost(tokens)
         return Asked(
             "lanczos", tokens * width, self.passes(tokens, width), row_sweeps, self.joint(tokens, width, rebuilt)
         )
 
-    def joint(self, tokens: int, width: int, rebuilt: tuple[bool, bool] = (False, False)) -> int:
+    def joint(self, tokens: int, width: int, rebuilt: tuple[bool, bool]) -> int:
         """Bytes of the rows and the search of all tokens side by side."""
         return self._most([tokens], tokens, width, rebuilt, lockstep=False)
 
-    def alone(self, lengths: list[int], width: int, rebuilt: tuple[bool, bool] = (False, False)) -> Asked:
+    def alone(self, lengths: list[int], width: int, rebuilt: tuple[bool, bool]) -> Asked:
         """Return what tokens take that are asked for one by one, so far from the output: as `auto` counts, if it may.
 
         Where both roads take much the same rows, `auto` times them and may choose the other.

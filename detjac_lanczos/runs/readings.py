@@ -17,7 +17,6 @@ from detjac_lanczos.reading import (
     decode_left,
     decode_right,
     estimate_contributions,
-    ordinary_estimate,
     stable_ranks,
     surveyed_stable_rank,
 )
@@ -25,7 +24,6 @@ from detjac_lanczos.runs.record import PromptReading, TokenReading
 from detjac_lanczos.runs.run import TokenResult
 from detjac_lanczos.solvers import Missed, SVDResult
 
-NOTHING: Mapping[int, Missed] = {}
 CANDIDATES = 10
 """Tokens that each vector is decoded to."""
 
@@ -37,10 +35,9 @@ def read_tokens(
     batch: JacobianBatch,
     results: Sequence[_Found],
     *,
-    source: str | Place,
     target: str | Place,
     seed: int,
-    estimates: Mapping[int, Missed] = NOTHING,
+    estimates: Mapping[int, Missed],
     top: int = CANDIDATES,
 ) -> tuple[list[_Found], list[TokenReading]]:
     """Decode and measure the triplets of every token; return them with their signs fixed, and the readings.
@@ -59,7 +56,7 @@ def read_tokens(
         result = results[index]
         signed[index] = replace(result, U=result.U * signs[index], V=result.V * signs[index])
     vectors = torch.cat([signed[index].V for index in found], dim=1)
-    right = _split(decode_right(network, vectors, torch.ones_like(vectors[0]), source, top), found, results)
+    right = _split(decode_right(network, vectors, torch.ones_like(vectors[0]), top), found, results)
     for members, estimated in (([i for i in found if i not in estimates], False), (sorted(estimates), True)):
         if not members:
             continue
@@ -91,7 +88,8 @@ def read_prompts(
         operator = network.jacobian((prompt, 0), source=source, target=target, position=position)
         ordinary = None
         if comparable:
-            ordinary = ordinary_estimate(network, prompt=prompt, source=source, target=target, position=position)
+            joint = network.jacobian((prompt, "joint"), source=source, target=target, position=position, frozen=False)
+            ordinary = joint.reconstruction.estimate
         readings.append(PromptReading(operator.position, operator.reconstruction, ordinary))
     return readings
 

@@ -47,7 +47,6 @@ def token_claims(
         network,
         batch,
         tokens,
-        source=places["source"],
         target=places["target"],
         seed=run.record["options"]["seed"],
         estimates=estimates,

@@ -1,5 +1,6 @@
 """The ordinary Jacobian, by forward and reverse mode on the copy, against reverse mode through the untouched model."""
 
+import copy
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -153,12 +154,55 @@ def test_it_is_not_the_detached_one_and_says_so() -> None:
     assert "OrdinaryJacobian" in repr(ordinary)
 
 
+@pytest.mark.parametrize("make", ["llama", "gemma"])
+def test_its_estimate_is_the_sum_over_the_tokens(make: str) -> None:
+    network, oracles = case(make)
+    J = network.jacobian((1, "joint"), position=3, frozen=False)
+    expected = torch.einsum(
+        "omd,md->o", oracles[1].jacobian("embeddings", "output", 3)[:, :4], network.inputs(0, 1)[:4]
+    )
+    assert max(errors(J.reconstruction.estimate, expected)) <= BAR
+
+
+def test_that_of_the_last_norm_alone_annihilates_the_input() -> None:
+    """An RMS norm without epsilon is homogeneous of degree 0: its ordinary Jacobian times its input is zero."""
+    model = tiny_models.llama(rms_norm_eps=0.0)
+    with torch.no_grad():
+        for branch in ("self_attn.o_proj", "mlp.down_proj"):
+            model.model.layers[2].get_submodule(branch).weight.zero_()
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(tiny_models.LENGTH))
+
+    def estimate(target: Any) -> Tensor:
+        J = network.jacobian("joint", source=layer(2), target=target, frozen=False)
+        return J.reconstruction.estimate
+
+    assert float(estimate("output").norm() / network.streams.output[-1].norm()) < 1e-13
+    torch.testing.assert_close(estimate("residual"), network.inputs(2, 0)[-1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(estimate(layer(2)), estimate("residual"))
+
+
+def test_the_caller_s_model_stays_as_it_was() -> None:
+    model = tiny_models.llama()
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(*LENGTHS))
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    config = copy.deepcopy(model.config.to_dict())
+    J = network.jacobian("joint", frozen=False)
+    J.matmat(J.x[:, None])
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert model.config.to_dict() == config
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert model.config._attn_implementation != "detjac_observed"
+
+
 def test_what_cannot_be_is_one_clear_line() -> None:
     network, _ = case("llama")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"source": layer(2), "target": layer(1)}, "lies before"),
         ({"target": probe(torch.ones(2, 5))}, "width 5"),
         ({"token": 5, "position": 4}, "comes after position"),
+        ({"token": (2, "joint")}, "prompt 2"),
+        ({"token": (1, 0), "position": 7}, "position 7"),
+        ({"target": mlp(3)}, "layer 3"),
     ]
     for options, message in cases:
         with pytest.raises(InputError, match=message):

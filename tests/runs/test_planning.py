@@ -288,7 +288,7 @@ def test_tokens_at_once_are_the_most_that_fit() -> None:
     demand = Demand(shape, 8, 1e-3, Rates.of(torch.device("cuda")))
 
     def held(count: int) -> int:
-        asked = demand.alone(list(range(200, 200 - count, -1)), 4)
+        asked = demand.alone(list(range(200, 200 - count, -1)), 4, (False, False))
         return max(asked.bytes, asked.otherwise)
 
     every = [held(count) for count in range(1, 201)]
