@@ -16,8 +16,9 @@ def on_status(
     """Return how a solve ended, and what to do where it ended short."""
     above = "" if options.threshold is None else f" above {options.threshold:g}"
     met = f"The one triplet{above} meets" if k == 1 else f"All {k} triplets{above} meet"
+    met = f"{met} the tolerance {options.tol:g}." if k else f"No singular value{above} was found."
     sentences = {
-        Status.CONVERGED: f"{met} the tolerance {options.tol:g}.",
+        Status.CONVERGED: met,
         Status.BREAKDOWN_EXACT: (
             "Nothing of the operator is left outside the space that was found, up to its rounding: every singular "
             f"value beyond it is zero{f', or under the noise floor {rounded_up(floor)}' if floor else ''}."

@@ -1,4 +1,4 @@
-"""The certificate: the TRIPLETS claim, made of measured quantities only, and room for that of completeness."""
+"""The certificate: the TRIPLETS claim, made of measured quantities only, and that of completeness."""
 
 from dataclasses import dataclass
 

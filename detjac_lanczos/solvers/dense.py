@@ -68,7 +68,7 @@ class Materialisation:
     Attributes
     ----------
     matrices : list of Tensor, each (d_out, d_in), in working precision
-        None before the first pass: one that is never made takes no memory.
+        Empty before the first pass: one that is never made takes no memory.
     """
 
     def __init__(self, batch: CountingBatch) -> None:

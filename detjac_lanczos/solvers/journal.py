@@ -48,7 +48,7 @@ class Journal:
     InputError
         The folder cannot be written, or holds something else, or the journal of a solve with other options.
     RunFileError
-        The journal was written by a newer version.
+        The journal is damaged, or was written by an earlier or a newer version.
     """
 
     def __init__(self, folder: str | os.PathLike[str], header: dict[str, Any]) -> None:
@@ -126,6 +126,8 @@ class Journal:
             raise RunFileError(f"{place} is damaged (format = {found.get('format')!r}): give a new folder")
         if found["format"] > FORMAT:
             raise RunFileError(f"{place} has format {found['format']}, newer than {FORMAT}: update detjac-lanczos")
+        if found["format"] < FORMAT:
+            raise RunFileError(f"{place} was written by an earlier version of detjac-lanczos: give a new folder")
         for name, value in header.items():
             if found.get(name) != value:
                 raise InputError(

@@ -36,7 +36,7 @@ def test_all_values_above_a_threshold(name: str, method: str, count: int) -> Non
         assert result.V.shape == (100, expected)
         np.testing.assert_allclose(result.S, values[:expected], rtol=1e-4)
         assert result.certificate.claimed == result.certificate.k == expected
-        found = "The one triplet" if expected == 1 else f"All {expected} triplets"
+        found = {0: "No singular value", 1: "The one triplet"}.get(expected, f"All {expected} triplets")
         assert f"{found} above" in result.advice
 
 
