@@ -93,7 +93,7 @@ class Attempt:
     def absorb(self, product: Tensor) -> None:
         """Take the product of ``row`` and decide whether to go on."""
         self.probe.absorb(product.to(self.deflation.left.dtype) * self.search.scale)
-        self.search.count_probe()
+        self.search.count_column(probe=True)
         edge, floor, tol = self._edge, self.search.floor, self.search.options.tol
         counted = self.search.goal.threshold is None
         tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held
@@ -163,7 +163,7 @@ class Attempt:
 
 
 def stated(
-    probe: Probe, *, k: int, delta: float, tol: float, floor: float, scale: float, threshold: float | None = None
+    probe: Probe, *, k: int, delta: float, tol: float, floor: float, scale: float, threshold: float | None
 ) -> Completeness:
     """Return what a probe proves, in units of the operator: those of the probe are ``scale`` times as large.
 
@@ -176,7 +176,7 @@ def stated(
     floor : float
         What rounding can do to τ, in units of the probe.
     scale : float
-    threshold : float, optional
+    threshold : float or None
         The k triplets are those of all values above it, which is then what makes the claim complete.
     """
     deflation, tau = probe.deflation, probe.tau(delta)

@@ -57,7 +57,7 @@ class Completeness:
     sigma_1: float
     sigma_k: float
     floor: float
-    threshold: float | None = None
+    threshold: float | None
 
     @property
     def line(self) -> str:

@@ -96,6 +96,11 @@ class CountingBatch:
         return len(self.shapes)
 
     @property
+    def one_output_space(self) -> bool:
+        """Whether all operators have one d_out, so that they can share cotangents."""
+        return len({d_out for d_out, _ in self.shapes}) == 1
+
+    @property
     def seconds(self) -> float:
         """Time since the solve began."""
         return time.perf_counter() - self.began
@@ -195,7 +200,7 @@ class CountingBatch:
         self._end(way, sent, made, width * self.shared_cost)
         return checked
 
-    def repeats(self, direction: Direction, index: int, rows: Tensor, products: Tensor, scale: float = 1.0) -> bool:
+    def repeats(self, direction: Direction, index: int, rows: Tensor, products: Tensor, scale: float) -> bool:
         """Whether rows sent again give the same products, up to rounding: where not, the operator changes.
 
         Parameters

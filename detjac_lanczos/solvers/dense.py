@@ -74,7 +74,7 @@ class Materialisation:
     def __init__(self, batch: CountingBatch) -> None:
         self.batch = batch
         self.matrices: list[Tensor] = []
-        self._shared = len({d_out for d_out, _ in batch.shapes}) == 1
+        self._shared = batch.one_output_space
         self._chunks = self._plan()
 
     @property
@@ -212,7 +212,7 @@ def _completed(found: Found, values: Tensor, floor: float, options: Options) -> 
 
 
 def claim_of_spectrum(
-    values: Tensor, k: int, *, tol: float, floor: float, scale: float, seed: int, threshold: float | None = None
+    values: Tensor, k: int, *, tol: float, floor: float, scale: float, seed: int, threshold: float | None
 ) -> Completeness:
     """Claim what all singular values (times ``scale``, descending) show, with certainty: exact up to rounding.
 

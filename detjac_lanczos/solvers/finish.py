@@ -160,4 +160,5 @@ def _nothing_found(
         method=road.method,
         why=road.why,
         choices=road.choices,
+        floor=0.0,
     )

@@ -123,7 +123,7 @@ class Lockstep:
         rows = [(index, self.searches[index].state.V.rows[:1]) for index in turn]
         for index, product in zip(turn, self.batch.apply(Direction.FORWARD, rows), strict=True):
             search = self.searches[index]
-            search.count_again()
+            search.count_column(probe=False)
             if index in self.batch.nonfinite:
                 search.status = Status.NOT_FINITE
             elif not self.batch.alike(index, product * search.scale, search.state.AV.rows[:1], search.scale):
@@ -165,8 +165,7 @@ class Lockstep:
 
     @property
     def _sharing_pays(self) -> bool:
-        one_space = len({d_out for d_out, _ in self.batch.shapes}) == 1
-        return one_space and self.batch.shared_cost < sum(self.batch.costs)
+        return self.batch.one_output_space and self.batch.shared_cost < sum(self.batch.costs)
 
     def _progress(self) -> Progress:
         found = [search.triplets for search in self.searches]

@@ -177,7 +177,7 @@ def _frobenius(
     heights = [d_out for d_out, _ in batch.shapes]
     drawn = torch.randn(probes, max(heights), dtype=torch.float64, device="cpu", generator=generator)
     drawn = drawn.to(batch.device, batch.dtype)
-    if len(set(heights)) == 1:
+    if batch.one_output_space:
         images = batch.apply_shared(drawn)
     else:
         images = batch.apply(Direction.TRANSPOSED, [(i, drawn[:, :height]) for i, height in enumerate(heights)])

@@ -23,8 +23,8 @@ def measure_completeness(
     V: Sequence[Tensor],
     claims: Sequence[Completeness],
     *,
-    tol: float = 1e-3,
-    passes: int = 2,
+    tol: float,
+    passes: int,
 ) -> list[Completeness]:
     """Return what the same probes prove now: one pass each way for the triplets, then the steps of each probe.
 

@@ -1,7 +1,7 @@
 """What a solve returns: vectors, residuals, how it ended and what it cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -125,8 +125,8 @@ class SVDResult:
     work: Work
     method: str
     why: str
-    choices: dict[str, Any] = field(default_factory=dict)
-    floor: float = 0.0
+    choices: dict[str, Any]
+    floor: float
     missed: Missed | None = None
     guards: Guards | None = None
     energy: tuple[float, float] | None = None

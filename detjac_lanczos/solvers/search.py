@@ -218,16 +218,11 @@ class Search:
         if self.triplets is not None and self.relative[0] > self.options.tol:
             self.goal.forget_first(self.state, self.triplets.values)
 
-    def count_again(self) -> None:
-        """Count a pass of one column that was made before."""
+    def count_column(self, *, probe: bool) -> None:
+        """Count a pass of one column that is none of the search: of a ``probe``, or made before and timed again."""
         self.passes += 1
         self.products += 1
-
-    def count_probe(self) -> None:
-        """Count a pass of one column that a probe made of this operator."""
-        self.passes += 1
-        self.products += 1
-        self.probed += 1
+        self.probed += probe
 
     def reopen(self) -> None:
         """Judge again, after the rows of one more random vector were taken."""

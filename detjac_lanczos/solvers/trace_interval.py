@@ -20,7 +20,7 @@ def check_probes(probes: int, confidence: float) -> None:
         raise InputError(f"{probes} probes prove no interval of confidence {confidence}; give more of either")
 
 
-def rest_interval(mean: float, probes: int, largest: float, confidence: float = 0.95) -> tuple[float, float]:
+def rest_interval(mean: float, probes: int, largest: float, confidence: float) -> tuple[float, float]:
     """Return the interval of F = Σ λ_i from the mean of m independent values Σ λ_i χ²_1, all λ_i ≤ ``largest``.
 
     The interval inverts a test: F belongs to it if mean / F lies between the (1 ± confidence)/2 quantiles of χ²_ν / ν

@@ -325,6 +325,7 @@ def test_shares_of_delta_never_exceed_it() -> None:
 
 
 PLAIN = {
+    "threshold": None,
     "k": 8,
     "guards": 4,
     "delta": 1e-6,
