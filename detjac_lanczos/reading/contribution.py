@@ -15,7 +15,7 @@ from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.streams import Stream
 
 _ROWS = 1024.0
-"""Row-sweeps of one pass of `contributions`: as many as a pass of the dense road has."""
+"""Row-sweeps of one pass of `contributions`: as many as a pass of the dense method has."""
 
 
 class Triplets(Protocol):

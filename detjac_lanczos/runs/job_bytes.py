@@ -41,7 +41,7 @@ _COUNTS = 128
 """Numbers of columns, up to those of a sweep, that are looked at."""
 
 _TURNS = 16
-"""Turns of the dense road's check that are looked at, one in so many where there are more: neighbours are alike."""
+"""Turns of the dense method's check that are looked at, one in so many where there are more: neighbours are alike."""
 
 _NARROWEST = 2
 """Width that is advised at least: at 1 a search misses values."""
@@ -102,7 +102,7 @@ class Demand:
     def alone(self, lengths: list[int], width: int, rebuilt: tuple[bool, bool]) -> Asked:
         """Return what tokens take that are asked for one by one, so far from the output: as `auto` counts, if it may.
 
-        Where both roads take much the same rows, `auto` times them and may choose the other.
+        Where both methods take much the same rows, `auto` times them and may choose the other.
         """
         shape, costs = self._operator(1), [self.cost(length) for length in lengths]
         chunk = chunk_width(max(costs), shape[0])

@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from detjac_lanczos.solvers.attempt import Completed
+from detjac_lanczos.solvers.attempt import CompletenessClaim
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
@@ -75,7 +75,7 @@ def on_error(error: float | None) -> str:
     return "" if error is None else f" |A - U S Vᵀ|_F is about {error:.2g}: a leave-one-out estimate, no claim."
 
 
-def on_completeness(completed: Completed | None, options: Options) -> str:
+def on_completeness(completed: CompletenessClaim | None, options: Options) -> str:
     """Return what to do where completeness was asked for and not reached."""
     if options.delta is None or (completed is not None and completed.claim.complete):
         return ""

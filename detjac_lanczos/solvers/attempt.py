@@ -29,7 +29,7 @@ _MORE_PASSES = 2.0
 
 
 @dataclass(frozen=True)
-class Completed:
+class CompletenessClaim:
     """A claim about one operator, and the triplets that it rests on: the k claimed and the guards.
 
     ``triplets`` is None where the whole matrix was seen.
@@ -125,7 +125,7 @@ class Attempt:
         """Return the attempt after this one: fresh vectors, another part of δ."""
         return Attempt(self.search, self._next_number, copies=self._copies)
 
-    def completed(self) -> Completed | None:
+    def completed(self) -> CompletenessClaim | None:
         """Return what can be claimed; None where no product could be spent on it."""
         search, deflation = self.search, self.deflation
         if not self.probe.steps[0] and self.probe.dimension:
@@ -140,7 +140,7 @@ class Attempt:
             threshold=search.options.threshold,
         )
         claim = replace(claim, products=search.probed)
-        return Completed(claim, self.triplets.head(deflation.count))
+        return CompletenessClaim(claim, self.triplets.head(deflation.count))
 
     @property
     def _next_number(self) -> int:

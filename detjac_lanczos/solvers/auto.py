@@ -7,7 +7,7 @@ import torch
 
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import Materialisation, decompose
-from detjac_lanczos.solvers.finish import Road
+from detjac_lanczos.solvers.finish import Method
 from detjac_lanczos.solvers.forecast import Forecast, forecast
 from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
@@ -21,9 +21,9 @@ _PROBED_SIZE = 384
 
 
 def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list[SVDResult]:
-    """Choose the road by counted row-sweeps; where these are close, begin the one with fewer and time its passes.
+    """Choose the method by counted row-sweeps; where these are close, begin the one with fewer and time its passes.
 
-    A road that is begun and kept has lost nothing; one that is left has lost a pass or two.
+    A method that is begun and kept has lost nothing; one that is left has lost a pass or two.
     """
     lockstep, dense = None, Materialisation(batch)
     expected = _forecast(batch, options, options.width, dense)
@@ -56,9 +56,9 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     if fewer:
         del dense
         choices = {"method": "lanczos", "block": options.width, **measured}
-        return conclude(lockstep or Lockstep(batch, options), Road("lanczos", why, choices), certify=certify)
+        return conclude(lockstep or Lockstep(batch, options), Method("lanczos", why, choices), certify=certify)
     del lockstep
-    return decompose(dense, options, Road("dense", why, {"method": "dense", **measured}), certify=certify)
+    return decompose(dense, options, Method("dense", why, {"method": "dense", **measured}), certify=certify)
 
 
 def _forecast(batch: CountingBatch, options: Options, width: int, dense: Materialisation) -> Forecast:

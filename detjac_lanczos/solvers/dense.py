@@ -1,17 +1,17 @@
-"""The dense road: every row of the matrix by shared cotangents, then an ordinary SVD of each operator."""
+"""The dense method: every row of the matrix by shared cotangents, then an ordinary SVD of each operator."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.attempt import Completed
+from detjac_lanczos.solvers.attempt import CompletenessClaim
 from detjac_lanczos.solvers.basis import thin_svd
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.energy import count_for
-from detjac_lanczos.solvers.finish import Found, Road, finish
+from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
 from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_scale
@@ -19,12 +19,12 @@ from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_sca
 _CHUNK_ROWS = 1024
 
 
-def solve_dense(batch: CountingBatch, options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
+def solve_dense(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
     """Write out every matrix, take its SVD, and measure the leading triplets on the matrix."""
-    return decompose(Materialisation(batch), options, road, certify=certify)
+    return decompose(Materialisation(batch), options, method, certify=certify)
 
 
-def decompose(dense: "Materialisation", options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
+def decompose(dense: "Materialisation", options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
     """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
     results, batch = [], dense.batch
     matrices = dense.run()
@@ -49,7 +49,7 @@ def decompose(dense: "Materialisation", options: Options, road: Road, *, certify
                 index,
                 found,
                 status,
-                road,
+                method,
                 options,
                 seconds=batch.seconds,
                 certify=certify,
@@ -198,7 +198,7 @@ def _share(found: Found, values: Tensor) -> tuple[float, float]:
     return share, share
 
 
-def _completed(found: Found, values: Tensor, floor: float, options: Options) -> Completed:
+def _completed(found: Found, values: Tensor, floor: float, options: Options) -> CompletenessClaim:
     claim = claim_of_spectrum(
         values,
         len(found.values),
@@ -208,7 +208,7 @@ def _completed(found: Found, values: Tensor, floor: float, options: Options) -> 
         seed=options.seed,
         threshold=options.threshold,
     )
-    return Completed(claim, None)
+    return CompletenessClaim(claim, None)
 
 
 def claim_of_spectrum(

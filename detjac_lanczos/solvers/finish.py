@@ -1,4 +1,4 @@
-"""From measured triplets to the result that a user gets: one road for every method."""
+"""From measured triplets to the result that a user gets, the same way for every method."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers import advice
-from detjac_lanczos.solvers.attempt import Completed
+from detjac_lanczos.solvers.attempt import CompletenessClaim
 from detjac_lanczos.solvers.certificate import certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.factorisation import RitzTriplets
@@ -47,10 +47,10 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Road:
+class Method:
     """The method that was taken, why, and what was decided by timing on the way."""
 
-    method: str
+    name: str
     why: str
     choices: dict[str, Any]
 
@@ -60,12 +60,12 @@ def finish(
     index: int,
     found: Found | None,
     status: Status,
-    road: Road,
+    method: Method,
     options: Options,
     *,
     seconds: float,
     certify: bool,
-    completed: Completed | None = None,
+    completed: CompletenessClaim | None = None,
     probed: int = 0,
     energy: tuple[float, float] | None = None,
     widened: tuple[tuple[int, int], ...] = (),
@@ -78,7 +78,7 @@ def finish(
     forward, transposed, passes = batch.forward[index], batch.transposed[index], batch.passes[index]
     work = Work(forward, transposed, passes, batch.row_sweeps[index], seconds, probed)
     if found is None:
-        return _nothing_found(batch, index, status, road, options, work)
+        return _nothing_found(batch, index, status, method, options, work)
     sigma = (found.values.to(torch.float64) / found.scale).to(batch.dtype)
     first = found.first / found.scale
     floor, lost = noise_floor(batch.spacing(index, first), first, work.passes), batch.lost(index, first)
@@ -115,9 +115,9 @@ def finish(
         + advice.on_error(error)
         + advice.on_completeness(completed, options),
         work=work,
-        method=road.method,
-        why=road.why,
-        choices=road.choices,
+        method=method.name,
+        why=method.why,
+        choices=method.choices,
         floor=floor,
         guards=None if completed is None else _guards(completed, found.scale, batch.dtype),
         energy=energy,
@@ -126,7 +126,7 @@ def finish(
     )
 
 
-def _guards(completed: Completed, scale: float, dtype: torch.dtype) -> Guards | None:
+def _guards(completed: CompletenessClaim, scale: float, dtype: torch.dtype) -> Guards | None:
     """Return what was deflated beyond k, in the operator's units."""
     triplets, k = completed.triplets, completed.claim.k
     if triplets is None or not completed.claim.guards:
@@ -139,7 +139,7 @@ def _nothing_found(
     batch: CountingBatch,
     index: int,
     status: Status,
-    road: Road,
+    method: Method,
     options: Options,
     work: Work,
 ) -> SVDResult:
@@ -157,8 +157,8 @@ def _nothing_found(
         status=status,
         advice=advice.on_status(status, batch, index, options, 0, options.k, 0.0),
         work=work,
-        method=road.method,
-        why=road.why,
-        choices=road.choices,
+        method=method.name,
+        why=method.why,
+        choices=method.choices,
         floor=0.0,
     )

@@ -1,4 +1,4 @@
-"""What both roads are expected to take, before either is begun."""
+"""What both methods are expected to take, before either is begun."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CLEAR = 2.0
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predicted row-sweeps and passes of both roads."""
+    """Predicted row-sweeps and passes of both methods."""
 
     lanczos_rows: float
     dense_rows: float
@@ -55,7 +55,7 @@ def forecast(
     width: int,
     dense_passes: int,
 ) -> Forecast:
-    """Predict the work of both roads from shapes, costs, k, tol and width.
+    """Predict the work of both methods from shapes, costs, k, tol and width.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def forecast(
     k, tol, width
         As in `svd`.
     dense_passes : int
-        Sweeps that the dense road has still to make.
+        Sweeps that the dense method has still to make.
     """
     columns = [expected_columns(k, tol, width, shape) for shape in shapes]
     heights = [d_out for d_out, _ in shapes]

@@ -1,29 +1,29 @@
-"""The Lanczos road: block Golub-Kahan in lockstep, and what it found."""
+"""The Lanczos method: block Golub-Kahan in lockstep, and what it found."""
 
 from dataclasses import replace
 
-from detjac_lanczos.solvers.complete import complete
+from detjac_lanczos.solvers.claim_completeness import claim_completeness
 from detjac_lanczos.solvers.counting import CountingBatch
-from detjac_lanczos.solvers.finish import Found, Road, finish
+from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
 from detjac_lanczos.solvers.search import Search
 
 
-def solve_lanczos(batch: CountingBatch, options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
+def solve_lanczos(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
     """Find the leading triplets of every operator by block Golub-Kahan with shrinking blocks, in lockstep."""
-    return conclude(Lockstep(batch, options), road, certify=certify)
+    return conclude(Lockstep(batch, options), method, certify=certify)
 
 
-def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult]:
+def conclude(lockstep: Lockstep, method: Method, *, certify: bool) -> list[SVDResult]:
     """Run a lockstep (begun or not) to its end and return the results."""
     results = []
     searches = lockstep.run()
     if lockstep.width != lockstep.options.width:
         widths = {"block": lockstep.width, "first_block": lockstep.options.width}
-        road = replace(road, why=road.why + lockstep.why, choices=road.choices | widths)
-    claims = [None] * len(searches) if lockstep.options.delta is None else complete(lockstep)
+        method = replace(method, why=method.why + lockstep.why, choices=method.choices | widths)
+    claims = [None] * len(searches) if lockstep.options.delta is None else claim_completeness(lockstep)
     for index, completed in enumerate(claims):
         search = searches.pop(0)
         assert search.status is not None
@@ -37,7 +37,7 @@ def conclude(lockstep: Lockstep, road: Road, *, certify: bool) -> list[SVDResult
                 index,
                 found,
                 status,
-                road,
+                method,
                 lockstep.options,
                 seconds=lockstep.ended[index],
                 certify=certify,

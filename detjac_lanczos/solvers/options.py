@@ -1,4 +1,4 @@
-"""The options that every road to singular triplets shares, checked once."""
+"""The options that all methods share, checked once."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The randomised road: subspace iteration with a wide block, measured like all others."""
+"""The randomised method: subspace iteration with a wide block, measured like all others."""
 
 import math
 
@@ -9,7 +9,7 @@ from detjac_lanczos.solvers.basis import random_rows
 from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
-from detjac_lanczos.solvers.finish import Found, Road, finish
+from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.leave_one_out import LeaveOneOut, orthonormal_factor
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
@@ -19,7 +19,7 @@ _OVERSAMPLING = 8
 _DEFAULT_PASSES = 60
 
 
-def solve_randomized(batch: CountingBatch, options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
+def solve_randomized(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
     """Find leading triplets by block power iteration of width k + 8 from random cotangents.
 
     Ritz triplets come from one basis on each side, with the products of both, so residuals on both sides are measured.
@@ -29,12 +29,12 @@ def solve_randomized(batch: CountingBatch, options: Options, road: Road, *, cert
     ‖A - U S Vᵀ‖_F² = ‖A P - U S Vᵀ‖_F² + ‖A - A P‖_F², as V lies in the basis. The first term is known, the second is
     that of :class:`LeaveOneOut`, for one sample fewer.
 
-    Source: Halko, Martinsson, Tropp 2011, algorithm 4.4; two-sided extraction as in the Lanczos road.
+    Source: Halko, Martinsson, Tropp 2011, algorithm 4.4; two-sided extraction as in the Lanczos method.
     """
-    return [_solve_one(batch, index, options, road, certify) for index in range(len(batch))]
+    return [_solve_one(batch, index, options, method, certify) for index in range(len(batch))]
 
 
-def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, certify: bool) -> SVDResult:
+def _solve_one(batch: CountingBatch, index: int, options: Options, method: Method, certify: bool) -> SVDResult:
     shape = batch.shapes[index]
     width = min(options.k + _OVERSAMPLING, *shape)
     if options.max_products is not None:
@@ -78,7 +78,7 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, road: Road, c
     found = None
     if triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         found = Found.of(triplets, scale, float(triplets.values[0]))
-    return finish(batch, index, found, status, road, options, seconds=batch.seconds, certify=certify, error=error)
+    return finish(batch, index, found, status, method, options, seconds=batch.seconds, certify=certify, error=error)
 
 
 def _affords(batch: CountingBatch, index: int, columns: int, limit: int) -> bool:

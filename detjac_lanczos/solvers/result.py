@@ -95,14 +95,14 @@ class SVDResult:
         One sentence: what the status means and what to do about it.
     work : Work
     method, why : str
-        The road taken, and the reason for it.
+        The method taken, and the reason for it.
     choices : dict
         Every decision that was made by timing, as plain data; pass it back as ``choices=`` to repeat the solve.
     floor : float
         c ε σ₁ √passes: residuals below it are rounding. ε is that of the operator's type, or more where its products
         are so small that they lose digits.
     missed : Missed or None
-        What a survey's shared basis lacks of this operator; None on every other road.
+        What a survey's shared basis lacks of this operator; None by every other method.
     guards : Guards or None
         What was deflated beside the triplets where completeness is claimed.
     energy : (float, float) or None
@@ -112,7 +112,7 @@ class SVDResult:
         Passes in which Lanczos blocks were widened to look for further copies of a cluster's value, and by how many
         random columns.
     error : float or None
-        Leave-one-out estimate of ‖A - U S Vᵀ‖_F, of the randomised road; an estimate has no bound.
+        Leave-one-out estimate of ‖A - U S Vᵀ‖_F, of the randomised method; an estimate has no bound.
     """
 
     U: Tensor

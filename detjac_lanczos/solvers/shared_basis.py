@@ -1,4 +1,4 @@
-"""The survey road: estimates for every operator of a large batch, out of one left basis that all of them share."""
+"""The survey method: estimates for every operator of a large batch, out of one left basis that all of them share."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.basis import thin_svd
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
-from detjac_lanczos.solvers.finish import Road, finish
+from detjac_lanczos.solvers.finish import Method, finish
 from detjac_lanczos.solvers.missed import Cotangents, measure_missed
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult, Work
@@ -26,7 +26,7 @@ _COLUMNS_AT_ONCE = 8
 _SHARE_OF_DENSE = 1 / 3
 
 
-def solve_shared_basis(batch: CountingBatch, options: Options, road: Road, *, certify: bool) -> list[SVDResult]:
+def solve_shared_basis(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
     """Estimate the leading triplets of all operators from one left basis; see :class:`Survey` and :class:`Missed`.
 
     Nothing is certified, whatever ``certify`` says: a claim about one operator takes products of its own, which
@@ -47,10 +47,10 @@ def solve_shared_basis(batch: CountingBatch, options: Options, road: Road, *, ce
     for index in range(len(batch)):
         if survey.fault is None and index not in batch.nonfinite:
             measured = Products(survey.basis, products[index], outside[index], survey.scales[index])
-            results.append(_estimate(batch, index, measured, cotangents, options.k, len(batch), road))
+            results.append(_estimate(batch, index, measured, cotangents, options.k, len(batch), method))
         else:
             status = survey.fault or Status.NOT_FINITE
-            results.append(finish(batch, index, None, status, road, options, seconds=batch.seconds, certify=certify))
+            results.append(finish(batch, index, None, status, method, options, seconds=batch.seconds, certify=certify))
     return results
 
 
@@ -87,8 +87,8 @@ def estimate_again(
         scale = safe_scale(product)
         known, outside = (product * scale).split([len(basis), len(rows) - len(basis)])
         measured = Products(basis, known, outside, scale)
-        road = Road("shared_basis", "measured again", {})
-        result = _estimate(batch, index, measured, cotangents, k, operators, road)
+        method = Method("shared_basis", "measured again", {})
+        result = _estimate(batch, index, measured, cotangents, k, operators, method)
         found.append((result, known.double().T @ (basis.double() @ left.to(basis.device).double()) / scale))
     return found
 
@@ -138,7 +138,7 @@ def _sizes(batch: CountingBatch, options: Options) -> tuple[int, int]:
 
 
 def _estimate(
-    batch: CountingBatch, index: int, measured: Products, cotangents: Cotangents, k: int, operators: int, road: Road
+    batch: CountingBatch, index: int, measured: Products, cotangents: Cotangents, k: int, operators: int, method: Method
 ) -> SVDResult:
     known, scale = measured.known, measured.scale
     left, values, right = thin_svd(known)
@@ -175,9 +175,9 @@ def _estimate(
             f"at most {high:.4g}; polish(batch, results, which=[{index}]) gives a certificate."
         ),
         work=Work(batch.forward[index], batch.transposed[index], passes, batch.row_sweeps[index], batch.seconds),
-        method=road.method,
-        why=road.why,
-        choices=road.choices,
+        method=method.name,
+        why=method.why,
+        choices=method.choices,
         floor=floor,
         missed=missed,
     )

@@ -13,7 +13,7 @@ from detjac_lanczos.solvers.auto import is_tiny, solve_auto
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import solve_dense
-from detjac_lanczos.solvers.finish import Road
+from detjac_lanczos.solvers.finish import Method
 from detjac_lanczos.solvers.journal import open_journal
 from detjac_lanczos.solvers.lanczos import solve_lanczos
 from detjac_lanczos.solvers.memory import basis_capacity
@@ -33,7 +33,7 @@ from detjac_lanczos.solvers.shared_basis import solve_shared_basis
 _DECISIONS = ("method", "block", "first_block", "svd_seconds", "seconds_per_pass", "seconds_per_row", "polish")
 """What a solve, or the polish of a survey, may decide by timing, by the names in ``SVDResult.choices``."""
 
-_ROADS = {
+_SOLVERS = {
     "lanczos": solve_lanczos,
     "randomized": solve_randomized,
     "dense": solve_dense,
@@ -249,4 +249,4 @@ def _solve(
         method = "dense" if is_tiny(counted) and options.max_products is None and options.start is None else "lanczos"
         why = "tiny matrices are written out" if method == "dense" else "the number of triplets is not known beforehand"
     made: dict[str, Any] = {"method": method, "block": options.width} if method == "lanczos" else {"method": method}
-    return _ROADS[method](counted, options, Road(method, why, decided | made), certify=certified)
+    return _SOLVERS[method](counted, options, Method(method, why, decided | made), certify=certified)

@@ -1,4 +1,4 @@
-"""The choice of road: counted, timed where counts are close, replayable."""
+"""The choice of method: counted, timed where counts are close, replayable."""
 
 import json
 
@@ -43,8 +43,8 @@ def test_time_decides_between(monkeypatch, count: int, per_row: float, decomposi
 
 
 @pytest.mark.parametrize("count", [6, 16])
-def test_a_road_that_is_kept_repeats_no_pass(monkeypatch, count: int) -> None:
-    """The passes that were timed are the road's own: auto makes the calls that the road makes when asked for."""
+def test_a_method_that_is_kept_repeats_no_pass(monkeypatch, count: int) -> None:
+    """The passes that were timed are the method's own: auto makes the calls that the method makes when asked for."""
     matrices, rows = tokens(count, 260)
     chosen, forced = (TimedBatch(matrices, rows, 1e-4, 1e-3) for _ in range(2))
     monkeypatch.setattr(counting, "time", chosen)

@@ -205,7 +205,7 @@ def test_all_triplets_leave_nothing_to_probe(method: str) -> None:
     assert claim_of(result).tau == 0.0
 
 
-def test_the_dense_road_claims_with_certainty() -> None:
+def test_the_dense_method_claims_with_certainty() -> None:
     A = matrix(spectrum("root", 40), (50, 40))
     result = svd(A, 5, method="dense", certify="complete")
     assert claim_of(result).delta == 0.0

@@ -69,7 +69,7 @@ def test_digits_are_lost_under_the_normal_range_alone(dtype: torch.dtype) -> Non
     assert spacing(dtype, normal / 64, rows) == pytest.approx(64 * info.eps)
 
 
-def test_dense_road_tells_a_whole_spectrum() -> None:
+def test_dense_method_tells_a_whole_spectrum() -> None:
     low = matrix(np.array([3.0, 2.0, 1.0]), (30, 20))
     for operator in (low, torch.zeros(30, 20)):
         result = svd(operator, 5, method="dense")
@@ -78,7 +78,7 @@ def test_dense_road_tells_a_whole_spectrum() -> None:
 
 
 @pytest.mark.parametrize("budget", [10, 21, 30])
-def test_every_road_keeps_its_budget(budget: int) -> None:
+def test_every_method_keeps_its_budget(budget: int) -> None:
     for method in ("auto", "lanczos", "randomized"):
         assert svd(A, 5, tol=1e-9, method=method, max_products=budget).work.products <= budget
     with pytest.raises(InputError, match="needs 61 products"):
@@ -147,8 +147,8 @@ def test_a_default_device_is_not_that_of_the_operator() -> None:
     start = np.ones((A.shape[1], 2))
     torch.set_default_device("meta")
     try:
-        roads = {"lanczos": {"start": start}, "randomized": {}, "dense": {}, "auto": {"certify": "complete"}}
-        found = [svd(A, 3, method=method, **options) for method, options in roads.items()]
+        methods = {"lanczos": {"start": start}, "randomized": {}, "dense": {}, "auto": {"certify": "complete"}}
+        found = [svd(A, 3, method=method, **options) for method, options in methods.items()]
         found += [svd(A, energy=0.5, method="lanczos"), svd(A, threshold=0.3), svd(A, 1, certify="complete")]
         assert all(result.converged for result in found)
         assert check_operator(A).ok

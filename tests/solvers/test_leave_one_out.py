@@ -12,7 +12,7 @@ SAMPLES = 7
 
 
 def estimated(A: np.ndarray, draws: np.ndarray, powers: int) -> float:
-    """Err², by the class, from the same chain of orthonormalisations that the road makes."""
+    """Err², by the class, from the same chain of orthonormalisations that the method makes."""
     B = torch.from_numpy(A)
     factor, left = orthonormal_factor(torch.from_numpy(draws))
     estimate = LeaveOneOut(factor, left @ B)
@@ -56,7 +56,7 @@ def test_it_is_unbiased(powers: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
-def test_the_road_prints_it_at_no_product(scale: float) -> None:
+def test_the_method_prints_it_at_no_product(scale: float) -> None:
     A = matrix(spectrum("root", 60), (80, 60))
     operator = Recorder(A * scale)
     result = svd(operator, 4, tol=1e-2, method="randomized")

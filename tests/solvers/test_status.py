@@ -153,7 +153,7 @@ def test_products_of_the_wrong_shape_or_type_raise() -> None:
 
 
 @pytest.mark.parametrize("wrong", [A, torch.roll(A.T, 1, 0), 1.01 * A.T], ids=["untransposed", "rolled", "scaled"])
-def test_the_dense_road_sees_a_wrong_adjoint_too(wrong: torch.Tensor) -> None:
+def test_the_dense_method_sees_a_wrong_adjoint_too(wrong: torch.Tensor) -> None:
     assert svd(Recorder(A, wrong), 4, method="dense").status is Status.NOT_ADJOINT
 
 
@@ -178,7 +178,7 @@ def test_an_operator_that_changes_on_the_way_is_told(call: int, factor: float) -
 
 
 @pytest.mark.parametrize("method", ["dense", "randomized"])
-def test_every_road_tells_chance_from_a_wrong_transpose(method: str) -> None:
+def test_every_method_tells_chance_from_a_wrong_transpose(method: str) -> None:
     assert svd(Jittering(A), 4, method=method).status is Status.NOT_DETERMINISTIC
 
 

@@ -1,4 +1,4 @@
-"""What measures was not drawn with what searched: streams of one seed are independent, on the roads that use them."""
+"""What measures was not drawn with what searched: streams of one seed are independent, in every method."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Triplets of matrices with known spectra, on every road."""
+"""Triplets of matrices with known spectra, by every method."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_identity_is_all_copies() -> None:
 
 @pytest.mark.parametrize("method", ["lanczos", "dense", "randomized", "auto"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_road_measures_the_same(method: str, shape: tuple[int, int]) -> None:
+def test_every_method_measures_the_same(method: str, shape: tuple[int, int]) -> None:
     A = matrix(spectrum("geometric", 60), shape)
     result = svd(A, 5, tol=1e-4, method=method)
     assert_sound(A, result, 1e-4, 2.3e-16)

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 
-from detjac_lanczos.solvers.attempt import Attempt, Completed
+from detjac_lanczos.solvers.attempt import Attempt, CompletenessClaim
 from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.result import Status
 
 
-def complete(lockstep: Lockstep) -> list[Completed | None]:
+def claim_completeness(lockstep: Lockstep) -> list[CompletenessClaim | None]:
     """Probe every operator whose search has ended well, until each claim is made or products run out.
 
     A probe that finds a value above s_k (a missed one), or a further copy of s_k, gives its vectors with their products
@@ -16,10 +16,10 @@ def complete(lockstep: Lockstep) -> list[Completed | None]:
 
     Returns
     -------
-    list of Completed or None
+    list of CompletenessClaim or None
         None where there was nothing to claim, or no product left to claim it with.
     """
-    claims: list[Completed | None] = [None] * len(lockstep.searches)
+    claims: list[CompletenessClaim | None] = [None] * len(lockstep.searches)
     attempts = {index: Attempt(lockstep.searches[index]) for index in _ready(lockstep, range(len(claims)))}
     while attempts:
         _probe(lockstep, attempts)
