@@ -14,6 +14,8 @@ from torch import Tensor
 from detjac_lanczos.errors import DetjacError
 from detjac_lanczos.reading.record_values import (
     Record,
+    estimate_of,
+    has_offset,
     percent,
     prompt_text,
     scientific,
@@ -126,7 +128,7 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
 
 
 def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int = 0) -> Figure:
-    """Draw the sums of J_i x_i, by detached and by ordinary Jacobians, against the model's own output.
+    """Draw Σ J_i x_i + r of the detached Jacobians, and Σ J_i x_i of the ordinary ones, against the model's own output.
 
     Parameters
     ----------
@@ -158,14 +160,15 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
         axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
         if errors["ordinary_relative_error"] is not None:
             ordinary = vectors[f"reconstruction.ordinary.{prompt}"].double().cpu().numpy()
-            label = f"ordinary Jacobians, error {errors['ordinary_relative_error']:.2g}"
+            without = " without r" if has_offset(record, prompt) else ""
+            label = f"ordinary Jacobians{without}, error {errors['ordinary_relative_error']:.2g}"
             axes.plot(truth, ordinary, "x", color=_ORANGE, markersize=3.5, markeredgewidth=0.7, label=label)
         detached = vectors[f"reconstruction.detached.{prompt}"].double().cpu().numpy()
         label = f"detached Jacobians, error {scientific(errors['relative_error'])}"
         axes.plot(truth, detached, "o", color=_BLUE, markersize=3.2, markeredgewidth=0, label=label)
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid()
-        axes.set(xlabel="output of the model, entry of y", ylabel="sum over tokens of J x")
+        axes.set(xlabel="output of the model, entry of y", ylabel=estimate_of(record, prompt))
         axes.legend(frameon=False, loc="upper left", fontsize=8)
         _title(figure, record, prompt)
     return figure

@@ -58,6 +58,16 @@ def relative_residual(token: Record) -> float | None:
     return max(max(pair) / (value if value > floor else values[0]) for pair, value in pairs)
 
 
+def has_offset(record: Record, prompt: int) -> bool:
+    """Whether the output is Σ J_i x_i + r with an r that is not zero."""
+    return bool(record["reconstructions"][prompt]["offset_share"])
+
+
+def estimate_of(record: Record, prompt: int) -> str:
+    """Return what the detached Jacobians give of the output, in words."""
+    return f"{'offset r plus the ' if has_offset(record, prompt) else ''}sum over tokens of J x"
+
+
 def prompt_text(record: Record, prompt: int) -> str:
     """Return a prompt on one line: its spaces kept, everything else as `visible` shows it."""
     text = record["prompts"][prompt]

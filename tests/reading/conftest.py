@@ -41,6 +41,13 @@ def run() -> Run:
     return analyze(loaded, input_ids=tiny_models.prompt_ids(len(ODD_TOKENS)), k=4)
 
 
+@pytest.fixture(scope="session")
+def biased_run() -> Run:
+    """Return a run of a model with biases: its outputs have an offset."""
+    loaded = tiny_models.loaded(tiny_models.llama(torch.float32, bias=True))
+    return analyze(loaded, input_ids=tiny_models.prompt_ids(5), k=2)
+
+
 @pytest.fixture
 def odd_record(run: Run) -> dict[str, Any]:
     """Return the record of `run` with its tokens replaced, one solve out of budget and one refused."""

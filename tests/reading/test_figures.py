@@ -32,6 +32,16 @@ def test_reconstruction_lies_on_the_diagonal(run: Run) -> None:
     assert np.std(np.asarray(ordinary.get_ydata(), dtype=float) - truth) / np.std(truth) > 0.1
 
 
+def test_reconstruction_names_the_offset_where_there_is_one(run: Run, biased_run: Run) -> None:
+    (plain,), (biased,) = (plot_reconstruction(some.record, some.vectors).axes for some in (run, biased_run))
+    assert (plain.get_ylabel(), biased.get_ylabel()) == (
+        "sum over tokens of J x",
+        "offset r plus the sum over tokens of J x",
+    )
+    labels = [[str(line.get_label()) for line in axes.get_lines()] for axes in (plain, biased)]
+    assert [any("without r" in label for label in found) for found in labels] == [False, True]
+
+
 def test_contributions_are_the_shares(run: Run) -> None:
     (axes,) = plot_contributions(run.record).axes
     shares = [token["contribution"]["share"] for token in run.record["tokens"]]

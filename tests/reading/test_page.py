@@ -15,6 +15,7 @@ from detjac_lanczos.reading import render_page
 from detjac_lanczos.reading.page.charts import Axis, scatter, spectra
 from detjac_lanczos.reading.page.markup import dotted
 from detjac_lanczos.reading.page.repeat import command_line, python_call
+from detjac_lanczos.reading.record_values import percent
 from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run
 from tests.reading.conftest import ODD_TOKENS
@@ -93,6 +94,21 @@ def test_values_are_those_of_the_record(run: Run) -> None:
         assert f"{token['singular_values'][0]:#.4g}" in reader.text
         assert token["certificate"]["line"] in reader.text
     assert run.record["fingerprint"] in reader.text
+
+
+def _text(run: Run) -> str:
+    reader = Reader()
+    reader.feed(render_page(run.record, run.vectors))
+    return reader.text
+
+
+def test_the_offset_is_named_where_there_is_one(run: Run, biased_run: Run) -> None:
+    plain, biased = _text(run), _text(biased_run)
+    assert "offset" not in plain and "Detached: the sum over tokens of J x gives the model's own output" in plain
+    assert "Detached: the offset r plus the sum over tokens of J x gives the model's own output to" in biased
+    assert "Ordinary Jacobians, whose sum has no offset, miss it by" in biased
+    share = percent(biased_run.record["reconstruction"]["offset_share"])
+    assert f"The offset is {share} of the output" in biased
 
 
 def test_the_python_call_repeats_the_run(run: Run) -> None:
@@ -180,7 +196,7 @@ def test_spectra_stay_inside_their_width(width: float, k: int) -> None:
 
 def test_a_large_scatter_is_thinned_and_keeps_its_ends() -> None:
     truth = torch.linspace(-1, 1, 50_000).tolist()
-    svg = scatter(truth, [("dot", truth)], "")
+    svg = scatter(truth, [("dot", truth)], ("", ""), "")
     assert svg.count("h0") == 2000
     x = Axis(-1.08, 1.08, 52, 542)
     assert f"M{x(-1):.1f} " in svg and f"M{x(1):.1f} " in svg

@@ -105,7 +105,11 @@ def spectrum(values: Sequence[float], span: tuple[float, float], summary: str) -
 
 
 def scatter(
-    truth: Sequence[float], clouds: Sequence[tuple[str, Sequence[float]]], summary: str, width: float = 552.0
+    truth: Sequence[float],
+    clouds: Sequence[tuple[str, Sequence[float]]],
+    names: tuple[str, str],
+    summary: str,
+    width: float = 552.0,
 ) -> str:
     """Return estimates against the truth, with the diagonal.
 
@@ -114,6 +118,8 @@ def scatter(
     truth : sequence of float
     clouds : sequence of (CSS class, estimates)
         Drawn in this order; class "cross" is drawn with crosses, others with dots.
+    names : tuple of str
+        Of the axes: the truth and the estimates.
     summary : str
     width : float
         In pixels; letters keep their size.
@@ -126,7 +132,7 @@ def scatter(
     x = Axis(low - air, high + air, 52, width - 10)
     y = Axis(low - air, high + air, height - 44, 10)
     parts = [f'<path class="grid" d="M{x(value):.1f} {y.start:.1f}V{y.end:.1f}"/>' for value in x.ticks()]
-    parts += axes(x, y, x.ticks(), "output of the model, entry of y", "sum over tokens of J x")
+    parts += axes(x, y, x.ticks(), *names)
     parts.append(f'<path class="diagonal" d="M{x.start} {y.start}L{x.end} {y.end}"/>')
     for kind, cloud in clouds:
         marks = []

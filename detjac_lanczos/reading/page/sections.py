@@ -15,6 +15,8 @@ from detjac_lanczos.reading.record_values import (
     SUCCESSFUL,
     Record,
     asked_for,
+    estimate_of,
+    has_offset,
     percent,
     prompt_text,
     scientific,
@@ -58,14 +60,15 @@ def heading(record: Record) -> str:
         ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),
         ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
     ]
+    offset = ", plus an offset" if any(has_offset(record, prompt) for prompt in range(more + 1)) else ""
     space = " " if following["token"].startswith(" ") else ""
     said = text(visible(following["token"].lstrip(" ")))
     return (
         f'<header class="top"><p class="kicker">Detached Jacobians · {text(record["model"])}{others}</p>'
         f'<h1{size}><bdi>{text(title)}</bdi>{space}<span class="next"><bdi>{said}</bdi></span></h1>'
         '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
-        "took, is a linear map of each input token. These are the leading singular vectors of those maps: which "
-        "directions of a token matter, and what they make the model say.</p>"
+        f"took, is a linear map of each input token{offset}. These are the leading singular vectors of those maps: "
+        "which directions of a token matter, and what they make the model say.</p>"
         f"{facts(key, 'key')}</header>"
     )
 
@@ -173,22 +176,25 @@ def _prediction(record: Record, prompt: int) -> str:
 
 
 def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:
-    errors = record["reconstructions"][prompt]
+    errors, offset = record["reconstructions"][prompt], has_offset(record, prompt)
     truth = vectors[f"y.{prompt}"].tolist()
     clouds = [("dot", vectors[f"reconstruction.detached.{prompt}"].tolist())]
     caption = (
-        f'<span class="legend-dot">● Detached</span>: the sum over tokens of J x gives the model\'s own output to '
-        f"{scientific(errors['relative_error'])}."
+        f'<span class="legend-dot">● Detached</span>: the {estimate_of(record, prompt)} gives the model\'s own '
+        f"output to {scientific(errors['relative_error'])}."
     )
     ordinary = errors["ordinary_relative_error"]
     if ordinary is not None:
         clouds.insert(0, ("cross", vectors[f"reconstruction.ordinary.{prompt}"].tolist()))
-        caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians miss it by {ordinary:.2g}.'
-    if errors["offset_share"]:
-        caption += f" The affine part is {percent(errors['offset_share'])} of the output."
+        without = ", whose sum has no offset," if offset else ""
+        caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians{without} miss it by {ordinary:.2g}.'
+    if offset:
+        caption += f" The offset is {percent(errors['offset_share'])} of the output."
     summary = f"Reconstructed against true output, on the diagonal to {scientific(errors['relative_error'])}"
-    chart = charts.scatter(truth, clouds, summary) + charts.scatter(truth, clouds, summary, _NARROW)
-    return f"<div><h2>The linear map gives the output</h2>{figure(chart, caption, 'by-width')}</div>"
+    names = "output of the model, entry of y", estimate_of(record, prompt)
+    chart = charts.scatter(truth, clouds, names, summary) + charts.scatter(truth, clouds, names, summary, _NARROW)
+    maps = "The linear map and its offset give" if offset else "The linear map gives"
+    return f"<div><h2>{maps} the output</h2>{figure(chart, caption, 'by-width')}</div>"
 
 
 def _spectra(tokens: list[Record]) -> str:
