@@ -68,7 +68,7 @@ class FrozenNetwork:
     dropped: frozenset[str] = frozenset()
     planned: Plan | None = None
     altered: bool = False
-    _programs: dict[tuple[int, str, int | None, int], tuple[Place, Program]] = field(
+    _programs: dict[tuple[int, str, int | None, Tensor | None], Program] = field(
         default_factory=dict, init=False, repr=False
     )
     _values: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -187,11 +187,10 @@ class FrozenNetwork:
         InputError
             If the target lies before the source, or the rows of a probe do not fit the output.
         """
-        # The place is kept with its program: the id of a probe's rows is theirs only as long as they live.
-        key = (source, target.kind, target.index, id(target.rows))
+        key = (source, target.kind, target.index, target.rows)
         if key not in self._programs:
-            self._programs[key] = (target, program_of(self, source, target))
-        return self._programs[key][1]
+            self._programs[key] = program_of(self, source, target)
+        return self._programs[key]
 
     @in_own_precision
     def value(self, target: Place, prompt: int, position: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, isfinite
+import torch
+from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.indices import whole_number
@@ -44,13 +45,14 @@ def mlp(index: int) -> Place:
     return Place("mlp", index)
 
 
+@torch.inference_mode(False)
 def probe(rows: Tensor) -> Place:
     """Target: ``rows`` times the output.
 
     Parameters
     ----------
     rows : Tensor, shape (m, hidden size)
-        One direction per row.
+        One direction per row; copied, so that the place stays what it is when they change.
 
     Raises
     ------
@@ -61,11 +63,11 @@ def probe(rows: Tensor) -> Place:
         raise InputError(f"probe takes a torch tensor (m, hidden size), not {type(rows).__name__}")
     if rows.is_complex():
         raise InputError(f"probe takes real rows, not {rows.dtype}; probe the real and the imaginary part apart")
-    if not bool(isfinite(rows).all()):
+    if not bool(torch.isfinite(rows).all()):
         raise InputError("probe was given rows with a NaN or an infinity")
     if rows.ndim != 2:
         raise InputError(f"probe needs a matrix (m, hidden size), one direction per row; got shape {tuple(rows.shape)}")
-    return Place("probe", rows=rows)
+    return Place("probe", rows=rows.detach().clone())
 
 
 _NAMED = {"output": Place("output"), "residual": Place("residual"), "logits": Place("logits")}

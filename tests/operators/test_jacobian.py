@@ -258,6 +258,22 @@ def test_two_probes_with_rows_in_the_same_memory_are_two_operators(network: Deta
         assert (found - expected).norm() <= 1e-13 * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_probe_is_of_the_rows_that_it_was_given(frozen: bool, dtype: torch.dtype) -> None:
+    """Whatever is written to them later, in the network's dtype or another."""
+    network = network_of("llama", dtype)
+    rows = normal(3, 24)
+    before = network.jacobian(0, target=probe(rows), frozen=frozen)
+    expected = before.dense()
+    rows.copy_(torch.eye(24)[:3])
+    after = network.jacobian(0, target=probe(rows), frozen=frozen)
+    assert torch.equal(before.dense(), expected)
+    first = network.jacobian(0, frozen=frozen)
+    for found, all_rows in ((after.dense(), first.dense()), (after.y, first.y)):
+        assert (found - all_rows[:3]).norm() <= 8 * torch.finfo(dtype).eps * all_rows[:3].norm()
+
+
 @pytest.mark.parametrize("make", ["llama", "gemma"])
 @pytest.mark.parametrize("freeze", ["gate", "up", "half"])
 def test_a_dropped_head_is_one_whose_output_columns_are_zero(make: str, freeze: Any) -> None:
