@@ -20,19 +20,25 @@ from detjac_lanczos.models.packed_modules import is_packed
 _NAMED_AT_MOST = 4
 _KINDS = {
     "Mamba": "a state-space layer",
-    "DeltaNet": "linear attention",
+    "BambaMixer": "a state-space layer",
+    "FalconH1Mixer": "a state-space layer",
+    "Delta": "linear attention",
+    "LinearAttention": "linear attention",
+    "LightningAttention": "linear attention",
     "Rwkv": "a recurrence",
     "Recurrent": "a recurrence",
+    "xLSTM": "a recurrence",
+    "ShortConv": "a convolution",
+    "Conv1d": "a convolution",
     "AltUp": "stacked residual streams",
     "Laurel": "a low-rank branch of its own",
-    "Gemma4": "per-layer embeddings",
     "Experts": "routed experts",
     "Moe": "routed experts",
     "MoE": "routed experts",
     "Router": "routed experts",
-    "Conv1d": "a convolution",
+    "Gemma4": "per-layer embeddings",
 }
-"""What classes are, by a part of their name."""
+"""What classes are, by a part of their name; the first that fits."""
 
 
 @dataclass(frozen=True)

@@ -270,11 +270,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: transformers.MambaForCausalLM(
             transformers.MambaConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2)
         ),
-        r"backbone\.layers\.0\.mixer \(MambaMixer\)",
+        r"a state-space layer at backbone\.layers\.0\.mixer \(MambaMixer\)",
     ),
     "Qwen3-Next": (
         lambda: transformers.Qwen3NextForCausalLM(transformers.Qwen3NextConfig(**SIZES | {"num_experts": 4})),
-        r"model\.layers\.0\.linear_attn \(Qwen3NextGatedDeltaNet\).*\(Qwen3NextSparseMoeBlock\)",
+        r"linear attention at .*attn \(Qwen3NextGatedDeltaNet\), routed experts at .*\(Qwen3NextSparseMoeBlock\)",
     ),
     "Gemma 3n": (
         lambda: transformers.Gemma3nForCausalLM(
@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: transformers.Gemma4ForCausalLM(
             transformers.Gemma4TextConfig(**SIZES | {"vocab_size_per_layer_input": 40})
         ),
-        r"model\.layers\.0 \(Gemma4TextDecoderLayer\)",
+        r"per-layer embeddings at model\.layers\.0 \(Gemma4TextDecoderLayer\)",
     ),
     "Gemma 4 with experts": (
         lambda: transformers.Gemma4ForCausalLM(
@@ -301,31 +301,31 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
                 | {"top_k_experts": 2, "moe_intermediate_size": 8}
             )
         ),
-        r"model\.layers\.0\.router \(Gemma4TextRouter\), .*model\.layers\.0\.experts \(Gemma4TextExperts\)",
+        r"routed experts at .*\.router \(Gemma4TextRouter\), routed experts at .*\.experts \(Gemma4TextExperts\)",
     ),
     "Jamba": (
         lambda: transformers.JambaForCausalLM(
             transformers.JambaConfig(**SIZES | {"num_hidden_layers": 8, "num_experts": 4})
         ),
-        r"model\.layers\.0\.mamba \(JambaMambaMixer\)",
+        r"a state-space layer at model\.layers\.0\.mamba \(JambaMambaMixer\)",
     ),
     "RWKV": (
         lambda: transformers.RwkvForCausalLM(
             transformers.RwkvConfig(vocab_size=40, hidden_size=24, num_hidden_layers=2)
         ),
-        r"rwkv\.blocks\.0\.attention \(RwkvSelfAttention\)",
+        r"a recurrence at rwkv\.blocks\.0\.attention \(RwkvSelfAttention\)",
     ),
     "RecurrentGemma": (
         lambda: transformers.RecurrentGemmaForCausalLM(transformers.RecurrentGemmaConfig(**SIZES)),
-        r"temporal_block \(RecurrentGemmaRecurrentBlock\)",
+        r"a recurrence at .*temporal_block \(RecurrentGemmaRecurrentBlock\)",
     ),
     "Falcon-H1": (
         lambda: transformers.FalconH1ForCausalLM(transformers.FalconH1Config(**SIZES)),
-        r"model\.layers\.0\.mamba \(FalconH1Mixer\)",
+        r"a state-space layer at model\.layers\.0\.mamba \(FalconH1Mixer\)",
     ),
     "OLMoE": (
         lambda: transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**SIZES | {"num_experts": 4})),
-        r"model\.layers\.0\.mlp \(OlmoeSparseMoeBlock\)",
+        r"routed experts at model\.layers\.0\.mlp \(OlmoeSparseMoeBlock\)",
     ),
     "MPT": (
         lambda: transformers.MptForCausalLM(
