@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import detjac_lanczos as dl
 from bench import memory
 from bench.completeness import completeness
 from bench.floor_ratio import ratios
 from bench.measure import CLOCKS, in_turns, middle
-from bench.roads import Job, autograd, glued, ours, residual, value_error
+from bench.methods import Job, autograd, glued, ours, residual, value_error
+from bench.real_jacobians import PROMPT, written_out
 from bench.wide_models import WIDE
 from bench.widen import widen
 from detjac_lanczos.cli import Parser, words
@@ -27,7 +27,6 @@ from detjac_lanczos.cli.process import show
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.runs.folder import write_whole
 
-PROMPT = "The bridge out of Marin is the"
 TOKENS = (7, 16, 24, 32)
 
 
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--families", default=",".join(WIDE), help="kinds of families to sweep (default: all)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of the families' sweeps (default: wall)")
-    parser.add_argument("--repeats", type=words.count, default=5, help="runs of the fast roads (default: 5)")
+    parser.add_argument("--repeats", type=words.count, default=5, help="runs of the fast methods (default: 5)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/bench.json"))
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")
@@ -63,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         if part == "roads":
             figures[part] = []
             for r in arguments.widen:
-                figures[part].append(_roads(widen(loaded.model, r), ids, r, arguments.repeats))
-                _print_roads(figures[part][-1])
+                figures[part].append(_time_methods(widen(loaded.model, r), ids, r, arguments.repeats))
+                _print_methods(figures[part][-1])
         elif part == "families":
             names = arguments.families.split(",")
             rows, lines = _families(names, ids, arguments.clock)
@@ -97,10 +96,10 @@ def _figures_so_far(out: Path) -> dict[str, Any]:
     return figures
 
 
-def _roads(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
+def _time_methods(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
     """Time the main job, (a) dense by autograd, (a′) dense by our sweeps; accuracy against dense float64 SVDs first."""
     job = Job(model, ids)
-    truth = _dense(job)
+    truth = written_out(job.jacobians())
     triplets, results = ours(job, "lanczos")
     by_autograd = autograd(job)
     by_dense, _ = ours(job, "dense")
@@ -111,13 +110,13 @@ def _roads(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
         }
         for name, found in (("lanczos", triplets), ("autograd", by_autograd), ("dense", by_dense))
     }
-    roads = {
+    methods = {
         "lanczos": lambda: ours(job, "lanczos"),
         "autograd": lambda: autograd(job),
         "dense": lambda: ours(job, "dense"),
     }
     slow = 1 if r > 2 else 2 if r == 2 else 3
-    seconds = in_turns(roads, {"lanczos": repeats if r == 1 else 3, "autograd": slow, "dense": slow})
+    seconds = in_turns(methods, {"lanczos": repeats if r == 1 else 3, "autograd": slow, "dense": slow})
     times = {name: middle(s) for name, s in seconds.items()}
     d = model.config.hidden_size
     sweeps = sum(result.work.row_sweeps for result in results)
@@ -135,14 +134,7 @@ def _roads(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def _dense(job: Job) -> list[Tensor]:
-    batch = dl.detach(job.loaded, input_ids=job.ids).jacobians()
-    eye = torch.eye(job.model.config.hidden_size, dtype=batch.dtype)
-    parts = [batch.rmatmat_shared(part) for part in eye.split(192, dim=1)]
-    return [torch.cat([part[i] for part in parts], dim=1).T for i in range(len(job.ids))]
-
-
-def _print_roads(row: dict[str, Any]) -> None:
+def _print_methods(row: dict[str, Any]) -> None:
     seconds, accuracy = row["seconds"], row["accuracy"]
     show(f"SmolLM2 ×{row['widening']} (d = {row['hidden size']}), top 8 of every token, tol 1e-3")
     for name, label in (("lanczos", "ours"), ("autograd", "(a) autograd + SVD"), ("dense", "(a′) our sweeps + SVD")):
@@ -159,11 +151,11 @@ def _print_roads(row: dict[str, Any]) -> None:
 
 def _glued(loaded: Any, ids: list[int]) -> tuple[dict[str, float], list[str]]:
     job = Job(loaded.model, ids)
-    truth = _dense(job)
+    truth = written_out(job.jacobians())
     tokens = list(range(len(ids)))
     found = glued(job, tokens[:1], job.tol)
-    roads = {"ours": lambda: ours(job, "lanczos"), "glued": lambda: glued(job, tokens, job.tol)}
-    seconds = {name: middle(s) for name, s in in_turns(roads, {"ours": 3, "glued": 1}).items()}
+    methods = {"ours": lambda: ours(job, "lanczos"), "glued": lambda: glued(job, tokens, job.tol)}
+    seconds = {name: middle(s) for name, s in in_turns(methods, {"ours": 3, "glued": 1}).items()}
     row = {
         **seconds,
         "ratio": seconds["glued"] / seconds["ours"],
@@ -186,9 +178,9 @@ def _auto(loaded: Any, ids: list[int]) -> tuple[list[dict[str, Any]], list[str]]
 def _auto_at(loaded: Any, tokens: int) -> dict[str, Any]:
     ids = loaded.tokenizer(memory.TEXT)["input_ids"][:tokens]
     job = Job(loaded.model, ids)
-    roads = {name: (lambda name=name: ours(job, name)) for name in ("auto", "lanczos", "dense")}
+    methods = {name: (lambda name=name: ours(job, name)) for name in ("auto", "lanczos", "dense")}
     chosen = ours(job, "auto")[1][0].method
-    times = {name: middle(s) for name, s in in_turns(roads, dict.fromkeys(roads, 3)).items()}
+    times = {name: middle(s) for name, s in in_turns(methods, dict.fromkeys(methods, 3)).items()}
     return {"tokens": tokens, "chosen": chosen, **times, "ratio": times["auto"] / min(times["lanczos"], times["dense"])}
 
 
@@ -217,7 +209,7 @@ def _families(names: list[str], ids: list[int], clock: str) -> tuple[list[dict[s
 
 def _memory(loaded: Any, ids: list[int]) -> tuple[dict[str, float], list[str]]:
     tokens, width = 512, 8
-    extra = {road: memory.extra(road, tokens, width) / 1e6 for road in ("ours", "autograd")}
+    extra = {method: memory.extra(method, tokens, width) / 1e6 for method in ("ours", "autograd")}
     row = {"tokens": tokens, "width": width, **extra, "ratio": extra["ours"] / extra["autograd"]}
     line = (
         "extra memory at {tokens} tokens, width {width}: ours {ours:.0f} MB, autograd {autograd:.0f} MB, "
@@ -238,7 +230,7 @@ def _gemma(loaded: Any, ids: list[int]) -> tuple[dict[str, Any], list[str]]:
     row = {
         "row_sweeps": sweeps,
         "share": sweeps / (len(prompt) * gemma.model.config.hidden_size),
-        "residual": max(residual(j, t) for j, t in zip(_dense(job), triplets, strict=True)),
+        "residual": max(residual(j, t) for j, t in zip(written_out(job.jacobians()), triplets, strict=True)),
         "status": [str(result.status) for result in results],
     }
     line = "Gemma 3 270m: {row_sweeps:.0f} row-sweeps = {share:.3f} of dense, residual {residual:.1e}"
@@ -270,7 +262,7 @@ def _seeds(loaded: Any, ids: list[int]) -> tuple[list[dict[str, Any]], list[str]
     for dtype, tol, seeds in (("float32", 1e-3, 20), ("float64", 1e-6, 3)):
         model = loaded.model if dtype == "float32" else dl.load_model("smollm2", dtype=dtype).model
         batch = dl.detach((model, None), input_ids=ids).jacobians()
-        truth = _dense(Job(model, ids))
+        truth = written_out(batch)
         solves = [dl.svd_batch(batch, k=8, tol=tol, method="lanczos", seed=seed) for seed in range(seeds)]
         pairs = [(j, (r.U, r.S, r.V), r) for solve in solves for j, r in zip(truth, solve, strict=True)]
         rows.append(

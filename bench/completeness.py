@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import detjac_lanczos as dl
+from bench.real_jacobians import written_out
 from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.probe import Deflation, Probe
 
@@ -17,9 +18,7 @@ PRODUCTS = (16, 24)
 def completeness(model: Any, ids: list[int], width: int = 3, seed: int = 0) -> list[dict[str, Any]]:
     """Return, per token, τ / σ_9 after so many products without guards, and what ``certify="complete"`` comes to."""
     batch = dl.detach((model, None), input_ids=ids).jacobians()
-    d = model.config.hidden_size
-    parts = [batch.rmatmat_shared(part) for part in torch.eye(d, dtype=batch.dtype).split(192, dim=1)]
-    truth = [torch.cat([part[i] for part in parts], dim=1).T.double() for i in range(len(ids))]
+    truth = [matrix.double() for matrix in written_out(batch)]
     options = {"tol": TOL, "method": "lanczos", "block": width, "seed": seed}
     results = dl.svd_batch(batch, K, **options, certify="complete", delta=DELTA)
     return [_row(index, J, result, seed) for index, (J, result) in enumerate(zip(truth, results, strict=True))]

@@ -25,14 +25,14 @@ def ratios(
         layout = Layout(segments, network.lengths, network.device)
         inputs = [(i, torch.randn(program.d_in, width)) for i in range(len(batch))]
         cotangents = [(i, torch.randn(program.d_out, width)) for i in range(len(batch))]
-        roads = {
+        calls = {
             "forward": lambda inputs=inputs: batch.matmat(inputs),
             "forward floor": Floor(program, layout, transposed=False),
             "transposed": lambda cotangents=cotangents: batch.rmatmat(cotangents),
             "transposed floor": Floor(program, layout, transposed=True),
         }
-        in_turns(roads, dict.fromkeys(roads, 2))
-        seconds = in_turns(roads, dict.fromkeys(roads, repeats), CLOCKS[clock])
+        in_turns(calls, dict.fromkeys(calls, 2))
+        seconds = in_turns(calls, dict.fromkeys(calls, repeats), CLOCKS[clock])
         times = {name: 1e3 * middle(s) for name, s in seconds.items()}
         table.append(
             {

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import detjac_lanczos as dl
-from bench.memory import _peak as peak_of_process
+from bench.memory import peak_of_process
 from bench.schedule import as_planned, text_ids
 
 

@@ -1,4 +1,4 @@
-"""Timing in turns, so that a drift of the machine meets every road alike."""
+"""Timing in turns, so that a drift of the machine meets every method alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,15 +9,15 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def in_turns(
-    roads: Mapping[str, Callable[[], object]], repeats: Mapping[str, int], clock: Callable[[], float] = CLOCKS["wall"]
+    methods: Mapping[str, Callable[[], object]], repeats: Mapping[str, int], clock: Callable[[], float] = CLOCKS["wall"]
 ) -> dict[str, list[float]]:
-    """Run every road in turns, each as often as ``repeats`` says; return the seconds of every run."""
-    seconds: dict[str, list[float]] = {name: [] for name in roads}
+    """Run every method in turns, each as often as ``repeats`` says; return the seconds of every run."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(max(repeats.values())):
-        for name, road in roads.items():
+        for name, method in methods.items():
             if turn < repeats[name]:
                 start = clock()
-                road()
+                method()
                 seconds[name].append(clock() - start)
     return seconds
 

@@ -1,4 +1,4 @@
-"""Extra memory at a long prompt and equal width: our sweeps and the autograd road, each in a process of its own."""
+"""Extra memory at a long prompt and equal width: our sweeps and dense autograd, each in a process of its own."""
 
 import argparse
 import json
@@ -13,9 +13,9 @@ TEXT = (
 
 
 def main() -> None:
-    """Print the growth of peak memory, in bytes, of one road."""
+    """Print the growth of peak memory, in bytes, of one method."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("road", choices=("ours", "autograd"))
+    parser.add_argument("method", choices=("ours", "autograd"))
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--width", type=int, default=8)
     arguments = parser.parse_args()
@@ -23,7 +23,7 @@ def main() -> None:
     import torch
 
     import detjac_lanczos as dl
-    from bench.autograd_road import dense_jacobians, detached_model, embed
+    from bench.dense_autograd import dense_jacobians, detached_model, embed
 
     loaded = dl.load_model("smollm2")
     ids = loaded.tokenizer(TEXT * (1 + arguments.tokens // 40))["input_ids"][: arguments.tokens]
@@ -31,13 +31,13 @@ def main() -> None:
     for parameter in loaded.model.parameters():
         parameter.sum()
     before = _now()
-    if arguments.road == "ours":
+    if arguments.method == "ours":
         batch = dl.detach(loaded, input_ids=ids).jacobians()
         batch.rmatmat_shared(torch.eye(loaded.model.config.hidden_size)[:, : arguments.width])
     else:
         twin = detached_model(loaded.model)
         dense_jacobians(twin, embed(loaded.model, ids), arguments.width, columns=arguments.width)
-    print(json.dumps(_peak() - before))
+    print(json.dumps(peak_of_process() - before))
 
 
 def _now() -> int:
@@ -46,7 +46,7 @@ def _now() -> int:
     return _status("VmRSS")
 
 
-def _peak() -> int:
+def peak_of_process() -> int:
     """Return the peak of this process in bytes (``ru_maxrss`` would carry over the parent's)."""
     return _status("VmHWM")
 
@@ -58,9 +58,9 @@ def _status(name: str) -> int:
     raise OSError(f"/proc/self/status has no {name}: this measurement needs Linux")
 
 
-def extra(road: str, tokens: int, width: int) -> int:
-    """Return the growth of peak memory of a road, in bytes, measured in a process of its own."""
-    command = [sys.executable, "-m", "bench.memory", road, "--tokens", str(tokens), "--width", str(width)]
+def extra(method: str, tokens: int, width: int) -> int:
+    """Return the growth of peak memory of a method, in bytes, measured in a process of its own."""
+    command = [sys.executable, "-m", "bench.memory", method, "--tokens", str(tokens), "--width", str(width)]
     return int(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import detjac_lanczos as dl
 from bench.allocations import with_peak
+from bench.real_jacobians import PROMPT
 from detjac_lanczos.frozen.families import family_of
 
-PROMPT, K, WIDTH = "The bridge out of Marin is the", 4, 4
+K, WIDTH = 4, 4
 RESULTS = Path(__file__).parent / "results" / "packed.json"
 
 

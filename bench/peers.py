@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import PLAIN
-from bench.peer_roads import Counted, K, roads
+from bench.peer_solvers import Counted, K, solvers
 from bench.peers_page import page, table
 from bench.real_jacobians import MODELS, Widened, jacobians
 from bench.spectral_operator import SpectralOperator
@@ -36,10 +36,10 @@ _DISTINCT = tuple(name for name in PLAIN if name not in ("multiple", "gap", "sta
 """Synthetic spectra with the first K apart, so that every solver has a fair chance."""
 
 
-def cheapest(matrix: Tensor, values: np.ndarray, tol: float, road: Any) -> dict[str, float] | None:
+def cheapest(matrix: Tensor, values: np.ndarray, tol: float, solver: Any) -> dict[str, float] | None:
     """Return products, passes and true residual of the first attempt that is accurate; None where none is."""
     counted = Counted(matrix)
-    for u, s, v in road(counted, tol):
+    for u, s, v in solver(counted, tol):
         residual = true_residual(matrix.numpy(), u, s, v)
         if residual <= tol and np.abs(s / values[:K] - 1).max() <= tol:
             return {"products": counted.products, "passes": counted.passes, "residual": residual}
@@ -77,10 +77,10 @@ def _written_out(operator: Any) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Count every road on every matrix, print the tables, write the figures after each road."""
+    """Count every solver on every matrix, print the tables, write the figures after each solver."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="sets whose names begin so; others keep their figures")
-    parser.add_argument("--roads", default="", help="roads whose names begin so; others keep their figures")
+    parser.add_argument("--solvers", default="", help="solvers whose names begin so; others keep their figures")
     parser.add_argument("--out", type=Path, default=RECORD)
     parser.add_argument("--page", type=Path, default=PAGE)
     arguments = parser.parse_args(argv)
@@ -97,13 +97,13 @@ def main(argv: list[str] | None = None) -> int:
         values = [torch.linalg.svdvals(matrix).numpy() for matrix in matrices]
         tolerances = TOLERANCES if name in MODELS else TOLERANCES[1:2]
         known = figures.setdefault(name, {})
-        for title, road in roads().items():
-            if title.startswith(arguments.roads):
+        for title, solver in solvers().items():
+            if title.startswith(arguments.solvers):
                 known[title] = {
-                    f"{tol:g}": [cheapest(A, s, tol, road) for A, s in zip(matrices, values, strict=True)]
+                    f"{tol:g}": [cheapest(A, s, tol, solver) for A, s in zip(matrices, values, strict=True)]
                     for tol in tolerances
                 }
-                figures[name] = {title: known[title] for title in roads() if title in known} | known
+                figures[name] = {title: known[title] for title in solvers() if title in known} | known
                 write_whole(arguments.out, json.dumps(figures, indent=None, separators=(",", ":")) + "\n")
         print(table(figures[name], name), flush=True)
         write_whole(arguments.page, page(figures))

@@ -32,7 +32,7 @@ def table(figures: dict[str, Any], name: str) -> str:
         f"| {name} | " + " | ".join(f"tol {tol}" for tol in tolerances) + " |",
         "|---" * (len(tolerances) + 1) + "|",
     ]
-    for road, by_tol in figures.items():
+    for solver, by_tol in figures.items():
         cells = []
         for tol, found in by_tol.items():
             made = [one for one in found if one is not None]
@@ -43,12 +43,12 @@ def table(figures: dict[str, Any], name: str) -> str:
             if len(made) < len(found):
                 cell += f" ({len(found) - len(made)} of {len(found)} not reached)"
             best = figures.get(_BEST, {}).get(tol, [None])
-            if road.startswith("ours") and len(made) == len(found) and None not in best:
+            if solver.startswith("ours") and len(made) == len(found) and None not in best:
                 cell += " = " + " / ".join(
                     f"{_mean(made, what) / _mean(best, what):.2f}×" for what in ("products", "passes")
                 )
             cells.append(cell)
-        lines.append(f"| {road} | " + " | ".join(cells) + " |")
+        lines.append(f"| {solver} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

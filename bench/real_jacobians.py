@@ -9,6 +9,7 @@ from torch import Tensor
 
 import detjac_lanczos as dl
 from bench.cases import Case, Problem
+from detjac_lanczos.operators import JacobianBatch
 
 PROMPT = "The bridge out of Marin is the"
 MODELS = ("smollm2", "gemma3-270m")
@@ -23,8 +24,11 @@ def jacobians(model: str) -> tuple[Tensor, ...]:
     DetjacError
         If the model's package is not installed.
     """
-    loaded = dl.load_model(model)
-    batch = dl.detach(loaded, PROMPT).jacobians()
+    return written_out(dl.detach(dl.load_model(model), PROMPT).jacobians())
+
+
+def written_out(batch: JacobianBatch) -> tuple[Tensor, ...]:
+    """Return every matrix of a batch, (d_out, d_in), by cotangents that its operators share."""
     eye = torch.eye(batch.shapes[0][0], dtype=batch.dtype)
     parts = [batch.rmatmat_shared(part) for part in eye.split(192, dim=1)]
     return tuple(torch.cat(rows, dim=1).T for rows in zip(*parts, strict=True))

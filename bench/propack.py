@@ -7,7 +7,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 
-from bench.autograd_road import output_of
+from bench.dense_autograd import output_of
 
 
 def token_operator(twin: Any, embeds: Tensor, token: int) -> LinearOperator:

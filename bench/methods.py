@@ -1,6 +1,5 @@
-"""The roads to the top k singular triplets of every token, each from the model to (U, S, V) per token."""
+"""Methods for the top k singular triplets of every token, each from the model to (U, S, V) per token."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,8 +8,9 @@ import torch
 from torch import Tensor
 
 import detjac_lanczos as dl
-from bench.autograd_road import dense_jacobians, detached_model, embed
-from bench.scipy_road import singular_values, token_operator
+from bench.dense_autograd import dense_jacobians, detached_model, embed
+from bench.propack import singular_values, token_operator
+from detjac_lanczos.operators import JacobianBatch
 
 Triplets = list[tuple[Tensor, Tensor, Tensor]]
 
@@ -26,14 +26,17 @@ class Job:
 
     @cached_property
     def loaded(self) -> dl.LoadedModel:
-        """The model with its weights checked: once, as when a user loads it, and in no road's time."""
+        """The model with its weights checked: once, as when a user loads it, and in no method's time."""
         return dl.load_model(self.model)
+
+    def jacobians(self) -> JacobianBatch:
+        """Return the Jacobian of every token."""
+        return dl.detach(self.loaded, input_ids=self.ids).jacobians()
 
 
 def ours(job: Job, method: str) -> tuple[Triplets, list[Any]]:
     """`detach` and the lockstep solver."""
-    network = dl.detach(job.loaded, input_ids=job.ids)
-    results = dl.svd_batch(network.jacobians(), k=job.k, tol=job.tol, method=method)
+    results = dl.svd_batch(job.jacobians(), k=job.k, tol=job.tol, method=method)
     return [(r.U, r.S, r.V) for r in results], results
 
 
@@ -70,6 +73,3 @@ def value_error(jacobian: Tensor, triplet: tuple[Tensor, Tensor, Tensor]) -> flo
     """Return the largest relative error of the singular values against a dense float64 SVD."""
     true = torch.linalg.svdvals(jacobian.double())[: len(triplet[1])]
     return float(((triplet[1].double() - true) / true).abs().max())
-
-
-Road = Callable[[Job], Any]

@@ -1,4 +1,4 @@
-"""The paper's road: dense Jacobians by vectorised reverse-mode autograd through the detached transformers modules."""
+"""The paper's method: dense Jacobians by vectorised reverse-mode autograd through the detached transformers modules."""
 
 import copy
 from collections.abc import Callable

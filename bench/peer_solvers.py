@@ -55,7 +55,7 @@ class Counted:
         return block
 
 
-Roads = dict[str, Callable[[Counted, float], Iterator[Found]]]
+Solvers = dict[str, Callable[[Counted, float], Iterator[Found]]]
 
 
 class CountProducts(TorchDispatchMode):
@@ -74,15 +74,15 @@ class CountProducts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def roads() -> Roads:
+def solvers() -> Solvers:
     """Return every solver by name: from a counted matrix and a tolerance to attempts, cheapest first.
 
     An attempt's counts are those made since the one before.
     """
-    found: Roads = {f"ours, width {b}": _ours(b) for b in WIDTHS}
+    found: Solvers = {f"ours, width {b}": _ours(b) for b in WIDTHS}
     found |= {f"scipy {solver}": _scipy(solver) for solver in ("propack", "arpack", "lobpcg")}
     found["torch svd_lowrank"] = _torch
-    for make in (_primme_roads, _sklearn_roads, _cola_roads, _matfree_roads):
+    for make in (_primme_solvers, _sklearn_solvers, _cola_solvers, _matfree_solvers):
         try:
             found |= make()
         except ImportError as error:
@@ -90,26 +90,26 @@ def roads() -> Roads:
     return found
 
 
-def _primme_roads() -> Roads:
+def _primme_solvers() -> Solvers:
     import primme
 
     return {f"PRIMME, block {b}": _primme(primme, b) for b in (1, 4)}
 
 
-def _sklearn_roads() -> Roads:
+def _sklearn_solvers() -> Solvers:
     from sklearn.utils.extmath import randomized_svd
 
     return {"sklearn randomized_svd": _sklearn(randomized_svd)}
 
 
-def _cola_roads() -> Roads:
+def _cola_solvers() -> Solvers:
     import cola
     from cola.linalg.decompositions.lanczos import lanczos_eigs
 
     return {"CoLA lanczos of AᵀA": _cola(cola, lanczos_eigs)}
 
 
-def _matfree_roads() -> Roads:
+def _matfree_solvers() -> Solvers:
     import jax
     from matfree import decomp
 
@@ -126,13 +126,23 @@ def _ours(width: int) -> Callable[[Counted, float], Iterator[Found]]:
 
 
 def _scipy(solver: str) -> Callable[[Counted, float], Iterator[Found]]:
+    def solve(operator: LinearOperator, own: float) -> Any:
+        # Passes are calls: ARPACK and PROPACK multiply one vector at a time, LOBPCG a block.
+        return svds(operator, K, solver=solver, tol=own, maxiter=2000, rng=np.random.default_rng(_SEED))
+
+    return _by_tolerances(solve, (np.linalg.LinAlgError, ArithmeticError, ValueError, RuntimeError))
+
+
+def _by_tolerances(
+    solve: Callable[[LinearOperator, float], Any], failures: type[Exception] | tuple[type[Exception], ...]
+) -> Callable[[Counted, float], Iterator[Found]]:
+    """Return attempts at ever finer tolerances of a solver's own; what it fails at is passed over."""
+
     def attempts(counted: Counted, tol: float) -> Iterator[Found]:
         for own in _OWN_TOLERANCES:
-            # Passes are calls: ARPACK and PROPACK multiply one vector at a time, LOBPCG a block.
-            rng = np.random.default_rng(_SEED)
             try:
-                u, s, vt = svds(counted.as_scipy(), K, solver=solver, tol=own, maxiter=2000, rng=rng)
-            except (np.linalg.LinAlgError, ArithmeticError, ValueError, RuntimeError):
+                u, s, vt = solve(counted.as_scipy(), own)
+            except failures:
                 counted.products = counted.passes = 0
                 continue
             order = np.argsort(-s)
@@ -164,17 +174,10 @@ def _sklearn(randomized_svd: Any) -> Callable[[Counted, float], Iterator[Found]]
 
 
 def _primme(primme: Any, block: int) -> Callable[[Counted, float], Iterator[Found]]:
-    def attempts(counted: Counted, tol: float) -> Iterator[Found]:
-        for own in _OWN_TOLERANCES:
-            try:
-                u, s, vt = primme.svds(counted.as_scipy(), K, tol=own, maxBlockSize=block, maxiter=20000)
-            except primme.PrimmeSvdsError:
-                counted.products = counted.passes = 0
-                continue
-            order = np.argsort(-s)
-            yield u[:, order], s[order], vt[order].T
+    def solve(operator: LinearOperator, own: float) -> Any:
+        return primme.svds(operator, K, tol=own, maxBlockSize=block, maxiter=20000)
 
-    return attempts
+    return _by_tolerances(solve, primme.PrimmeSvdsError)
 
 
 def _cola(cola: Any, lanczos_eigs: Any) -> Callable[[Counted, float], Iterator[Found]]:
