@@ -22,6 +22,7 @@ from detjac_lanczos.reading.record_values import (
     singular_values,
     tokens_of,
 )
+from detjac_lanczos.reading.target_words import target_name
 from detjac_lanczos.reading.visible import visible
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
 
 
 def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int = 0) -> Figure:
-    """Draw Σ J_i x_i + r of the detached Jacobians, and Σ J_i x_i of the ordinary ones, against the model's own output.
+    """Draw Σ J_i x_i + r of the detached Jacobians, and Σ J_i x_i of the ordinary ones, against the model's own y.
 
     Parameters
     ----------
@@ -168,7 +169,7 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
         axes.plot(truth, detached, "o", color=_BLUE, markersize=3.2, markeredgewidth=0, label=label)
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid()
-        axes.set(xlabel="output of the model, entry of y", ylabel=estimate_of(record, prompt))
+        axes.set(xlabel=f"{target_name(record)}, entry of y", ylabel=estimate_of(record, prompt))
         axes.legend(frameon=False, loc="upper left", fontsize=8)
         _title(figure, record, prompt)
     return figure
@@ -216,7 +217,7 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
         axes.set_xlim(left=0)
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0, labelcolor=_INK)
-        axes.set(xlabel="length relative to the output, $\\|J x\\| / \\|y\\|$")
+        axes.set(xlabel=f"length relative to the {target_name(record)}, $\\|J x\\| / \\|y\\|$")
         axes.legend(frameon=False, loc="best", fontsize=8)
         _title(figure, record, prompt)
     return figure

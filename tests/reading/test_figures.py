@@ -42,6 +42,13 @@ def test_reconstruction_names_the_offset_where_there_is_one(run: Run, biased_run
     assert [any("without r" in label for label in found) for found in labels] == [False, True]
 
 
+def test_axes_name_the_target(run: Run) -> None:
+    record = dict(run.record) | {"options": run.record["options"] | {"target": "mlp(1)"}}
+    (points,), (bars,) = plot_reconstruction(record, run.vectors).axes, plot_contributions(record).axes
+    assert points.get_xlabel() == "MLP branch of block 1, entry of y"
+    assert bars.get_xlabel().startswith("length relative to the MLP branch of block 1")
+
+
 def test_contributions_are_the_shares(run: Run) -> None:
     (axes,) = plot_contributions(run.record).axes
     shares = [token["contribution"]["share"] for token in run.record["tokens"]]

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from detjac_lanczos.cli.parser import make_parser
+from detjac_lanczos.frozen.places import Place, attention, layer, mlp, probe
 from detjac_lanczos.reading import render_page
 from detjac_lanczos.reading.page.charts import Axis, scatter, spectra
 from detjac_lanczos.reading.page.markup import dotted
 from detjac_lanczos.reading.page.repeat import command_line, python_call
 from detjac_lanczos.reading.record_values import percent
 from detjac_lanczos.reading.visible import columns
-from detjac_lanczos.runs import Run
+from detjac_lanczos.runs import Run, analyze
+from tests import tiny_models
 from tests.reading.conftest import ODD_TOKENS
 
 VOID = {"meta", "br"}
@@ -109,6 +111,38 @@ def test_the_offset_is_named_where_there_is_one(run: Run, biased_run: Run) -> No
     assert "Ordinary Jacobians, whose sum has no offset, miss it by" in biased
     share = percent(biased_run.record["reconstruction"]["offset_share"])
     assert f"The offset is {share} of the output" in biased
+
+
+HEAD = "through the head, with the sign that agrees with the {}; the figure is the share of softmax"
+TARGETS: dict[str, tuple[str | Place, str, str]] = {
+    "output": ("output", "output", HEAD),
+    "residual": (
+        "residual",
+        "residual stream before the final norm",
+        f"pass the frozen final norm and are read {HEAD}",
+    ),
+    "layer": (layer(1), "residual stream after block 1", f"pass the frozen final norm and are read {HEAD}"),
+    "attention": (attention(1), "attention branch of block 1", f"pass the frozen final norm and are read {HEAD}"),
+    "mlp": (mlp(1), "MLP branch of block 1", f"pass the frozen final norm and are read {HEAD}"),
+    "logits": ("logits", "logits", "are logits, with the sign that agrees with the {}"),
+    "probe": (
+        probe(torch.eye(24)[:3]),
+        "output along the probe's rows",
+        "the {}; the figure is the square of an entry",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_page_says_what_the_map_gives_and_how_its_left_vectors_are_read(kind: str) -> None:
+    target, name, note = TARGETS[kind]
+    loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
+    said = _text(analyze(loaded, input_ids=tiny_models.prompt_ids(3), k=2, target=target))
+    assert f"The linear map gives the {name}" in said and f"gives the model's own {name} to" in said
+    assert f"{name}, entry of y" in said and f"what it adds to the {name}" in said
+    assert note.format(name) in said
+    assert ("share of softmax" in said) == (kind != "probe")
+    assert ("make the model say" in said) == (kind in ("output", "logits"))
 
 
 def test_the_python_call_repeats_the_run(run: Run) -> None:

@@ -25,6 +25,7 @@ from detjac_lanczos.reading.record_values import (
     surveyed,
     tokens_of,
 )
+from detjac_lanczos.reading.target_words import how_left_is_read, target_name
 from detjac_lanczos.reading.visible import shortened, visible
 
 _COLUMNS = 8
@@ -61,6 +62,8 @@ def heading(record: Record) -> str:
         ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
     ]
     offset = ", plus an offset" if any(has_offset(record, prompt) for prompt in range(more + 1)) else ""
+    name = target_name(record)
+    matter = "what they make the model say" if name in ("output", "logits") else f"what they do to the {text(name)}"
     space = " " if following["token"].startswith(" ") else ""
     said = text(visible(following["token"].lstrip(" ")))
     return (
@@ -68,7 +71,7 @@ def heading(record: Record) -> str:
         f'<h1{size}><bdi>{text(title)}</bdi>{space}<span class="next"><bdi>{said}</bdi></span></h1>'
         '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
         f"took, is a linear map of each input token{offset}. These are the leading singular vectors of those maps: "
-        "which directions of a token matter, and what they make the model say.</p>"
+        f"which directions of a token matter, and {matter}.</p>"
         f"{facts(key, 'key')}</header>"
     )
 
@@ -84,16 +87,23 @@ def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -
         f'<div class="columns">{_prediction(record, prompt)}{_reconstruction(record, vectors, prompt)}</div></section>'
     )
     if surveyed(record):
-        return begin + survey_sections(tokens, span)
+        return begin + survey_sections(tokens, span, _reading_note(record))
     cards = "".join(token_card(token, span) for token in tokens)
     return (
         f"{begin}<section><h2>Spectra</h2>{_spectra(tokens)}</section>"
         f"<section><h2>At a glance</h2>{_glance(tokens)}</section>"
         "<section><h2>Token by token</h2>"
-        '<p class="note"><span class="side-left">Left vectors</span> are read through the head, with the sign that '
-        "agrees with the output; the figure is the share of softmax a token would have if the output pointed that way. "
+        f'<p class="note">{_reading_note(record)}</p>{cards}</section>'
+    )
+
+
+def _reading_note(record: Record) -> str:
+    read, score = how_left_is_read(record)
+    return (
+        f'<span class="side-left">Left vectors</span> {read}, with the sign that agrees with the '
+        f"{text(target_name(record))}; the figure is {score}. "
         '<span class="side-right">Right vectors</span> are read by the input embeddings nearest to them; the figure is '
-        f"the cosine. Bars compare within one vector.</p>{cards}</section>"
+        "the cosine. Bars compare within one vector."
     )
 
 
@@ -159,7 +169,8 @@ def _chips(record: Record, prompt: int, tokens: list[Record]) -> str:
         items.append(f'<li><a href="#{anchor(token)}">{token_text(name)}{meter(share)}</a></li>')
     return (
         f"<h2>The prompt in {len(items)} tokens</h2>"
-        '<p class="note">The bar under a token is the length of what it adds to the output, ‖J x‖ / ‖y‖.</p>'
+        '<p class="note">The bar under a token is the length of what it adds to the '
+        f"{text(target_name(record))}, ‖J x‖ / ‖y‖.</p>"
         f'<ol class="chips">{"".join(items)}</ol>'
     )
 
@@ -177,11 +188,11 @@ def _prediction(record: Record, prompt: int) -> str:
 
 def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:
     errors, offset = record["reconstructions"][prompt], has_offset(record, prompt)
-    truth = vectors[f"y.{prompt}"].tolist()
+    name, truth = target_name(record), vectors[f"y.{prompt}"].tolist()
     clouds = [("dot", vectors[f"reconstruction.detached.{prompt}"].tolist())]
     caption = (
         f'<span class="legend-dot">● Detached</span>: the {estimate_of(record, prompt)} gives the model\'s own '
-        f"output to {scientific(errors['relative_error'])}."
+        f"{text(name)} to {scientific(errors['relative_error'])}."
     )
     ordinary = errors["ordinary_relative_error"]
     if ordinary is not None:
@@ -189,12 +200,12 @@ def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) 
         without = ", whose sum has no offset," if offset else ""
         caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians{without} miss it by {ordinary:.2g}.'
     if offset:
-        caption += f" The offset is {percent(errors['offset_share'])} of the output."
-    summary = f"Reconstructed against true output, on the diagonal to {scientific(errors['relative_error'])}"
-    names = "output of the model, entry of y", estimate_of(record, prompt)
+        caption += f" The offset is {percent(errors['offset_share'])} of the {text(name)}."
+    summary = f"Reconstructed against true {name}, on the diagonal to {scientific(errors['relative_error'])}"
+    names = f"{name}, entry of y", estimate_of(record, prompt)
     chart = charts.scatter(truth, clouds, names, summary) + charts.scatter(truth, clouds, names, summary, _NARROW)
     maps = "The linear map and its offset give" if offset else "The linear map gives"
-    return f"<div><h2>{maps} the output</h2>{figure(chart, caption, 'by-width')}</div>"
+    return f"<div><h2>{maps} the {text(name)}</h2>{figure(chart, caption, 'by-width')}</div>"
 
 
 def _spectra(tokens: list[Record]) -> str:

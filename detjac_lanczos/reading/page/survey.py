@@ -19,10 +19,10 @@ def certificates_of_survey(tokens: Sequence[Record]) -> str:
     return f"{len(left)} estimated, {sum(survey['flagged'] for survey in left)} of these flagged"
 
 
-def survey_sections(tokens: Sequence[Record], span: tuple[float, float]) -> str:
+def survey_sections(tokens: Sequence[Record], span: tuple[float, float], note: str) -> str:
     """Return the sections of one prompt's survey: chart, table, and the cards of the tokens that were polished.
 
-    ``span``: the log10 range of singular values that all cards share.
+    ``span``: the log10 range of singular values that all cards share; ``note``: how their vectors are read.
     """
     known = [token for token in tokens if token["survey"] and singular_values(token)]
     polished = [token for token in known if token["status"] != ESTIMATE]
@@ -30,9 +30,7 @@ def survey_sections(tokens: Sequence[Record], span: tuple[float, float]) -> str:
     certified = (
         "<section><h2>Certified tokens</h2>"
         '<p class="note">These were polished: their triplets were searched one by one and measured. '
-        '<span class="side-left">Left vectors</span> are read through the head, with the sign that agrees with the '
-        'output; <span class="side-right">right vectors</span> by the input embeddings nearest to them.</p>'
-        f"{cards}</section>"
+        f"{note}</p>{cards}</section>"
     )
     return (
         f"<section><h2>Survey</h2>{_overview(known)}</section>"
