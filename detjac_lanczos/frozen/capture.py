@@ -168,7 +168,8 @@ def _run(model: Any, prompt: Prompt) -> Tensor:
     if prompt.embeds is None:
         inputs = {"input_ids": torch.tensor([prompt.ids], device=device)}
     else:
-        inputs = {"inputs_embeds": prompt.embeds[None].to(device, compute_dtype(model))}
+        # A copy: some models scale what they are given in place.
+        inputs = {"inputs_embeds": prompt.embeds[None].to(device, compute_dtype(model), copy=True)}
     logits: Tensor = own_pass(model, **inputs, **prompt.places(device), use_cache=False, logits_to_keep=1)[:, -1]
     return logits.to(device)
 

@@ -61,7 +61,7 @@ def replaced(coefficients: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
             raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
         if name.startswith("blocks.") and name.endswith((".rstd", ".weight", ".positions")):
             raise InputError(f"cannot replace {name}: folding moved it into a gate or mixing; replace that instead")
-        changed[name] = value.to(changed[name])
+        changed[name] = value.detach().to(changed[name], copy=True)
     return changed
 
 

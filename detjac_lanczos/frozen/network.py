@@ -262,7 +262,7 @@ class FrozenNetwork:
         Parameters
         ----------
         coefficients : mapping of str to Tensor, optional
-            New values by name, of the shape of the old.
+            New values by name, of the shape of the old; copied.
         drop : iterable of `head`, `expert` and branch places
             Attention heads (``head(3, 1)``), routed experts (``expert(2, 7)``) and branches (``attention(3)``,
             ``mlp(5)``) to switch off; what remains is frozen as it was, routing included.

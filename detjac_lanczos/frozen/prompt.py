@@ -166,7 +166,7 @@ def _from_ids(
 def _from_embeds(embeds: Tensor, position_ids: Positions | None) -> Prompt:
     if not torch.isfinite(embeds).all():
         raise InputError("inputs_embeds holds a NaN or an infinity")
-    return Prompt(None, (), tuple(f"<{i}>" for i in range(len(embeds))), embeds, position_ids)
+    return Prompt(None, (), tuple(f"<{i}>" for i in range(len(embeds))), embeds.detach().clone(), position_ids)
 
 
 def _rows_of_ids(input_ids: Any) -> list[Tensor]:

@@ -12,6 +12,7 @@ from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, 
 from detjac_lanczos.operators.blocks import check_block
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
+from tests.tiny_models import undeclared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -353,6 +354,36 @@ def test_an_altered_network_has_its_own_output_and_no_reconstruction(network: De
     assert network.replace().reconstruction.norm_error <= 1e-13
     assert "without mlp.1, " in repr(network.replace(drop=mlp(1)).jacobian(0))
     assert "without" not in repr(network.jacobian(0))
+
+
+@pytest.mark.parametrize("make", [tiny_models.llama, undeclared.ctrl])
+def test_a_network_is_of_the_embeddings_it_was_given(make: Any) -> None:
+    """It neither follows what is written to them later, nor writes to them (CTRL scales them in place)."""
+    model = make(torch.float64)
+    given = model.get_input_embeddings()(torch.tensor([[3, 1, 4, 1]]))
+    values = given.detach().clone()
+    network = detach((model, None), inputs_embeds=given)
+    assert torch.equal(given, values)
+    assert not network.jacobian(0).x.requires_grad
+    expected = network.jacobian(0, target=mlp(0)).y, network.jacobian(0).dense()
+    again = detach((model, None), inputs_embeds=given)
+    with torch.no_grad():
+        given.zero_()
+    assert torch.equal(again.jacobian(0).x, values[0, 0])
+    for found, before in zip((again.jacobian(0, target=mlp(0)).y, again.jacobian(0).dense()), expected, strict=True):
+        assert torch.equal(found, before)
+    for frozen in (True, False):
+        assert torch.equal(again.jacobian(0, frozen=frozen).dense(), network.jacobian(0, frozen=frozen).dense())
+    assert again.reconstruction.norm_error <= 1e-13
+
+
+def test_replaced_coefficients_stay_what_they_were(network: DetachedNetwork) -> None:
+    name = next(name for name in network.coefficients if "blocks.2.mlp" in name and "rstd" not in name)
+    given = 2 * network.coefficients[name]
+    changed = network.replace({name: given})
+    before = changed.jacobian(0).dense()
+    given.zero_()
+    assert torch.equal(changed.jacobian(0).dense(), before)
 
 
 def test_replaced_coefficients_take_effect_and_bad_ones_are_refused(network: DetachedNetwork) -> None:
