@@ -27,8 +27,10 @@ def svd(arguments: argparse.Namespace) -> int:
         check_output(arguments.out)
     _quiet_libraries(arguments)
     from detjac_lanczos.models import load_model
+    from detjac_lanczos.reading.figures import NO_MATPLOTLIB
     from detjac_lanczos.runs import analyze
     from detjac_lanczos.runs.beforehand import check_on_configuration
+    from detjac_lanczos.runs.folder import FIGURES
     from detjac_lanczos.runs.place_names import parse_place
     from detjac_lanczos.runs.progress import ProgressReporter
 
@@ -91,6 +93,8 @@ def svd(arguments: argparse.Namespace) -> int:
         if arguments.out is not None:
             folder = Path(arguments.out)
             progress.say(f"wrote {folder}; the page is {folder / 'report.html'}")
+            if not (folder / FIGURES).is_dir():
+                progress.say(NO_MATPLOTLIB)
         short = [token for token in run.tokens if not token.settled]
         if short:
             progress.say(f"{len(short)} of {len(run.tokens)} tokens stopped short: {short[0].advice}")

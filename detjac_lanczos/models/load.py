@@ -109,6 +109,8 @@ def _named(
     options: dict[str, Any],
 ) -> LoadedModel:
     name = os.fspath(name_or_path)
+    if not name:
+        raise InputError(f"the model's name is empty; give {', '.join(EMBEDDED)}, a hub id, a folder or a .gguf file")
     path = path_of(name)
     own = options | {"trust_remote_code": False}  # what we unpacked ourselves brings no code
     if name in EMBEDDED:

@@ -57,6 +57,7 @@ _FONTS = (
     "Arial Unicode MS",
     "Unifont",
 )
+NO_MATPLOTLIB = "figures need matplotlib; install it with: pip install 'detjac-lanczos[report]'"
 _NO_GLYPH = "▯"
 _STYLE: Any = {
     "font.size": 9,
@@ -224,7 +225,7 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
 
 
 def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) -> list[Path]:
-    """Draw every figure of every prompt as PNG and SVG into a folder; none where matplotlib is not installed.
+    """Draw every figure of every prompt as PNG and SVG into a folder; neither is made where matplotlib is missing.
 
     Returns
     -------
@@ -233,6 +234,7 @@ def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) ->
     """
     if find_spec("matplotlib") is None:
         return []
+    folder.mkdir(exist_ok=True)
     written = []
     for prompt in range(len(record["prompts"])):
         drawn = {
@@ -258,7 +260,7 @@ def _style() -> Any:
 def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
     """Return an empty figure of so many inches that belongs to no window and no global list."""
     if find_spec("matplotlib") is None:
-        raise DetjacError("figures need matplotlib; install it with: pip install 'detjac-lanczos[report]'")
+        raise DetjacError(NO_MATPLOTLIB)
     with _style():
         from matplotlib.figure import Figure
 

@@ -35,7 +35,6 @@ def save_run(run: Run, folder: str | os.PathLike[str]) -> Path:
         (work / RECORD).write_text(json.dumps(run.record, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
         (work / VECTORS).write_bytes(to_safetensors(run.vectors))
         (work / PAGE).write_text(run.page(), "utf-8")
-        (work / FIGURES).mkdir()
         save_figures(run.record, run.vectors, work / FIGURES)
     return Path(folder)
 

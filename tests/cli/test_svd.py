@@ -56,6 +56,15 @@ def test_a_survey_that_was_asked_for_is_a_success(folder: Path, capsys: pytest.C
     assert "--polish" in refused(capsys, "svd", PROMPT, "--model", folder, "--polish", "all")
 
 
+def test_without_matplotlib_it_is_said_that_there_are_no_figures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    assert call("svd", PROMPT, "--model", folder, "-k", 1, "--tokens", "0", "--out", tmp_path / "out") == 0
+    assert not (tmp_path / "out" / "figures").exists()
+    assert figures.NO_MATPLOTLIB in capsys.readouterr().err
+
+
 def test_a_disk_that_filled_up_meanwhile_costs_no_result(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_live_model_is_not_converted_in_place(live: tuple[Any, Any]) -> None:
         (3, "not int"),
         (torch.nn.Linear(2, 2), "PreTrainedModel, not Linear"),
         ("no such model", "no model at"),
+        ("", "name is empty"),
         ("missing.gguf", "no model at"),
         ("/nowhere/at/all", "no model at"),
         (Path("nowhere"), "no model at"),

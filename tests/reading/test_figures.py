@@ -90,7 +90,6 @@ def test_a_character_comes_from_any_font_that_has_it_and_is_a_short_frame_elsewh
 
 def test_drawing_twice_gives_the_same_svg(run: Run, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
         save_figures(run.record, run.vectors, tmp_path / name)
     for name in ("spectra", "reconstruction", "contributions"):
         assert (tmp_path / "one" / f"{name}.svg").read_bytes() == (tmp_path / "two" / f"{name}.svg").read_bytes()
@@ -100,4 +99,5 @@ def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(figures, "find_spec", lambda name: None)
     with pytest.raises(DetjacError, match=r"pip install 'detjac-lanczos\[report\]'"):
         plot_spectra(run.record)
-    assert save_figures(run.record, run.vectors, tmp_path) == []
+    assert save_figures(run.record, run.vectors, tmp_path / "figures") == []
+    assert not (tmp_path / "figures").exists()
