@@ -26,9 +26,11 @@ def coherence_claims(
     Each claim counts the parts that contradict the rest, and names them. ``batch``: the operators of the run's tokens,
     ``places``: their source, target and position.
     """
-    yield _claim("definition", _of_definition(run.record, network, batch))
-    every = [[operator.prompt, operator.token] for operator in network.jacobians(**places).operators]
-    yield _claim("options", _of_options(run, str(batch.operators[0].target), every))
+    every = network.jacobians(**places).operators
+    positions = list({operator.prompt: operator.position for operator in every}.values())
+    yield _claim("definition", _of_definition(run.record, network, batch, positions))
+    tokens = [[operator.prompt, operator.token] for operator in every]
+    yield _claim("options", _of_options(run, str(batch.operators[0].target), tokens))
     for token in run.tokens:
         yield _claim(token.name, _of_token(run, token, spacing(batch.dtype, _first(token), max(batch.shapes[0]))))
 
@@ -40,13 +42,15 @@ def _claim(where: str, wrong: Iterable[tuple[str, bool]]) -> Claim:
 
 
 def _of_definition(
-    record: Mapping[str, Any], network: DetachedNetwork, batch: JacobianBatch
+    record: Mapping[str, Any], network: DetachedNetwork, batch: JacobianBatch, positions: Sequence[int]
 ) -> Iterator[tuple[str, bool]]:
-    written, true = record["definition"], definition_of(batch)
+    written, true = record["definition"], definition_of(batch, positions)
     for name in sorted(written.keys() | true.keys()):
         apart = written.get(name) != true.get(name)
         reworded = name in WORDED and isinstance(written.get(name), str) and name in true
-        yield f"definition.{name}", apart and not reworded
+        # Earlier versions wrote the position of the first token's prompt alone.
+        earlier = name == "position" and written.get(name) == batch.operators[0].position
+        yield f"definition.{name}", apart and not reworded and not earlier
     for name in ("freeze", "route", "dtype"):
         yield name, record.get(name) != true[name]
     yield "quantization", record.get("quantization") is not None and network.loaded.packing is None

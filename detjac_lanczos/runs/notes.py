@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from detjac_lanczos.operators import JacobianBatch
-from detjac_lanczos.runs.record import definition_of
 
 WORDED = ("family", "input", "target_definition", "weights")
 """Parts of a definition that are sentences or names. What they say is held by parts that are compared (source, target,
@@ -23,7 +22,7 @@ def loading_notes(record: Mapping[str, Any]) -> Iterator[str]:
 
 def wording_notes(record: Mapping[str, Any], batch: JacobianBatch) -> Iterator[str]:
     """Yield a line for each part of the definition that reads otherwise today."""
-    written, today = record["definition"], definition_of(batch)
+    written, today = record["definition"], batch.operators[0].definition
     for name in WORDED:
         if name in written and name in today and written[name] != today[name]:
             yield (

@@ -60,7 +60,7 @@ def make_record(
     times: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the record of a run: JSON data, non-finite numbers as None."""
-    definition = definition_of(batch)
+    definition = definition_of(batch, [reading.position for reading in prompts])
     reconstructions = [reconstruction_record(network, batch, prompt, reading) for prompt, reading in enumerate(prompts)]
     predictions = [[asdict(candidate) for candidate in found] for found in network.predictions]
     entries = []
@@ -110,9 +110,10 @@ def make_record(
     return plain
 
 
-def definition_of(batch: JacobianBatch) -> dict[str, Any]:
-    """Return what all operators of a batch are, in plain words."""
-    return {name: value for name, value in batch.operators[0].definition.items() if name != "token"}
+def definition_of(batch: JacobianBatch, positions: Sequence[int]) -> dict[str, Any]:
+    """Return what all operators of a batch are, in plain words; the positions of all prompts as one if they agree."""
+    shared = {name: value for name, value in batch.operators[0].definition.items() if name != "token"}
+    return shared | {"position": positions[0] if len(set(positions)) == 1 else list(positions)}
 
 
 def _positions(prompts: Sequence[Prompt]) -> list[list[int]] | None:

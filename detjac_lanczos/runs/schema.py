@@ -147,7 +147,13 @@ RECORD: dict[str, Shape] = {
     "prompt_tokens": [[str]],
     "freeze": OneOf(("gate", "up", "half")),
     "dtype": str,
-    "definition": {"family": str, "input": str, "target_definition": str, "position": int, "weights": Later(str)},
+    "definition": {
+        "family": str,
+        "input": str,
+        "target_definition": str,
+        "position": AnyOf((int, [int])),
+        "weights": Later(str),
+    },
     "options": {
         "k": Maybe(int),
         "threshold": Later(float),

@@ -120,7 +120,7 @@ def about(record: Record) -> str:
             else []
         ),
         ("Input x", f"{text(definition['input'])}"),
-        ("Output y", f"{text(definition['target_definition'])}, position {definition['position']}"),
+        ("Output y", f"{text(definition['target_definition'])}, {_position(record)}"),
         ("Frozen", f"1/rms of every norm, every attention weight, and {_FROZEN[record['freeze']]}"),
         ("Method", f"{text(work['method'])}: {text(work['why'])}"),
         (
@@ -139,6 +139,13 @@ def about(record: Record) -> str:
         f"<section><h2>What was run</h2>{facts(pairs, 'plain-facts')}</section>"
         f"<section><h2>Run it again</h2>{shell}<pre><code>{text(python_call(record))}</code></pre></section>"
     )
+
+
+def _position(record: Record) -> str:
+    asked = record["options"]["position"]
+    if len(record["prompts"]) == 1 or asked >= 0:
+        return f"position {record['definition']['position']}"
+    return "the last position of each prompt" if asked == -1 else f"position {asked} of each prompt"
 
 
 def _choices(choices: Record) -> str:
