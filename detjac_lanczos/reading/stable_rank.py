@@ -18,7 +18,10 @@ from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, rest_interval
 
 PROBES = 16
-"""Random cotangents of an estimate."""
+"""Random cotangents of an estimate: its work is as many times ``batch.shared_cost()`` row-sweeps."""
+
+CONFIDENCE = 0.95
+"""Of the intervals in a run."""
 
 
 class MeasuredTriplets(Triplets, Protocol):
@@ -51,11 +54,10 @@ def stable_ranks(
     batch: JacobianBatch,
     triplets: Sequence[MeasuredTriplets],
     *,
-    probes: int = PROBES,
     seed: int = 0,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> list[StableRank]:
-    """Estimate the stable rank of every operator of a batch, with ``probes`` shared cotangents (n rows each).
+    """Estimate the stable rank of every operator of a batch, with `PROBES` shared cotangents (n rows each).
 
     With ω standard normal, ‖(J − U S Vᵀ)ᵀ ω‖² is an unbiased estimate of ‖J − U S Vᵀ‖_F², and ‖J‖_F² is that plus
     Σ s_j² wherever s_j = u_jᵀ J v_j, as Ritz values are. The known part is removed without a product:
@@ -69,8 +71,6 @@ def stable_ranks(
     batch : JacobianBatch
     triplets : sequence of MeasuredTriplets
         One per operator, largest value first.
-    probes : int
-        The work is this many times ``batch.shared_cost()`` row-sweeps.
     seed : int
     confidence : float
         Of each interval alone; the intervals of one call share their probes.
@@ -83,33 +83,33 @@ def stable_ranks(
     ------
     InputError
         If ``confidence`` is not in (0, 1), or too small for so few probes: the interval is proven only where the
-        quantiles of χ² with ``probes`` degrees of freedom are 2 or more away from its mean.
+        quantiles of χ² with `PROBES` degrees of freedom are 2 or more away from its mean.
 
     References
     ----------
     Girard 1989; Hutchinson 1989. Removing the leading triplets first: Meyer, Musco, Musco, Woodruff, "Hutch++", 2021.
     """
-    check_probes(probes, confidence)
+    check_probes(PROBES, confidence)
     d_out = batch.shapes[0][0]
     generator = Stream.STABLE_RANK.generator(seed)
-    Omega = torch.randn(d_out, probes, generator=generator, dtype=torch.float64).to(batch.device, batch.dtype)
+    Omega = torch.randn(d_out, PROBES, generator=generator, dtype=torch.float64).to(batch.device, batch.dtype)
     images = batch.rmatmat_shared(Omega)
     return [_estimate(image.T, Omega.T, found, confidence) for image, found in zip(images, triplets, strict=True)]
 
 
-def surveyed_stable_rank(missed: Missed, confidence: float = 0.95) -> StableRank:
+def surveyed_stable_rank(missed: Missed) -> StableRank:
     """Return what a survey's measurements say of the stable rank, at no product.
 
     What its basis holds of ‖J‖_F² is exact; of the rest nothing is assumed, which only widens the interval. σ_1 lies
     in an interval of its own: both hold with at least the sum of their probabilities less 1.
     """
     low, high = missed.sigma_1
-    chance = confidence + missed.confidence - 1
+    chance = CONFIDENCE + missed.confidence - 1
     if low == 0:
         return StableRank(0.0, (0.0, 0.0), chance)
     total = missed.frobenius**2
     rest = missed.share * total
-    least, most = rest_interval(rest, missed.probes, math.inf, confidence)
+    least, most = rest_interval(rest, missed.probes, math.inf, CONFIDENCE)
     return StableRank(
         value=total / float(missed.values[0]) ** 2,
         interval=((total - rest + least) / high**2, (total - rest + most) / low**2),
