@@ -17,6 +17,7 @@ from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.offloaded import execution_devices
 
 
+@torch.inference_mode(False)
 def load_converted(
     model: LoadedModel | tuple[Any, Any] | Any,
     dtype: str | torch.dtype | None = None,

@@ -34,6 +34,7 @@ _HOOK_TABLES = (
 )
 
 
+@torch.inference_mode(False)
 def structural_copy(model: nn.Module) -> Any:
     """Return a copy whose tensors are the model's own, without the caller's hooks, in eval mode.
 

@@ -30,6 +30,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 UNPACKED_BYTES_PER_SECOND = 5e6
 
 
+@torch.inference_mode(False)
 def load_model(
     name_or_model: Any,
     tokenizer: Any = None,

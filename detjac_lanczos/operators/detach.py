@@ -26,6 +26,7 @@ from detjac_lanczos.operators.pinned import PinnedNetwork
 from detjac_lanczos.operators.self_check import check
 
 
+@torch.inference_mode(False)
 def detach(
     model: LoadedModel | tuple[Any, Any] | str,
     prompt: str | Sequence[str] | None = None,

@@ -101,7 +101,6 @@ class PinnedNetwork(DetachedNetwork):
         raise InputError("memory is planned for declared families only; everything that is pinned here is kept")
 
     @classmethod
-    @torch.inference_mode(False)
     def attach(
         cls, loaded: LoadedModel, structure: Structure, prompts: tuple[Prompt, ...], freeze: Freeze
     ) -> PinnedNetwork:

@@ -236,6 +236,21 @@ def test_branches_of_a_prompt_beyond_longropes_original_length_are_those_of_its_
         assert network.jacobian(target=target).reconstruction.relative_error <= 1e-13
 
 
+def test_what_is_made_in_inference_mode_serves_outside_of_it() -> None:
+    """Longrope writes its frequencies in place, those of the copy that ordinary Jacobians run, too."""
+    given = {"model": (longrope(4), None), "input_ids": tiny_models.prompt_ids(12)[0]}
+    network = detach(**given)
+    expected = network.jacobian(0, frozen=False).dense()
+    first_asked_there = detach(**given)
+    with torch.inference_mode():
+        assert torch.equal(first_asked_there.jacobian(0, frozen=False).dense(), expected)
+        made_there, converted_there = detach(**given), detach(**given, dtype="float32")
+    for found in (first_asked_there, made_there):
+        assert torch.equal(found.jacobian(0, frozen=False).dense(), expected)
+        assert not any(value.is_inference() for value in (*found.coefficients.values(), found.streams.output))
+    assert torch.allclose(converted_there.jacobian(0, frozen=False).dense().double(), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_llama_4_scales_queries_by_their_place_in_the_row(side: str) -> None:
     ids, mask = padded(side)

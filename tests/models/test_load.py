@@ -25,6 +25,12 @@ def test_a_folder_gives_the_weights_that_were_saved(folder: Path, live: tuple[An
     assert torch.equal(loaded.model(ids).logits, model(ids).logits)
 
 
+def test_weights_loaded_in_inference_mode_can_be_differentiated_outside_of_it(folder: Path) -> None:
+    with torch.inference_mode():
+        loaded = load_model(folder)
+    assert not any(parameter.is_inference() for parameter in loaded.model.parameters())
+
+
 def test_roads_share_one_fingerprint_and_other_weights_have_another(folder: Path, live: tuple[Any, Any]) -> None:
     model, tokenizer = live
     by_folder, by_hand, by_pair = load_model(str(folder)), load_model(model, tokenizer), load_model(live)
