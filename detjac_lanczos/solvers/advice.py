@@ -82,8 +82,10 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
     if completed is None:
         return " Nothing is known of missed values: no probe was made."
     if completed.triplets is None:
-        hidden = f"{completed.claim.line}: rounding hides whether σ_{completed.claim.k + 1} lies above the threshold"
-        return f" {hidden}; move it, or compute the operator in a higher precision."
+        claim, counted = completed.claim, completed.claim.threshold is None
+        edge, other = (f"σ_{claim.k}", "ask for another k") if counted else ("the threshold", "move it")
+        hidden = f"{claim.line}: rounding hides whether σ_{claim.k + 1} lies above {edge}"
+        return f" {hidden}; {other}, or compute the operator in a higher precision."
     claim, values = completed.claim, completed.triplets.values
     if claim.threshold is not None:
         return f" {claim.line}: move the threshold into a gap of the spectrum, or give more products by max_products."

@@ -1,5 +1,6 @@
 """The certificate: the TRIPLETS claim, made of measured quantities only, and that of completeness."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +99,7 @@ def certify_triplets(
     exact: bool = False,
     scale: float = 1.0,
     least: float = 0.0,
+    mismatch: float = 0.0,
 ) -> tuple[Tensor, Certificate]:
     """Measure triplets against products of the operator and state what they prove.
 
@@ -118,6 +120,8 @@ def certify_triplets(
         What the products are of: this times the operator.
     least : float
         What products lose where their type has no smaller numbers: a smaller residual is not claimed.
+    mismatch : float
+        What each A v may be away from that given, absolute: a part of its residual.
 
     Returns
     -------
@@ -138,7 +142,8 @@ def certify_triplets(
     left_gram, left_defect = products.T @ vectors, _orthonormality(vectors)
     left = products.sub_(vectors.mul_(sigma))
     del vectors, products
-    residuals = torch.stack([right.norm(dim=0), left.norm(dim=0)], dim=1)
+    unseen = torch.full_like(sigma, mismatch * unit)
+    residuals = torch.stack([torch.hypot(right.norm(dim=0), unseen), left.norm(dim=0)], dim=1)
     worst = residuals.amax(dim=1)
     met = (worst <= tol * sigma) & (tol * sigma >= least * unit)
     if exact and tells_zeros(floor, tol, top):
@@ -150,7 +155,7 @@ def certify_triplets(
         claimed=int(met.sum()),
         tol=tol,
         residual=float(relative[met].max()) if bool(met.any()) else 0.0,
-        e_k=max(spectral_norm(block if bool(met.all()) else block[:, met]) for block in (right, left)) / unit,
+        e_k=max(math.hypot(_norm(right, met), float(unseen[met].norm())), _norm(left, met)) / unit,
         orthonormality=(right_defect, left_defect),
         adjoint_defect=adjoint / top if top > 0 else 0.0,
         floor=floor / unit,
@@ -164,6 +169,10 @@ def _in_double(vectors: Tensor, products: Tensor, scale: float, unit: float) -> 
     """Return copies in float64, the products in units of the operator times ``unit``."""
     vectors, products = (block.to(torch.float64, copy=True) for block in (vectors, products))
     return vectors, products.div_(scale).mul_(unit)
+
+
+def _norm(block: Tensor, chosen: Tensor) -> float:
+    return spectral_norm(block if bool(chosen.all()) else block[:, chosen])
 
 
 def _orthonormality(block: Tensor) -> float:

@@ -1,6 +1,8 @@
 """The dense method: every row of the matrix by shared cotangents, then an ordinary SVD of each operator."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,13 +16,25 @@ from detjac_lanczos.solvers.energy import count_for
 from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_scale
+from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_scale, tells_zeros
 
 _CHUNK_ROWS = 1024
 
+_NEGLIGIBLE = 0.1
+"""Of what a residual may be: where the mismatch of matrix and operator is less, the matrix stands for the products.
+
+The mismatch is estimated by one random vector. If it lies in a single direction, that is the size of a Gaussian, which
+is a tenth of its deviation or less with a chance of 8 %; in several directions, as that of rounding, it is far less so.
+"""
+
 
 def solve_dense(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
-    """Write out every matrix, take its SVD, and measure the leading triplets on the matrix."""
+    """Write out every matrix, take its SVD, and measure the leading triplets.
+
+    Their products are those with the matrix where its mismatch is negligible for ``tol``: see :class:`Materialisation`.
+    Elsewhere, in half precision above all, one pass each way makes them, if ``max_products`` leaves it; if not, the
+    mismatch is part of the residuals.
+    """
     return decompose(Materialisation(batch), options, method, certify=certify)
 
 
@@ -29,20 +43,24 @@ def decompose(dense: "Materialisation", options: Options, method: Method, *, cer
     results, batch = [], dense.batch
     matrices = dense.run()
     wrong = dense.contradictions(options)
-    for index, matrix in enumerate(matrices):
-        found, completed = None, None
+    sound = [index for index in range(len(matrices)) if index not in wrong and index not in batch.nonfinite]
+    leading = {index: _leading(matrices[index], options) for index in sound}
+    products = _measured(dense, {index: found for index, (found, _) in leading.items()}, options)
+    for index in range(len(matrices)):
+        found, completed, energy = None, None, None
         if index in wrong:
             status = wrong[index]
         elif index in batch.nonfinite:
             status = Status.NOT_FINITE
         else:
-            found, values = _leading(matrix, options)
-            first = float(values[0])
-            floor = noise_floor(batch.spacing(index, first / found.scale), first, batch.passes[index])
+            found, values = products[index], leading[index][1]
+            floor = _floor(batch, index, found)
             low = len(found.values) > 0 and float(found.values[-1]) <= floor
             status = Status.BREAKDOWN_EXACT if low else Status.CONVERGED
             if options.delta is not None:
-                completed = _completed(found, values, floor, options)
+                completed = _completed(found, values, max(floor, dense.mismatch(index) * found.scale), floor, options)
+            if options.energy is not None:
+                energy = _share(found, values)
         results.append(
             finish(
                 batch,
@@ -54,10 +72,36 @@ def decompose(dense: "Materialisation", options: Options, method: Method, *, cer
                 seconds=batch.seconds,
                 certify=certify,
                 completed=completed,
-                energy=None if options.energy is None or found is None else _share(found, values),
+                energy=energy,
             )
         )
     return results
+
+
+def _measured(dense: "Materialisation", leading: Mapping[int, Found], options: Options) -> dict[int, Found]:
+    """Return the triplets with products of the operators where those with the matrices are no substitute."""
+    batch, measured, doubtful = dense.batch, dict(leading), []
+    for index, found in leading.items():
+        mismatch, floor = dense.mismatch(index) * found.scale, _floor(batch, index, found)
+        allowed = torch.where(found.values > floor, _NEGLIGIBLE * options.tol * found.values, floor)
+        if not bool((mismatch > allowed).any()):
+            measured[index] = replace(found, mismatch=dense.differences[index] * found.scale)
+        elif options.left(batch.forward[index] + batch.transposed[index]) < 2 * len(found.values):
+            measured[index] = replace(found, mismatch=mismatch)
+        else:
+            doubtful.append(index)
+    for turn in turns([len(leading[index].values) * batch.costs[index] for index in doubtful]):
+        indices = [doubtful[place] for place in turn]
+        pushed = batch.apply(Direction.FORWARD, [(index, leading[index].right) for index in indices])
+        pulled = batch.apply(Direction.TRANSPOSED, [(index, leading[index].left) for index in indices])
+        for index, right, left in zip(indices, pushed, pulled, strict=True):
+            found = leading[index]
+            measured[index] = replace(found, right_products=right * found.scale, left_products=left * found.scale)
+    return measured
+
+
+def _floor(batch: CountingBatch, index: int, found: Found) -> float:
+    return noise_floor(batch.spacing(index, found.first / found.scale), found.first, batch.passes[index])
 
 
 class Materialisation:
@@ -65,15 +109,21 @@ class Materialisation:
 
     Operators with one output space share every pass; others take turns.
 
+    A matrix M is not quite the operator A: its products are rounded otherwise, and forward products had no part in it.
+    A random unit vector r shows the difference, as E ‖(A - M) r‖² = ‖A - M‖_F² / d_in.
+
     Attributes
     ----------
     matrices : list of Tensor, each (d_out, d_in), in working precision
         Empty before the first pass: one that is never made takes no memory.
+    differences : dict of float
+        ‖(A - M) r‖ of each operator: what the product of a unit vector differs by.
     """
 
     def __init__(self, batch: CountingBatch) -> None:
         self.batch = batch
         self.matrices: list[Tensor] = []
+        self.differences: dict[int, float] = {}
         self._shared = batch.one_output_space
         self._chunks = self._plan()
 
@@ -96,6 +146,10 @@ class Materialisation:
         group, start, stop = self._chunks.pop(0)
         for index, product in zip(group, self._send(group[0], start, stop), strict=True):
             self.matrices[index][start:stop] = product
+
+    def mismatch(self, index: int) -> float:
+        """Return √d_in ‖(A - M) r‖, an estimate of ‖A - M‖_F: what the product of any unit vector may differ by."""
+        return math.sqrt(self.batch.shapes[index][1]) * self.differences.get(index, math.inf)
 
     def send_one_again(self) -> None:
         """Send the first row again, alone: beside a pass of many, its time shows what a pass costs without rows."""
@@ -132,12 +186,14 @@ class Materialisation:
         return self.batch.apply(Direction.TRANSPOSED, [(first, rows)])
 
     def _contradicts(self, index: int, row: Tensor, product: Tensor) -> bool:
-        """Whether the product of a row is not that with the matrix, up to rounding."""
+        """Note how far the product of a row is from that with the matrix; whether by more than rounding."""
         scale = safe_scale(self.matrices[index])
         matrix, ahead = self.matrices[index] * scale, product * scale
         length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
         bound = adjoint_bound(self.batch.spacing(index, length / scale), max(matrix.shape))
-        return float((ahead - row @ matrix.T).norm()) > bound * length
+        difference = float((ahead - row @ matrix.T).norm())
+        self.differences[index] = difference / scale
+        return difference > bound * length
 
     def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:
         matrix = self.matrices[index]
@@ -187,7 +243,7 @@ def _leading(matrix: Tensor, options: Options) -> tuple[Found, Tensor]:
     elif options.energy is not None:
         known = values.double().cpu().numpy()
         k = min(count_for(options.energy, known, float((known**2).sum())), len(known))
-    u, v = left[:, :k].T, right[:k]
+    u, v = left[:, :k].T.clone(), right[:k].clone()  # views would keep all vectors of every operator
     return Found(values[:k], u, v, v @ matrix.T, u @ matrix, scale, float(values[0])), values
 
 
@@ -198,11 +254,12 @@ def _share(found: Found, values: Tensor) -> tuple[float, float]:
     return share, share
 
 
-def _completed(found: Found, values: Tensor, floor: float, options: Options) -> CompletenessClaim:
+def _completed(found: Found, values: Tensor, rounding: float, floor: float, options: Options) -> CompletenessClaim:
     claim = claim_of_spectrum(
         values,
         len(found.values),
         tol=options.tol,
+        rounding=rounding,
         floor=floor,
         scale=found.scale,
         seed=options.seed,
@@ -212,15 +269,30 @@ def _completed(found: Found, values: Tensor, floor: float, options: Options) -> 
 
 
 def claim_of_spectrum(
-    values: Tensor, k: int, *, tol: float, floor: float, scale: float, seed: int, threshold: float | None
+    values: Tensor,
+    k: int,
+    *,
+    tol: float,
+    rounding: float,
+    floor: float,
+    scale: float,
+    seed: int,
+    threshold: float | None,
 ) -> Completeness:
-    """Claim what all singular values (times ``scale``, descending) show, with certainty: exact up to rounding.
+    """Claim what all singular values (times ``scale``, descending) of a matrix show of the operator that it stands for.
 
-    That no value lies above a threshold is claimed only where the next one does not reach it with rounding added.
+    They are known to ``rounding`` (Weyl): what the operator may differ by from the matrix, ``floor`` at least. That the
+    k leading ones are those of the operator, or that no other lies above a threshold, is claimed only where the next
+    one does not reach the k-th, or the threshold, with that added.
     """
     known = [float(value) for value in values[:k]]
     beyond = float(values[k]) if k < len(values) else 0.0
-    edge = known[-1] if threshold is None else threshold * scale
+    first, last = float(values[0]), known[-1] if known else 0.0
+    edge = last if threshold is None else threshold * scale
+    if threshold is None:
+        complete = beyond + rounding < last or (last <= floor and tells_zeros(floor, tol, first))
+    else:
+        complete = beyond + rounding <= edge
     return Completeness(
         k=k,
         guards=0,
@@ -230,12 +302,12 @@ def claim_of_spectrum(
         steps=(),
         products=0,
         tau=beyond / scale,
-        upper=tuple((value + floor) / scale for value in [*known, beyond]),
-        rounding=floor / scale,
-        complete=threshold is None or beyond + floor <= threshold * scale,
+        upper=tuple((value + rounding) / scale for value in [*known, beyond]),
+        rounding=rounding / scale,
+        complete=complete,
         cluster=edge > floor and beyond >= (1.0 - tol) * edge,
-        sigma_1=float(values[0]) / scale,
-        sigma_k=known[-1] / scale if known else 0.0,
+        sigma_1=first / scale,
+        sigma_k=last / scale,
         floor=floor / scale,
         threshold=threshold,
     )

@@ -29,6 +29,8 @@ class Found:
     scale : float
     first : float
         The largest value known, also where none is asked for.
+    mismatch : float
+        What an A v of the operator may be away from that given, where another matrix made it.
     """
 
     values: Tensor
@@ -38,6 +40,7 @@ class Found:
     left_products: Tensor
     scale: float
     first: float
+    mismatch: float = 0.0
 
     @classmethod
     def of(cls, triplets: RitzTriplets, scale: float, first: float) -> "Found":
@@ -93,6 +96,7 @@ def finish(
         exact=status is Status.BREAKDOWN_EXACT,
         scale=found.scale,
         least=lost,
+        mismatch=found.mismatch / found.scale,
     )
     if status is Status.BREAKDOWN_EXACT and not tells_zeros(floor, options.tol, first):
         status = Status.CONVERGED

@@ -12,6 +12,7 @@ from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.dense import Materialisation, claim_of_spectrum
+from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.probe import Deflation, Probe
 from detjac_lanczos.solvers.rounding import noise_floor, safe_scale
 
@@ -52,15 +53,24 @@ def measure_completeness(
 
 
 def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Completeness]:
-    fresh = []
-    for index, (matrix, claim) in enumerate(zip(Materialisation(batch).run(), claims, strict=True)):
+    fresh, dense = [], Materialisation(batch)
+    matrices = dense.run()
+    dense.contradictions(Options(k=1, tol=tol, width=1, seed=claims[0].seed))
+    for index, (matrix, claim) in enumerate(zip(matrices, claims, strict=True)):
         scale = safe_scale(matrix)
         values = torch.linalg.svdvals(matrix * scale)
         first = float(values[0])
         floor = noise_floor(batch.spacing(index, first / scale), first, passes)
         fresh.append(
             claim_of_spectrum(
-                values, claim.k, tol=tol, floor=floor, scale=scale, seed=claim.seed, threshold=claim.threshold
+                values,
+                claim.k,
+                tol=tol,
+                rounding=max(floor, dense.mismatch(index) * scale),
+                floor=floor,
+                scale=scale,
+                seed=claim.seed,
+                threshold=claim.threshold,
             )
         )
     return fresh

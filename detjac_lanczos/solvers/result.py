@@ -88,6 +88,8 @@ class SVDResult:
         NaN where the operator was refused before any triplet was known.
     residuals : Tensor, shape (k, 2), float64
         ρ_R = ‖A v - σ u‖ and ρ_L = ‖Aᵀ u - σ v‖, absolute, measured from products; NaN where that was not done.
+        Those of a matrix that was written out stand for them where their mismatch, which is a part of ρ_R, is
+        negligible for ``tol``, or where ``max_products`` leaves no others.
     certificate : Certificate or None
         The TRIPLETS claim; None when it was not asked for or nothing was found.
     status : Status

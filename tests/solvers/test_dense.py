@@ -1,0 +1,78 @@
+"""The dense road claims what products of the operator bear out, and makes those only where its matrix does not do."""
+
+import pytest
+import torch
+
+from detjac_lanczos.solvers import Status, measure_triplets, svd, svd_batch
+from tests.solvers.spectra import Recorder, matrix, spectrum
+
+A = matrix(spectrum("harmonic", 60), (60, 60))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tol", [1e-5, 1e-2])
+def test_in_half_precision_real_products_measure_the_triplets(dtype: torch.dtype, tol: float) -> None:
+    operator = Recorder(A.to(dtype))
+    result = svd(operator, 5, tol=tol, method="dense", certify="complete")
+    assert sum(operator.forward) + sum(operator.transposed) == result.work.products == 60 + 1 + 2 * 5
+    measured = measure_triplets(Recorder(A.to(dtype)), result.U, result.S, result.V, tol=tol)[0]
+    torch.testing.assert_close(result.residuals, measured.residuals)
+    assert result.certificate.claimed == measured.certificate.claimed
+    assert result.certificate.radius == pytest.approx(measured.certificate.radius)
+    assert (result.status is Status.CONVERGED) == (result.certificate.claimed == 5)
+    assert result.certificate.claimed == 0 or tol == 1e-2
+
+
+def test_a_forward_product_that_is_off_claims_no_more_than_it_bears_out() -> None:
+    """By 8 %, less than what is called a wrong transpose in float16."""
+    noise = torch.randn(60, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wrong = A + 0.08 * noise * A.norm() / noise.norm()
+    result = svd(Recorder(wrong.half(), A.T.half()), 5, tol=1e-3, method="dense", certify="complete")
+    assert (result.status, result.certificate.claimed) == (Status.NOISE_FLOOR, 0)
+    claim = result.certificate.completeness
+    assert not claim.complete
+    for off in (A, wrong):
+        assert (torch.linalg.svdvals(off)[:6] <= torch.tensor(claim.upper)).all()
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-3), (torch.float64, 1e-3), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("name", ["geometric", "harmonic", "root", "spike", "flat", "multiple"])
+def test_a_sound_matrix_stands_for_its_products(dtype: torch.dtype, tol: float, name: str) -> None:
+    operator = Recorder(matrix(spectrum(name, 60), (60, 60)).to(dtype))
+    result = svd(operator, 8, tol=tol, method="dense")
+    assert (result.status, result.work.products) == (Status.CONVERGED, 61)
+    measured = measure_triplets(operator, result.U, result.S, result.V, tol=tol)[0]
+    assert ((result.residuals - measured.residuals).abs() <= result.floor).all()
+
+
+@pytest.mark.parametrize(("left", "products"), [(9, 61), (10, 71)])
+def test_a_budget_that_leaves_no_pass_has_the_mismatch_in_the_residuals(left: int, products: int) -> None:
+    operator = Recorder(A.bfloat16())
+    result = svd(operator, 5, tol=1e-3, method="dense", max_products=61 + left)
+    assert result.work.products == products
+    assert (result.status, result.certificate.claimed) == (Status.NOISE_FLOOR, 0)
+    measured = measure_triplets(operator, result.U, result.S, result.V)[0]
+    assert (result.residuals.amax(dim=1) >= 0.9 * measured.residuals.amax(dim=1)).all()
+
+
+def test_only_operators_in_doubt_are_sent_again() -> None:
+    noise = torch.randn(60, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    operators = [Recorder(A), Recorder(A + 1e-14 * noise * A.norm() / noise.norm(), A.T), Recorder(A)]
+    results = svd_batch(operators, 20, method="dense", tol=1e-12)
+    assert [result.work.products for result in results] == [61, 61 + 40, 61]
+    assert [result.work.products for result in results] == [sum(o.forward) + sum(o.transposed) for o in operators]
+
+
+def test_a_whole_spectrum_is_complete_only_where_rounding_parts_its_values() -> None:
+    """In bfloat16 the floor is many times the values beyond the first."""
+    spike = matrix(spectrum("spike", 60), (60, 60)).bfloat16()
+    claims = {k: svd(spike, k, tol=0.1, method="dense", certify="complete") for k in (1, 4)}
+    assert claims[1].certificate.completeness.complete
+    few = claims[4].certificate.completeness
+    assert not few.complete
+    assert few.tau + few.floor > few.sigma_k
+    assert "rounding hides whether σ_5 lies above σ_4" in claims[4].advice
+    cluster = svd(matrix(spectrum("multiple", 60), (60, 60)), 6, method="dense", certify="complete")
+    assert cluster.certificate.line.endswith(
+        "BOUND σ_7 ≤ 1.01 σ_6, σ_6 and σ_7 in one cluster (the whole matrix was seen)"
+    )
