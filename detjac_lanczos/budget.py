@@ -12,6 +12,15 @@ from detjac_lanczos.errors import InputError
 def read_memory(memory: str | float | None) -> int | None:
     """Return a budget in bytes from a whole number (1e9 is one), or a text such as "2GiB", "500 MB" or "1e9".
 
+    Parameters
+    ----------
+    memory : int, float, str or None
+
+    Returns
+    -------
+    int or None
+        Bytes; None for None.
+
     Raises
     ------
     InputError
@@ -33,7 +42,19 @@ def read_memory(memory: str | float | None) -> int | None:
 
 
 def format_bytes(count: int, *, up: bool = False) -> str:
-    """Return bytes as a text that `read_memory` reads; ``up`` rounds so that it is no less."""
+    """Return bytes as a text that `read_memory` reads, such as "1.5GiB".
+
+    Parameters
+    ----------
+    count : int
+        Bytes.
+    up : bool
+        Round so that the text says no less.
+
+    Returns
+    -------
+    str
+    """
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if count >= 1024**power:
             value = count / 1024**power

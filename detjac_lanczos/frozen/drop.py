@@ -35,12 +35,36 @@ class Expert:
 
 
 def head(layer: int, head: int) -> Head:
-    """Name an attention head, for `FrozenNetwork.replace`."""
+    """Name an attention head, for `DetachedNetwork.replace`.
+
+    Parameters
+    ----------
+    layer : int
+        Block, from 0.
+    head : int
+        From 0 within the block; whether there is one shows in `replace`.
+
+    Returns
+    -------
+    Head
+    """
     return Head(layer, head)
 
 
 def expert(layer: int, expert: int) -> Expert:
-    """Name a routed expert, for `FrozenNetwork.replace`."""
+    """Name a routed expert, for `DetachedNetwork.replace`.
+
+    Parameters
+    ----------
+    layer : int
+        Block, from 0.
+    expert : int
+        From 0 within the block; whether there is one shows in `replace`.
+
+    Returns
+    -------
+    Expert
+    """
     return Expert(layer, expert)
 
 

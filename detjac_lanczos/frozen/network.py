@@ -97,7 +97,17 @@ class FrozenNetwork:
         streams: Streams,
         planned: Plan | None,
     ) -> Self:
-        """Fold freshly captured coefficients (in place) and return their network."""
+        """Fold freshly captured coefficients (in place) and return their network.
+
+        Parameters
+        ----------
+        loaded, family, prompts, freeze, coefficients, streams, planned
+            The attributes, with coefficients that are not folded yet.
+
+        Returns
+        -------
+        Self
+        """
         network = cls(loaded, family, prompts, freeze, coefficients, streams, planned=planned)
         for stage in network._unfolded_stages:
             for branch in stage.branches:
@@ -182,10 +192,17 @@ class FrozenNetwork:
             −1 for the embeddings, or the block that the stream enters.
         target : Place
 
+        Returns
+        -------
+        Program
+
         Raises
         ------
         InputError
-            If the target lies before the source, or the rows of a probe do not fit the output.
+            If the target lies before the source or is a branch that blocks lack, or the rows of a probe do not fit the
+            output.
+        UnsupportedModelError
+            If the way to the logits is not built as the family declares.
         """
         key = (source, target.kind, target.index, target.rows)
         if key not in self._programs:
@@ -197,6 +214,21 @@ class FrozenNetwork:
         """Return the value of a target at a position of a prompt, (d_out,): that of the model's nonlinear pass.
 
         An altered network has no such pass; its values are what it makes of the embeddings, read by the model's head.
+
+        Parameters
+        ----------
+        target : Place
+        prompt, position : int
+            From 0.
+
+        Returns
+        -------
+        Tensor, shape (d_out,)
+
+        Raises
+        ------
+        InputError, UnsupportedModelError
+            As in `program`.
         """
         if target.kind in ("logits", "probe"):
             y = self.value(Place("output"), prompt, position)[None]
@@ -223,6 +255,17 @@ class FrozenNetwork:
         """Return what enters at every position of a prompt, the embeddings (−1) or a block's stream: (n, d).
 
         The stream of an altered network is its own, as its values are.
+
+        Parameters
+        ----------
+        source : int
+            As in `program`.
+        prompt : int
+            From 0.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
         """
         if self.altered and source > 0:
             return self._altered_stream(source, prompt)
@@ -239,7 +282,24 @@ class FrozenNetwork:
         return self._values[key]
 
     def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:
-        """Return the affine part r of y = Σ J_i x_i + r: (d_out,); zero in a network without biases."""
+        """Return the affine part r of y = Σ J_i x_i + r: (d_out,); zero in a network without biases.
+
+        Parameters
+        ----------
+        source, target
+            As in `program`.
+        prompt, position : int
+            From 0.
+
+        Returns
+        -------
+        Tensor, shape (d_out,)
+
+        Raises
+        ------
+        InputError, UnsupportedModelError
+            As in `program`.
+        """
         program = self.program(source, target)
         if not program.affine:
             return torch.zeros(program.d_out, dtype=self.dtype, device=self.device)
@@ -266,6 +326,10 @@ class FrozenNetwork:
         drop : iterable of `head`, `expert` and branch places
             Attention heads (``head(3, 1)``), routed experts (``expert(2, 7)``) and branches (``attention(3)``,
             ``mlp(5)``) to switch off; what remains is frozen as it was, routing included.
+
+        Returns
+        -------
+        Self
 
         Raises
         ------
@@ -311,10 +375,17 @@ class FrozenNetwork:
         model : LoadedModel, or anything `load_model` takes
             The model it was made from: its weights must have the same fingerprint.
 
+        Returns
+        -------
+        Self
+
         Raises
         ------
         RunFileError
-            If the file is missing, truncated, foreign or newer than this version, or belongs to other weights.
+            If the file is missing, truncated, foreign or newer than this version, or belongs to other weights, or
+            the model lies on several devices.
+        InputError, ModelError
+            As `load_model`, or if no family declares the model.
         """
         loaded = load_model(model)
         return cls(loaded, **store.load(Path(path), loaded))

@@ -31,17 +31,47 @@ class Place:
 
 
 def layer(index: int) -> Place:
-    """As a source: the residual stream entering block ``index``. As a target: the stream after that block."""
+    """As a source: the residual stream entering block ``index``. As a target: the stream after that block.
+
+    Parameters
+    ----------
+    index : int
+        From 0, or negative from the end; whether there is such a block shows where the place is used.
+
+    Returns
+    -------
+    Place
+    """
     return Place("layer", index)
 
 
 def attention(index: int) -> Place:
-    """Target: the attention branch of block ``index``, before its residual add."""
+    """Target: the attention branch of block ``index``, before its residual add.
+
+    Parameters
+    ----------
+    index : int
+        As in `layer`; `DetachedNetwork.replace` takes no negative one.
+
+    Returns
+    -------
+    Place
+    """
     return Place("attention", index)
 
 
 def mlp(index: int) -> Place:
-    """Target: the MLP branch of block ``index``, before its residual add."""
+    """Target: the MLP branch of block ``index``, before its residual add.
+
+    Parameters
+    ----------
+    index : int
+        As in `layer`; `DetachedNetwork.replace` takes no negative one.
+
+    Returns
+    -------
+    Place
+    """
     return Place("mlp", index)
 
 
@@ -53,6 +83,10 @@ def probe(rows: Tensor) -> Place:
     ----------
     rows : Tensor, shape (m, hidden size)
         One direction per row; copied, so that the place stays what it is when they change.
+
+    Returns
+    -------
+    Place
 
     Raises
     ------

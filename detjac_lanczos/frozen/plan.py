@@ -102,6 +102,10 @@ class Plan:
         ----------
         width : int
             Columns of the sweeps.
+
+        Returns
+        -------
+        int
         """
         return self.resident + max(
             capture_bytes(self.shape, self.lengths),

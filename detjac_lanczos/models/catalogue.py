@@ -85,6 +85,10 @@ class ModelInfo:
 
     Attributes
     ----------
+    name
+        What `load_model` takes.
+    description, licence
+        Of the weights.
     installed
         The packages with the weights are there.
     cached
@@ -137,7 +141,12 @@ EMBEDDED = {
 
 
 def list_models() -> list[ModelInfo]:
-    """Return the embedded models, each with what is already on this machine."""
+    """Return the embedded models, each with what is already on this machine.
+
+    Returns
+    -------
+    list of ModelInfo
+    """
     return [
         ModelInfo(
             name=model.name,

@@ -182,7 +182,13 @@ class OrdinaryJacobian(Jacobian):
 
 
 class JacobianBatch:
-    """Many Jacobians of one network, source and target, swept together: the solver's batch protocol."""
+    """Many Jacobians of one network, source and target, swept together: the solver's batch protocol.
+
+    Parameters
+    ----------
+    operators : sequence of Jacobian
+        One or more.
+    """
 
     def __init__(self, operators: Sequence[Jacobian]) -> None:
         self.operators = list(operators)
@@ -200,13 +206,25 @@ class JacobianBatch:
         return [operator.shape for operator in self.operators]
 
     def matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
-        """Return A_i X_i for every (i, X_i), in one sweep: (d_in, b_i) to (d_out, b_i)."""
+        """Return A_i X_i for every (i, X_i), in one sweep: (d_in, b_i) to (d_out, b_i).
+
+        Raises
+        ------
+        OperatorError
+            If a block has another shape, dtype or device, or is not finite.
+        """
         for index, block in blocks:
             check_block(self, block, self.operators[index].shape[1], f"matmat of operator {index}")
         return self._matmat(blocks)
 
     def rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
-        """Return A_iᵀ Y_i for every (i, Y_i), in one sweep: (d_out, b_i) to (d_in, b_i)."""
+        """Return A_iᵀ Y_i for every (i, Y_i), in one sweep: (d_out, b_i) to (d_in, b_i).
+
+        Raises
+        ------
+        OperatorError
+            If a block has another shape, dtype or device, or is not finite.
+        """
         for index, block in blocks:
             check_block(self, block, self.operators[index].shape[0], f"rmatmat of operator {index}")
         return self._rmatmat(blocks)
@@ -215,6 +233,11 @@ class JacobianBatch:
         """Return A_iᵀ Y for every operator: (d_out, b) to one (d_in, b) each.
 
         Operators of one prompt and output position share one segment: n rows a column instead of one segment each.
+
+        Raises
+        ------
+        OperatorError
+            If Y has another shape, dtype or device, or is not finite.
         """
         check_block(self, Y, self.sweeps.d_out, "rmatmat_shared")
         segments = [replace(segment, width=Y.shape[1]) for segment in self._ends]
@@ -235,6 +258,13 @@ class JacobianBatch:
 
         Operators of one prompt and output position share one segment, as in `rmatmat_shared`: each X_i enters at its
         token.
+
+        Raises
+        ------
+        InputError
+            If there are no blocks.
+        OperatorError
+            As in `matmat`, or if the widths differ.
         """
         if not blocks:
             raise InputError("matmat_sum was given no blocks; pass at least one (operator, block)")

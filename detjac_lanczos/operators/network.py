@@ -34,17 +34,70 @@ class Candidate:
 
 
 class DetachedNetwork(FrozenNetwork):
-    """A frozen network that gives its Jacobians; see `detach`."""
+    """A frozen network that gives its Jacobians; see `detach`.
+
+    Attributes
+    ----------
+    loaded : LoadedModel
+        The caller's model; its tensors are used in place and never written to.
+    family : Family
+        The declaration that was followed.
+    prompts : tuple of Prompt
+    freeze : {"gate", "up", "half"}
+        Which factor of a gated MLP is frozen.
+    coefficients : mapping of str to Tensor
+        Frozen factors by name, read-only.
+    streams : Streams
+        Values of the nonlinear forward pass.
+    dropped : frozenset of str
+        What `replace` switched off: "head.3.1", "expert.2.7", "attention.3".
+    planned : Plan or None
+        Where the coefficients were put under a budget of memory; see `plan`.
+    altered : bool
+        Whether `replace` changed anything.
+    """
 
     route = "frozen"
     """How products are computed: through the maps of the "frozen" network, or by "autograd"."""
 
     def sweeps(self, source: int, target: Place) -> AffineSweeps:
-        """Return the products of the frozen network between two places; errors as in `program`."""
+        """Return the products of the frozen network between two places.
+
+        Parameters
+        ----------
+        source, target
+            As in `program`.
+
+        Returns
+        -------
+        AffineSweeps
+
+        Raises
+        ------
+        InputError, UnsupportedModelError
+            As in `program`.
+        """
         return FrozenSweeps(self.program(source, target), self.lengths, self.device)
 
     def ordinary_sweeps(self, source: int, target: Place) -> AutogradSweeps:
-        """Return the products of the model between two places, nothing frozen; errors as in `program`."""
+        """Return the products of the model between two places, nothing frozen.
+
+        Parameters
+        ----------
+        source, target
+            As in `program`.
+
+        Returns
+        -------
+        AutogradSweeps
+
+        Raises
+        ------
+        InputError
+            As in `program`.
+        ModelError
+            If the model cannot be copied, or its weights were made in inference mode.
+        """
         return AutogradSweeps(self._ordinary_passes, self, source, target)
 
     @cached_property
@@ -135,11 +188,19 @@ class DetachedNetwork(FrozenNetwork):
         frozen : bool
             If False, the ordinary Jacobian of the model, nothing frozen, by automatic differentiation.
 
+        Returns
+        -------
+        Jacobian or JacobianBatch
+            Of one token (d_out, d_in), of "joint" (d_out, tokens · d_in); a batch for a slice or list.
+
         Raises
         ------
         InputError
-            If the token, position, source or target does not exist, the token comes after the position, or the ordinary
-            Jacobian of an altered network is asked for.
+            If the token, position, source or target does not exist, the token comes after the position, the target
+            before the source, the rows of a probe do not fit, or the ordinary Jacobian of an altered network is asked
+            for.
+        ModelError
+            As in `sweeps` or, with ``frozen=False``, `ordinary_sweeps`.
         """
         if not frozen and self.altered:
             raise InputError("an ordinary Jacobian is the model's own; take it of the network before replace")
@@ -171,8 +232,20 @@ class DetachedNetwork(FrozenNetwork):
         Parameters
         ----------
         tokens : slice, or list of indices or (prompt, token); all tokens of all prompts by default
-            A slice applies to every prompt.
+            A slice applies to every prompt, up to the output position.
         source, target, position, frozen
+            As in `jacobian`.
+
+        Returns
+        -------
+        JacobianBatch
+            In the order of ``tokens``; those of a slice prompt by prompt.
+
+        Raises
+        ------
+        InputError
+            As in `jacobian`, or if no token is selected.
+        ModelError
             As in `jacobian`.
         """
         if tokens is None or isinstance(tokens, slice):
@@ -218,6 +291,8 @@ class DetachedNetwork(FrozenNetwork):
         ------
         InputError
             As in `jacobian`, or if X has another shape.
+        ModelError
+            As in `jacobian`.
         """
         J = self.jacobian((prompt, "joint"), source=source, target=target, position=position)
         expected = (J.tokens, J.shape[1] // J.tokens)

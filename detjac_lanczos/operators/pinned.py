@@ -84,6 +84,11 @@ class PinnedNetwork(DetachedNetwork):
     """A network that runs the model's own modules, recognised by their structure, with every frozen factor pinned.
 
     Made by `detach` where no family is declared; products go through automatic differentiation.
+
+    Attributes
+    ----------
+    passes : PinnedPasses
+        Passes through the pinned modules; all other attributes are as in `DetachedNetwork`.
     """
 
     passes: PinnedPasses = field(kw_only=True)
@@ -105,6 +110,18 @@ class PinnedNetwork(DetachedNetwork):
         cls, loaded: LoadedModel, structure: Structure, prompts: tuple[Prompt, ...], freeze: Freeze
     ) -> PinnedNetwork:
         """Run the prompts, pin what is frozen, and check the result.
+
+        Parameters
+        ----------
+        loaded : LoadedModel
+        structure : Structure
+            What was recognised of its modules.
+        prompts : tuple of Prompt
+        freeze : {"gate", "up", "half"}
+
+        Returns
+        -------
+        PinnedNetwork
 
         Raises
         ------
@@ -145,7 +162,7 @@ class PinnedNetwork(DetachedNetwork):
         Raises
         ------
         InputError
-            As in `FrozenNetwork.program`, or if the target is a branch and it is not known where blocks have theirs.
+            As in `DetachedNetwork.program`, or if the target is a branch and it is not known where blocks have theirs.
         UnsupportedModelError
             If the target is the logits and they are no affine function of the output.
         """
@@ -185,7 +202,13 @@ class PinnedNetwork(DetachedNetwork):
         )
 
     def program(self, source: int, target: Place) -> Program:
-        """Refuse: there are no maps of a recognised decoder, its modules are run."""
+        """Refuse: there are no maps of a recognised decoder, its modules are run.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Always.
+        """
         raise UnsupportedModelError(f"{self.family.name} runs through its own modules and has no program of maps")
 
     def replace(
@@ -194,11 +217,23 @@ class PinnedNetwork(DetachedNetwork):
         *,
         drop: Head | Expert | Place | Iterable[Head | Expert | Place] = (),
     ) -> Self:
-        """Refuse: nothing can be switched off in a recognised decoder."""
+        """Refuse: nothing can be switched off in a recognised decoder.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Always.
+        """
         raise UnsupportedModelError(f"nothing can be replaced or dropped in {self.family.name}: no family declares it")
 
     def save(self, path: str | Path) -> Path:
-        """Refuse: a recognised decoder is pinned again by `detach`."""
+        """Refuse: a recognised decoder is pinned again by `detach`.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Always.
+        """
         raise UnsupportedModelError(f"{self.family.name} cannot be saved: no family declares it; detach it again")
 
     @cached_property

@@ -11,8 +11,18 @@ from torch import Tensor
 class Reconstruction:
     """How well a sum of Jacobians times inputs gives the nonlinear output.
 
-    ``relative_error`` is std(ŷ − y) / std(y), as in the paper; ``norm_error`` is ‖ŷ − y‖ / ‖y‖; ``offset_share`` is
-    ‖offset‖ / ‖y‖.
+    Attributes
+    ----------
+    y : Tensor, shape (d_out,)
+        The nonlinear output.
+    estimate : Tensor, shape (d_out,)
+        ŷ = Σ J_i x_i, with the offset where that is part of the map.
+    relative_error : float
+        std(ŷ − y) / std(y), as in the paper.
+    norm_error : float
+        ‖ŷ − y‖ / ‖y‖.
+    offset_share : float
+        ‖offset‖ / ‖y‖.
     """
 
     y: Tensor = field(repr=False)
@@ -23,7 +33,17 @@ class Reconstruction:
 
     @classmethod
     def of(cls, y: Tensor, estimate: Tensor, offset: Tensor) -> Reconstruction:
-        """Compare an estimate with y, all (d_out,)."""
+        """Compare an estimate with y.
+
+        Parameters
+        ----------
+        y, estimate, offset : Tensor, shape (d_out,)
+
+        Returns
+        -------
+        Reconstruction
+            Errors are computed in float64.
+        """
         truth, error = y.double(), estimate.double() - y.double()
         return cls(
             y=y,

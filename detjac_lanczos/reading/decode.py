@@ -24,8 +24,15 @@ HEADLESS = ("logits", "probe")
 class Decoded:
     """A token that a vector decodes to.
 
-    ``score`` is a share of softmax for left vectors and a cosine for right ones; ``logit`` is the raw logit of the unit
-    vector (None for right vectors).
+    Attributes
+    ----------
+    token : str
+        Its exact text; "row 3" of a probe.
+    id : int
+    score : float
+        Left vectors: share of softmax, or square of the entry of a probe; right ones: cosine.
+    logit : float or None
+        Raw logit of the unit vector, or the entry of a probe; None for right vectors.
     """
 
     token: str

@@ -227,6 +227,13 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
 def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) -> list[Path]:
     """Draw every figure of every prompt as PNG and SVG into a folder; neither is made where matplotlib is missing.
 
+    Parameters
+    ----------
+    record, vectors
+        As in `plot_reconstruction`.
+    folder : Path
+        One that exists.
+
     Returns
     -------
     list of Path

@@ -102,6 +102,15 @@ def surveyed_stable_rank(missed: Missed) -> StableRank:
 
     What its basis holds of ‖J‖_F² is exact; of the rest nothing is assumed, which only widens the interval. σ_1 lies
     in an interval of its own: both hold with at least the sum of their probabilities less 1.
+
+    Parameters
+    ----------
+    missed : Missed
+
+    Returns
+    -------
+    StableRank
+        ``confidence`` is that of both intervals together.
     """
     low, high = missed.sigma_1
     chance = CONFIDENCE + missed.confidence - 1

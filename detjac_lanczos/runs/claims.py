@@ -31,9 +31,16 @@ _NAMED = 6
 class Claim:
     """One number that a run claims, measured again.
 
-    ``claimed`` and ``measured`` are in the claim's own unit; ``allowed`` is the largest ``measured`` that bears the
-    claim out: the claim itself and what rounding can add. ``least`` is the smallest, where one that measures less than
-    it claims is as wrong.
+    Attributes
+    ----------
+    what : str
+        The claim in words.
+    claimed, measured : float
+        In the claim's own unit.
+    allowed : float
+        The largest ``measured`` that bears the claim out: the claim itself and what rounding can add.
+    least : float
+        The smallest, where one that measures less than it claims is as wrong.
     """
 
     what: str
@@ -57,8 +64,13 @@ class Claim:
 class Verification:
     """Every claim of a run, measured again; `RECORDED_ONLY` names what is not.
 
-    ``estimated`` names the tokens of which a survey claims no triplets: lower bounds, and an interval of σ_1.
-    ``notes`` are lines that are told and not judged: how the model was loaded, words that have changed since.
+    Attributes
+    ----------
+    claims : list of Claim
+    estimated : tuple of str
+        Tokens of which a survey claims no triplets: lower bounds, and an interval of σ_1.
+    notes : tuple of str
+        Lines that are told and not judged: how the model was loaded, words that have changed since.
     """
 
     claims: list[Claim]

@@ -228,11 +228,27 @@ class Run:
         return all(token.status in SUCCESSFUL for token in self.tokens)
 
     def spectrum(self) -> Tensor:
-        """Return the singular values of every token: (tokens, k), NaN where a token has fewer than another."""
+        """Return the singular values of every token, NaN where one has fewer than another.
+
+        Returns
+        -------
+        Tensor, shape (tokens, k)
+            k is that of the token with most.
+        """
         return pad_sequence([token.S for token in self.tokens], batch_first=True, padding_value=math.nan)
 
     def with_times(self, **seconds: float) -> Run:
-        """Return this run with times that were spent outside of it, such as ``load``, added to its total."""
+        """Return this run with times that were spent outside of it, such as ``load``, added to its total.
+
+        Parameters
+        ----------
+        **seconds : float
+            By name; one that the run has already is replaced, in the total as well.
+
+        Returns
+        -------
+        Run
+        """
         times = dict(self.record["times"])
         for name, value in seconds.items():
             times["total"] += value - times.get(name, 0.0)
@@ -240,13 +256,27 @@ class Run:
         return replace(self, record=self.record | {"times": times})
 
     def page(self) -> str:
-        """Return the report: one HTML page that works offline."""
+        """Return the report: one HTML page that works offline.
+
+        Returns
+        -------
+        str
+        """
         from detjac_lanczos.reading.page import render_page
 
         return render_page(self.record, self.vectors)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write the report to a file.
+
+        Parameters
+        ----------
+        path : path
+            One that exists is replaced.
+
+        Returns
+        -------
+        Path
 
         Raises
         ------
@@ -258,6 +288,15 @@ class Run:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the run to a folder (run.json, vectors.safetensors, report.html, figures), whole or not at all.
+
+        Parameters
+        ----------
+        folder : path
+            Made if missing; a run that is there is replaced.
+
+        Returns
+        -------
+        Path
 
         Raises
         ------

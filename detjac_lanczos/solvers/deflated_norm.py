@@ -11,7 +11,13 @@ from detjac_lanczos.solvers.trace_interval import rest_interval
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its interval."""
+    """An estimate and the ends of its interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+        In the unit of what is estimated.
+    """
 
     value: float
     low: float

@@ -22,7 +22,12 @@ from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_facto
 
 @dataclass(frozen=True)
 class Lengths:
-    """Estimates of many lengths and the ends of their intervals, float64; each interval holds by itself."""
+    """Estimates of many lengths and the ends of their intervals, float64; each interval holds by itself.
+
+    Attributes
+    ----------
+    value, low, high : Tensor, shape (d_out,) of rows, (d_in,) of columns
+    """
 
     value: Tensor
     low: Tensor
@@ -129,6 +134,8 @@ def norms_batch(
     batch : OperatorBatch, or a sequence of what :func:`norms` takes
     triplets : sequence of SVDResult
         One for each operator. Not needed for ``exact``.
+    lengths, exact, probes, confidence, seed
+        As in :func:`norms`.
 
     Returns
     -------
@@ -139,10 +146,6 @@ def norms_batch(
     ------
     InputError, OperatorError
         As :func:`norms`.
-
-    See Also
-    --------
-    norms : the options.
     """
     counted = CountingBatch(as_batch(batch))
     with torch.no_grad(), torch.autocast(counted.device.type, enabled=False):

@@ -169,6 +169,11 @@ def as_operator(A: Any) -> LinearOperator:
     A : Tensor, numpy or scipy matrix, scipy LinearOperator, or LinearOperator
         A real matrix ``(d_out, d_in)``, or anything with ``shape, dtype, device, matmat, rmatmat``.
 
+    Returns
+    -------
+    LinearOperator
+        ``A`` itself where it is one.
+
     Raises
     ------
     InputError

@@ -12,7 +12,23 @@ from detjac_lanczos.solvers.svd import svd_batch
 
 
 def flagged(results: Sequence[SVDResult]) -> list[int]:
-    """Return the operators whose σ_1 a survey may have estimated wrong by more than 5 %; see :class:`Missed`."""
+    """Return the operators whose σ_1 a survey may have estimated wrong by more than 5 %; see :class:`Missed`.
+
+    Parameters
+    ----------
+    results : sequence of SVDResult
+        Of ``svd_batch(batch, method="shared_basis")``.
+
+    Returns
+    -------
+    list of int
+        Indices into ``results``, in order; those that are certified already are left out.
+
+    Raises
+    ------
+    InputError
+        If ``results`` are no results of a solve.
+    """
     check_results(results)
     return [index for index, result in enumerate(results) if result.missed is not None and result.missed.flagged]
 

@@ -168,7 +168,12 @@ def svd_batch(
     Parameters
     ----------
     batch : OperatorBatch, or a sequence of what :func:`svd` takes
+    k, threshold, energy, tol, method, block, max_products
+        As in :func:`svd`.
     start : sequence of Tensor or ndarray, each (d_in, w), optional
+        For each operator, as in :func:`svd`.
+    seed, certify, delta, choices, memory, checkpoint, callback
+        As in :func:`svd`.
 
     Returns
     -------
@@ -181,10 +186,6 @@ def svd_batch(
         An option or an operator cannot be used, or no operator is given.
     OperatorError
         A product has the wrong shape, dtype or device.
-
-    See Also
-    --------
-    svd : the other options.
     """
     decided = choices or {}
     if not isinstance(decided, dict):
