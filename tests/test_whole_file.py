@@ -30,6 +30,13 @@ def test_what_was_there_stays_if_the_block_fails(error: type[BaseException], tmp
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b"])
+def test_a_block_that_cannot_write_tells_why(name: str, tmp_path: Path) -> None:
+    """What is wrong with the name stops the clearing up, too."""
+    with pytest.raises(KeyError), whole_file(tmp_path / name):
+        raise KeyError
+
+
 def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "file"):
         pass

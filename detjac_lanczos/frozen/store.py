@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -69,7 +70,7 @@ def save(network: FrozenNetwork, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as beside:
             save_file(tensors, beside, metadata=header)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: a null byte in the name
         raise RunFileError(f"cannot write {path} ({error}); choose a place that can be written") from error
     return path
 
@@ -198,4 +199,5 @@ def _checksum(tensors: Mapping[str, Tensor], description: str) -> str:
 
 
 def _file(path: Path) -> Path:
-    return path if path.suffix == ".safetensors" and not path.is_dir() else path / FILE_NAME
+    # Unlike Path's own, os.path.isdir makes no error of a name that is too long.
+    return path if path.suffix == ".safetensors" and not os.path.isdir(path) else path / FILE_NAME

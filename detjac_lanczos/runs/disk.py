@@ -55,7 +55,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     RunFileError
         If the folder is missing, foreign, truncated, damaged, or written by a newer version.
     """
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))  # unlike Path's own, no error in the home of nobody
     record = _record(path)
     try:
         vectors = load_file(path / VECTORS)
@@ -78,7 +78,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # unlike Path's own, no error for a name that is too long
         raise RunFileError(f"there is no run folder {path}; {_ADVICE}")
     place = path / RECORD
     try:

@@ -88,12 +88,16 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     InputError
         If it cannot be written.
     """
-    place = Path(path).expanduser().resolve()
     try:
-        with whole_file(place) as beside:
+        with whole_file(Path(path).expanduser().resolve()) as beside:
             beside.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {place} ({error.strerror or error}); choose another place") from error
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # ValueError: a null byte, RuntimeError: an unknown user's home
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {str(path)!r} ({reason}); choose another place") from error
 
 
 def is_run_folder(path: Path) -> bool:

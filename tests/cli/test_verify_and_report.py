@@ -1,6 +1,8 @@
 """`detjac verify` and `detjac report`: a run on disk, measured and drawn again."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,29 @@ def test_quiet_and_verbose_mean_the_same_everywhere(
 def test_a_record_nested_too_deeply_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.json").write_text("[" * 100_000)
     assert "damaged" in refused(capsys, "report", tmp_path)
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+@pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-this-name/x"])
+def test_names_that_no_folder_can_have_are_one_line(
+    name: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no run folder" in refused(capsys, command, name)
+
+
+def test_a_page_that_cannot_be_written_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
+    capsys.readouterr()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("write_text", "unlink"):
+        monkeypatch.setattr(Path, name, read_only)
+    assert "Read-only file system" in refused(capsys, "report", out)
 
 
 @pytest.mark.parametrize("command", ["verify", "report"])

@@ -170,3 +170,13 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFileError, match="cannot write"):
         detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1]).save(tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\0b.safetensors", "n" * 300, "n" * 300 + ".safetensors"])
+def test_names_that_no_file_can_have_are_refused(name: str, tmp_path: Path) -> None:
+    loaded = tiny_models.loaded(tiny_models.llama())
+    with pytest.raises(RunFileError, match="cannot write"):
+        detach(loaded, input_ids=[1]).save(tmp_path / name)
+    with pytest.raises(RunFileError, match="does not exist"):
+        DetachedNetwork.load(tmp_path / name, loaded)
+    assert not list(tmp_path.iterdir())

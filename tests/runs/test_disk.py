@@ -307,6 +307,16 @@ def test_report_is_one_file_written_whole(run: Run, tmp_path: Path) -> None:
             run.report(tmp_path / place / "page.html")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "n" * 300, "~nobody-of-this-name/x"])
+def test_names_that_no_file_can_have_are_refused(run: Run, name: str, tmp_path: Path) -> None:
+    place = name if name.startswith("~") else f"{tmp_path}/{name}"
+    with pytest.raises(InputError, match="cannot write"):
+        run.report(f"{place}.html")
+    with pytest.raises(RunFileError, match="no run folder"):
+        load_run(place)
+    assert _entries(tmp_path) == []
+
+
 def test_a_file_of_the_user_among_the_figures_is_not_deleted(run: Run, copy: Path) -> None:
     mine = copy / "figures" / "mine.txt"
     mine.write_text("mine")
