@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -10,12 +11,17 @@ import detjac_lanczos
 from detjac_lanczos.cli import commands, words
 
 BAD_INPUT = 2
+_NEGATIVE = re.compile(r"-\d[\d,-]*$|-\d*\.\d+$")
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 _PACKINGS = ("nf4", "nf4-double", "fp4", "fp4-double", "int8")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors of this program."""
+    """A parser whose errors are one line, as all errors of this program; it takes -1,0 for a value, as it does -1."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with the exit code for bad input."""

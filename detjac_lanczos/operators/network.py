@@ -314,7 +314,8 @@ class DetachedNetwork(FrozenNetwork):
             also = ", (prompt, index), 'joint', or a slice or list of these" if what == "token" else ""
             raise InputError(f"{what} {index!r} is no index; give a whole number{also}")
         if not -n <= found < n:
-            raise InputError(f"{what} {found} does not exist; the prompt has {n} tokens, 0..{n - 1}")
+            where = f"prompt {prompt}" if len(self.prompts) > 1 else "the prompt"
+            raise InputError(f"{what} {found} does not exist; {where} has {n} token{'s' * (n > 1)}, 0..{n - 1}")
         return found % n
 
 

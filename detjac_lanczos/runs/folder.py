@@ -91,11 +91,7 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     try:
         with whole_file(Path(path).expanduser().resolve()) as beside:
             beside.write_text(text, encoding="utf-8")
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # ValueError: a null byte, RuntimeError: an unknown user's home
+    except (OSError, ValueError, RuntimeError) as error:  # with a null byte, in an unknown user's home
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write {str(path)!r} ({reason}); choose another place") from error
 

@@ -37,6 +37,7 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["svd", PROMPT, "--dtype", "int8"], "int8"),
         (["svd", PROMPT, "--method", "magic"], "magic"),
         (["svd", PROMPT, "--colour"], "--colour"),
+        (["svd", PROMPT, "-5x"], "unknown argument '-5x'"),
         (["svd", PROMPT, "--model", ""], "--model: the name is empty"),
         (["svd", PROMPT, "--out", " "], "--out: the name is empty"),
         (["svd", PROMPT, "--tokens", ""], "selects no tokens"),
@@ -50,6 +51,11 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_bad_arguments_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in refused(capsys, *arguments)
+
+
+def test_tokens_from_the_end_need_no_equals_sign() -> None:
+    for words, tokens in (("-1", [-1]), ("-1,0", [-1, 0]), ("-2,-1,0-1", [-2, -1, 0, 1])):
+        assert make_parser().parse_args(["svd", PROMPT, "--tokens", words]).tokens == tokens
 
 
 def test_help_and_bad_arguments_import_no_heavy_library() -> None:

@@ -17,6 +17,7 @@ from tests.tiny_llama import PROMPT
         (["the " * 33], "context is 32; shorten"),
         ([PROMPT, "-k", "65"], "from 1 to 64"),
         ([PROMPT, "--tokens", "6"], "token 6 does not exist"),
+        ([PROMPT, "bridge", "--tokens", "1"], "token 1 does not exist; prompt 1 has 1 token, 0..0"),
         ([PROMPT, "--position", "6"], "position 6 does not exist"),
         ([PROMPT, "--source", "layer(3)"], "layer 3 does not exist"),
         ([PROMPT, "--target", "layer"], "write layer(12)"),
