@@ -10,6 +10,7 @@ from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.lanczos_polynomial import steps_left
 from detjac_lanczos.solvers.probe import Deflation, Probe
+from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import tells_zeros
 from detjac_lanczos.solvers.search import Search
 
@@ -91,9 +92,15 @@ class Attempt:
         return None if self.ended else self.probe.row
 
     def absorb(self, product: Tensor) -> None:
-        """Take the product of ``row`` and decide whether to go on."""
-        self.probe.absorb(product.to(self.deflation.left.dtype) * self.search.scale)
+        """Take the product of ``row`` and decide whether to go on; not where it contradicts those of the search."""
+        assert self.probe.row is not None
+        product = product.to(self.deflation.left.dtype) * self.search.scale
+        self.search.hold_against(self.probe.direction, self.probe.row, product)
         self.search.count_column(probe=True)
+        if self.search.status is Status.NOT_ADJOINT:
+            self.ended = True
+            return
+        self.probe.absorb(product)
         edge, floor, tol = self._edge, self.search.floor, self.search.options.tol
         counted = self.search.goal.threshold is None
         tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held

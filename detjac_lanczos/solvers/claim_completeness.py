@@ -7,6 +7,8 @@ from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.result import Status
 
+_ENDED_WELL = (Status.CONVERGED, Status.BREAKDOWN_EXACT, Status.NOISE_FLOOR)
+
 
 def claim_completeness(lockstep: Lockstep) -> list[CompletenessClaim | None]:
     """Probe every operator whose search has ended well, until each claim is made or products run out.
@@ -28,7 +30,7 @@ def claim_completeness(lockstep: Lockstep) -> list[CompletenessClaim | None]:
                 attempt.feed()
                 if attempt.search.status is None:
                     attempt.search.prepare(lockstep.direction)
-            elif attempt.search.status is not Status.NOT_FINITE:
+            elif attempt.search.status in _ENDED_WELL:
                 claims[index] = attempt.completed()
         again = {index: attempt for index, attempt in attempts.items() if attempt.found}
         lockstep.run()
@@ -39,8 +41,7 @@ def claim_completeness(lockstep: Lockstep) -> list[CompletenessClaim | None]:
 
 
 def _ready(lockstep: Lockstep, indices: Iterable[int]) -> list[int]:
-    ended_well = (Status.CONVERGED, Status.BREAKDOWN_EXACT, Status.NOISE_FLOOR)
-    return [index for index in indices if lockstep.searches[index].status in ended_well]
+    return [index for index in indices if lockstep.searches[index].status in _ENDED_WELL]
 
 
 def _probe(lockstep: Lockstep, attempts: Mapping[int, Attempt]) -> None:
@@ -58,7 +59,7 @@ def _probe(lockstep: Lockstep, attempts: Mapping[int, Attempt]) -> None:
                     attempts[index].search.status, attempts[index].ended = Status.NOT_FINITE, True
                 else:
                     attempts[index].absorb(product)
-                lockstep.ended[index] = batch.seconds
+                lockstep.note_end(index)
             unclaimed = sum(attempt.row is not None or attempt.found for attempt in attempts.values())
             lockstep.claimed = len(lockstep.searches) - unclaimed
             lockstep.report()

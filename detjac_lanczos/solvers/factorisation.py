@@ -168,17 +168,17 @@ class Factorisation:
     @property
     def longest(self) -> float:
         """The length of the longest product; 0 where a side has none."""
-        if not self.steps:
-            return 0.0
-        return max(float(torch.linalg.vector_norm(p.rows, dim=1).max()) for p in (self.AV, self.AtU))
+        return _longest_row(self.AV.rows, self.AtU.rows) if self.steps else 0.0
 
     def adjoint_defect(self) -> float:
         """Return max |⟨u, A v⟩ - ⟨Aᵀ u, v⟩| over the stored vectors, relative to the longest product; 0 without any."""
-        if not self.steps:
-            return 0.0
-        difference = self.U.rows @ self.AV.rows.T - self.AtU.rows @ self.V.rows.T
-        longest = self.longest
-        return float(difference.abs().max()) / longest if longest > 0.0 else 0.0
+        return adjoint_defect(self.U.rows, self.AtU.rows, self.V.rows, self.AV.rows)
+
+    def defect_of(self, direction: Direction, row: Tensor, product: Tensor) -> float:
+        """Return the same of one more row and its product, with the stored vectors of the other side."""
+        if direction is Direction.FORWARD:
+            return adjoint_defect(self.U.rows, self.AtU.rows, row, product)
+        return adjoint_defect(row, product, self.V.rows, self.AV.rows)
 
     def outside(self, direction: Direction, latest: int | None = None) -> Tensor:
         """Return candidates for the next block of ``direction``: what stored products have outside its basis.
@@ -228,6 +228,26 @@ class Factorisation:
             grown = np.zeros((max(needed, 2 * size),) * 2)
             grown[:size, :size] = self._projected
             self._projected = grown
+
+
+def adjoint_defect(left: Tensor, pulled: Tensor, right: Tensor, pushed: Tensor) -> float:
+    """Return max |⟨u, A v⟩ - ⟨Aᵀ u, v⟩| over all pairs, relative to the longest product; 0 where a side has no rows.
+
+    Parameters
+    ----------
+    left, pulled : Tensor, shape (p, d_out) and (p, d_in)
+        u and Aᵀ u.
+    right, pushed : Tensor, shape (q, d_in) and (q, d_out)
+        v and A v.
+    """
+    if not len(left) or not len(right):
+        return 0.0
+    longest = _longest_row(pulled, pushed)
+    return float((left @ pushed.T - pulled @ right.T).abs().max()) / longest if longest > 0.0 else 0.0
+
+
+def _longest_row(*blocks: Tensor) -> float:
+    return max(float(torch.linalg.vector_norm(block, dim=1).max()) for block in blocks)
 
 
 def _longest(combinations: np.ndarray, products: Tensor, count: int) -> np.ndarray:

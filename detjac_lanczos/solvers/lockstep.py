@@ -73,7 +73,7 @@ class Lockstep:
         self.direction = self.direction.other
         for index in self.active:
             self.searches[index].prepare(self.direction)
-            self._note_end(index)
+            self.note_end(index)
 
     def _sweep(self, turn: list[int]) -> None:
         blocks = []
@@ -92,7 +92,7 @@ class Lockstep:
                 search.status = Status.NOT_FINITE
             else:
                 search.absorb(self.direction, product)
-            self._note_end(index)
+            self.note_end(index)
         self.report()
 
     def _settle_width(self) -> None:
@@ -128,10 +128,10 @@ class Lockstep:
                 search.status = Status.NOT_FINITE
             elif not self.batch.alike(index, product * search.scale, search.state.AV.rows[:1], search.scale):
                 search.status = Status.NOT_DETERMINISTIC
-            self._note_end(index)
+            self.note_end(index)
         return self.batch.sweeps[-1]
 
-    def _note_end(self, index: int) -> None:
+    def note_end(self, index: int) -> None:
         """Note when a search has ended; where products contradict each other, find out why."""
         search = self.searches[index]
         if search.status is Status.NOT_ADJOINT:

@@ -8,7 +8,7 @@ import torch
 from detjac_lanczos.solvers.basis import random_rows
 from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
-from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
+from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets, adjoint_defect
 from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.leave_one_out import LeaveOneOut, orthonormal_factor
 from detjac_lanczos.solvers.options import Options
@@ -44,6 +44,7 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, method: Metho
     estimate: LeaveOneOut | None = None
     error: float | None = None
     triplets: RitzTriplets | None = None
+    before: Factorisation | None = None
     status, scale = Status.BUDGET, 0.0
     limit = options.max_products if options.max_products is not None else _DEFAULT_PASSES * width
     while status is Status.BUDGET and _affords(batch, index, 2 * width, limit):
@@ -63,10 +64,13 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, method: Metho
         state.absorb(Direction.TRANSPOSED, cotangents, pulled * scale)
         state.absorb(Direction.FORWARD, tangents, pushed * scale)
         eps = batch.spacing(index, state.longest / scale)
-        if state.adjoint_defect() > adjoint_bound(eps, max(shape)):
-            sent = [(Direction.FORWARD, tangents, state.AV.rows), (Direction.TRANSPOSED, cotangents, state.AtU.rows)]
+        if _defect(state, before) > adjoint_bound(eps, max(shape)):
+            first = before or state
+            sides = ((Direction.FORWARD, first.V, first.AV), (Direction.TRANSPOSED, first.U, first.AtU))
+            sent = [(direction, basis.rows, stored.rows) for direction, basis, stored in sides]
             status = cause(batch, index, sent, scale, options)
             break
+        before = state
         triplets = state.ritz(options.k)
         status = _judge(triplets, options, eps, batch.passes[index], full=width == min(shape))
         sigma = torch.from_numpy(triplets.values).to(tangents)
@@ -79,6 +83,21 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, method: Metho
     if triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         found = Found.of(triplets, scale, float(triplets.values[0]))
     return finish(batch, index, found, status, method, options, seconds=batch.seconds, certify=certify, error=error)
+
+
+def _defect(state: Factorisation, before: Factorisation | None) -> float:
+    """Return what contradicts in the products of a round and of the one before: an operator may change in between."""
+    if before is None:
+        return state.adjoint_defect()
+    rounds = (before, state)
+    left, pulled = (
+        torch.cat([store.rows for store in stores])
+        for stores in zip(*((one.U, one.AtU) for one in rounds), strict=True)
+    )
+    right, pushed = (
+        torch.cat([store.rows for store in stores]) for stores in zip(*((one.V, one.AV) for one in rounds), strict=True)
+    )
+    return adjoint_defect(left, pulled, right, pushed)
 
 
 def _affords(batch: CountingBatch, index: int, columns: int, limit: int) -> bool:

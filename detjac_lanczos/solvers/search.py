@@ -200,7 +200,18 @@ class Search:
         Those of the first pair show it of random vectors; those of all vectors once a search ends, or restarts, also
         what was true only of the first passes or only in some directions.
         """
-        if self.state.adjoint_defect() > adjoint_bound(self.eps, max(*self.shape, self.passes)):
+        self._end_if_contradicted(self.state.adjoint_defect())
+
+    def hold_against(self, direction: Direction, row: Tensor, product: Tensor) -> None:
+        """End the search where a row of a probe, with its scaled product, contradicts the products that it stored.
+
+        ⟨u, A p⟩ = ⟨Aᵀ u, p⟩ shows an operator that changed since; without it a probe would bound another operator.
+        """
+        model = self.state.U.rows
+        self._end_if_contradicted(self.state.defect_of(direction, row.to(model.dtype), product.to(model.dtype)))
+
+    def _end_if_contradicted(self, defect: float) -> None:
+        if defect > adjoint_bound(self.eps, max(*self.shape, self.passes)):
             self.status = Status.NOT_ADJOINT
 
     def _make_room(self, capacity: int) -> bool:

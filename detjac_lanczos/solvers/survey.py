@@ -1,5 +1,7 @@
 """One basis of left vectors for all operators of a batch, grown by sweeps that all of them share."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,7 +51,7 @@ class Survey:
     scales : list of float
         Powers of two that keep squares of each operator's products in range.
     fault : Status or None
-        What is wrong where the first sum of products contradicted the transposed ones.
+        What is wrong where a sum of products contradicted the transposed ones.
     """
 
     def __init__(self, batch: CountingBatch, options: Options, size: int) -> None:
@@ -146,8 +148,6 @@ class Survey:
             return
         unit, first = safe_scale(total), not self.basis.shape[0]
         total = total * unit
-        if first and not self._agrees(blocks, total, unit):
-            self.fault = Status.NOT_ADJOINT if self._repeats(blocks, total, unit) else Status.NOT_DETERMINISTIC
         threshold = deflation_threshold(self.eps, float(torch.linalg.matrix_norm(total)))
         block = dominant_rows(project_out(total, self.basis), width, threshold)[0]
         block = complete_block(block, self.basis, width, self.generator)
@@ -164,6 +164,8 @@ class Survey:
             # More than k, so that what grows into the leading ones later is not lost.
             kept = 2 * self.options.k
             self._leading[index] = values[:kept, None] * right[:kept]
+        if all(index in self.sound for index, _ in blocks):
+            self._hold(blocks, total, unit)
 
     def _triplets(self, index: int) -> tuple[Tensor, Tensor]:
         _, values, right = thin_svd(self._leading[index])
@@ -174,24 +176,40 @@ class Survey:
         passes = [self.batch.apply_shared(part) for part in rows.split(self.options.width)]
         return [torch.cat(parts) for parts in zip(*passes, strict=True)]
 
+    def _hold(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> None:
+        """Set ``fault`` where a sum of products contradicts the transposed ones, of all passes so far."""
+        if not self._agrees(blocks, total, unit):
+            self.fault = Status.NOT_ADJOINT if self._repeats(blocks, total, unit) else Status.NOT_DETERMINISTIC
+
     def _repeats(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> bool:
-        """Whether the first probe, and the first of the vectors sent forward, give the same products once more."""
+        """Whether the first row sent each way gives the same products once more."""
         bound = adjoint_bound(self.eps, max(max(shape) for shape in self.batch.shapes))
-        again = [product * scale for product, scale in zip(self._pulled(self._probes[:1]), self.scales, strict=True)]
-        pairs = [(again[index], self._images[index][:1]) for index in self.sound]
+        again, inside = self._pulled(self._probes[:1]), self._probes[:1] @ self.basis.T
+        pairs = []
+        for index in self.sound:
+            stored = self._images[index][:1]
+            if len(self.basis):
+                stored = stored + inside @ torch.cat(self._blocks[index])
+            pairs.append((again[index] * self.scales[index], stored))
         pairs.append((self.batch.apply_sum([(index, rows[:1]) for index, rows in blocks]) * unit, total[:1]))
         return all(float((one - other).norm()) <= bound * float(other.norm()) for one, other in pairs)
 
     def _agrees(self, blocks: list[tuple[int, Tensor]], total: Tensor, unit: float) -> bool:
-        """Whether ⟨Σ A_i x_i, ω⟩ = Σ ⟨x_i, A_iᵀ ω⟩ up to rounding, for the first sum and the steering probes."""
-        difference, size = total.double() @ self._probes.double().T, 0.0
+        """Whether ⟨Σ A_i x_i, u⟩ = Σ ⟨x_i, A_iᵀ u⟩ up to rounding, for u of the basis and what it leaves of the probes.
+
+        The probes are taken at unit length: the rounding of what is left of them is then small beside the basis.
+        """
+        share = 1.0 / math.sqrt(self._probes.shape[1])
+        left = torch.cat([self.basis, share * project_out(self._probes, self.basis)]).double()
+        difference, size = total.double() @ left.T, 0.0
         lengths = [(float(total.norm()) / unit, total.numel())]
         for index, rows in blocks:
             # In float64: what brings operators of 1e30 and 1e-30 into one unit is no float32.
-            rows, image = rows.double() * (unit / self.scales[index]), self._images[index].double()
-            difference = difference - rows @ image.T
-            size += float(torch.linalg.matrix_norm(rows) * torch.linalg.matrix_norm(image))
-            lengths.append((float(image.norm()) / self.scales[index], image.numel()))
+            rows = rows.double() * (unit / self.scales[index])
+            known = torch.cat([*self._blocks[index], share * self._images[index]]).double()
+            difference = difference - rows @ known.T
+            size += float(torch.linalg.matrix_norm(rows) * torch.linalg.matrix_norm(known))
+            lengths.append((float(known.norm()) / self.scales[index], known.numel()))
         eps = max(spacing(self.batch.operator_dtype, *length) for length in lengths)
         bound = min(adjoint_bound(eps, max(max(shape) for shape in self.batch.shapes)), LARGEST_ADJOINT_BOUND)
         return float(torch.linalg.matrix_norm(difference)) <= bound * size

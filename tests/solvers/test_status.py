@@ -177,6 +177,47 @@ def test_an_operator_that_changes_on_the_way_is_told(call: int, factor: float) -
     assert result.certificate is None
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0005])
+@pytest.mark.parametrize("options", [{"method": "lanczos", "certify": "complete"}, {"method": "randomized"}])
+def test_no_pass_is_too_late_for_a_change(options: dict, factor: float) -> None:
+    """Not that between a search and its probes, nor that between two rounds of subspace iteration."""
+    sound = svd(A, 4, **options)
+    assert sound.converged
+    for call in range(1, sound.work.passes):
+        result = svd(Once(A, call, factor), 4, **options)
+        assert (result.status, result.certificate) == (Status.NOT_DETERMINISTIC, None), call
+
+
+def test_probes_of_an_operator_that_is_gone_do_not_prove_that_nothing_was_missed() -> None:
+    """The search began with exact vectors and has missed σ_1."""
+    right = torch.linalg.svd(A)[2][1:6].T
+    result = svd(Once(A, 2, 0.0), 5, start=right, method="lanczos", certify="complete")
+    assert (result.status, result.certificate) == (Status.NOT_DETERMINISTIC, None)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0005])
+def test_a_survey_holds_every_pass_of_its_basis_against_those_before(factor: float) -> None:
+    operators = [Recorder(matrix(spectrum("harmonic", 50), (60, 50), seed)) for seed in range(3)]
+    svd_batch(operators, 3, method="shared_basis", max_products=40)
+    measuring = 6  # passes of the 16 cotangents that measure in the end, by blocks of 3
+    for call in range(1, len(operators[0].forward) + len(operators[0].transposed) - measuring):
+        changed = [Once(operator.matrix, call, factor) for operator in operators]
+        statuses = {result.status for result in svd_batch(changed, 3, method="shared_basis", max_products=40)}
+        assert statuses == {Status.NOT_DETERMINISTIC}, call
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["geometric", "harmonic", "spike", "flat", "multiple", "staircase", "graded"])
+def test_sound_operators_are_not_accused(dtype: torch.dtype, name: str) -> None:
+    for seed, shape in enumerate([(60, 60), (70, 50), (40, 80)]):
+        sound = matrix(spectrum(name, min(shape)), shape, seed).to(dtype)
+        ways = [{"method": "lanczos", "certify": "complete"}, {"method": "randomized"}, {"method": "dense"}]
+        for options in [*ways, {"method": "shared_basis"}]:
+            for tol in (1e-2, 1e-6):
+                result = svd(sound, 4, tol=tol, seed=seed, **options)
+                assert result.status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC), (shape, options, tol)
+
+
 @pytest.mark.parametrize("method", ["dense", "randomized"])
 def test_every_method_tells_chance_from_a_wrong_transpose(method: str) -> None:
     assert svd(Jittering(A), 4, method=method).status is Status.NOT_DETERMINISTIC
