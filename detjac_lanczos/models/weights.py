@@ -154,7 +154,12 @@ class PerHeadWeight(UnfusedWeight):
         return torch.bmm(x.expand(len(self.parameter), *x.shape), self.parameter.transpose(1, 2))
 
     def product_transposed(self, y: Tensor) -> Tensor:
-        """Return ``y W``: (R, heads · rows) to (R, d)."""
+        """Return ``y W``: (R, heads · rows) to (R, d). Half precision is summed over panels in float32."""
+        if y.dtype.itemsize < torch.float32.itemsize:
+            total = y.new_zeros(len(y), self.shape[1], dtype=torch.float32)
+            for columns, panel in self._panels():
+                total += linear_transposed(y[:, columns], panel)
+            return total.to(y.dtype)
         if not y.is_cpu:
             by_head = y.unflatten(1, self.parameter.shape[:2]).transpose(0, 1)
             return torch.addbmm(y.new_zeros(len(y), self.shape[1]), by_head, self.parameter, beta=0)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detjac_kernels import decoded, four_bit
+from detjac_kernels import decoded, four_bit, roads
 from detjac_kernels.four_bit import Nested, Packed4, packed_linear, packed_linear_transposed
 
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
@@ -90,6 +90,28 @@ def test_products_are_those_of_the_decoded_matrix(
     assert found.dtype is dtype
     # At most four roundings, a dot product of the input width, and (transposed) one more sum for each chunk.
     assert torch.all((found.double() - expected).abs() <= (4 + 2 * width_in) * EPS[dtype] * size)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_product_of_many_parts_is_rounded_as_one_of_two(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, eps = packed_of(2048, 64, 64, False), torch.finfo(dtype).eps
+    y = torch.randn(7, 2048, generator=torch.Generator().manual_seed(0)).to(dtype)
+    monkeypatch.setattr(decoded, "CHUNK", packed.shape[0] * packed.shape[1] // 256)
+    found = packed_linear_transposed(y, packed)
+    exact = y.double() @ packed.decode(range(2048), dtype).double()
+    assert found.dtype is dtype
+    # a rounding is off by eps / √32 or so (root mean square): that of the parts, and that of the sum
+    assert (found.double() - exact).norm() <= 2 * eps / 32**0.5 * exact.norm()
+
+
+def test_products_in_float32_are_summed_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, y = packed_of(96, 32, 8, True), torch.randn(5, 96, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(5, 32)
+    for start in range(0, 96, 24):
+        expected += y[:, start : start + 24] @ packed.decode(range(start, start + 24), torch.float32)
+    monkeypatch.setattr(decoded, "CHUNK", 24 * 32)
+    monkeypatch.setattr(roads, "_onednn_available", lambda: False)
+    assert torch.equal(packed_linear_transposed(y, packed), expected)
 
 
 def test_all_layers_share_one_scratch_buffer(monkeypatch: pytest.MonkeyPatch) -> None:

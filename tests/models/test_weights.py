@@ -58,3 +58,15 @@ def test_rows_of_heads_multiply_as_the_matrix_of_them(
     ):
         torch.testing.assert_close(found, expected)
     assert all(torch.equal(a, b) for a, b in zip(before, (fused, x, y), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_product_of_many_heads_is_rounded_as_one_of_two(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(PerHeadWeight, "PANEL", 1)
+    generator = torch.Generator().manual_seed(0)
+    weight = PerHeadWeight(torch.randn(256, 3, 7, generator=generator).to(dtype))
+    y = torch.randn(9, weight.shape[0], generator=generator).to(dtype)
+    exact = y.double() @ weight.dense().double()
+    found = weight.apply_transposed(y)
+    assert found.dtype is dtype
+    assert (found.double() - exact).norm() <= 2 * torch.finfo(dtype).eps / 32**0.5 * exact.norm()
