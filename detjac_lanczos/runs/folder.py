@@ -1,6 +1,7 @@
 """Folders that are whole or absent: filled under another name beside their place, then renamed.
 
-A run folder that is already there is replaced; a folder that holds anything else is refused, never deleted.
+A run folder that is already there is replaced; a folder that holds anything else is refused, never deleted. A mount
+point is filled from a folder inside it, its record last.
 """
 
 import json
@@ -36,12 +37,12 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
     try:
         path = Path(folder).expanduser().resolve()
         _require_ours(path)
-        ancestor = next(place for place in path.parents if place.exists())
+        holder = path if os.path.ismount(path) else next(place for place in path.parents if place.exists())
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, in an unknown user's home
         raise InputError(f"{str(folder)[:100]!r} names no folder ({error}); choose another name") from None
-    attempt = ancestor / f".{path.name}.{secrets.token_hex(4)}"
+    attempt = holder / f".{path.name}.{secrets.token_hex(4)}"
     try:
         attempt.mkdir()
         attempt.rmdir()
@@ -60,7 +61,8 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         As `check_output`, or if the disk is full.
     """
     path = check_output(folder)
-    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    inside = os.path.ismount(path)
+    work = (path if inside else path.parent) / f".{path.name}.{secrets.token_hex(4)}"
     made = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield work
         _sync(work)
         with _interrupts_wait():
-            _exchange(work, path)
+            (_move_in if inside else _exchange)(work, path)
         made = []
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -160,6 +162,16 @@ def _exchange(work: Path, path: Path) -> None:
             raise
         shutil.rmtree(old, ignore_errors=True)
     _sync_one(path.parent)
+
+
+def _move_in(work: Path, path: Path) -> None:
+    """Move what ``work`` holds into a mount point, which cannot be renamed; without its record it is no run."""
+    (path / RECORD).unlink(missing_ok=True)
+    _sync_one(path)
+    shutil.rmtree(path / FIGURES, ignore_errors=True)
+    for name in (VECTORS, PAGE, FIGURES, RECORD):
+        (work / name).rename(path / name)
+    _sync_one(path)
 
 
 def _sync(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A run folder is whole or absent, and reads back as it was written."""
 
+import errno
 import json
 import os
 import shutil
@@ -336,6 +337,54 @@ def test_the_folder_a_process_works_in_is_not_replaced(
         with pytest.raises(InputError, match="is where this process works"):
             run.save(tmp_path / "here")
     run.save(tmp_path / "here" / "below" / "run")
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty folder that, like a mount point, cannot be renamed, nor what lies beside it be moved into it."""
+    mount, rename = tmp_path / "mount", Path.rename
+    mount.mkdir()
+
+    def renamed(self: Path, target: Path) -> Path:
+        if mount in (self, target):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        if self.is_relative_to(mount) != Path(target).is_relative_to(mount):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mount)
+    return mount
+
+
+def test_a_mount_point_is_filled_and_its_run_replaced(run: Run, mounted: Path) -> None:
+    for _ in range(2):
+        run.save(mounted)
+        assert load_run(mounted).record == run.record
+        assert _entries(mounted) == ["figures", "report.html", "run.json", "vectors.safetensors"]
+        assert _entries(mounted.parent) == ["mount"]
+        (mounted / "report.html").write_text("old", encoding="utf-8")
+    assert folder.check_output(mounted) == mounted
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_mount_point_that_is_half_filled_holds_no_run(
+    run: Run, mounted: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    run.save(mounted)
+    rename, left = Path.rename, [moves]
+
+    def fails(self: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(InputError, match="cannot write"):
+        run.save(mounted)
+    with pytest.raises(RunFileError, match=r"holds no run\.json"):
+        load_run(mounted)
 
 
 def test_a_termination_waits_until_the_new_run_stands(run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
