@@ -40,5 +40,5 @@ def check_block(operator: HasSpace, block: Tensor, rows: int, name: str) -> None
     if block.device.type != operator.device.type:
         raise OperatorError(f"{name} works on {operator.device}; the block is on {block.device}, move it first")
     # A finite sum proves that all are finite; one that is not may have overflowed.
-    if not (isfinite(float(block.sum())) or torch.isfinite(block).all()):
+    if not (isfinite(float(block.detach().sum())) or torch.isfinite(block).all()):
         raise OperatorError(f"{name} was given a block with a NaN or an infinity")

@@ -16,12 +16,12 @@ from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, source_block, target_place
 from detjac_lanczos.frozen.prompt import decode
 from detjac_lanczos.operators.autograd import AutogradSweeps
+from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.jacobian import DetachedJacobian, Jacobian, JacobianBatch, OrdinaryJacobian
 from detjac_lanczos.operators.passes import Passes
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from detjac_lanczos.operators.sweeps import AffineSweeps, FrozenSweeps
-
-Token = int | tuple[int, int]
+from detjac_lanczos.operators.tokens import Selected, Token, read_tokens
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class DetachedNetwork(FrozenNetwork):
         place, block = target_place(target, self.blocks), source_block(source, self.blocks)
         end = self._position(prompt, position, "position")
         kind = DetachedJacobian if frozen else OrdinaryJacobian
-        if which == "joint":
+        if isinstance(which, str) and which == "joint":
             return kind(self, block, place, prompt, None, end)
         start = self._position(prompt, which, "token")
         if start > end:
@@ -220,7 +220,7 @@ class DetachedNetwork(FrozenNetwork):
 
     def jacobians(
         self,
-        tokens: slice | Iterable[Token] | None = None,
+        tokens: slice | Token | Iterable[Token] | None = None,
         *,
         source: str | Place = "embeddings",
         target: str | Place = "output",
@@ -231,8 +231,8 @@ class DetachedNetwork(FrozenNetwork):
 
         Parameters
         ----------
-        tokens : slice, or list of indices or (prompt, token); all tokens of all prompts by default
-            A slice applies to every prompt, up to the output position.
+        tokens : slice, index, (prompt, token), or list of indices and pairs; all tokens of all prompts by default
+            A slice applies to every prompt, up to the output position. A tuple of two numbers is one (prompt, token).
         source, target, position, frozen
             As in `jacobian`.
 
@@ -248,16 +248,17 @@ class DetachedNetwork(FrozenNetwork):
         ModelError
             As in `jacobian`.
         """
-        if tokens is None or isinstance(tokens, slice):
+        wanted = read_tokens(tokens)
+        if wanted is None or isinstance(wanted, slice):
             ends = [self._position(p, position, "position") for p in range(len(self.prompts))]
-            chosen: list[Token] = [
+            chosen: list[Selected] = [
                 (p, i)
                 for p, n in enumerate(self.lengths)
-                for i in range(*(tokens or slice(None)).indices(n))
+                for i in range(*(wanted or slice(None)).indices(n))
                 if i <= ends[p]
             ]
         else:
-            chosen = list(tokens)
+            chosen = wanted
         if not chosen:
             raise InputError("no tokens are selected; choose at least one")
         return JacobianBatch(
@@ -290,14 +291,18 @@ class DetachedNetwork(FrozenNetwork):
         Raises
         ------
         InputError
-            As in `jacobian`, or if X has another shape.
+            As in `jacobian`, or if X is no tensor or has another shape.
+        OperatorError
+            If X has another dtype or device, or holds a NaN or an infinity.
         ModelError
             As in `jacobian`.
         """
         J = self.jacobian((prompt, "joint"), source=source, target=target, position=position)
         expected = (J.tokens, J.shape[1] // J.tokens)
-        if X.ndim != 3 or X.shape[1:] != expected:
-            raise InputError(f"apply takes inputs (b, {expected[0]}, {expected[1]}); got {tuple(X.shape)}")
+        if not isinstance(X, Tensor) or X.ndim != 3 or X.shape[1:] != expected:
+            got = tuple(X.shape) if isinstance(X, Tensor) else type(X).__name__
+            raise InputError(f"apply takes inputs (b, {expected[0]}, {expected[1]}), a torch tensor; got {got}")
+        check_block(J, X.flatten(1).T, J.shape[1], "apply")
         segment = replace(J.segment, width=len(X))
         return self.sweeps(J.source, J.target).affine(segment, X.transpose(0, 1).flatten(0, 1))
 
@@ -312,7 +317,8 @@ class DetachedNetwork(FrozenNetwork):
         found = whole_number(index)
         if found is None:
             also = ", (prompt, index), 'joint', or a slice or list of these" if what == "token" else ""
-            raise InputError(f"{what} {index!r} is no index; give a whole number{also}")
+            shown = " ".join(repr(index).split())
+            raise InputError(f"{what} {shown} is no index; give a whole number{also}")
         if not -n <= found < n:
             where = f"prompt {prompt}" if len(self.prompts) > 1 else "the prompt"
             raise InputError(f"{what} {found} does not exist; {where} has {n} token{'s' * (n > 1)}, 0..{n - 1}")

@@ -18,7 +18,7 @@ class Reconstruction:
     estimate : Tensor, shape (d_out,)
         ŷ = Σ J_i x_i, with the offset where that is part of the map.
     relative_error : float
-        std(ŷ − y) / std(y), as in the paper.
+        std(ŷ − y) / std(y), as in the paper; of a single entry `norm_error`.
     norm_error : float
         ‖ŷ − y‖ / ‖y‖.
     offset_share : float
@@ -45,10 +45,11 @@ class Reconstruction:
             Errors are computed in float64.
         """
         truth, error = y.double(), estimate.double() - y.double()
+        norm_error = float(error.norm() / truth.norm())
         return cls(
             y=y,
             estimate=estimate,
-            relative_error=float(error.std() / truth.std()),
-            norm_error=float(error.norm() / truth.norm()),
+            relative_error=float(error.std() / truth.std()) if len(truth) > 1 else norm_error,
+            norm_error=norm_error,
             offset_share=float(offset.double().norm() / truth.norm()),
         )

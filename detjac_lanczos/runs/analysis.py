@@ -16,7 +16,7 @@ from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
-from detjac_lanczos.operators.network import Token
+from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
 from detjac_lanczos.runs.choices import recorded_choices, replay_choices, solver_choices
 from detjac_lanczos.runs.readings import read_prompts, read_tokens
@@ -36,7 +36,7 @@ def analyze(
     *,
     threshold: float | None = None,
     energy: float | None = None,
-    tokens: slice | int | Iterable[Token] | None = None,
+    tokens: slice | Token | Iterable[Token] | None = None,
     tol: float = 1e-3,
     certify: str | None = "triplets",
     delta: float = 1e-6,
@@ -72,8 +72,8 @@ def analyze(
         Triplets of each token; 8 by default.
     threshold, energy : float, optional
         In place of k: all triplets above a value, or enough for a share of ‖J‖_F²; see `svd`.
-    tokens : slice, index, or list of indices or (prompt, token), optional
-        All tokens by default.
+    tokens : slice, index, (prompt, token), or list of indices and pairs, optional
+        All tokens by default. A tuple of two numbers is one (prompt, token).
     tol : float
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
     certify : {"triplets", "complete", None}

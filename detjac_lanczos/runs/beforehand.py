@@ -15,7 +15,7 @@ from detjac_lanczos.models.load import path_of
 from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.outline import outline
 from detjac_lanczos.operators.detach import family_or_structure
-from detjac_lanczos.operators.network import Token
+from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.solvers.options import check_k
 

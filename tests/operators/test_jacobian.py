@@ -421,7 +421,10 @@ def test_what_cannot_be_is_one_clear_line(network: DetachedNetwork) -> None:
         ({"token": (0, False)}, "is no index"),
         ({"token": (True, 0)}, "prompt True does not exist"),
         ({"token": (0, 1, 2)}, r"is no \(prompt, index\)"),
-        ({"token": [0, True]}, "is no index"),
+        ({"token": [0, True]}, "True selects no token; give an index"),
+        ({"token": [slice(0, 2)]}, "selects no token"),
+        ({"token": np.arange(2)}, "is no index"),
+        ({"token": torch.zeros(2, 300)}, "is no index"),
         ({"position": True}, "is no index"),
         ({"target": layer(True)}, "does not exist"),
         ({"token": 5, "position": 4}, "comes after position"),
@@ -460,6 +463,46 @@ def test_a_slice_or_list_of_tokens_gives_their_jacobians(network: DetachedNetwor
         assert str(batch.operators[0].target) == "mlp(1)"
     with pytest.raises(InputError, match="no tokens"):
         network.jacobian([])
+
+
+def test_a_tuple_is_one_prompt_and_token_and_any_other_iterable_a_list(network: DetachedNetwork) -> None:
+    asked: list[tuple[Any, list[tuple[int, int | None]]]] = [
+        (2, [(0, 2)]),
+        (torch.tensor(1), [(0, 1)]),
+        ((1, 0), [(1, 0)]),
+        ([1, 0], [(0, 1), (0, 0)]),
+        (np.arange(2), [(0, 0), (0, 1)]),
+        ([[1, 0], (0, 3)], [(1, 0), (0, 3)]),
+        (((1, 0), (0, 3)), [(1, 0), (0, 3)]),
+        ((1, "joint"), [(1, None)]),
+        ("joint", [(0, None)]),
+    ]
+    for tokens, expected in asked:
+        assert [(J.prompt, J.token) for J in network.jacobians(tokens).operators] == expected
+    for refused in ((0, 1, 2), (1,), 1.5, "0", [(0, 1, 2)], [slice(0, 2)], True):
+        with pytest.raises(InputError, match="selects no token; give an index, "):
+            network.jacobians(refused)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_probe_of_one_row_is_reconstructed(network: DetachedNetwork) -> None:
+    found = network.jacobian(0, target=probe(normal(1, 24))).reconstruction
+    assert found.relative_error == found.norm_error <= 1e-12
+
+
+def test_inputs_that_do_not_fit_the_network_are_refused(network: DetachedNetwork) -> None:
+    X = network.inputs(-1, 0)[None]
+    bad: list[tuple[Any, str]] = [
+        (X.numpy(), "a torch tensor; got ndarray"),
+        (X[0], "apply takes inputs"),
+        (X.float(), "apply takes torch.float64"),
+        (X.to("meta"), "meta"),
+        (X * torch.nan, "NaN or an infinity"),
+    ]
+    for inputs, message in bad:
+        with pytest.raises((InputError, OperatorError), match=message) as caught:
+            network.apply(inputs)
+        assert "\n" not in str(caught.value)
 
 
 def test_finite_blocks_whose_sum_overflows_are_taken(network: DetachedNetwork) -> None:

@@ -208,6 +208,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(tiny: LoadedModel, options: 
         torch.tensor([3]),
         np.array([3]),
         [(np.int64(0), torch.tensor(3))],
+        (0, 3),
     ],
 )
 def test_integers_of_any_kind_choose_tokens(tiny: LoadedModel, tokens: Any) -> None:
