@@ -29,6 +29,7 @@ from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.alignment import aligned
+from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.offloaded import execution_devices
 from detjac_lanczos.whole_file import whole_file
 
@@ -51,6 +52,7 @@ def save(network: FrozenNetwork, path: Path) -> Path:
     description = {
         "model": network.loaded.name,
         "fingerprint": network.loaded.fingerprint,
+        "dtype": str(network.dtype).removeprefix("torch."),
         "family": network.family.name,
         "freeze": network.freeze,
         "dropped": sorted(network.dropped),
@@ -86,6 +88,11 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
     try:
         fingerprint, name = description["fingerprint"], description["model"]
         if fingerprint != loaded.fingerprint:
+            dtype, other = description.get("dtype"), str(compute_dtype(loaded.model)).removeprefix("torch.")
+            if dtype not in (None, other):
+                raise RunFileError(
+                    f"{path} was made in {dtype}, and {loaded.name} is in {other}; load it with {name} in {dtype}"
+                )
             raise RunFileError(
                 f"{path} was made from other weights than {loaded.name}'s; load it with the model {name}"
             )

@@ -92,6 +92,13 @@ def test_only_the_whole_file_is_left_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["network.safetensors"]
 
 
+def test_the_same_model_in_another_dtype_is_told_so(tmp_path: Path) -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=[1, 2, 3])
+    network.save(tmp_path)
+    with pytest.raises(RunFileError, match=r"was made in float32, and .* is in float64; load it with .* in float32"):
+        DetachedNetwork.load(tmp_path, tiny_models.loaded(tiny_models.llama(torch.float64)))
+
+
 def test_other_weights_are_refused(tmp_path: Path) -> None:
     path = detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1, 2]).save(tmp_path)
     with pytest.raises(RunFileError, match="other weights"):
