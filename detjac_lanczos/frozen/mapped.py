@@ -40,20 +40,26 @@ def mapped_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return tensor
 
 
+def mapped_elsewhere(tensor: Tensor) -> Tensor:
+    """Return a tensor whose file another library mapped, known as mapped from now on; pages are not ours to advise."""
+    _files[tensor] = None
+    return tensor
+
+
 def is_mapped(tensor: Tensor) -> bool:
     """Tell whether a tensor lies in a file."""
     return tensor in _files
 
 
 def expect(tensors: Iterable[Tensor]) -> None:
-    """Have the system read the pages of tensors ahead; those that lie in no file are left alone."""
+    """Have the system read the pages of tensors ahead; those that lie in no file of ours are left alone."""
     for tensor in tensors:
-        if tensor in _files:
-            _files[tensor].madvise(mmap.MADV_WILLNEED)
+        if pages := _files.get(tensor):
+            pages.madvise(mmap.MADV_WILLNEED)
 
 
 def let_go(tensors: Iterable[Tensor]) -> None:
     """Take the pages of tensors out of this process; they are read from their file when used again."""
     for tensor in tensors:
-        if tensor in _files:
-            _files[tensor].madvise(mmap.MADV_DONTNEED)
+        if pages := _files.get(tensor):
+            pages.madvise(mmap.MADV_DONTNEED)

@@ -23,7 +23,7 @@ from detjac_lanczos.errors import RunFileError, first_line
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
-from detjac_lanczos.frozen.mapped import is_mapped
+from detjac_lanczos.frozen.mapped import is_mapped, mapped_elsewhere
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.ways import Rates
@@ -163,8 +163,8 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, T
                 checksum = header["checksum"]
             elsewhere = {f"coefficient.{name}" for name in description.get("elsewhere", ())}
             tensors = {
-                name: file.get_tensor(name) if name in elsewhere else aligned(file.get_tensor(name).to(device))
-                for name in file.keys()  # noqa: SIM118
+                name: mapped_elsewhere(value) if name in elsewhere else aligned(value.to(device))
+                for name, value in ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
             }
     except FileNotFoundError:
         raise RunFileError(f"{path} does not exist; give a file that network.save wrote") from None

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp
 from tests import tiny_models
 from tests.every_block import every_block
@@ -64,6 +65,24 @@ def test_so_does_one_that_keeps_less(ways: Any, tmp_path: Path) -> None:
     assert (again.plan.mixing[0], again.plan.gates[0]) == ways
     for found, expected in zip(products(again), products(network), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_what_was_offloaded_lies_in_files_however_often_it_is_saved(tmp_path: Path) -> None:
+    """Also where the file is written over that its tensors are mapped from."""
+    loaded = tiny_models.loaded(tiny_models.gemma(torch.float32, bias=True))
+    with every_block("offload"):
+        network = detach(loaded, input_ids=tiny_models.prompt_ids(9, 4), freeze="half", memory="1GB")
+    offloaded = {name for name, value in network.coefficients.items() if is_mapped(value)}
+    once = DetachedNetwork.load(network.save(tmp_path / "a"), loaded)
+    twice = DetachedNetwork.load(once.save(tmp_path / "b"), loaded)
+    over = DetachedNetwork.load(once.replace(drop=[]).save(tmp_path / "a"), loaded)
+    for again in (once, twice, over):
+        assert {name for name, value in again.coefficients.items() if is_mapped(value)} == offloaded != set()
+        assert again.plan == network.plan
+        for found, expected in zip(products(again), products(network), strict=True):
+            assert torch.equal(found, expected)
+    with safe_open(tmp_path / "b" / "network.safetensors", "pt") as file:
+        assert set(json.loads(file.metadata()["network"])["elsewhere"]) == offloaded
 
 
 def test_dropped_branches_stay_dropped(tmp_path: Path) -> None:
