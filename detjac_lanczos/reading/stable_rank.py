@@ -14,6 +14,7 @@ from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.contribution import Triplets
 from detjac_lanczos.solvers.deflated_norm import frobenius_interval, stable_rank_interval
 from detjac_lanczos.solvers.missed import Missed
+from detjac_lanczos.solvers.rounding import spacing
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, rest_interval
 
@@ -94,7 +95,10 @@ def stable_ranks(
     generator = Stream.STABLE_RANK.generator(seed)
     Omega = torch.randn(d_out, PROBES, generator=generator, dtype=torch.float64).to(batch.device, batch.dtype)
     images = batch.rmatmat_shared(Omega)
-    return [_estimate(image.T, Omega.T, found, confidence) for image, found in zip(images, triplets, strict=True)]
+    return [
+        _estimate(image.T, Omega.T, found, confidence, batch.dtype)
+        for image, found in zip(images, triplets, strict=True)
+    ]
 
 
 def surveyed_stable_rank(missed: Missed) -> StableRank:
@@ -126,8 +130,11 @@ def surveyed_stable_rank(missed: Missed) -> StableRank:
     )
 
 
-def _estimate(image: Tensor, drawn: Tensor, found: MeasuredTriplets, confidence: float) -> StableRank:
+def _estimate(
+    image: Tensor, drawn: Tensor, found: MeasuredTriplets, confidence: float, dtype: torch.dtype
+) -> StableRank:
+    eps = spacing(dtype, float(image.double().norm()) / len(image) ** 0.5, image.shape[1])
     residuals = torch.as_tensor(found.residuals, dtype=torch.float64)
-    total, unit = frobenius_interval(image, drawn, found.U, found.S, found.V, residuals, confidence)
-    rank = stable_rank_interval(total, unit, found.S, residuals)
+    total, unit = frobenius_interval(image, drawn, found.U, found.S, found.V, residuals, confidence, eps)
+    rank = stable_rank_interval(total, unit, found.S, residuals, eps)
     return StableRank(rank.value, (rank.low, rank.high), confidence)

@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from torch import Tensor, float64, stack
+from torch import Tensor, cat, float64
 
-from detjac_lanczos.solvers.rounding import safe_scale
+from detjac_lanczos.solvers.rounding import deflation_threshold, safe_scale
 from detjac_lanczos.solvers.trace_interval import rest_interval
 
 
@@ -25,12 +25,16 @@ class Interval:
 
 
 def frobenius_interval(
-    image: Tensor, drawn: Tensor, U: Tensor, S: Tensor, V: Tensor, residuals: Tensor, confidence: float
+    image: Tensor, drawn: Tensor, U: Tensor, S: Tensor, V: Tensor, residuals: Tensor, confidence: float, eps: float
 ) -> tuple[Interval, float]:
     """Return ‖A‖_F times a power of two, and that power.
 
     ‖A‖_F² = Σ s_j² + ‖A - U S Vᵀ‖_F² for s_j = u_jᵀ A v_j. The interval assumes that no value above s_k + ‖residuals‖
-    was missed, and nothing where residuals are unknown.
+    was missed, and nothing where residuals are unknown, or there are no triplets.
+
+    Its ends hold what rounding may do. A product of an operator in precision ε is off by c ε times its length: each s_j
+    by c ε s_j, hence ‖S‖ by c ε ‖S‖; and (A - U S Vᵀ)ᵀ ω by c ε ‖Aᵀ ω‖, hence the root of the mean square over the
+    probes by c ε times that of ‖Aᵀ ω‖.
 
     Parameters
     ----------
@@ -42,30 +46,41 @@ def frobenius_interval(
     residuals : Tensor, shape (k, 2)
         ‖A v - σ u‖ and ‖Aᵀ u - σ v‖, absolute; not finite where unknown.
     confidence : float
+    eps : float
+        ε of the products.
     """
     image, drawn, U, S, V = (part.to(image.device, float64) for part in (image, drawn, U, S, V))
-    unit = safe_scale(stack([image.abs().max(), S.max()]))
+    unit = safe_scale(cat([image.flatten(), S]))
     image, S = image * unit, S * unit
     rest = image - drawn @ U * S @ V.T
-    known, mean = float(S.square().sum()), float(rest.square().sum()) / len(drawn)
+    known, root, length = (float(part.norm()) for part in (S, rest / len(drawn) ** 0.5, image / len(drawn) ** 0.5))
     residual = float((residuals * unit).square().sum(dim=0).max()) ** 0.5
-    largest = (float(S[-1]) + residual) ** 2 if math.isfinite(residual) else math.inf
-    low, high = rest_interval(mean, len(drawn), largest, confidence)
-    return Interval(*(math.sqrt(known + part) for part in (mean, low, high))), unit
+    largest = (float(S[-1]) + residual) ** 2 if len(S) and math.isfinite(residual) else math.inf
+    share = deflation_threshold(eps, 1.0)
+    noise = share * length
+    low = rest_interval(max(root - noise, 0.0) ** 2, len(drawn), largest, confidence)[0]
+    high = rest_interval((root + noise) ** 2, len(drawn), largest, confidence)[1]
+    ends = math.sqrt(((1.0 - share) * known) ** 2 + low), math.sqrt(((1.0 + share) * known) ** 2 + high)
+    return Interval(math.hypot(known, root), *ends), unit
 
 
 def stable_rank_interval(
-    frobenius: Interval, unit: float, S: Tensor, residuals: Tensor, upper: float | None = None
+    frobenius: Interval, unit: float, S: Tensor, residuals: Tensor, eps: float, upper: float | None = None
 ) -> Interval:
     """Return ‖A‖_F² / σ_1², of ‖A‖_F times ``unit`` and triplets as in :func:`frobenius_interval`.
 
-    σ_1 lies between s_1 and ``upper``: without it, s_1 + its residual, beyond which nothing is assumed to be missed.
+    σ_1 lies between s_1 and ``upper``: without it, s_1 + its residual, beyond which nothing is assumed to be missed;
+    either end may be off by c ε of it. Without triplets only ‖A‖_F² / σ_1² ≥ 1 of an A that is not zero is known.
     """
+    if not len(S):
+        return Interval(math.nan, 1.0 if frobenius.low > 0.0 else 0.0, math.inf if frobenius.high > 0.0 else 0.0)
+    share = deflation_threshold(eps, 1.0)
     smallest = float(S[0]) * unit
     if upper is None:
         residual = float(residuals[0].max())
         upper = float(S[0]) + (residual if math.isfinite(residual) else math.inf)
     if smallest == 0.0:
         return Interval(0.0, 0.0, 0.0 if frobenius.high == 0.0 else math.inf)
-    ratios = (frobenius.value / smallest, frobenius.low / (upper * unit), frobenius.high / smallest)
+    least, most = (1.0 - share) * smallest, (1.0 + share) * upper * unit
+    ratios = (frobenius.value / smallest, frobenius.low / most, frobenius.high / least)
     return Interval(*(ratio * ratio for ratio in ratios))

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.energy import EnergySketch, count_for
@@ -32,7 +33,7 @@ class Goal:
         self.further = 0
         self.sketch = None if options.energy is None else EnergySketch(left, options.seed)
         self.energy: tuple[float, float] | None = None
-        self._shape, self._options = shape, options
+        self._shape, self._options, self._dtype = shape, options, left.dtype
         self.rescale(1.0)
 
     def rescale(self, scale: float) -> None:
@@ -41,9 +42,12 @@ class Goal:
         self.threshold = None if threshold is None else threshold * scale
 
     def count(self, values: np.ndarray) -> int:
-        """Return how many of the wanted triplets to return: not the further ones, nor those under the threshold."""
+        """Return how many of the wanted triplets to return: not the further ones, nor those under the threshold.
+
+        Values count as they are returned, rounded to the precision of the solver.
+        """
         if self.threshold is not None:
-            return int((values > self.threshold).sum())
+            return int((torch.from_numpy(values).to(self._dtype).double() > self.threshold).sum())
         return len(values) - self.further
 
     def reconsider(self, state: Factorisation, largest: float) -> None:

@@ -15,7 +15,7 @@ from detjac_lanczos.solvers.deflated_norm import Interval, frobenius_interval, s
 from detjac_lanczos.solvers.dense import Materialisation
 from detjac_lanczos.solvers.options import check_seed
 from detjac_lanczos.solvers.result import SVDResult, check_results
-from detjac_lanczos.solvers.rounding import powers_of_two, safe_scale
+from detjac_lanczos.solvers.rounding import deflation_threshold, powers_of_two, safe_scale
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors
 
@@ -82,6 +82,11 @@ def norms(
       :func:`~detjac_lanczos.solvers.trace_interval.rest_interval`. It assumes nothing where residuals are unknown.
     - ‖Aᵀ e_i‖² = ‖(A V)ᵀ e_i‖² + ‖(A (I - V Vᵀ))ᵀ e_i‖², and (A (I - V Vᵀ) ω)_i² is χ²_1 times the second term:
       these intervals rest on nothing but the probes. Columns the same way, with U and Aᵀ.
+
+    Intervals hold what rounding may do besides: see
+    :func:`~detjac_lanczos.solvers.deflated_norm.frobenius_interval`. Of a row, the root of either term is off by c ε
+    times its length, as a scalar product with it is. Where an operator spreads the rounding of earlier steps over all
+    rows, those shorter than that are not known.
 
     Parameters
     ----------
@@ -162,9 +167,10 @@ def norms_batch(
             rows = _lengths(counted, Direction.FORWARD, [one.V for one in found], probes, confidence, generator)
             columns = _lengths(counted, Direction.TRANSPOSED, [one.U for one in found], probes, confidence, generator)
     results = []
-    for (total, unit), one, row, column in zip(totals, found, rows, columns, strict=True):
+    for index, ((total, unit), one, row, column) in enumerate(zip(totals, found, rows, columns, strict=True)):
         upper = None if one.missed is None else one.missed.sigma_1[1]
-        rank = stable_rank_interval(total, unit, one.S, one.residuals, upper)
+        eps = counted.spacing(index, total.value / unit)
+        rank = stable_rank_interval(total, unit, one.S, one.residuals, eps, upper)
         results.append(Norms(_in_units(total, unit), rank, row, column, confidence, probes))
     return results
 
@@ -184,10 +190,12 @@ def _frobenius(
         images = batch.apply_shared(drawn)
     else:
         images = batch.apply(Direction.TRANSPOSED, [(i, drawn[:, :height]) for i, height in enumerate(heights)])
-    return [
-        frobenius_interval(image, drawn[:, :height], one.U, one.S, one.V, one.residuals, confidence)
-        for image, one, height in zip(_finite(batch, images), triplets, heights, strict=True)
-    ]
+    totals = []
+    for index, (image, one) in enumerate(zip(_finite(batch, images), triplets, strict=True)):
+        eps = batch.spacing(index, float(image.double().norm()) / probes**0.5)
+        probed = drawn[:, : heights[index]]
+        totals.append(frobenius_interval(image, probed, one.U, one.S, one.V, one.residuals, confidence, eps))
+    return totals
 
 
 def _lengths(
@@ -205,13 +213,17 @@ def _lengths(
         blocks.append((index, torch.cat([known, drawn - (drawn @ known.T) @ known])))
     low_factor, high_factor = chi_square_factors(probes, confidence)
     found: list[Lengths | None] = []
-    for product, basis in zip(_finite(batch, batch.apply(direction, blocks)), bases, strict=True):
+    for index, (product, basis) in enumerate(zip(_finite(batch, batch.apply(direction, blocks)), bases, strict=True)):
         product = product.double()
+        share = deflation_threshold(batch.spacing(index, float(product.norm(dim=1).max())), 1.0)
         units = powers_of_two(product.abs().amax(dim=0))
         squares = (product / units).square()
-        known, rest = squares[: basis.shape[1]].sum(dim=0), squares[basis.shape[1] :].mean(dim=0)
-        ends = ((known + factor * rest).sqrt() * units for factor in (1.0, low_factor, high_factor))
-        found.append(_proven(Lengths(*ends)))
+        known, rest = squares[: basis.shape[1]].sum(dim=0).sqrt(), squares[basis.shape[1] :].mean(dim=0).sqrt()
+        value = known.hypot(rest)
+        noise = share * value
+        low = (known - noise).clamp_min(0.0).hypot(low_factor**0.5 * (rest - noise).clamp_min(0.0))
+        high = (known + noise).hypot(high_factor**0.5 * (rest + noise))
+        found.append(_proven(Lengths(*(part * units for part in (value, low, high)))))
     return found
 
 
@@ -256,7 +268,7 @@ def _fitting(batch: CountingBatch, triplets: Sequence[SVDResult] | None) -> Sequ
     if len(triplets) != len(batch):
         raise InputError(f"{len(triplets)} results for {len(batch)} operators: give one for each")
     for index, (one, (d_out, d_in)) in enumerate(zip(triplets, batch.shapes, strict=True)):
-        known = len(one.S) > 0 and bool(one.S.isfinite().all())
+        known = bool(one.S.isfinite().all())
         if one.U.shape[0] != d_out or one.V.shape[0] != d_in or not known:
             raise InputError(
                 f"result {index} has no triplets of an operator of shape ({d_out}, {d_in}): solve it again"

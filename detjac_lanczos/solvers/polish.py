@@ -7,6 +7,7 @@ import numpy as np
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import Subset, as_batch
+from detjac_lanczos.solvers.options import is_whole
 from detjac_lanczos.solvers.result import SVDResult, check_results
 from detjac_lanczos.solvers.svd import svd_batch
 
@@ -41,7 +42,7 @@ def worst(results: Sequence[SVDResult], count: int) -> list[int]:
     results : sequence of SVDResult
         Of ``svd_batch(batch, method="shared_basis")``.
     count : int
-        How many.
+        How many, 0 or more.
 
     Returns
     -------
@@ -51,9 +52,11 @@ def worst(results: Sequence[SVDResult], count: int) -> list[int]:
     Raises
     ------
     InputError
-        If ``results`` are no results of a solve.
+        If ``results`` are no results of a solve, or ``count`` is no number of them.
     """
     check_results(results)
+    if not is_whole(count) or count < 0:
+        raise InputError(f"count = {count!r} is no number of operators: give a whole number of 0 or more")
     doubts = {index: result.missed.doubt for index, result in enumerate(results) if result.missed is not None}
     return sorted(doubts, key=doubts.__getitem__, reverse=True)[:count]
 

@@ -256,3 +256,11 @@ def test_a_threshold_within_rounding_of_a_value_is_not_called_complete() -> None
     rank_1 = torch.outer(torch.arange(1.0, 10, dtype=torch.float64), torch.arange(1.0, 8, dtype=torch.float64))
     assert not svd(rank_1, threshold=1e-15, certify="complete", method="dense").certificate.completeness.complete
     assert svd(rank_1, threshold=1e-3, certify="complete", method="dense").certificate.completeness.complete
+
+
+@pytest.mark.parametrize("method", ["lanczos", "dense"])
+def test_no_value_that_rounds_to_the_threshold_is_returned(method: str) -> None:
+    A = torch.linalg.qr(torch.randn(28, 14, generator=torch.Generator().manual_seed(0)))[0].T
+    for seed in range(5):
+        result = svd(A, threshold=1.000000001, method=method, seed=seed)
+        assert (result.S.double() > 1.000000001).all()

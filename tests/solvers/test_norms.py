@@ -201,8 +201,6 @@ def test_what_cannot_be_measured_is_one_clear_line() -> None:
             norms(A, **({"triplets": triplets} | options))
     with pytest.raises(InputError, match="result 0 has no triplets"):
         norms(A.T, triplets)
-    with pytest.raises(InputError, match="result 0 has no triplets"):
-        norms(A, svd(A, threshold=100.0))
     for answer in (lambda: norms_batch([A], triplets), lambda: flagged(triplets), lambda: worst(triplets, 1)):
         with pytest.raises(InputError, match="results are a SVDResult: give a list"):
             answer()
@@ -214,3 +212,48 @@ def test_what_cannot_be_measured_is_one_clear_line() -> None:
     for broken in ({"exact": True}, {"triplets": triplets}):
         with pytest.raises(OperatorError, match="NaN"):
             norms(A * float("nan"), **broken)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "k"),
+    [
+        (torch.bfloat16, [1.0, 0.5, 0.2], 3),
+        (torch.float16, [1.0, 0.5, 0.2], 3),
+        (torch.float32, [0.5**j for j in range(60)], 20),
+        (torch.float64, [0.5**j for j in range(60)], 50),
+        (torch.bfloat16, [1 / j for j in range(1, 61)], 3),
+    ],
+)
+def test_intervals_hold_rounding(dtype: torch.dtype, values: list[float], k: int) -> None:
+    """Where triplets hold nearly all, what is left is the rounding of the operator."""
+    A = matrix(np.array(values), (60, 60)).to(dtype)
+    exact = A.double()
+    total = float(exact.norm())
+    rank = (total / float(torch.linalg.matrix_norm(exact, ord=2))) ** 2
+    found = svd(A, k, method="lanczos", tol=1e-3)
+    held, seeds = torch.zeros(4), 60
+    for seed in range(seeds):
+        result = norms(A, found, lengths=True, seed=seed)
+        for at, (interval, truth) in enumerate([(result.frobenius, total), (result.stable_rank, rank)]):
+            assert 0.0 <= interval.low <= interval.value <= interval.high
+            held[at] += interval.low <= truth <= interval.high
+        for at, (lengths, truth) in enumerate([(result.rows, exact.norm(dim=1)), (result.columns, exact.norm(dim=0))]):
+            assert (lengths.low >= 0.0).all()
+            held[2 + at] += ((lengths.low <= truth) & (truth <= lengths.high)).float().mean()
+    assert (held >= 0.9 * seeds).all(), held
+
+
+def test_a_threshold_above_every_value_leaves_norms_to_the_probes() -> None:
+    A = matrix(np.array([3.0, 2.0, 1.0]), (30, 20))
+    none = svd(A, threshold=100.0)
+    assert len(none.S) == 0
+    result = norms(A, none, lengths=True)
+    assert result.frobenius.low <= float(A.norm()) <= result.frobenius.high
+    assert result.stable_rank.low <= 14 / 9 <= result.stable_rank.high
+    assert len(result.rows.value) == 30
+
+
+def test_a_number_of_operators_is_none_below_zero() -> None:
+    for count in (-1, 1.5, True):
+        with pytest.raises(InputError, match="no number of operators"):
+            worst([svd(torch.eye(3), 1)], count)
