@@ -9,6 +9,7 @@ from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place, probe
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.loading import options_from
 from detjac_lanczos.operators import JacobianBatch, detach
 from detjac_lanczos.runs.choices import replay_choices
@@ -113,6 +114,7 @@ def _inputs(run: Run) -> dict[str, Any]:
 
 
 def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | None, device: str | None) -> LoadedModel:
+    converted = ""
     if model is None or isinstance(model, str | os.PathLike):
         name = model or record["model"]
         options = {"dtype": record["dtype"], "quantization": record.get("quantization"), "device": device}
@@ -129,10 +131,12 @@ def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | N
     else:
         loaded = load_converted(model, None, device)
         if loaded.fingerprint != record["fingerprint"]:
+            own = str(compute_dtype(loaded.model)).removeprefix("torch.")
+            converted = "" if own == record["dtype"] else f", converted from {own} to {record['dtype']},"
             loaded = load_converted(model, record["dtype"], device)
     if loaded.fingerprint != record["fingerprint"]:
         raise ModelError(
-            f"the weights of {loaded.name!r} are not those of the run ({record['model']!r}, fingerprint "
+            f"the weights of {loaded.name!r}{converted} are not those of the run ({record['model']!r}, fingerprint "
             f"{record['fingerprint'][:12]}…); give the model that made it"
         )
     return loaded

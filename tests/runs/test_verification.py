@@ -337,8 +337,10 @@ def test_other_weights_are_refused(saved: Path, tiny: LoadedModel) -> None:
     other = copying.deepcopy(tiny.model)
     with torch.no_grad():
         other.model.layers[1].mlp.up_proj.weight[0, 0] += 1
-    with pytest.raises(ModelError, match="not those of the run"):
+    with pytest.raises(ModelError, match=r"the weights of '\S+' are not those of the run"):
         verify(saved, load_model(other, tiny.tokenizer))
+    with pytest.raises(ModelError, match=r"', converted from \w+ to float\d\d, are not those of the run"):
+        verify(saved, load_model(other.bfloat16(), tiny.tokenizer))
 
 
 def test_verification_is_plain_data(run: Run, tiny: LoadedModel) -> None:
