@@ -46,6 +46,14 @@ class Plan:
         """Return what becomes of a kind of coefficient in a block."""
         return (self.mixing if kind == "mixing" else self.gates)[block]
 
+    def has(self, kind: Kind, block: int) -> bool:
+        """Tell whether a block has coefficients of a kind."""
+        return bytes_of(self.shape, self.shape.blocks[block], kind, "keep", self.lengths) > 0
+
+    def runs(self, kind: Kind) -> dict[Way, str]:
+        """Return the blocks of each way as text, those that have none of a kind left out."""
+        return _runs({i: self.way(kind, i) for i in range(len(self.shape.blocks)) if self.has(kind, i)})
+
     def bytes_of(self, kind: Kind, way: Way) -> int:
         """Return the bytes of all coefficients of a kind that go one way, wherever they lie."""
         blocks = zip(self.shape.blocks, self.mixing if kind == "mixing" else self.gates, strict=True)
@@ -126,8 +134,8 @@ class Plan:
         """The plan as plain data."""
         return {
             "memory": self.memory,
-            "mixing": _runs(self.mixing),
-            "gates": _runs(self.gates),
+            "mixing": self.runs("mixing"),
+            "gates": self.runs("gates"),
             "bytes": {"coefficients": self.coefficients, "streams": self.streams, "offloaded": self.offloaded},
             "peak": {"width": WIDTH, "bytes": self.peak()},
             "seconds_per_sweep": self.seconds,
@@ -145,10 +153,12 @@ class Plan:
         """Return the plan as a table."""
         budget = "no budget" if self.memory is None else f"a budget of {format_bytes(self.memory)}"
         lines = [f"{format_bytes(self.resident)} in memory, under {budget}"]
-        for kind, ways in (("attention weights", self.mixing), ("gates", self.gates)):
-            name: Kind = "gates" if kind == "gates" else "mixing"
-            parts = [f"{way} {spans} ({format_bytes(self.bytes_of(name, way))})" for way, spans in _runs(ways).items()]
-            lines.append(f"  {kind:18} {'; '.join(parts)}")
+        for kind in KINDS:
+            parts = [
+                f"{way} {spans} ({format_bytes(self.bytes_of(kind, way))})" for way, spans in self.runs(kind).items()
+            ]
+            if parts:
+                lines.append(f"  {'attention weights' if kind == 'mixing' else kind:18} {'; '.join(parts)}")
         if self.staged:
             lines.append(f"  {'on the way':18} {format_bytes(self.staged)}: two blocks of what is offloaded")
         lines.append(f"  {'streams':18} {format_bytes(self.streams)}")
@@ -157,11 +167,11 @@ class Plan:
         return "\n".join(lines)
 
 
-def _runs(ways: Sequence[Way]) -> dict[Way, str]:
+def _runs(ways: Mapping[int, Way]) -> dict[Way, str]:
     """Return the blocks of each way as text: {"keep": "0-5, 24-29", "rebuild": "6-23"}."""
     spans: dict[Way, list[str]] = {}
-    for way, group in groupby(enumerate(ways), key=lambda item: item[1]):
-        indices = [index for index, _ in group]
+    for (way, _), group in groupby(enumerate(ways.items()), key=lambda item: (item[1][1], item[1][0] - item[0])):
+        indices = [index for _, (index, _) in group]
         spans.setdefault(way, []).append(f"{indices[0]}-{indices[-1]}" if len(indices) > 1 else f"{indices[0]}")
     return {way: ", ".join(parts) for way, parts in spans.items()}
 

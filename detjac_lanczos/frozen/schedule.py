@@ -45,7 +45,7 @@ def make_plan(shape: NetworkShape, lengths: Sequence[int], memory: int | None, r
     if memory is None:
         return Plan(keep, keep, shape, lengths, ahead=rates.overlaps)
     fixed = shape.streams(lengths) + shape.rest(lengths)
-    groups = list(_groups(shape))
+    groups = list(_groups(shape, lengths))
     frontier: list[_Choice] = [_Choice(fixed, 0.0, ())]
     for kind, block, members in groups:
         costs = {way: seconds_of(shape, block, kind, way, lengths, rates) for way in WAYS}
@@ -94,12 +94,13 @@ def _cheapest(choices: Sequence[_Choice]) -> list[_Choice]:
     return left
 
 
-def _groups(shape: NetworkShape) -> Iterator[tuple[Kind, BlockShape, list[int]]]:
-    """Yield, for each kind, the blocks that are alike in it."""
+def _groups(shape: NetworkShape, lengths: Sequence[int]) -> Iterator[tuple[Kind, BlockShape, list[int]]]:
+    """Yield, for each kind, the blocks that are alike in it; those without any of it are left out."""
     for kind in KINDS:
         alike: dict[Any, list[int]] = {}
         for index, block in enumerate(shape.blocks):
-            alike.setdefault(part_of(block, kind), []).append(index)
+            if bytes_of(shape, block, kind, "keep", lengths):
+                alike.setdefault(part_of(block, kind), []).append(index)
         for members in alike.values():
             yield kind, shape.blocks[members[0]], members
 

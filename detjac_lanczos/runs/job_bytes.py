@@ -15,7 +15,7 @@ from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.ways import Rates
-from detjac_lanczos.frozen.words.word import Way
+from detjac_lanczos.frozen.words.word import Kind, Way
 from detjac_lanczos.solvers.dense import chunk_width, turns
 from detjac_lanczos.solvers.forecast import forecast
 from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, result_bytes, room_for, searching_bytes
@@ -149,8 +149,12 @@ class Demand:
 
     def smallest(self, tokens: int) -> Plan:
         """Return the schedule that keeps nothing that can lie elsewhere."""
-        elsewhere: tuple[Way, ...] = tuple("offload" for _ in self.shape.blocks)
-        return replace(make_plan(self.shape, [tokens], None, self.rates), mixing=elsewhere, gates=elsewhere)
+        kept = make_plan(self.shape, [tokens], None, self.rates)
+
+        def elsewhere(kind: Kind) -> tuple[Way, ...]:
+            return tuple("offload" if kept.has(kind, block) else "keep" for block in range(len(self.shape.blocks)))
+
+        return replace(kept, mixing=elsewhere("mixing"), gates=elsewhere("gates"))
 
     def total(self, schedule: Plan, width: int) -> int:
         """Bytes that the joint job holds with a schedule, weights apart."""

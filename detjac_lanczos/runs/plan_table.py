@@ -32,6 +32,8 @@ def render(plan: JobPlan) -> str:
     schedule = plan.schedule
     record = schedule.record
     for kind in KINDS:
+        if not record[kind]:
+            continue
         ways, label = record[kind], "attention weights" if kind == "mixing" else kind
         here = schedule.bytes_of(kind, "keep") + schedule.bytes_of(kind, "rebuild")
         remark = "; ".join(f"{way} {blocks}" for way, blocks in ways.items())

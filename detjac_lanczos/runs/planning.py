@@ -167,6 +167,10 @@ def plan(
         plain = replace(demand, shape=replace(shape, scratch=0))
         held = _streaming(weight_bytes(whole), _inside(whole, family, None))
         otherwise.append(Otherwise("leave the weights unpacked, so that they stream", held, plain))
+    elif kind != stored:
+        as_stored = replace(demand, shape=replace(shape, scratch=scratch(whole, stored)))
+        words = f"leave the weights as they are stored (quantization {stored})"
+        otherwise.append(Otherwise(words, weight_bytes(whole, stored).total(), as_stored))
     return replace(made, advice=advice(demand, limit, tokens, width, resident, otherwise))
 
 

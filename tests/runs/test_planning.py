@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GptOssConfig
 
 from bench import large
 from bench.allocations import with_peak
@@ -315,6 +315,23 @@ def test_each_advice_is_enough_and_no_more() -> None:
     assert plan(LLAMA_70B, tokens, **asked).fits
     assert not plan(LLAMA_70B, tokens + 1, **asked).fits
     assert plan(LLAMA_70B, 4096, **asked | {"memory": more.split()[1] + "GB"}).fits
+
+
+def test_weights_that_fit_as_they_are_stored_are_left_so() -> None:
+    config = GptOssConfig(num_hidden_layers=4, quantization_config={"quant_method": "mxfp4"}, dtype="bfloat16")
+    asked: dict[str, Any] = {"device": "h100", "memory": "10GB"}
+    found = plan(config, 64, **asked, quantization="nf4-double")
+    assert not found.fits and plan(config, 64, **asked).fits
+    assert found.advice[0] == "leave the weights as they are stored (quantization mxfp4)"
+
+
+def test_nothing_is_said_of_gates_that_no_block_has() -> None:
+    config = GptOssConfig(num_hidden_layers=4, quantization_config={"quant_method": "mxfp4"}, dtype="bfloat16")
+    least = plan(config, 1024, device="h100", quantization="nf4-double", memory="1GB")
+    for found in (plan(config, 1024, device="h100"), least):
+        assert set(found.schedule.gates) == {"keep"}
+        assert "attention weights" in str(found) and "gates" not in str(found)
+    assert set(least.schedule.mixing) == {"offload"}
 
 
 def test_the_table_is_aligned_and_within_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
