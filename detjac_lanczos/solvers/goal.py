@@ -9,6 +9,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.energy import EnergySketch, count_for
 from detjac_lanczos.solvers.factorisation import Factorisation
 from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.rounding import deflation_threshold, epsilon
 
 _WELL_UNDER = 0.02
 
@@ -50,7 +51,7 @@ class Goal:
             return int((torch.from_numpy(values).to(self._dtype).double() > self.threshold).sum())
         return len(values) - self.further
 
-    def reconsider(self, state: Factorisation, largest: float) -> None:
+    def reconsider(self, state: Factorisation, largest: float, eps: float) -> None:
         """Set how many triplets are wanted by the Ritz values, where no number is asked for.
 
         Parameters
@@ -58,9 +59,11 @@ class Goal:
         state : Factorisation
         largest : float
             What is known of σ_1 before there are any.
+        eps : float
+            ε of the products.
         """
         if not self._options.counted:
-            self.wanted = min(self._aim(state, largest) + self.further, *self._shape)
+            self.wanted = min(self._aim(state, largest, eps) + self.further, *self._shape)
 
     def want_further(self) -> None:
         """Look for one more triplet than is asked for."""
@@ -80,7 +83,7 @@ class Goal:
         kept_under = _WELL_UNDER * np.minimum(values, self.threshold - values)
         return np.where(values <= self.threshold, np.maximum(tolerated, kept_under), tolerated)
 
-    def _aim(self, state: Factorisation, largest: float) -> int:
+    def _aim(self, state: Factorisation, largest: float, eps: float) -> int:
         """Return how many triplets the threshold, the first below it included, or the energy asks for."""
         values = state.values()
         if self.threshold is not None:
@@ -89,15 +92,28 @@ class Goal:
         first = float(values[0]) if len(values) else largest
         low, high = self.sketch.total(state.U.rows, state.AtU.rows, first)
         count = count_for(self._options.energy, values, high)
-        self.energy = _share(values[:count], low, high)
+        self.energy = _share(values[:count], low, high, eps, epsilon(self._dtype))
         return count
 
-    def forget_first(self, state: Factorisation, values: np.ndarray) -> None:
+    def forget_first(self, state: Factorisation, values: np.ndarray, eps: float) -> None:
         """State the share that these values hold again, without a bound of σ_1: it was not found."""
         if self.sketch is not None:
-            self.energy = _share(values, *self.sketch.total(state.U.rows, state.AtU.rows, math.inf))
+            self.energy = _share(
+                values, *self.sketch.total(state.U.rows, state.AtU.rows, math.inf), eps, epsilon(self._dtype)
+            )
 
 
-def _share(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    held = float((values**2).sum())
-    return (held / high, min(held / low, 1.0)) if low > 0.0 else (1.0, 1.0)
+def _share(values: np.ndarray, low: float, high: float, eps: float, own: float) -> tuple[float, float]:
+    """Return what share of ‖A‖_F² values hold, and what rounding may make of it.
+
+    Products in precision ε move the root of what is held by c ε of it, and that of the rest by c ε ‖A‖_F. The rest is
+    moreover a difference of sums, to c times the solver's ``own`` ε.
+    """
+    rounding, lost = deflation_threshold(eps, 1.0), deflation_threshold(own, high)
+    held, noise = float((values**2).sum()), rounding * math.sqrt(high)
+    if held == 0.0:
+        return (0.0, 0.0) if low > 0.0 else (1.0, 1.0)
+    least, most = (1.0 - rounding) ** 2 * held, (1.0 + rounding) ** 2 * held
+    fewer = max(math.sqrt(max(low - held - lost, 0.0)) - noise, 0.0) ** 2
+    more = (math.sqrt(max(high - held, 0.0) + lost) + noise) ** 2
+    return least / (least + more), most / (most + fewer)

@@ -227,7 +227,7 @@ class Search:
     def conclude(self) -> None:
         """State what rests on σ_1 anew where the search ended before that was found."""
         if self.triplets is not None and self.relative[0] > self.options.tol:
-            self.goal.forget_first(self.state, self.triplets.values)
+            self.goal.forget_first(self.state, self.triplets.values, self.eps)
 
     def count_column(self, *, probe: bool) -> None:
         """Count a pass of one column that is none of the search: of a ``probe``, or made before and timed again."""
@@ -258,7 +258,7 @@ class Search:
         if self.state.whole and self.state.steps:  # with products of both sides, which may contradict each other
             self.state.deduce(deflation_threshold(epsilon(self.dtype), self._largest), self.generator)
             self.widening.strand, self._copies.passes_left = None, 0
-        self.goal.reconsider(self.state, self._largest)
+        self.goal.reconsider(self.state, self._largest, self.eps)
         if self.state.steps >= self.goal.wanted:
             self._judge()
         else:

@@ -264,3 +264,13 @@ def test_no_value_that_rounds_to_the_threshold_is_returned(method: str) -> None:
     for seed in range(5):
         result = svd(A, threshold=1.000000001, method=method, seed=seed)
         assert (result.S.double() > 1.000000001).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_share_of_the_energy_holds_rounding(dtype: torch.dtype) -> None:
+    """Where triplets hold nearly all, the rounding of the products is what is left."""
+    A = matrix(np.array([1.0, 0.5, 0.2]), (60, 60)).to(dtype)
+    for seed in range(10):
+        result = svd(A, energy=0.98, method="lanczos", tol=1e-2, seed=seed)
+        share = float(torch.linalg.svdvals(A.double())[: len(result.S)].square().sum() / A.double().square().sum())
+        assert result.energy[0] <= share <= result.energy[1]
