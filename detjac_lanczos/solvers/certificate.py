@@ -99,7 +99,7 @@ def certify_triplets(
     exact: bool = False,
     scale: float = 1.0,
     least: float = 0.0,
-    mismatch: float = 0.0,
+    mismatch: Tensor | None = None,
 ) -> tuple[Tensor, Certificate]:
     """Measure triplets against products of the operator and state what they prove.
 
@@ -120,8 +120,8 @@ def certify_triplets(
         What the products are of: this times the operator.
     least : float
         What products lose where their type has no smaller numbers: a smaller residual is not claimed.
-    mismatch : float
-        What each A v may be away from that given, absolute: a part of its residual.
+    mismatch : Tensor, shape (k,), optional
+        What each A v and Aᵀ u may be away from those given, absolute: a part of their residuals.
 
     Returns
     -------
@@ -142,8 +142,8 @@ def certify_triplets(
     left_gram, left_defect = products.T @ vectors, _orthonormality(vectors)
     left = products.sub_(vectors.mul_(sigma))
     del vectors, products
-    unseen = torch.full_like(sigma, mismatch * unit)
-    residuals = torch.stack([torch.hypot(right.norm(dim=0), unseen), left.norm(dim=0)], dim=1)
+    unseen = torch.zeros_like(sigma) if mismatch is None else mismatch.to(sigma) * unit
+    residuals = torch.stack([torch.hypot(block.norm(dim=0), unseen) for block in (right, left)], dim=1)
     worst = residuals.amax(dim=1)
     met = (worst <= tol * sigma) & (tol * sigma >= least * unit)
     if exact and tells_zeros(floor, tol, top):
@@ -155,7 +155,7 @@ def certify_triplets(
         claimed=int(met.sum()),
         tol=tol,
         residual=float(relative[met].max()) if bool(met.any()) else 0.0,
-        e_k=max(math.hypot(_norm(right, met), float(unseen[met].norm())), _norm(left, met)) / unit,
+        e_k=math.hypot(max(_norm(right, met), _norm(left, met)), float(unseen[met].norm())) / unit,
         orthonormality=(right_defect, left_defect),
         adjoint_defect=adjoint / top if top > 0 else 0.0,
         floor=floor / unit,

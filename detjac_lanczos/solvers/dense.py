@@ -23,17 +23,17 @@ _CHUNK_ROWS = 1024
 _NEGLIGIBLE = 0.1
 """Of what a residual may be: where the mismatch of matrix and operator is less, the matrix stands for the products.
 
-The mismatch is estimated by one random vector. If it lies in a single direction, that is the size of a Gaussian, which
-is a tenth of its deviation or less with a chance of 8 %; in several directions, as that of rounding, it is far less so.
+It is measured on one random unit vector. Rounding goes with the length of a product, and is alike in all directions
+otherwise; for what is left of a mismatch that lies in few directions, there is the tenth.
 """
 
 
 def solve_dense(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
     """Write out every matrix, take its SVD, and measure the leading triplets.
 
-    Their products are those with the matrix where its mismatch is negligible for ``tol``: see :class:`Materialisation`.
-    Elsewhere, in half precision above all, one pass each way makes them, if ``max_products`` leaves it; if not, the
-    mismatch is part of the residuals.
+    Their products are those with the matrix where its mismatch is negligible for ``tol`` (see
+    :class:`Materialisation`), and it is part of their residuals. For the others, in half precision above all, one pass
+    each way makes them, if ``max_products`` leaves it.
     """
     return decompose(Materialisation(batch), options, method, certify=certify)
 
@@ -80,24 +80,27 @@ def decompose(dense: "Materialisation", options: Options, method: Method, *, cer
 
 def _measured(dense: "Materialisation", leading: Mapping[int, Found], options: Options) -> dict[int, Found]:
     """Return the triplets with products of the operators where those with the matrices are no substitute."""
-    batch, measured, doubtful = dense.batch, dict(leading), []
+    batch = dense.batch
+    mismatches: dict[int, Tensor] = {}
+    doubtful: dict[int, Tensor] = {}
     for index, found in leading.items():
-        mismatch, floor = dense.mismatch(index) * found.scale, _floor(batch, index, found)
-        allowed = torch.where(found.values > floor, _NEGLIGIBLE * options.tol * found.values, floor)
-        if not bool((mismatch > allowed).any()):
-            measured[index] = replace(found, mismatch=dense.differences[index] * found.scale)
-        elif options.left(batch.forward[index] + batch.transposed[index]) < 2 * len(found.values):
-            measured[index] = replace(found, mismatch=mismatch)
-        else:
-            doubtful.append(index)
-    for turn in turns([len(leading[index].values) * batch.costs[index] for index in doubtful]):
-        indices = [doubtful[place] for place in turn]
-        pushed = batch.apply(Direction.FORWARD, [(index, leading[index].right) for index in indices])
-        pulled = batch.apply(Direction.TRANSPOSED, [(index, leading[index].left) for index in indices])
+        mismatches[index] = dense.mismatches(index, found)
+        allowed, floor = _NEGLIGIBLE * options.tol * found.values, _floor(batch, index, found)
+        if tells_zeros(floor, options.tol, found.first):
+            allowed = torch.where(found.values > floor, allowed, floor)
+        rows = (mismatches[index] > allowed).nonzero().flatten()
+        if 0 < 2 * len(rows) <= options.left(batch.forward[index] + batch.transposed[index]):
+            doubtful[index] = rows
+    waiting = list(doubtful)
+    for turn in turns([len(doubtful[index]) * batch.costs[index] for index in waiting]):
+        indices = [waiting[place] for place in turn]
+        pushed = batch.apply(Direction.FORWARD, [(index, leading[index].right[doubtful[index]]) for index in indices])
+        pulled = batch.apply(Direction.TRANSPOSED, [(index, leading[index].left[doubtful[index]]) for index in indices])
         for index, right, left in zip(indices, pushed, pulled, strict=True):
-            found = leading[index]
-            measured[index] = replace(found, right_products=right * found.scale, left_products=left * found.scale)
-    return measured
+            found, rows = leading[index], doubtful[index]
+            found.right_products[rows], found.left_products[rows] = right * found.scale, left * found.scale
+            mismatches[index][rows] = 0.0
+    return {index: replace(found, mismatch=mismatches[index]) for index, found in leading.items()}
 
 
 def _floor(batch: CountingBatch, index: int, found: Found) -> float:
@@ -116,14 +119,14 @@ class Materialisation:
     ----------
     matrices : list of Tensor, each (d_out, d_in), in working precision
         Empty before the first pass: one that is never made takes no memory.
-    differences : dict of float
-        ‖(A - M) r‖ of each operator: what the product of a unit vector differs by.
+    differences : dict of (float, float)
+        ‖(A - M) r‖ of each operator, and the length of A r: ‖M‖_F / √d_in, what is expected of it, at least.
     """
 
     def __init__(self, batch: CountingBatch) -> None:
         self.batch = batch
         self.matrices: list[Tensor] = []
-        self.differences: dict[int, float] = {}
+        self.differences: dict[int, tuple[float, float]] = {}
         self._shared = batch.one_output_space
         self._chunks = self._plan()
 
@@ -149,7 +152,13 @@ class Materialisation:
 
     def mismatch(self, index: int) -> float:
         """Return √d_in ‖(A - M) r‖, an estimate of ‖A - M‖_F: what the product of any unit vector may differ by."""
-        return math.sqrt(self.batch.shapes[index][1]) * self.differences.get(index, math.inf)
+        return math.sqrt(self.batch.shapes[index][1]) * self.differences[index][0]
+
+    def mismatches(self, index: int, found: Found) -> Tensor:
+        """Return what products may differ by, (k,) in float64: ‖(A - M) r‖, times σ_j / ‖A r‖ where that is more."""
+        difference, length = self.differences[index]
+        times = (found.values.double() / (length * found.scale)).nan_to_num(1.0).clamp_min(1.0)
+        return difference * found.scale * times
 
     def send_one_again(self) -> None:
         """Send the first row again, alone: beside a pass of many, its time shows what a pass costs without rows."""
@@ -192,7 +201,7 @@ class Materialisation:
         length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
         bound = adjoint_bound(self.batch.spacing(index, length / scale), max(matrix.shape))
         difference = float((ahead - row @ matrix.T).norm())
-        self.differences[index] = difference / scale
+        self.differences[index] = difference / scale, length / scale
         return difference > bound * length
 
     def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:
@@ -290,7 +299,7 @@ def claim_of_spectrum(
     first, last = float(values[0]), known[-1] if known else 0.0
     edge = last if threshold is None else threshold * scale
     if threshold is None:
-        complete = beyond + rounding < last or (last <= floor and tells_zeros(floor, tol, first))
+        complete = k == len(values) or beyond + rounding < last or (last <= floor and tells_zeros(floor, tol, first))
     else:
         complete = beyond + rounding <= edge
     return Completeness(

@@ -29,8 +29,8 @@ class Found:
     scale : float
     first : float
         The largest value known, also where none is asked for.
-    mismatch : float
-        What an A v of the operator may be away from that given, where another matrix made it.
+    mismatch : Tensor, shape (k,), optional
+        What each A v and Aᵀ u of the operator may be away from those given, where another matrix made them.
     """
 
     values: Tensor
@@ -40,7 +40,7 @@ class Found:
     left_products: Tensor
     scale: float
     first: float
-    mismatch: float = 0.0
+    mismatch: Tensor | None = None
 
     @classmethod
     def of(cls, triplets: RitzTriplets, scale: float, first: float) -> "Found":
@@ -96,7 +96,7 @@ def finish(
         exact=status is Status.BREAKDOWN_EXACT,
         scale=found.scale,
         least=lost,
-        mismatch=found.mismatch / found.scale,
+        mismatch=None if found.mismatch is None else found.mismatch / found.scale,
     )
     if status is Status.BREAKDOWN_EXACT and not tells_zeros(floor, options.tol, first):
         status = Status.CONVERGED
