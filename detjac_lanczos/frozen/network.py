@@ -204,7 +204,11 @@ class FrozenNetwork:
         UnsupportedModelError
             If the way to the logits is not built as the family declares.
         """
-        key = (source, target.kind, target.index, target.rows)
+        alike = (rows for _, kind, _, rows in self._programs if kind == target.kind and rows is not None)
+        rows = target.rows
+        if rows is not None:
+            rows = next((known for known in alike if known.dtype == rows.dtype and torch.equal(known, rows)), rows)
+        key = (source, target.kind, target.index, rows)
         if key not in self._programs:
             self._programs[key] = program_of(self, source, target)
         return self._programs[key]

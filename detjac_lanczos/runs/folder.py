@@ -22,6 +22,7 @@ RECORD = "run.json"
 VECTORS = "vectors.safetensors"
 PAGE = "report.html"
 FIGURES = "figures"
+_MOUNTS = Path("/proc/self/mountinfo")
 _FIGURE = re.compile(r"(spectra|reconstruction|contributions)(-\d+)?\.(png|svg)")
 KIND = "detjac run"
 
@@ -37,7 +38,7 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
     try:
         path = Path(folder).expanduser().resolve()
         _require_ours(path)
-        holder = path if os.path.ismount(path) else next(place for place in path.parents if place.exists())
+        holder = path if _is_mount(path) else next(place for place in path.parents if place.exists())
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, in an unknown user's home
@@ -61,7 +62,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         As `check_output`, or if the disk is full.
     """
     path = check_output(folder)
-    inside = os.path.ismount(path)
+    inside = _is_mount(path)
     work = (path if inside else path.parent) / f".{path.name}.{secrets.token_hex(4)}"
     made = [parent for parent in path.parents if not parent.exists()]
     try:
@@ -170,8 +171,20 @@ def _move_in(work: Path, path: Path) -> None:
     _sync_one(path)
     shutil.rmtree(path / FIGURES, ignore_errors=True)
     for name in (VECTORS, PAGE, FIGURES, RECORD):
-        (work / name).rename(path / name)
+        if (work / name).exists():
+            (work / name).rename(path / name)
     _sync_one(path)
+
+
+def _is_mount(path: Path) -> bool:
+    """Whether a folder is a mount point; one bound from the same file system shows in Linux's table alone."""
+    if os.path.ismount(path):
+        return True
+    try:
+        table = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return False
+    return str(path).replace(" ", r"\040") in {line.split(" ")[4] for line in table.splitlines()}
 
 
 def _sync(folder: Path) -> None:

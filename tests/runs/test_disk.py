@@ -357,6 +357,23 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return mount
 
 
+def test_a_mount_bound_from_the_same_file_system_is_known(
+    run: Run, mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(f"30 25 0:26 / {mounted} rw - ext4 /dev/sda rw\n", encoding="utf-8")
+    monkeypatch.setattr(os.path, "ismount", lambda _: False)
+    monkeypatch.setattr(folder, "_MOUNTS", table)
+    run.save(mounted)
+    assert load_run(mounted).record == run.record
+
+
+def test_a_mount_point_is_filled_without_figures_too(run: Run, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detjac_lanczos.reading.figures.save_figures", lambda *_: [])
+    run.save(mounted)
+    assert _entries(mounted) == ["report.html", "run.json", "vectors.safetensors"]
+
+
 def test_a_mount_point_is_filled_and_its_run_replaced(run: Run, mounted: Path) -> None:
     for _ in range(2):
         run.save(mounted)

@@ -50,9 +50,10 @@ def heading(record: Record) -> str:
     found = sum(token["status"] in SUCCESSFUL for token in record["tokens"])
     share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
     others_of_survey = f"; {certificates_of_survey(record['tokens'])}" if surveyed(record) else ""
+    whose = " (first prompt)" if more else ""
     key = [
-        ("Next token", f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>"),
-        ("Reconstruction error", f"{scientific(errors['relative_error'])} <small>std(ŷ − y) / std(y)</small>"),
+        (f"Next token{whose}", f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>"),
+        (f"Reconstruction error{whose}", f"{scientific(errors['relative_error'])} <small>std(ŷ − y) / std(y)</small>"),
         (
             "Tokens certified" if record["options"]["certify"] else "Tokens converged",
             f"{found} of {len(record['tokens'])} <small>{text(asked_for(record))}, "
