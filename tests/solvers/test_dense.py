@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detjac_lanczos.solvers import Status, measure_triplets, svd, svd_batch
+from detjac_lanczos.solvers.reprobe import measure_completeness
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
 A = matrix(spectrum("harmonic", 60), (60, 60))
@@ -32,6 +33,10 @@ def test_a_forward_product_that_is_off_claims_no_more_than_it_bears_out() -> Non
     assert not claim.complete
     for off in (A, wrong):
         assert (torch.linalg.svdvals(off)[:6] <= torch.tensor(claim.upper)).all()
+    triplets = [result.U], [result.S], [result.V]
+    operator = Recorder(wrong.half(), A.T.half())
+    again = measure_completeness(operator, *triplets, [claim], tol=1e-3, passes=result.work.passes)[0]
+    assert again.upper == pytest.approx(claim.upper)
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-3), (torch.float64, 1e-3), (torch.float64, 1e-10)])
