@@ -204,14 +204,18 @@ class FrozenNetwork:
         UnsupportedModelError
             If the way to the logits is not built as the family declares.
         """
-        alike = (rows for _, kind, _, rows in self._programs if kind == target.kind and rows is not None)
-        rows = target.rows
-        if rows is not None:
-            rows = next((known for known in alike if known.dtype == rows.dtype and torch.equal(known, rows)), rows)
-        key = (source, target.kind, target.index, rows)
+        key = (source, target.kind, target.index, self._asked_before(target.rows))
         if key not in self._programs:
             self._programs[key] = program_of(self, source, target)
         return self._programs[key]
+
+    def _asked_before(self, rows: Tensor | None) -> Tensor | None:
+        """Return the rows of an earlier probe where they are equal: each probe holds a copy of its own."""
+        if rows is None:
+            return None
+        known = (other for *_, other in self._programs if other is not None)
+        alike = (other for other in known if (other.dtype, other.device) == (rows.dtype, rows.device))
+        return next((other for other in alike if torch.equal(other, rows)), rows)
 
     @in_own_precision
     def value(self, target: Place, prompt: int, position: int) -> Tensor:

@@ -184,7 +184,8 @@ def _is_mount(path: Path) -> bool:
         table = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return False
-    return str(path).replace(" ", r"\040") in {line.split(" ")[4] for line in table.splitlines()}
+    place = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in str(path))
+    return any(place in line.split(" ")[4:5] for line in table.split("\n"))
 
 
 def _sync(folder: Path) -> None:

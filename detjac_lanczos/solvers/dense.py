@@ -152,7 +152,7 @@ class Materialisation:
 
     def mismatch(self, index: int) -> float:
         """Return √d_in ‖(A - M) r‖, an estimate of ‖A - M‖_F: what the product of any unit vector may differ by."""
-        return math.sqrt(self.batch.shapes[index][1]) * self.differences[index][0]
+        return math.sqrt(self.batch.shapes[index][1]) * self.differences.get(index, (math.inf, 0.0))[0]
 
     def mismatches(self, index: int, found: Found) -> Tensor:
         """Return what products may differ by, (k,) in float64: ‖(A - M) r‖, times σ_j / ‖A r‖ where that is more."""
@@ -199,10 +199,13 @@ class Materialisation:
         scale = safe_scale(self.matrices[index])
         matrix, ahead = self.matrices[index] * scale, product * scale
         length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
-        bound = adjoint_bound(self.batch.spacing(index, length / scale), max(matrix.shape))
+        spacing = self.batch.spacing(index, length / scale)
         difference = float((ahead - row @ matrix.T).norm())
-        self.differences[index] = difference / scale, length / scale
-        return difference > bound * length
+        self.differences[index] = (
+            max(difference, spacing * length / 2) / scale,
+            length / scale,
+        )  # r may be a unit vector
+        return difference > adjoint_bound(spacing, max(matrix.shape)) * length
 
     def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:
         matrix = self.matrices[index]

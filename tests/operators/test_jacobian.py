@@ -484,7 +484,6 @@ def test_a_tuple_is_one_prompt_and_token_and_any_other_iterable_a_list(network: 
             network.jacobians(refused)  # type: ignore[arg-type]
 
 
-@pytest.mark.filterwarnings("error::UserWarning")
 def test_equal_probes_share_one_program(network: DetachedNetwork) -> None:
     rows = torch.randn(2, network.jacobian(0).shape[0], dtype=torch.float64)
     programs = [network.program(-1, probe(rows)) for _ in range(2)]
@@ -492,6 +491,7 @@ def test_equal_probes_share_one_program(network: DetachedNetwork) -> None:
     assert network.program(-1, probe(2 * rows)) is not programs[0]
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_a_probe_of_one_row_is_reconstructed(network: DetachedNetwork) -> None:
     found = network.jacobian(0, target=probe(normal(1, 24))).reconstruction
     assert found.relative_error == found.norm_error <= 1e-12

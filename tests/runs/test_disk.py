@@ -361,7 +361,8 @@ def test_a_mount_bound_from_the_same_file_system_is_known(
     run: Run, mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "mountinfo"
-    table.write_text(f"30 25 0:26 / {mounted} rw - ext4 /dev/sda rw\n", encoding="utf-8")
+    odd = "29 25 0:26 / /odd\x0bname rw - ext4 /dev/sda rw"
+    table.write_text(f"{odd}\n30 25 0:26 / {mounted} rw - ext4 /dev/sda rw\n", encoding="utf-8")
     monkeypatch.setattr(os.path, "ismount", lambda _: False)
     monkeypatch.setattr(folder, "_MOUNTS", table)
     run.save(mounted)

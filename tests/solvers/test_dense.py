@@ -58,6 +58,12 @@ def test_small_values_of_a_sound_operator_take_no_further_pass() -> None:
     assert measured.certificate.claimed == 50
 
 
+def test_a_single_column_is_in_doubt_though_its_random_vector_is_exact() -> None:
+    column = torch.linspace(0.1, 1, 9, dtype=torch.float64)[:, None].bfloat16()
+    result = svd(column, 1, method="dense", tol=1e-5)
+    assert (result.status, result.certificate.claimed) == (Status.NOISE_FLOOR, 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_lies_beyond_the_last_value(dtype: torch.dtype) -> None:
     small = torch.diag(torch.tensor([1.0, 0.1], dtype=dtype))
