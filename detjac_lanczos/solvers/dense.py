@@ -24,16 +24,17 @@ _NEGLIGIBLE = 0.1
 """Of what a residual may be: where the mismatch of matrix and operator is less, the matrix stands for the products.
 
 It is measured on one random unit vector. Rounding goes with the length of a product, and is alike in all directions
-otherwise; for what is left of a mismatch that lies in few directions, there is the tenth.
+otherwise: there is a tenth for what differs. A mismatch that lies in few directions shows in a mixture of the triplets
+alone, where it is measured at its size: that may be what a residual may, beside what else is in it.
 """
 
 
 def solve_dense(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
     """Write out every matrix, take its SVD, and measure the leading triplets.
 
-    Their products are those with the matrix where its mismatch is negligible for ``tol`` (see
-    :class:`Materialisation`), and it is part of their residuals. For the others, in half precision above all, one pass
-    each way makes them, if ``max_products`` leaves it.
+    Their products are those with the matrix where its mismatch is negligible for ``tol``, on a random vector (see
+    :class:`Materialisation`) and on a mixture of the triplets; it is part of their residuals. For the others, in half
+    precision above all, one pass each way makes them, if ``max_products`` leaves it.
     """
     return decompose(Materialisation(batch), options, method, certify=certify)
 
@@ -82,13 +83,19 @@ def _measured(dense: "Materialisation", leading: Mapping[int, Found], options: O
     """Return the triplets with products of the operators where those with the matrices are no substitute."""
     batch = dense.batch
     mismatches: dict[int, Tensor] = {}
-    doubtful: dict[int, Tensor] = {}
+    allowed: dict[int, Tensor] = {}
     for index, found in leading.items():
         mismatches[index] = dense.mismatches(index, found)
-        allowed, floor = _NEGLIGIBLE * options.tol * found.values, _floor(batch, index, found)
+        allowed[index], floor = options.tol * found.values.double(), _floor(batch, index, found)
         if tells_zeros(floor, options.tol, found.first):
-            allowed = torch.where(found.values > floor, allowed, floor)
-        rows = (mismatches[index] > allowed).nonzero().flatten()
+            allowed[index] = torch.where(found.values > floor, allowed[index], floor / _NEGLIGIBLE)
+    sound = {index: mismatches[index] <= _NEGLIGIBLE * allowed[index] for index in leading}
+    doubtful: dict[int, Tensor] = {}
+    for index, along in _along(batch, leading, sound, allowed, options).items():
+        mismatches[index] = mismatches[index].maximum(along)
+        sound[index] &= along <= allowed[index] / math.sqrt(2.0)
+    for index in leading:
+        rows = (~sound[index]).nonzero().flatten()
         if 0 < 2 * len(rows) <= options.left(batch.forward[index] + batch.transposed[index]):
             doubtful[index] = rows
     waiting = list(doubtful)
@@ -101,6 +108,42 @@ def _measured(dense: "Materialisation", leading: Mapping[int, Found], options: O
             found.right_products[rows], found.left_products[rows] = right * found.scale, left * found.scale
             mismatches[index][rows] = 0.0
     return {index: replace(found, mismatch=mismatches[index]) for index, found in leading.items()}
+
+
+def _along(
+    batch: CountingBatch,
+    leading: Mapping[int, Found],
+    sound: Mapping[int, Tensor],
+    allowed: Mapping[int, Tensor],
+    options: Options,
+) -> dict[int, Tensor]:
+    """Return, per operator, what the products of its sound triplets differ by if one of them alone does: (k,).
+
+    A mixture m = Σ_j w_j v_j of unit length is sent forward. If matrix and operator differ along v_j alone, then by
+    ‖(A - M) m‖ / |w_j| there. The weights go as 1 / ``allowed``, so that all are seen alike, times a random number
+    between 1 and 2 of either sign, so that mismatches seldom cancel. Others than the sound triplets are left out; an
+    operator that has none, or whose budget is spent, is not sent anything.
+    """
+    generator = torch.Generator().manual_seed(options.seed)
+    weights: dict[int, Tensor] = {}
+    for index, found in leading.items():
+        drawn = torch.rand(2, len(found.values), dtype=torch.float64, device="cpu", generator=generator)
+        sizes = ((1.0 + drawn[0]) * (drawn[1] - 0.5).sign()).to(found.values.device)
+        if sound[index].any() and options.left(batch.forward[index] + batch.transposed[index]) > 0:
+            most = allowed[index][sound[index]].min()
+            mixed = torch.where(sound[index], sizes * (most / allowed[index]).nan_to_num(1.0), 0.0)
+            weights[index] = mixed / mixed.norm()
+    differences: dict[int, Tensor] = {}
+    waiting = list(weights)
+    for turn in turns([batch.costs[index] for index in waiting]):
+        indices = [waiting[place] for place in turn]
+        mixtures = [(index, weights[index][None].to(leading[index].right) @ leading[index].right) for index in indices]
+        for index, product in zip(indices, batch.apply(Direction.FORWARD, mixtures), strict=True):
+            found = leading[index]
+            expected = weights[index].to(found.right_products) @ found.right_products
+            difference = float((product[0] * found.scale - expected).norm())
+            differences[index] = (difference / weights[index].abs()).nan_to_num(posinf=0.0)
+    return differences
 
 
 def _floor(batch: CountingBatch, index: int, found: Found) -> float:

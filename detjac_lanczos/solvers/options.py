@@ -173,7 +173,7 @@ def check_fit(
     start : sequence of Tensor or ndarray, each (d_in, w), optional
     """
     check_k(shapes, k)
-    needed = max(shape[0] for shape in shapes) + 1
+    needed = max(shape[0] for shape in shapes) + 2  # the rows, a random vector and a mixture
     if method == "dense" and max_products is not None and max_products < needed:
         raise InputError(f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'auto'")
     if start is None:

