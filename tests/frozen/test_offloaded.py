@@ -1,6 +1,7 @@
 """Models whose weights accelerate offloads: the same numbers, each weight read once per sweep, two blocks at a time."""
 
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.structural_copy import observed_copy
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.offloaded import OffloadedModule, offloaded
 from detjac_lanczos.models.side_stream import Pace
 from detjac_lanczos.models.streaming import in_turn
@@ -23,6 +25,7 @@ from detjac_lanczos.runs import analyze
 from tests import tiny_models
 from tests.every_block import every_block
 from tests.offloading import Counts, in_host_memory, on_disk
+from tests.threads import at_once
 from tests.tiny_models.moe import MOE
 from tests.tiny_models.packed import quantised
 
@@ -122,6 +125,26 @@ class Paper:
 
     def __exit__(self, *_: object) -> None:
         self.held_now = False
+
+
+def test_threads_that_hold_at_once_share_what_is_placed() -> None:
+    class Slow(Held[None, object]):
+        def _read(self) -> None:
+            time.sleep(0.05)
+
+        def _placed(self, values: None) -> object:
+            return object()
+
+    source, together = Slow(torch.device("cpu")), threading.Barrier(2, timeout=10)
+
+    def hold() -> object:
+        with source.held() as here:
+            together.wait()
+            return here
+
+    one, other = at_once([hold, hold])
+    assert one is other
+    assert source._here is None
 
 
 def test_the_next_group_is_read_while_one_is_at_work() -> None:

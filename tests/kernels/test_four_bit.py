@@ -1,5 +1,8 @@
 """4-bit weights: the decoder against one written value by value, and products against the decoded matrix."""
 
+from functools import partial
+from threading import Barrier
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +11,7 @@ from torch import Tensor
 
 from detjac_kernels import decoded, four_bit, roads
 from detjac_kernels.four_bit import Nested, Packed4, packed_linear, packed_linear_transposed
+from tests.threads import at_once
 
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
 
@@ -131,6 +135,22 @@ def test_all_layers_share_one_scratch_buffer(monkeypatch: pytest.MonkeyPatch) ->
         packed_linear(torch.randn(3, d), weight)
         packed_linear_transposed(torch.randn(3, f), weight)
     assert len(places) == 1
+
+
+def test_threads_decode_into_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = [packed_of(6, 64, 64, True, seed=seed) for seed in (0, 1)]
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    alone = [packed_linear(x, packed) for packed in matrices]
+    decode, both = four_bit._decoded, Barrier(2, timeout=10)
+
+    def wait_for_the_other(packed: Packed4, start: int, stop: int) -> Tensor:
+        rows = decode(packed, start, stop)
+        both.wait()
+        return rows
+
+    monkeypatch.setattr(four_bit, "_decoded", wait_for_the_other)
+    for found, expected in zip(at_once([partial(packed_linear, x, packed) for packed in matrices]), alone, strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("change", ["codes", "absmax", "table"])

@@ -102,6 +102,22 @@ def test_a_choice_is_made_once_and_a_recorded_one_is_obeyed(monkeypatch: pytest.
     assert roads.choices()["f32 xWt 8x16->12"] == "onednn"
 
 
+@pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_road_that_disagrees_or_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    def onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+        if fails:
+            raise RuntimeError("could not create a primitive")
+        return 1.0001 * (x @ weight.T)
+
+    x, weight = torch.randn(6, 16), torch.randn(12, 16)
+    ready = torch.zeros(6, 12)
+    monkeypatch.setattr(roads, "_onednn", onednn)
+    monkeypatch.setitem(roads._ROADS, "onednn", lambda *_: ready)  # the faster one
+    assert torch.equal(linear(x, weight), roads._default(x, weight))
+    assert roads.choices() == {"f32 xWt 8x16->12": "default"}
+
+
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("part", [lambda w: w[:, 4:20], lambda w: w[::2]])
 def test_parts_of_a_wider_matrix_take_the_default_road_whatever_was_chosen(

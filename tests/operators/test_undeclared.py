@@ -1,11 +1,12 @@
 """Decoders that no family declares: exact where their structure is understood, refused by name where it is not."""
 
 import gc
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from detjac_lanczos.errors import DetjacError, InputError, ModelError, Unsupport
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import recognise
 from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, part_check, probe
+from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.self_check import check, self_check
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models
 from tests.offloading import in_host_memory, on_disk
 from tests.oracle_structures import Branch, Structure, activations, fused
 from tests.oracles import OracleA, embeddings_of, errors
+from tests.threads import at_once
 from tests.tiny_models import undeclared
 from tests.tiny_models.dense import SIZES
 from tests.tiny_models.draw import drawn
@@ -191,6 +194,22 @@ def test_a_layer_norm_whose_input_has_no_mean_is_centred_all_the_same() -> None:
     assert all(stream.mean(1).abs().max() < 1e-14 for stream in network.streams.residual)
     expected = OracleA(model, embeddings_of(model, ids[0])).jacobian("embeddings", "output", -1)
     assert max(errors(network.jacobian("joint").dense(), expected.flatten(1))) <= BAR
+
+
+def test_threads_differentiate_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward mode has one level for the whole process."""
+    J = case("StableLM", "gate")[2].jacobian((1, "joint"))
+    inputs = torch.randn(2, J.shape[1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = [J.matmat(X) for X in inputs]
+    run = AutogradSweeps._run
+
+    def slow(self: AutogradSweeps, *args: Any) -> Tensor:
+        time.sleep(0.05)
+        return run(self, *args)
+
+    monkeypatch.setattr(AutogradSweeps, "_run", slow)
+    for found, expected in zip(at_once([partial(J.matmat, X) for X in inputs]), alone, strict=True):
+        assert torch.equal(found, expected)
 
 
 def _writes(name: str) -> bool:
