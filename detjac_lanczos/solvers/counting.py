@@ -214,9 +214,12 @@ class CountingBatch:
         """
         return self.alike(index, self.apply(direction, [(index, rows)])[0] * scale, products, scale)
 
-    def alike(self, index: int, again: Tensor, products: Tensor, scale: float) -> bool:
-        """Whether two products of one operator with the same rows, times ``scale``, agree up to rounding."""
-        length = float(products.norm())
+    def alike(self, index: int, again: Tensor, products: Tensor, scale: float, summed: Tensor | None = None) -> bool:
+        """Whether two products of one operator with the same rows, times ``scale``, agree up to rounding.
+
+        Rounding goes with the length of ``summed``, where ``products`` are its sums: they may be shorter by far.
+        """
+        length = float((products if summed is None else summed).norm())
         eps = spacing(self.operator_dtype, length / scale, products.numel())
         return float((again - products).norm()) <= adjoint_bound(eps, max(self.shapes[index])) * length
 
@@ -288,11 +291,14 @@ class CountingBatch:
             index = blocks[at][0]
             one = self._checked(index, direction, 1, product).T.double()
             self.nonfinite.pop(index, None)  # that is said of the pass itself, which is taken from the journal
-            other = stored[at].double() @ mixture
+            parts = stored[at].double() * mixture.T
+            other = parts.sum(dim=1, keepdim=True)
             finite = torch.isfinite(other)
-            scale = safe_scale(other)
+            scale = safe_scale(parts)
             same = (
-                self.alike(index, one * scale, other * scale, scale) if finite.all() else one.isfinite().equal(finite)
+                self.alike(index, one * scale, other * scale, scale, parts * scale)
+                if finite.all()
+                else one.isfinite().equal(finite)
             )
             if not same:
                 raise InputError(

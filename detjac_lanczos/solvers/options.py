@@ -163,6 +163,7 @@ def check_fit(
     *,
     k: int | None,
     method: str,
+    asked: str,
     max_products: int | None,
     start: Sequence[Any] | None,
 ) -> list[Tensor] | None:
@@ -170,16 +171,20 @@ def check_fit(
 
     Parameters
     ----------
+    method, asked : str
+        The method to take, and the one asked for: ``choices`` may hold what "auto" took before.
     start : sequence of Tensor or ndarray, each (d_in, w), optional
     """
     check_k(shapes, k)
     needed = max(shape[0] for shape in shapes) + 2  # the rows, a random vector and a mixture
     if method == "dense" and max_products is not None and max_products < needed:
-        raise InputError(f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'auto'")
+        raise InputError(
+            f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'lanczos'"
+        )
     if start is None:
         return None
-    if method not in ("auto", "lanczos"):
-        raise InputError(f"start begins a Lanczos search, method {method!r} makes none: choose 'lanczos', or no start")
+    if asked not in ("auto", "lanczos"):
+        raise InputError(f"start begins a Lanczos search, method {asked!r} makes none: choose 'lanczos', or no start")
     if not isinstance(start, Sequence | Tensor | np.ndarray):
         raise InputError(f"start is a {type(start).__name__}: give a list with one block for each operator")
     if len(start) != len(shapes):
@@ -214,4 +219,4 @@ def is_whole(value: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether a value is a real number, numpy's included; True is none."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

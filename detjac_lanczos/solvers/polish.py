@@ -87,7 +87,8 @@ def polish(
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
     method : {"auto", "lanczos"}
     **options
-        Further options of :func:`~detjac_lanczos.solvers.svd_batch`, such as ``certify`` and ``max_products``.
+        Further options of :func:`~detjac_lanczos.solvers.svd_batch`, such as ``certify`` and ``max_products``; ``k``
+        and ``start`` are those of the survey.
 
     Returns
     -------
@@ -97,8 +98,11 @@ def polish(
     Raises
     ------
     InputError
-        The results do not fit the batch, or an operator is chosen that has no result to begin with.
+        The results do not fit the batch, an operator is chosen that has no result to begin with, or an option is
+        ``k`` or ``start``.
     """
+    if taken := [name for name in ("k", "start") if name in options]:
+        raise InputError(f"polish takes k and start from the survey: leave {' and '.join(taken)} out, or use svd_batch")
     operators = as_batch(batch)
     check_results(results)
     if len(results) != len(operators.shapes):

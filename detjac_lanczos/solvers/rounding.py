@@ -60,9 +60,9 @@ def adjoint_bound(eps: float, rows: int) -> float:
     """Return the largest |⟨A v, u⟩ - ⟨v, Aᵀ u⟩| / (‖A v‖ ‖u‖) that rounding explains, ``c ε √rows``.
 
     Capped at 0.1, so that the test still means something in bfloat16; at up to 1 where products lose more digits than
-    there, which still tells Aᵀ from -Aᵀ.
+    there, which still tells Aᵀ from -Aᵀ; at ε where that is more: products shorter than their rounding tell nothing.
     """
-    return min(SAFETY * eps * math.sqrt(rows), max(LARGEST_ADJOINT_BOUND, min(SAFETY * eps, 1.0)))
+    return min(SAFETY * eps * math.sqrt(rows), max(LARGEST_ADJOINT_BOUND, min(SAFETY * eps, max(eps, 1.0))))
 
 
 def safe_scale(block: Tensor) -> float:

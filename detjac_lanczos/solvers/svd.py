@@ -89,7 +89,7 @@ def svd(
     start : Tensor or ndarray, shape (d_in, w), optional
         Right vectors to begin with, such as those of a neighbouring operator, of any length and rank. If they are
         nearly exact, the search stops almost at once and may miss triplets outside their span; certify="complete"
-        checks for those.
+        checks for those. "auto" does without them where it writes the matrix out.
     seed : int
         Seeds everything random.
     certify : {"triplets", "complete", None}
@@ -215,7 +215,7 @@ def svd_batch(
         callback=callback,
     )
     check_block("first_block", first)
-    blocks = check_fit(operators.shapes, k=k, method=asked, max_products=max_products, start=start)
+    blocks = check_fit(operators.shapes, k=k, method=method, asked=asked, max_products=max_products, start=start)
     if memory is not None and (method != "lanczos" or threshold is not None or energy is not None):
         raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")
     width = min(int(first or block or DEFAULT_WIDTH), max(map(max, operators.shapes)))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers import auto, counting, svd, svd_batch
 from detjac_lanczos.solvers.auto import sweep_rates
 from detjac_lanczos.solvers.dense import chunk_width
@@ -99,6 +100,10 @@ def test_a_budget_or_a_block_of_the_callers_is_kept() -> None:
     assert svd(A, 4, max_products=40).method == "lanczos"
     wide = svd(matrix(spectrum("root", 300), (300, 300)), 4, block=5)
     assert wide.choices["block"] == 5
+    written_out = svd(A, 4, method="dense").choices
+    with pytest.raises(InputError, match="'dense' needs 26 products, max_products allows 20: choose 'lanczos'"):
+        svd(A, 4, choices=written_out, max_products=20)
+    assert svd(A, 4, choices=written_out, max_products=20, method="lanczos").work.products <= 20
 
 
 def test_rates_are_fitted_and_never_negative() -> None:

@@ -61,6 +61,14 @@ def test_products_too_small_for_their_type_are_no_wrong_transpose(
     assert "rmatmat is not the transpose" in str(check_operator(wrong))
 
 
+def test_products_shorter_than_their_rounding_contradict_nothing() -> None:
+    """Entries of no more than two of the smallest numbers of float16: that of a product is as large as it is."""
+    for seed in range(20):
+        tiny = torch.randn(30, 30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        tiny = (tiny * (1e-7 / torch.linalg.matrix_norm(tiny, 2))).half()
+        assert svd(tiny, 4, method="dense", seed=seed).status in (Status.NOISE_FLOOR, Status.BREAKDOWN_EXACT)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_digits_are_lost_under_the_normal_range_alone(dtype: torch.dtype) -> None:
     info, rows = torch.finfo(dtype), 64

@@ -415,6 +415,14 @@ def test_a_polish_that_wrote_matrices_out_is_replayed() -> None:
         polish(matrices, survey, range(6), method="dense")
 
 
+@pytest.mark.parametrize("options", [{"k": 2}, {"start": None}, {"k": 2, "start": None}])
+def test_a_polish_takes_k_and_start_from_the_survey(options: dict) -> None:
+    matrices = [torch.eye(5, dtype=torch.float64)] * 2
+    survey = svd_batch(matrices, k=1, method="shared_basis")
+    with pytest.raises(InputError, match=f"leave {' and '.join(options)} out"):
+        polish(matrices, survey, [0], **options)
+
+
 @pytest.mark.parametrize("which", [["a"], [0.0], 5])
 def test_what_to_polish_is_numbers_of_operators(which: object) -> None:
     matrices = [torch.eye(5, dtype=torch.float64)] * 2

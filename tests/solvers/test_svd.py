@@ -198,6 +198,7 @@ def test_few_columns_are_spent() -> None:
         {"tol": "x"},
         {"tol": None},
         {"tol": True},
+        {"tol": np.complex128(1e-3)},
         {"block": 2.5},
         {"block": "wide"},
         {"max_products": 50.0},
