@@ -17,11 +17,12 @@ from torch import Tensor
 from transformers.models.llama import modeling_llama
 
 from detjac_lanczos.errors import DetjacError, InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.frozen.maps import Linear
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import recognise
 from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, part_check, probe
 from detjac_lanczos.operators.autograd import AutogradSweeps
-from detjac_lanczos.operators.self_check import check, self_check
+from detjac_lanczos.operators.self_check import check, require, self_check
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models
 from tests.offloading import in_host_memory, on_disk
@@ -559,6 +560,42 @@ def test_a_wrong_factor_is_found(part: str, message: str) -> None:
     name = next(name for name in network.coefficients if part in name)
     with refused(message):
         self_check(replace(network, coefficients={**network.coefficients, name: 1.1 * network.coefficients[name]}))
+
+
+def test_every_prompt_is_compared_with_the_models_own_pass() -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=[[1, 2, 3, 4], [5, 6]])
+    output = network.streams.output.clone()
+    output[network.start_of(1) :] *= 1.1
+    with refused("its pass is not the model's own on prompt 1"):
+        check(replace(network, streams=replace(network.streams, output=output)))
+
+
+def test_an_attention_of_a_thousandth_more_is_not_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, eager = tiny_models.llama(torch.float32), modeling_llama.eager_attention_forward
+    model.config._attn_implementation = "eager"
+
+    def louder(*args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+        output, weights = eager(*args, **kwargs)
+        return 1.001 * output, weights
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", louder)
+    with refused("its pass is not the model's own"):
+        detach(tiny_models.loaded(model), input_ids=[1, 2, 3, 4])
+
+
+def test_a_transpose_that_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=[1, 2, 3, 4])
+    weight = next(step.weight for step in network.stages[0].branches[0].chain if isinstance(step, Linear))
+    transposed = weight.apply_transposed
+    monkeypatch.setattr(weight, "apply_transposed", lambda *args, **around: 1.01 * transposed(*args, **around))
+    with refused("the transpose of its Jacobian is not"):
+        self_check(network)
+
+
+def test_an_error_that_is_no_number_is_no_small_one() -> None:
+    _, _, network = case("StableLM", "gate")
+    with refused("something .* error nan"):
+        require(network, [("something", float("nan"), 1.0)])
 
 
 def test_a_model_is_checked_in_full_once_for_each_choice(monkeypatch: pytest.MonkeyPatch) -> None:

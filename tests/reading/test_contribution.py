@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from detjac_lanczos.operators import DetachedNetwork
-from detjac_lanczos.reading import contributions, measure_contribution
+from detjac_lanczos.operators import DetachedNetwork, detach
+from detjac_lanczos.reading import contributions, estimate_contributions, measure_contribution
+from tests import tiny_models
 
 
 def truncated(network: DetachedNetwork, k: int) -> list[SimpleNamespace]:
@@ -48,3 +49,11 @@ def test_a_token_without_influence_contributes_nothing() -> None:
     found = SimpleNamespace(U=torch.zeros(2, 1), S=torch.zeros(1), V=torch.zeros(2, 1))
     part = measure_contribution(torch.zeros(2), torch.ones(2), torch.ones(2), found)
     assert (part.share, part.cosine, part.captured) == (0, 0, 1)
+
+
+def test_cosines_of_an_estimate_are_with_the_output_of_their_own_prompt() -> None:
+    """All triplets capture everything: nothing is left to estimate."""
+    prompts = detach(tiny_models.loaded(tiny_models.llama()), input_ids=tiny_models.prompt_ids(4, 3))
+    batch, triplets = prompts.jacobians(), truncated(prompts, 24)
+    found, measured = estimate_contributions(batch, triplets), contributions(batch, triplets)
+    assert [part.cosine for part in found] == pytest.approx([part.cosine for part in measured], rel=1e-9)

@@ -70,6 +70,15 @@ def test_the_output_itself_decodes_to_the_models_own_prediction(name: str) -> No
     assert [entry.score for entry in decoded] == pytest.approx(expected.values[:20].tolist(), rel=1e-5)
 
 
+def test_logits_of_unit_vectors_have_the_models_scale() -> None:
+    model = DENSE["Granite"](torch.float64)
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+    y = network.jacobian(0).y
+    (decoded,), _ = decode_left(network, (y / y.norm())[:, None], y, top=20)
+    logits = network.streams.logits[0] / y.norm()
+    assert [entry.logit for entry in decoded] == pytest.approx([float(logits[entry.id]) for entry in decoded], rel=1e-6)
+
+
 def test_a_softcap_that_saturates_keeps_the_order() -> None:
     model = DENSE["Gemma 3 softcapped"](torch.float32)
     model.get_output_embeddings().weight.data *= 100
@@ -116,9 +125,11 @@ def test_left_vectors_in_the_stream_pass_the_final_norm_first(make: str) -> None
         decoded, signs = decode_left(network, U, y, target, top=5)
         seen = torch.nn.functional.normalize(weight[:, None] * U * signs, dim=0)
         logits = network.model.get_output_embeddings().weight.detach() @ seen
+        shares = torch.softmax(network.streams.output[-1].norm() * logits, dim=0)
         for j, entries in enumerate(decoded):
             assert [entry.id for entry in entries] == logits[:, j].topk(5).indices.tolist()
             assert entries[0].logit == pytest.approx(float(logits[:, j].max()), rel=1e-6)
+            assert entries[0].score == pytest.approx(float(shares[:, j].max()), rel=1e-6)
 
 
 def test_vectors_at_the_logits_are_their_own_logits(network: DetachedNetwork) -> None:
@@ -137,6 +148,7 @@ def test_vectors_at_a_probe_are_read_row_by_row(network: DetachedNetwork) -> Non
     for j, entries in enumerate(decoded):
         assert sum(entry.score for entry in entries) == pytest.approx(1, rel=1e-12)
         assert entries[0].token == f"row {int(U[:, j].abs().argmax())}"
+        assert entries[0].score == pytest.approx(float(U[:, j].abs().max() ** 2), rel=1e-12)
         assert entries[0].logit == pytest.approx(float((U * signs)[entries[0].id, j]), rel=1e-12)
 
 
