@@ -91,7 +91,7 @@ def decode_left(
     if kind not in ("output", "logits"):
         row %= len(network.streams.output)
         vectors = _through_final_norm(network, vectors, row)
-        y = network.streams.output[row]
+        y = _output_at(network, row)
     length = float(y.double().norm())
     scale = 1.0
     if kind == "logits":
@@ -148,6 +148,12 @@ def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 
         ]
         for j in range(V.shape[1])
     ]
+
+
+def _output_at(network: DetachedNetwork, row: int) -> Tensor:
+    """Return the output in a row counted over all prompts, an altered network's own: (d_out,)."""
+    prompt = max(i for i in range(len(network.lengths)) if network.start_of(i) <= row)
+    return network.value(Place("output"), prompt, row - network.start_of(prompt))
 
 
 def _through_final_norm(network: DetachedNetwork, vectors: Tensor, row: int) -> Tensor:

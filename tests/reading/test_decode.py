@@ -11,7 +11,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.words import Project, Scale, Softcap
 from detjac_lanczos.models import LoadedModel
-from detjac_lanczos.operators import DetachedNetwork, detach, layer, probe
+from detjac_lanczos.operators import DetachedNetwork, detach, layer, mlp, probe
 from detjac_lanczos.reading import decode_left, decode_right
 from detjac_lanczos.reading.head import head_of
 from tests import tiny_models
@@ -130,6 +130,17 @@ def test_left_vectors_in_the_stream_pass_the_final_norm_first(make: str) -> None
             assert [entry.id for entry in entries] == logits[:, j].topk(5).indices.tolist()
             assert entries[0].logit == pytest.approx(float(logits[:, j].max()), rel=1e-6)
             assert entries[0].score == pytest.approx(float(shares[:, j].max()), rel=1e-6)
+
+
+def test_the_length_of_an_altered_networks_output_is_its_own(network: DetachedNetwork) -> None:
+    altered = network.replace(drop=mlp(0))
+    U, _, y = triplets_of(altered, target="residual")
+    (decoded, *_), signs = decode_left(altered, U, y, "residual", top=5)
+    own = altered.jacobian(0).y.norm()
+    assert abs(own / network.streams.output[-1].norm() - 1) > 0.01
+    seen = torch.nn.functional.normalize(network.model.model.norm.weight.detach() * U[:, 0] * signs[0], dim=0)
+    shares = torch.softmax(own * (network.model.get_output_embeddings().weight.detach() @ seen), dim=0)
+    assert decoded[0].score == pytest.approx(float(shares.max()), rel=1e-6)
 
 
 def test_vectors_at_the_logits_are_their_own_logits(network: DetachedNetwork) -> None:
