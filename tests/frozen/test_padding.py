@@ -172,6 +172,7 @@ def test_a_saved_network_keeps_its_positions(tmp_path: Path) -> None:
         ({"attention_mask": torch.ones(1, 1, 3, 3)}, "rows of 3"),
         ({"attention_mask": torch.ones(2, 3)}, "rows of 3"),
         ({"attention_mask": "left"}, "rows of 3"),
+        ({"input_ids": [[1] * 3] * 2, "attention_mask": [[1] * 3]}, "attention_mask must have .* rows of 3, 3"),
         ({"position_ids": [0, 1]}, "rows of 3"),
         ({"position_ids": [[0, 1, 2]] * 2}, "rows of 3"),
         ({"position_ids": [0.0, 1.0, 2.0]}, "must be integers"),
@@ -254,7 +255,7 @@ def test_what_is_made_in_inference_mode_serves_outside_of_it() -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_llama_4_scales_queries_by_their_place_in_the_row(side: str) -> None:
     ids, mask = padded(side)
-    for scale in (WIDTH + 1, 5):
+    for scale in (WIDTH + 1, WIDTH, 5):
         options = {
             "floor_scale": scale,
             "attn_scale": 0.5,
@@ -265,8 +266,8 @@ def test_llama_4_scales_queries_by_their_place_in_the_row(side: str) -> None:
             **SIZES | options | {"intermediate_size_mlp": 40, "moe_layers": [], "attention_chunk_size": 4}
         )
         model = drawn(transformers.Llama4ForCausalLM(config), torch.float64)
-        if side == "left" and scale == 5:
-            with pytest.raises(InputError, match=r"scales queries .* from 5 tokens on; pad on the right"):
+        if side == "left" and scale <= WIDTH:
+            with pytest.raises(InputError, match=rf"scales queries .* from {scale} tokens on; pad on the right"):
                 detach(tiny_models.loaded(model), input_ids=ids, attention_mask=mask)
             continue
         network = detach(tiny_models.loaded(model), input_ids=ids, attention_mask=mask)

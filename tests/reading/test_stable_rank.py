@@ -12,8 +12,10 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.reading import stable_ranks
+from detjac_lanczos.reading.stable_rank import surveyed_stable_rank
 from detjac_lanczos.solvers import Status, svd
 from detjac_lanczos.solvers.batch import as_batch
+from detjac_lanczos.solvers.missed import Missed
 from detjac_lanczos.solvers.trace_interval import rest_interval
 from tests.solvers.spectra import matrix, spectrum
 
@@ -116,6 +118,26 @@ def test_every_token_of_a_network(network: DetachedNetwork) -> None:
     for one, truth in zip(stable_ranks(batch, triplets, confidence=0.9999), truths, strict=True):
         assert one.interval[0] <= truth <= one.interval[1]
         assert one.interval[0] <= one.value <= one.interval[1]
+
+
+def test_a_survey_divides_each_end_by_the_other_end_of_its_value() -> None:
+    """‖J‖² = 36, of which 9 are estimated by 16 probes; σ_1 lies between 2 and 4."""
+    missed = Missed(
+        share=0.25,
+        frobenius=6.0,
+        residuals=torch.ones(1),
+        values=torch.tensor([3.0]),
+        sigma_1=(2.0, 4.0),
+        confidence=0.99,
+        operators=1,
+        probes=16,
+        basis=torch.eye(3)[:1],
+    )
+    found = surveyed_stable_rank(missed)
+    ends = (27 + 9 * 16 / chi2.ppf(0.975, 16)) / 4**2, (27 + 9 * 16 / chi2.ppf(0.025, 16)) / 2**2
+    assert found.value == pytest.approx(36 / 3**2)
+    assert found.interval == pytest.approx(ends, rel=1e-9)
+    assert found.confidence == pytest.approx(0.95 + 0.99 - 1)
 
 
 def test_a_zero_operator_has_stable_rank_zero() -> None:

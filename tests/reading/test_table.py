@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from detjac_lanczos.reading import render_table
-from detjac_lanczos.reading.record_values import percent, relative_residual, significant
+from detjac_lanczos.reading.record_values import needs_advice, percent, relative_residual, significant
 from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run
 
@@ -65,3 +65,19 @@ def test_residuals_are_relative_to_their_value_and_to_the_first_under_the_floor(
 )
 def test_significant_digits(value: float, text: str) -> None:
     assert significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("status", "completeness", "needed"),
+    [
+        ("converged", None, False),
+        ("converged", {"complete": True}, False),
+        ("converged", {"complete": False}, True),
+        ("budget", None, True),
+        ("estimate", None, False),
+    ],
+)
+def test_advice_is_for_what_stopped_short_of_its_triplets_or_of_its_claim(
+    status: str, completeness: Any, needed: bool
+) -> None:
+    assert needs_advice({"status": status, "certificate": {"completeness": completeness}}) is needed

@@ -190,6 +190,11 @@ def test_the_table_has_a_line_for_each_token_and_says_what_is_claimed(survey: Ru
     assert sum("TRIPLETS 3/3" in line for line in lines) == POLISHED
     assert sum("estimate" in line and "≈" in line for line in lines) == 10 - POLISHED
     assert max(len(line) for line in lines if not line.startswith("time")) <= 110
+    for flagged, claim in ((True, "estimate, flagged"), (False, "estimate  ")):
+        told = copy.deepcopy(survey.record)
+        for token in told["tokens"]:
+            token["survey"]["flagged"] = flagged
+        assert render_table(told).count(claim) == 10 - POLISHED
     refused = copy.deepcopy(survey.record)
     refused["tokens"][0] |= {"status": "not_finite", "survey": None, "advice": "the operator gave a NaN"}
     assert "not_finite: the operator gave a NaN" in render_table(refused)
