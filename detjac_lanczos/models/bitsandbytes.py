@@ -27,7 +27,7 @@ _ROUNDS = "MatMul8bitLt: inputs will be cast"
 
 
 class FourBitWeight(DecodedWeight):
-    """Rows of a 4-bit matrix; where they are whole blocks, products take their neighbours along."""
+    """Rows of a 4-bit matrix; those of one run that begins with a block are multiplied as a matrix of their own."""
 
     packed: Packed4
 
@@ -44,10 +44,10 @@ class FourBitWeight(DecodedWeight):
         return packed_linear_transposed(y, whole, **around)
 
     def _whole(self) -> Packed4 | None:
-        """Return these rows as a matrix of their own, in place, where they are one run of whole blocks."""
+        """Return these rows as a matrix of their own, in place, where they are one run that begins with a block."""
         matrix, (run, *others) = self.packed, self.runs
         (f, d), block = matrix.shape, matrix.block
-        if others or run.step != 1 or run.start * d % block or (run.stop * d % block and run.stop < f):
+        if others or run.step != 1 or run.start * d % block:
             return None
         if len(run) == f:
             return matrix

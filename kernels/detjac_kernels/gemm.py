@@ -59,7 +59,7 @@ def _fused(
         x = (x * scale).to(x.dtype)
     if x.shape[0] == 0:
         return epilogue(x.new_zeros(0, weight.shape[0]), gate, out_scale, add)
-    if gate is None and out_scale is None and add is not None and add.dtype is x.dtype:
+    if gate is None and out_scale is None and add is not None:
         return roads.product(x, weight, add)
     return epilogue(roads.product(x, weight), gate, out_scale, add)
 
