@@ -1,5 +1,6 @@
 """Ragged rows: whatever is swept together gives what each segment gives alone."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -68,6 +69,24 @@ def test_segments_swept_together_are_as_alone(
             assert (together_back - alone_back[0]).norm() <= 1e-13 * alone_back[0].norm()
     finally:
         layouts.PADDED_CELLS, sweep.ROWS_AT_ONCE = budget, height
+
+
+def test_products_of_a_mixing_are_padded_to_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = [Segment(0, start, 4, 2) for start in (0, 0, 0, 0, 1, 2)]
+    for cells, columns in ((40, [8, 4]), (39, [6, 6]), (1, [2] * 6)):
+        monkeypatch.setattr(layouts, "PADDED_CELLS", cells)
+        at = Layout(segments, LENGTHS, torch.device("cpu"))
+        assert [tile.columns for tile in at.square.tiles] == columns
+
+
+def test_runs_are_forgotten_with_the_positions_they_were_found_for() -> None:
+    positions = torch.tensor([0, 0, 0, 1, 1, 1])
+    known = len(layouts._runs)
+    assert layouts.runs_of(positions).width == 3
+    assert len(layouts._runs) == known + 1
+    del positions
+    gc.collect()
+    assert len(layouts._runs) <= known
 
 
 @pytest.mark.parametrize("name", ["forward", "transposed"])

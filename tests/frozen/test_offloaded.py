@@ -211,6 +211,18 @@ def test_host_memory_is_used_in_place() -> None:
         assert torch.equal(found, wanted)
 
 
+def test_values_kept_in_another_precision_are_read_in_the_modules() -> None:
+    model = in_host_memory(tiny_models.llama(torch.float32))
+    source = offloaded(model.lm_head)
+    assert source is not None
+    kept = source._map["weight"]
+    source._map = {"weight": kept.double()}
+    with source.held() as here:
+        for found in (here.weight, source.tensor("weight")):
+            assert found.dtype is torch.float32
+            assert torch.equal(found, kept)
+
+
 def test_the_whole_road_with_decoding_and_the_ordinary_jacobian(tmp_path: Path) -> None:
     resident = load_model(tiny_models.gemma(torch.float32))
     streamed = load_model(on_disk(tiny_models.gemma(torch.float32), tmp_path))

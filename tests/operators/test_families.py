@@ -1,6 +1,7 @@
 """Every declared family against reverse mode through detached modules (oracle A) and pinned modules (oracle B)."""
 
 import copy
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.families import FAMILIES, family_of
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, expert, layer, mlp
 from tests import tiny_models
@@ -202,6 +204,9 @@ def test_a_dropped_expert_is_one_whose_output_is_zero(name: str) -> None:
     used = next(int(key[-2]) for key, value in routes.items() if key[1] == "2" and last in value)
     whole = network.jacobian("joint", target=mlp(2)).dense()
     found = network.replace(drop=[expert(2, used)])
+    route = next(key for key in network.coefficients if key.endswith(f".experts.{used}.weight"))
+    with pytest.raises(InputError, match=rf"cannot replace {re.escape(route)}: folding moved it"):
+        network.replace({route: 2 * network.coefficients[route]})
     experts = next(m for path, m in model.named_modules() if ".layers.2." in path and path.endswith(".experts"))
     experts.down_proj.data[used] = 0
     if hasattr(experts, "down_proj_bias"):

@@ -512,6 +512,18 @@ def test_parts_are_checked_where_a_prompt_is_too_long_for_all_inputs_at_once(mon
     assert [claim for [(claim, _, _)] in found] == [claim for [(claim, _, _)] in once]
 
 
+def test_values_that_overflow_are_left_alone_at_large_inputs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, network = case("StableLM", "gate")
+    rows = torch.zeros(10, 4, dtype=torch.float64)
+    monkeypatch.setattr(part_check, "_values", lambda *_: [part_check.Value("the part", rows, torch.zeros(10))])
+    monkeypatch.setattr(part_check, "ROWS_AT_ONCE", 10 * LENGTHS[0])
+    rows[4:] = float("inf")
+    part_check.require_affine_parts(network)
+    rows[3] = float("inf")
+    with refused("the part is not affine"):
+        part_check.require_affine_parts(network)
+
+
 @pytest.mark.parametrize("make", [undeclared.starcoder2, undeclared.stablelm])
 def test_offloaded_weights_and_inference_mode_change_nothing(make: Any, tmp_path: Path) -> None:
     ids = tiny_models.prompt_ids(6)
