@@ -1,10 +1,13 @@
 """A Llama so small that a whole run takes a second, with a tokenizer of twelve words."""
 
+import copy
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from detjac_lanczos.models import LoadedModel, load_model
 
 WORDS = ["<unk>", "the", "bridge", "out", "of", "town", "is", "only", "<script>", "橋", "جسر", "most"]
 PROMPT = "the bridge out of town is"
@@ -32,3 +35,13 @@ def save_tiny_llama(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
     return folder
+
+
+def with_one_long_direction(model: LoadedModel) -> LoadedModel:
+    """Return a copy whose Jacobians have a first value of many times the rest: hard to find in a few products."""
+    spiked = copy.deepcopy(model.model)
+    weight = spiked.model.layers[0].mlp.up_proj.weight
+    direction = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        weight += 4 * direction
+    return load_model(spiked, model.tokenizer)

@@ -46,12 +46,12 @@ def triplet_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult]
 def _of_token(token: TokenResult, found: Measurement, eps: float) -> Iterator[Claim]:
     record, name = token.record, token.name
     fresh, residuals = found.certificate, found.residuals
-    floor, certificate = fresh.floor, token.certificate
+    slack, certificate = found.rounding, token.certificate
     for j, (claimed, measured) in enumerate(zip(token.residuals, residuals.tolist(), strict=True)):
         largest = max(part for part in claimed if part is not None)
-        yield Claim(f"residual of triplet {j + 1} of {name}", largest, max(measured), largest + floor)
+        yield Claim(f"residual of triplet {j + 1} of {name}", largest, max(measured), largest + slack)
     recorded = torch.tensor(token.residuals, dtype=torch.float64)
-    yield Claim(f"difference in the residuals of {name}", 0.0, float((recorded - residuals).abs().max()), floor)
+    yield Claim(f"difference in the residuals of {name}", 0.0, float((recorded - residuals).abs().max()), slack)
     written = torch.tensor(record["singular_values"], dtype=torch.float64)
     apart = float((written - token.S.double()).abs().max())
     yield Claim(f"difference between record and vectors in the values of {name}", 0.0, apart, 0.0)
@@ -61,7 +61,7 @@ def _of_token(token: TokenResult, found: Measurement, eps: float) -> Iterator[Cl
         yield from _of_certificate(certificate, found, name, eps, token.S.double())
         different = float(certificate.line != record["certificate"]["line"])
         yield Claim(f"difference between the certificate of {name} and its line", 0.0, different, 0.0)
-    met = residuals.amax(dim=1) <= fresh.tol * token.S.double() + floor
+    met = residuals.amax(dim=1) <= fresh.tol * token.S.double() + slack
     yield Claim(f"triplets of {name} short of those claimed", 0.0, max(0.0, float(wanted - met.sum())), 0.0)
 
 
@@ -72,11 +72,11 @@ def _of_certificate(claimed: Certificate, found: Measurement, name: str, eps: fl
     for side, was, measured in zip(("left", "right"), claimed.orthonormality, fresh.orthonormality, strict=True):
         yield _either_way(f"loss of orthonormality, {side} vectors of {name}", was, measured, slack)
     if fresh.claimed == claimed.claimed:
-        yield _either_way(f"block residual of {name}", claimed.e_k, fresh.e_k, root * fresh.floor)
-        allowed = fresh.floor / smallest if smallest > 0 else math.inf
+        yield _either_way(f"block residual of {name}", claimed.e_k, fresh.e_k, root * found.rounding)
+        allowed = found.rounding / smallest if smallest > 0 else math.inf
         yield _either_way(f"certified residual of {name}", claimed.residual, fresh.residual, allowed)
     scale = fresh.sigma_1 or 1.0
-    allowed = slack + root * fresh.floor / scale
+    allowed = slack + root * found.rounding / scale
     yield _either_way(f"adjoint defect of {name}", claimed.adjoint_defect, fresh.adjoint_defect, allowed)
     wrong = _wrong_clusters(claimed, found, values)
     yield Claim(f"differences in the clusters of {name}", 0.0, float(wrong), 0.0)
@@ -95,10 +95,10 @@ def _wrong_clusters(claimed: Certificate, found: Measurement, values: Tensor) ->
     wrong = int(not joined) + sum(not 0 <= j < len(values) - 1 for j, _ in together)
     for j in range(len(values) - 1):
         excess = float(values[j] - values[j + 1] - worst[j] - worst[j + 1])
-        if abs(excess) > 4 * fresh.floor:
+        if abs(excess) > 4 * found.rounding:
             wrong += ((j, j + 1) in together) != (excess <= 0)
     measured = {cluster.indices: cluster.residual for cluster in fresh.clusters}
     for cluster in claimed.clusters:
         again = measured.get(cluster.indices, cluster.residual)
-        wrong += abs(again - cluster.residual) > math.sqrt(claimed.k) * fresh.floor
+        wrong += abs(again - cluster.residual) > math.sqrt(claimed.k) * found.rounding
     return wrong

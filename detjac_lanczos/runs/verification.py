@@ -36,10 +36,11 @@ def verify(
 
     The same weights (by fingerprint), token ids and recorded choices are used; each token's triplets are measured with
     one fresh pass each way, then decoded again; claims of completeness are made again from the random vectors that they
-    rest on. Residuals may exceed the recorded ones by the rounding floor c ε σ_1 √passes, values of the forward pass
-    may differ by c ε √d of their length, a tenth at most. What the record says besides is compared with the network and
-    with the options; words, such as the definition of the operators, only in a note: another version may put them
-    otherwise. What nothing can measure again (work, times, choices) is recorded only, and the verification says so.
+    rest on. Residuals may exceed the recorded ones by c ε √passes of the longest product, which is σ_1 where that was
+    found; values of the forward pass may differ by c ε √d of their length, a tenth at most. What the record says
+    besides is compared with the network and with the options; words, such as the definition of the operators, only in a
+    note: another version may put them otherwise. What nothing can measure again (work, times, choices) is recorded
+    only, and the verification says so.
 
     Parameters
     ----------

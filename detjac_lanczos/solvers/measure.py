@@ -26,11 +26,15 @@ class Measurement:
     relative : Tensor, shape (k, 2), float64
         Divided by σ_j, and by σ_1 where σ_j is under the floor.
     certificate : Certificate
+    rounding : float
+        c ε √passes times the longest product: what residuals of a second measurement may differ by. Where σ_1 was
+        found that is the certificate's floor; products of a search cut short may be much longer than its s_1.
     """
 
     residuals: Tensor
     relative: Tensor
     certificate: Certificate
+    rounding: float
 
 
 def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passes: int = 2) -> list[Measurement]:
@@ -73,7 +77,10 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
         residuals, certificate = certify_triplets(
             left, sigma, right, av.T, atu.T, tol=tol, floor=floor, exact=under, least=batch.lost(index, first)
         )
-        measurements.append(Measurement(residuals, relative_residuals(residuals, sigma, floor), certificate))
+        longest = max(first, *(float(product.double().norm(dim=1).max()) for product in (av, atu)))
+        rounding = noise_floor(batch.spacing(index, longest), longest, passes)
+        relative = relative_residuals(residuals, sigma, floor)
+        measurements.append(Measurement(residuals, relative, certificate, rounding))
     return measurements
 
 

@@ -16,12 +16,13 @@ from torch import Tensor
 from detjac_lanczos import detach
 from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading import stable_ranks
 from detjac_lanczos.runs import Run, analyze, disk, load_run, verify
 from detjac_lanczos.runs.coherence import coherence_claims
 from detjac_lanczos.runs.notes import WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
-from tests.tiny_llama import PROMPT
+from tests.tiny_llama import PROMPT, with_one_long_direction
 from tests.tiny_models import llama
 from tests.tiny_models.moe import gpt_oss
 
@@ -94,6 +95,23 @@ def test_it_measures_true_residuals(saved: Path, tiny: LoadedModel) -> None:
 def test_every_kind_of_run_holds(tiny_folder: Path, options: dict, dtype: str) -> None:
     model = load_model(tiny_folder, dtype=dtype)
     found = verify(analyze(model, **({"prompt": PROMPT, "k": 3} | options)), model)
+    assert found.ok, str(found)
+
+
+def test_a_search_cut_short_holds_where_its_products_are_much_longer_than_its_values(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding is as long as the products are, of which the values of such a search say little."""
+    model = with_one_long_direction(tiny)
+    run = analyze(model, PROMPT, k=2, max_products=6, tokens=[1, 2, 3])
+    assert all(token.status == "budget" and max(token.residuals[0]) > 4 * token.S[0] for token in run.tokens)
+    plain = JacobianBatch.matmat
+
+    def rounded_otherwise(batch: JacobianBatch, blocks: Any) -> list[Tensor]:
+        return [(1 + 8 * torch.finfo(product.dtype).eps) * product for product in plain(batch, blocks)]
+
+    monkeypatch.setattr(JacobianBatch, "matmat", rounded_otherwise)
+    found = verify(run, model)
     assert found.ok, str(found)
 
 

@@ -6,8 +6,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import measure_triplets, svd, svd_batch
+from detjac_lanczos.solvers import Status, measure_triplets, svd, svd_batch
 from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
 NAMES = ["geometric", "harmonic", "root", "spike", "flat", "cluster", "multiple", "staircase", "graded", "gap"]
@@ -108,3 +109,12 @@ def test_triplets_that_do_not_fit_are_refused() -> None:
         measure_triplets(A, result.U * float("nan"), result.S, result.V)
     with pytest.raises(InputError, match="as many"):
         measure_triplets([A, A], result.U, result.S, result.V)
+
+
+def test_what_residuals_may_differ_by_follows_the_products_and_the_floor_the_values() -> None:
+    A = matrix(spectrum("spike", 60), (60, 60)).float()
+    for found, longer in ((svd(A, 2, method="lanczos"), 1.0), (svd(A, 2, method="lanczos", max_products=4), 3.0)):
+        (measured,) = measure_triplets(A, found.U, found.S, found.V)
+        assert measured.certificate.floor == pytest.approx(noise_floor(epsilon(A.dtype), float(found.S[0]), 2))
+        assert measured.rounding >= longer * measured.certificate.floor
+        assert found.status is Status.BUDGET or measured.rounding <= (1 + 1e-3) * measured.certificate.floor
