@@ -40,7 +40,7 @@ class CopyProbe:
         if self.passes_left > 1:
             self.passes_left -= 1
             return True
-        if full or widening.made or not self._called_for(widening.drawn):
+        if full or widening.made or not self._called_for(widening.columns):
             return False
         self.passes_left = PASSES
         return True
@@ -50,8 +50,8 @@ class CopyProbe:
         self._found_more |= self.passes_left > 0
         self.passes_left = 0
 
-    def _called_for(self, drawn: int) -> bool:
+    def _called_for(self, columns: int) -> bool:
         if self._found_more:
             self._found_more = False
             return True
-        return not self.passes_left and drawn == 1
+        return not self.passes_left and columns == 1

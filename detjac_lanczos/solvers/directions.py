@@ -14,8 +14,8 @@ one in eight."""
 
 def open_directions(
     ritz: RitzTriplets, residuals: Tensor, allowed: np.ndarray, wanted: int, width: int
-) -> tuple[Tensor, bool]:
-    """Return orthonormal directions of the residuals of open triplets, and whether any triplet is open on any side.
+) -> tuple[Tensor, int]:
+    """Return orthonormal directions of the residuals of open triplets, and how many triplets are open on any side.
 
     Parameters
     ----------
@@ -33,4 +33,4 @@ def open_directions(
     is_open = ritz.norms.max(axis=1)[:wanted] > allowed[:wanted]
     next_ones = is_open.any() / np.maximum(allowed, _NEXT * ritz.values)[wanted:]
     weights = np.r_[is_open / allowed[:wanted], next_ones]
-    return dominant_rows(like(weights, residuals)[:, None] * residuals, width, 1.0)[0], bool(is_open.any())
+    return dominant_rows(like(weights, residuals)[:, None] * residuals, width, 1.0)[0], int(is_open.sum())

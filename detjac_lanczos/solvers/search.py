@@ -142,7 +142,8 @@ class Search:
             self.block = random_block(self.state.U.rows, min(self.width, most), self.generator)
         else:
             self.block, self._begun_with = given_block(start, self.state.V.rows, self.width, most, self.generator)
-        self.widening.drawn = self.block.shape[0]
+        given = max(self._begun_with - 1, 0)
+        self.widening.draw(self.block.shape[0] - given, given)
         return direction
 
     def absorb_sketch(self, products: Tensor) -> None:
@@ -177,12 +178,14 @@ class Search:
         if self.triplets is None or self._copies.passes_left:
             block, width = self._plain_directions(direction, basis.shape[0])
         else:
-            block, any_open = self._open_directions(direction)
+            block, still_open = self._open_directions(direction)
+            if block.shape[0]:
+                self.widening.follow(block.shape[0] + len(self.triplets.values) - still_open)
             block = self.widening.beside(block, basis, min(room, self._affordable(direction)))
-            self._fresh = not (any_open or block.shape[0])
+            self._fresh = not (still_open or block.shape[0])
             width = self.width if self._fresh else block.shape[0]
         width = min(width, room, self._affordable(direction))
-        self.widening.drawn += max(width - block.shape[0], 0)
+        self.widening.draw(max(width - block.shape[0], 0))
         self.block = complete_block(block[:width], basis, width, self.generator) if width else None
         self._idle = 0 if width else self._idle + 1
         if self._affordable(direction) == 0:
@@ -238,7 +241,7 @@ class Search:
     def reopen(self) -> None:
         """Judge again, after the rows of one more random vector were taken."""
         self.status = None
-        self.widening.drawn += 1
+        self.widening.draw(1)
         self.widening.strand = None
         self._copies.passes_left = 0
         self._exact = False
@@ -276,8 +279,8 @@ class Search:
         self._fresh = not block.shape[0]
         return block, max(width, self.goal.wanted - count) if self._fresh else width
 
-    def _open_directions(self, direction: Direction) -> tuple[Tensor, bool]:
-        """Return orthonormal directions of the residuals of open triplets, and whether any is open on any side."""
+    def _open_directions(self, direction: Direction) -> tuple[Tensor, int]:
+        """Return orthonormal directions of the residuals of open triplets, and how many are open on any side."""
         assert self.triplets is not None and self._ritz is not None
         values = self._ritz.values
         least = np.where(values > self.floor, deflation_threshold(self.eps, self._largest), self.floor)

@@ -16,16 +16,18 @@ more columns, one takes 5 % more passes and 2 % fewer columns."""
 class Widening:
     """Decides when a search gets a strand, and has it go beside the blocks.
 
-    A block Krylov space holds at most as many copies of a multiple singular value as random columns it grew from (in
-    exact arithmetic). So where that many converged values coincide within their residuals, above the last value wanted
-    (below it a copy changes nothing), a :class:`Strand` of fresh rows makes the block one wider than the cluster, with
-    ``MOST`` rows at most. Once the copies it revealed have converged, another strand is sent, until one
-    rules out any more.
+    A block Krylov space holds at most as many copies of a multiple singular value as columns it grew from (in exact
+    arithmetic), and what of them was not random may hold none. So where that many converged values coincide within
+    their residuals, above the last value wanted (below it a copy changes nothing), a :class:`Strand` of fresh rows
+    makes the block one wider than the cluster, with ``MOST`` rows at most. Once the copies it revealed have converged,
+    another strand is sent, until one rules out any more.
 
     Attributes
     ----------
+    columns : int
+        That the blocks grew from, given or random, those of strands apart.
     drawn : int
-        Random columns that the blocks grew from, those of strands apart.
+        Random ones among them that every pass has followed. What was given may have no part in a copy.
     strand : Strand or None
         The one that runs.
     made : list of (int, int)
@@ -33,12 +35,24 @@ class Widening:
     """
 
     def __init__(self, generator: torch.Generator) -> None:
-        self.drawn = 0
+        self.columns = self.drawn = 0
         self.strand: Strand | None = None
         self.made: list[tuple[int, int]] = []
         self._generator = generator
         self._excluded, self._members = np.inf, 0
         self._size = self._awaited = self._pass = 0
+
+    def draw(self, rows: int, given: int = 0) -> None:
+        """Count rows that join the search: random ones, and ``given`` ones."""
+        self.columns += rows + given
+        self.drawn += rows
+
+    def follow(self, columns: int) -> None:
+        """Count no more random columns than a pass follows: directions that it sends, and triplets that need none.
+
+        Where few triplets are wanted yet (``threshold``), it follows fewer than the search began with.
+        """
+        self.drawn = min(self.drawn, columns)
 
     def beside(self, block: Tensor, basis: Tensor, most: int) -> Tensor:
         """Return ``block`` with the rows of the strand below it, where one runs and at most ``most`` rows in all."""

@@ -30,6 +30,34 @@ def test_copies_beyond_the_width_are_all_found(block: int, k: int, first: int) -
         assert result.certificate.claimed == k
 
 
+@pytest.mark.parametrize(("block", "given"), [(2, 4), (3, 4), (5, 0), (6, 0), (8, 0)])
+def test_all_copies_above_a_threshold_are_found(block: int, given: int) -> None:
+    """The search begins for one triplet, and follows fewer columns than it began with."""
+    values = np.r_[np.ones(5), 0.9 ** np.arange(1, 46)]
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(50, given, generator=generator, dtype=torch.float64) if given else None
+        result = svd(
+            matrix(values, (60, 50), seed), threshold=0.95, method="lanczos", block=block, start=start, seed=seed
+        )
+        assert result.converged and result.widened
+        np.testing.assert_allclose(result.S, np.ones(5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("known", [1, 2, 3])
+def test_given_vectors_are_no_random_columns(known: int) -> None:
+    """Four that hold ``known`` of five copies and have no part in the others, with one random column beside them."""
+    values = np.r_[np.ones(5), 0.9 ** np.arange(1, 46)]
+    for seed in range(3):
+        A = matrix(values, (60, 50), seed)
+        right = torch.linalg.svd(A).Vh
+        start = torch.randn(4, 45, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) @ right[5:]
+        start[:known] += 20 * right[:known]
+        result = svd(A, 8, method="lanczos", block=3, start=start.T, seed=seed)
+        assert result.converged
+        np.testing.assert_allclose(result.S, values[:8], rtol=1e-3)
+
+
 def test_strands_go_beside_the_search_and_not_after_it(monkeypatch) -> None:
     """Fewer passes than where they wait for all triplets, and without them copies are missed."""
     values = with_copies(5, 2)
@@ -56,11 +84,14 @@ def test_strands_go_beside_the_search_and_not_after_it(monkeypatch) -> None:
 
 
 def test_without_a_cluster_no_bit_changes(monkeypatch) -> None:
-    cases = [(name, k, block) for name in ("root", "spike") for k, block in ((1, 2), (8, 1), (8, 3))]
+    start = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    goals = [{"k": 1}, {"k": 8}, {"k": 8, "start": start}, {"threshold": 0.4}, {"energy": 0.5}]
+    cases = [(name, goal, block) for name in ("root", "spike") for goal in goals for block in (1, 2, 3, 8)]
 
     def solved() -> list:
         return [
-            svd(matrix(spectrum(name, 50), (60, 50), 3), k, method="lanczos", block=block) for name, k, block in cases
+            svd(matrix(spectrum(name, 50), (60, 50), 3), method="lanczos", block=block, **goal)
+            for name, goal, block in cases
         ]
 
     first = solved()
