@@ -175,7 +175,7 @@ def analyze(
         "energy": None if energy is None else float(energy),
         "tol": float(tol),
         "method": method,
-        "polish": polish,
+        "polish": polish if polish is None or isinstance(polish, str) else int(polish),
         "seed": seed,
         "certify": certify,
         "delta": float(delta),

@@ -29,7 +29,7 @@ from detjac_lanczos.runs.job_bytes import Asked, Demand, Otherwise, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
 from detjac_lanczos.runs.machines import machine
-from detjac_lanczos.solvers.options import DEFAULT_K, DEFAULT_WIDTH, check_k, check_tol
+from detjac_lanczos.solvers.options import DEFAULT_K, DEFAULT_WIDTH, check_k, check_tol, is_whole
 
 
 def plan(
@@ -84,8 +84,9 @@ def plan(
         If no family declares the model.
     """
     for name, value in {"tokens": tokens, "width": width, "k": k}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_whole(value) or value < 1:
             raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
+    tokens, width, k = int(tokens), int(width), int(k)
     check_tol(tol)
     require_freeze(freeze)
     whole, name, stored = outline(model, dtype)

@@ -107,7 +107,7 @@ class TokenResult:
 
     @property
     def advice(self) -> str:
-        """One sentence on the status."""
+        """What the status means and what to do about it; a sentence, or several."""
         return str(self.record["advice"])
 
     @property

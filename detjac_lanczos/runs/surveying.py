@@ -10,7 +10,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.solvers import Missed, Status, SVDResult, Work, flagged, polish, svd_batch, worst
 from detjac_lanczos.solvers.auto import TINY
-from detjac_lanczos.solvers.options import check_options
+from detjac_lanczos.solvers.options import check_options, is_whole
 
 METHOD = "shared_basis"
 _LONG = 24
@@ -30,7 +30,7 @@ def check_survey(k: int | None, wanted: Polish, search: Mapping[str, Any]) -> No
     surveyed = search["method"] == METHOD
     if wanted is not None and not surveyed:
         raise InputError(f"polish goes on from a survey, and method {search['method']!r} makes none: give {METHOD!r}")
-    if wanted is not None and wanted != "flagged" and (not isinstance(wanted, int) or wanted is True or wanted < 1):
+    if wanted is not None and wanted != "flagged" and (not is_whole(wanted) or wanted < 1):
         raise InputError(f"polish = {wanted!r} chooses no tokens: give 'flagged', a number of them, or None")
     check_options(k=k, **(dict(search) if wanted is None else {**search, "certify": None}))
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -212,7 +212,7 @@ def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
     return block
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is an integer, numpy's included; True is none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 

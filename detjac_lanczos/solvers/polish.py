@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import Subset, as_batch
 from detjac_lanczos.solvers.options import is_whole
@@ -110,7 +108,7 @@ def polish(
             f"{len(results)} results for {len(operators.shapes)} operators: give those of a survey of this batch"
         )
     chosen = flagged(results) if which is None else list(which) if isinstance(which, Iterable) else [None]
-    if not all(isinstance(index, int | np.integer) for index in chosen):
+    if not all(is_whole(index) for index in chosen):
         raise InputError(f"which = {which!r} must hold the numbers of operators, 0 to {len(results) - 1}")
     for index in chosen:
         if not 0 <= index < len(results) or not bool(results[index].V.isfinite().all()):

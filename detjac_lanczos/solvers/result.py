@@ -88,13 +88,13 @@ class SVDResult:
         NaN where the operator was refused before any triplet was known.
     residuals : Tensor, shape (k, 2), float64
         ρ_R = ‖A v - σ u‖ and ρ_L = ‖Aᵀ u - σ v‖, absolute, measured from products; NaN where that was not done.
-        Those of a matrix that was written out stand for them where their mismatch, which is a part of ρ_R, is
+        Those of a matrix that was written out stand for them where their mismatch, which is a part of both, is
         negligible for ``tol``, or where ``max_products`` leaves no others.
     certificate : Certificate or None
         The TRIPLETS claim; None when it was not asked for or nothing was found.
     status : Status
     advice : str
-        One sentence: what the status means and what to do about it.
+        What the status means and what to do about it; a sentence, or several.
     work : Work
     method, why : str
         The method taken, and the reason for it.

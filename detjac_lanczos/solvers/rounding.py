@@ -38,7 +38,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def noise_floor(eps: float, sigma: float, passes: int) -> float:
     """Return ``c ε σ₁ √passes``, under which a residual of an operator computed in precision ε says nothing.
 
-    No ε is taken for coarser than that of bfloat16, here and below: everything would pass for zero.
+    No ε is taken for coarser than that of bfloat16, here and in a deflation threshold: everything would pass for zero.
     """
     return SAFETY * min(eps, _COARSEST) * sigma * math.sqrt(max(passes, 1))
 

@@ -58,7 +58,7 @@ class Search:
     scale : float
         Power of two that products are multiplied with, so that squares neither overflow nor vanish.
     goal : Goal
-        How many of them, and what residuals they may have.
+        How many triplets, and what residuals they may have.
     products : int
         Columns both ways so far, those of probes included: what ``max_products`` bounds.
     probed : int

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -356,6 +357,7 @@ def test_an_embedded_name_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
     ("change", "said"),
     [
         ({"tokens": 0}, "tokens must be a whole number"),
+        ({"tokens": True}, "tokens must be a whole number"),
         ({"tokens": 131073}, "tokens must be 131,072 or fewer, as the context of"),
         ({"width": 8193}, "width must be 8192 or less"),
         ({"memory": "1e400"}, "memory must be"),
@@ -374,6 +376,12 @@ def test_bad_arguments_are_one_line(change: dict[str, Any], said: str) -> None:
     arguments: dict[str, Any] = {"model": LLAMA_70B, "tokens": 8, "device": "h100"} | change
     with pytest.raises(InputError, match=said):
         plan(arguments.pop("model"), arguments.pop("tokens"), **arguments)
+
+
+def test_numpy_numbers_plan_as_python_ones() -> None:
+    one, other = (plan("smollm2", kind(64), width=kind(4), k=kind(5), device="h100") for kind in (int, np.int64))
+    assert one == other
+    assert json.dumps([other.tokens, other.width, other.k]) == "[64, 4, 5]"
 
 
 def test_seconds_are_those_of_the_precision() -> None:

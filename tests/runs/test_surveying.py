@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -85,9 +86,10 @@ def test_recorded_choices_repeat_the_survey_and_its_polish(survey: Run, tiny: Lo
         [PROMPT, "most of the bridge"],
         K,
         method="shared_basis",
-        polish=POLISHED,
+        polish=np.int64(POLISHED),
         choices=survey.record["choices"],
     )
+    assert json.loads(json.dumps(again.record["options"])) == json.loads(json.dumps(survey.record["options"]))
     assert again.record["choices"]["solver"] == survey.record["choices"]["solver"]
     for name, vector in survey.vectors.items():
         assert torch.equal(vector, again.vectors[name]), name
@@ -205,6 +207,7 @@ def test_the_table_has_a_line_for_each_token_and_says_what_is_claimed(survey: Ru
     [
         ({"polish": "flagged"}, "makes none: give 'shared_basis'"),
         ({"method": "shared_basis", "polish": 0}, "polish = 0 chooses no tokens"),
+        ({"method": "shared_basis", "polish": True}, "polish = True chooses no tokens"),
         ({"method": "shared_basis", "polish": "worst"}, "polish = 'worst' chooses no tokens"),
         ({"method": "shared_basis", "certify": "complete"}, "cannot take up what probes find"),
         ({"method": "shared_basis", "threshold": 1.0}, "finds a given number of triplets"),

@@ -423,7 +423,7 @@ def test_a_polish_takes_k_and_start_from_the_survey(options: dict) -> None:
         polish(matrices, survey, [0], **options)
 
 
-@pytest.mark.parametrize("which", [["a"], [0.0], 5])
+@pytest.mark.parametrize("which", [["a"], [0.0], [True], 5])
 def test_what_to_polish_is_numbers_of_operators(which: object) -> None:
     matrices = [torch.eye(5, dtype=torch.float64)] * 2
     with pytest.raises(InputError, match="must hold the numbers of operators, 0 to 1"):
