@@ -15,6 +15,7 @@ from detjac_lanczos.models.conversion import conversions, why_fixed
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.offloaded import execution_devices
+from detjac_lanczos.models.text_model import text_config_of
 
 
 @torch.inference_mode(False)
@@ -52,7 +53,7 @@ def load_converted(
     if not changed:
         return loaded
     twin = copy_with_tensors(loaded.model, changed)
-    for config in (twin.config, twin.config.get_text_config()):
+    for config in (twin.config, text_config_of(twin)):
         config.dtype = wanted or config.dtype
     return replace(loaded, model=twin, fingerprint=fingerprint_of(twin, finite_as=loaded.name))
 

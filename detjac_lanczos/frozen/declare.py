@@ -19,6 +19,7 @@ from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.linear_modules import linear_shape
 from detjac_lanczos.models.packed_modules import scratch_of
+from detjac_lanczos.models.text_model import text_config_of, token_table_of
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,8 @@ class Family:
         return NetworkShape(
             blocks=tuple(blocks),
             ends=ends,
-            hidden_size=whole.config.get_text_config().hidden_size,
-            embedding_size=whole.get_input_embeddings().embedding_dim,
+            hidden_size=text_config_of(whole).hidden_size,
+            embedding_size=token_table_of(whole).embedding_dim,
             output_size=output,
             vocabulary=vocabulary,
             itemsize=itemsize,

@@ -12,6 +12,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.padding import Positions, rows_of, unpadded
 from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models.text_model import text_config_of, token_table_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def read_prompts(
     InputError
         If none or more than one kind of input is given, a prompt is empty or too long, an id is not in the vocabulary,
         or the attention mask or the positions do not fit.
+    UnsupportedModelError
+        If the model embeds tokens by anything else than one table.
     """
     given = [name for name, value in (("prompt", prompt), ("input_ids", input_ids), ("inputs_embeds", inputs_embeds))
              if value is not None]  # fmt: skip
@@ -84,7 +87,7 @@ def read_prompts(
         if chat:
             raise InputError("chat goes with a prompt of text; give input_ids or inputs_embeds without it")
         rows = _rows_of_ids(input_ids) if inputs_embeds is None else _rows_of_embeds(loaded, inputs_embeds)
-        config = loaded.model.config.get_text_config()
+        config = text_config_of(loaded.model)
         prompts = [
             _from_ids(loaded, row.tolist(), None, where) if inputs_embeds is None else _from_embeds(row, where)
             for row, where in unpadded(
@@ -156,7 +159,7 @@ def _from_ids(
     ids = tuple(int(i) for i in ids)
     if not ids:
         raise InputError("the prompt has no tokens; give some text")
-    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    vocabulary = token_table_of(loaded.model).weight.shape[0]
     for token_id in ids:
         if not 0 <= token_id < vocabulary:
             raise InputError(f"token id {token_id} is not in the vocabulary of {vocabulary}")
@@ -177,7 +180,7 @@ def _rows_of_ids(input_ids: Any) -> list[Tensor]:
 
 
 def _rows_of_embeds(loaded: LoadedModel, inputs_embeds: Any) -> list[Tensor]:
-    width = loaded.model.get_input_embeddings().weight.shape[1]
+    width = token_table_of(loaded.model).weight.shape[1]
     rows = rows_of(inputs_embeds, axes=2)
     if rows is None or any(row.shape[1] != width or len(row) == 0 for row in rows):
         have = tuple(inputs_embeds.shape) if isinstance(inputs_embeds, Tensor) else type(inputs_embeds).__name__

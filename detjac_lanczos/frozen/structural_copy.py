@@ -22,6 +22,7 @@ from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
 from detjac_lanczos.models.mxfp4 import refuse_reordered_experts
 from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
+from detjac_lanczos.models.text_model import text_config_of
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -48,7 +49,7 @@ def structural_copy(model: nn.Module) -> Any:
         message names it.
     """
     twin = copy_with_tensors(model, {})
-    for config in (twin.config, twin.config.get_text_config()):
+    for config in (twin.config, text_config_of(twin)):
         config.return_dict = True
     for name, module in twin.named_modules():
         leave_weights_alone(module, name)

@@ -16,6 +16,7 @@ from torch import nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.adapters import is_adapted, require_readable_adapters, without_adapters
 from detjac_lanczos.models.packed_modules import is_packed
+from detjac_lanczos.models.text_model import text_config_of, token_table_of
 
 _NAMED_AT_MOST = 4
 _KINDS = {
@@ -80,7 +81,7 @@ def recognise(model: nn.Module) -> Structure:
     path = _path_of_blocks(whole)
     decoder, _, blocks = path.rpartition(".")
     search = _Search()
-    embeddings = whole.get_input_embeddings()
+    embeddings = token_table_of(whole)
     for name, module in whole.get_submodule(decoder).named_children():
         place = f"{decoder}.{name}".lstrip(".")
         if name == blocks:
@@ -160,7 +161,7 @@ def _path_of_blocks(model: Any) -> str:
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder, not a decoder")
     if "inputs_embeds" not in inspect.signature(type(model).forward).parameters:
         raise UnsupportedModelError(f"{type(model).__name__}.forward takes no inputs_embeds")
-    count = getattr(config.get_text_config(), "num_hidden_layers", None)
+    count = getattr(text_config_of(model), "num_hidden_layers", None)
     lists = [
         path
         for path, module in model.named_modules()

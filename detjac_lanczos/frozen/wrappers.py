@@ -11,6 +11,7 @@ from torch import nn
 
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.words import Project
+from detjac_lanczos.models.text_model import text_config_of
 
 
 def family_inside(model: Any, families: Iterable[Family]) -> Family | None:
@@ -19,10 +20,15 @@ def family_inside(model: Any, families: Iterable[Family]) -> Family | None:
     The decoder is known by the configuration of the text. Where the model holds the whole causal language model, those
     logits are its own; where it holds the decoder alone, its logits are its head times the output. Whether that is all
     it does with text is for a prompt to show.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model is made of several text models.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 
-    text = model.config.get_text_config()
+    text = text_config_of(model)
     if text is model.config or not _runs_on_text_alone(model):
         return None
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)

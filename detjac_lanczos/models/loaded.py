@@ -11,6 +11,7 @@ from detjac_lanczos.models.dequantized import distance_of_own_products
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.offloaded import execution_device
 from detjac_lanczos.models.packed_modules import packing_of
+from detjac_lanczos.models.text_model import text_config_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def context_length_of(model: Any) -> int | None:
     Rotary frequencies that follow the length ("dynamic") or are stretched ("yarn") lead beyond what the model was
     first trained on, by the factor that the configuration gives.
     """
-    config = model.config.get_text_config()
+    config = text_config_of(model)
     limit: int | None = getattr(config, "max_position_embeddings", None)
     if limit is None:
         return None

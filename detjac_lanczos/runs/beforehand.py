@@ -14,6 +14,7 @@ from detjac_lanczos.models.linear_modules import linear_shape
 from detjac_lanczos.models.load import path_of
 from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.outline import outline
+from detjac_lanczos.models.text_model import text_config_of, token_table_of
 from detjac_lanczos.operators.detach import family_or_structure
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
@@ -57,7 +58,7 @@ def check_on_configuration(
     blocks = len(bare.get_submodule(structure.decoder).get_submodule(structure.blocks))
     first, place = source_block(source, blocks), target_place(target, blocks)
     vocabulary, output = linear_shape(bare.get_output_embeddings())
-    hidden, embedding = bare.config.get_text_config().hidden_size, bare.get_input_embeddings().embedding_dim
+    hidden, embedding = text_config_of(bare).hidden_size, token_table_of(bare).embedding_dim
     check_reach(first, place, output)
     d_in = embedding if first < 0 else hidden
     d_out = {"output": output, "logits": vocabulary, "probe": 0 if place.rows is None else len(place.rows)}

@@ -20,8 +20,10 @@ from detjac_lanczos.errors import DetjacError, InputError, ModelError, Unsupport
 from detjac_lanczos.frozen.maps import Linear
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import recognise
+from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, part_check, probe
 from detjac_lanczos.operators.autograd import AutogradSweeps
+from detjac_lanczos.operators.detach import family_or_structure
 from detjac_lanczos.operators.self_check import check, require, self_check
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models
@@ -367,6 +369,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "encoder-decoder",
     ),
+    "CSM": (
+        lambda: transformers.CsmForConditionalGeneration(transformers.CsmConfig(**SIZES)),
+        "CsmForConditionalGeneration embeds its tokens by a CsmBackboneModelEmbeddings, not by one table",
+    ),
 }
 
 
@@ -375,6 +381,27 @@ def test_what_is_not_understood_is_named_before_any_work(name: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(UnsupportedModelError, match=message) as caught:
         recognise(on_meta(make))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["Musicgen", "MusicgenMelody"])
+def test_a_model_of_several_text_models_is_named(kind: str) -> None:
+    config = getattr(transformers, f"{kind}Config")
+    model = on_meta(lambda: getattr(transformers, f"{kind}ForConditionalGeneration")(config()))
+    for read in (family_or_structure, context_length_of):
+        with pytest.raises(
+            UnsupportedModelError, match=rf"{kind}\S+ \(musicgen\S*\) is made of several text models"
+        ) as caught:
+            read(model)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{"input_ids": [1, 2, 3]}, {"inputs_embeds": torch.ones(3, 24)}])
+def test_a_declared_model_without_a_table_of_tokens_is_named(given: dict[str, Any]) -> None:
+    model = tiny_models.llama()
+    model.model.embed_tokens = torch.nn.Sequential(model.model.embed_tokens)
+    with pytest.raises(UnsupportedModelError, match="embeds its tokens by a Sequential, not by one table") as caught:
+        detach((model, None), **given)
     assert "\n" not in str(caught.value)
 
 
