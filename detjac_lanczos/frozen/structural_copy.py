@@ -49,6 +49,7 @@ def structural_copy(model: nn.Module) -> Any:
         message names it.
     """
     twin = copy_with_tensors(model, {})
+    _tell_places_apart(twin)
     for config in (twin.config, text_config_of(twin)):
         config.return_dict = True
     for name, module in twin.named_modules():
@@ -76,18 +77,47 @@ def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
     refuse_reordered_experts(model)
     _require_plain_hooks(model)
     _require_own_forwards(model)
+    _require_tables_left_alone(model)
+    try:
+        twin = copy.deepcopy(model, _shared(model) | dict(others))
+    except Exception as error:
+        raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
+    _unwrap_compiled(twin)
+    return twin
+
+
+def _shared(model: nn.Module) -> dict[int, Any]:
+    """Return what a deepcopy of a model takes over as it is, by id: tensors; and hooks, that it lacks."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for table in _HOOK_TABLES:
             memo[id(module.__dict__[table])] = OrderedDict()
         for shared in (*_tensors(module), *kept_by_hooks(module)):
             memo[id(shared)] = shared
-    try:
-        twin = copy.deepcopy(model, memo | dict(others))
-    except Exception as error:
-        raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
-    _unwrap_compiled(twin)
-    return twin
+    return memo
+
+
+def _tell_places_apart(twin: Any) -> None:
+    """Give every place a module of its own where the model has one at several: hooks then know where it runs.
+
+    The table of tokens, and what holds it, stays one: its place is the model's to say.
+    """
+    table = twin.get_input_embeddings()
+    seen = set()
+
+    def walk(module: nn.Module) -> None:
+        for name, child in module._modules.items():
+            if child is None:
+                continue
+            if child in seen:
+                if any(part is table for part in child.modules()):
+                    continue
+                configs = {id(part.config): part.config for part in child.modules() if "config" in vars(part)}
+                child = module._modules[name] = copy.deepcopy(child, _shared(child) | configs)
+            seen.add(child)
+            walk(child)
+
+    walk(twin)
 
 
 def _unwrap_compiled(twin: nn.Module) -> None:
@@ -117,6 +147,16 @@ def _require_own_forwards(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"a function was set as the forward of {path or 'the model'} ({type(module).__name__}), so that "
                 "nothing is known of what it computes; take it off first (`del module.forward`)"
+            )
+
+
+def _require_tables_left_alone(model: nn.Module) -> None:
+    """Refuse an embedding that rescales rows of its table, which is the caller's, as they are looked up."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+            raise UnsupportedModelError(
+                f"{path} ({type(module).__name__}) has max_norm={module.max_norm}, by which a forward pass writes to "
+                "its weight; rescale the rows once (torch.renorm) and set max_norm = None"
             )
 
 

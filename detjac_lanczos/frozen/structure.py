@@ -82,10 +82,10 @@ def recognise(model: nn.Module) -> Structure:
     decoder, _, blocks = path.rpartition(".")
     search = _Search()
     embeddings = token_table_of(whole)
-    for name, module in whole.get_submodule(decoder).named_children():
+    for name, module in _children(whole.get_submodule(decoder)):
         place = f"{decoder}.{name}".lstrip(".")
         if name == blocks:
-            for index, block in module.named_children():
+            for index, block in _children(module):
                 search.block(block, f"{place}.{index}")
         elif module is not embeddings:
             search.beside_blocks(module, place, embeddings)
@@ -98,6 +98,11 @@ def recognise(model: nn.Module) -> Structure:
     if not search.attentions:
         raise UnsupportedModelError(f"{path} holds no attention that goes through transformers' attention interface")
     return Structure(decoder, blocks, tuple(search.norms), tuple(search.attentions), tuple(search.mlps))
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the children of a module by name, those that stand at several places at each of them."""
+    return [(name, child) for name, child in module._modules.items() if child is not None]
 
 
 def _in_words(kind: str) -> str:
@@ -117,7 +122,7 @@ class _Search:
     def block(self, block: nn.Module, path: str) -> None:
         """Look through a block. It may hold its MLP as modules of its own (OPT); then it holds no other."""
         before = len(self.mlps)
-        for name, child in block.named_children():
+        for name, child in _children(block):
             if not is_activation(child):
                 self._inside(child, f"{path}.{name}")
         if any(map(is_activation, block.children())):
@@ -136,7 +141,7 @@ class _Search:
             self._inside(module, path)
 
     def _inside(self, module: nn.Module, path: str) -> None:
-        children = [(f"{path}.{name}", child) for name, child in module.named_children()]
+        children = [(f"{path}.{name}", child) for name, child in _children(module)]
         if is_norm(module):
             self.norms.append(path)
         elif _is_linear(module) or _computes_nothing(module):

@@ -18,6 +18,8 @@ from torch.nn.utils import parametrize
 
 import detjac_lanczos as dl
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.frozen import families
+from detjac_lanczos.frozen.structural_copy import structural_copy
 from detjac_lanczos.operators import DetachedNetwork, detach
 from tests import tiny_models
 from tests.oracles import OracleA, embeddings_of, errors
@@ -84,22 +86,6 @@ def with_clamped_mlp(model: Any) -> None:
 def with_a_function_in_place_of_its_activation(model: Any) -> None:
     del mlp(model)._modules["act_fn"]
     mlp(model).__dict__["act_fn"] = nn.functional.silu
-
-
-def with_one_mlp_in_two_blocks(model: Any) -> None:
-    model.model.layers[2].mlp = mlp(model)
-
-
-def with_one_norm_at_two_places(model: Any) -> None:
-    model.model.layers[1].post_attention_layernorm = inner_norm(model)
-
-
-def with_one_attention_in_two_blocks(model: Any) -> None:
-    model.model.layers[2].self_attn = model.model.layers[1].self_attn
-
-
-def with_one_block_twice(model: Any) -> None:
-    model.model.layers[2] = model.model.layers[1]
 
 
 def with_a_head_that_adds(model: Any) -> None:
@@ -217,6 +203,78 @@ def test_what_is_served_is_the_changed_model(change: Change, freeze: Any) -> Non
     )
     assert max(errors(jacobians(network), expected)) <= 1e-11
     assert network.reconstruction.norm_error <= 1e-13
+
+
+SHARED = {
+    "one MLP in two blocks": ("layers.1.mlp", "layers.2.mlp"),
+    "one MLP with its norm": (
+        "layers.0.mlp layers.0.post_attention_layernorm",
+        "layers.1.mlp layers.1.input_layernorm",
+    ),
+    "one attention in two blocks": ("layers.1.self_attn", "layers.2.self_attn"),
+    "one projection in two blocks": ("layers.1.mlp.up_proj", "layers.2.mlp.up_proj"),
+    "one norm twice in a block": ("layers.1.input_layernorm", "layers.1.post_attention_layernorm"),
+    "one norm in a block and behind all": ("layers.2.input_layernorm", "norm"),
+    "one block twice": ("layers.0", "layers.2"),
+}
+"""Modules of a Llama, and the places where they stand a second time."""
+
+
+def put(model: Any, kind: str, *, copied: bool = False) -> Any:
+    """Return a model of shared modules, or of copies in the second places: the same function."""
+    config = {id(model.config): model.config}
+    for first, second in zip(*(places.split() for places in SHARED[kind]), strict=True):
+        module = model.model.get_submodule(first)
+        model.model.set_submodule(second, copy.deepcopy(module, config) if copied else module)
+    return model
+
+
+@pytest.mark.parametrize("freeze", ["gate", "up"])
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_module_at_two_places_is_told_apart(kind: str, freeze: Any) -> None:
+    shared, plain = (put(DENSE["Llama"](torch.float64), kind, copied=copied) for copied in (False, True))
+    network = detach((shared, None), input_ids=tokens(), freeze=freeze)
+    last = len(tokens()) - 1
+    expected = OracleA(plain, embeddings_of(plain, tokens()), freeze).jacobian("embeddings", "output", last)
+    assert max(errors(jacobians(network), expected)) <= 1e-11
+    twin = detach((plain, None), input_ids=tokens(), freeze=freeze)
+    for target in (dl.attention(2), dl.mlp(1)):
+        assert torch.equal(network.jacobian(0, target=target).y, twin.jacobian(0, target=target).y)
+    ordinary = (it.jacobian(0, target=dl.mlp(2), frozen=False).dense() for it in (network, twin))
+    torch.testing.assert_close(*ordinary, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_module_at_two_places_of_an_undeclared_model_is_told_apart(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "FAMILIES", ())
+    shared, plain = (put(DENSE["Llama"](torch.float64), kind, copied=copied) for copied in (False, True))
+    network, twin = (detach((model, None), input_ids=tokens()) for model in (shared, plain))
+    assert network.route == "autograd"
+    torch.testing.assert_close(jacobians(network), jacobians(twin), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_the_copy_of_a_shared_module_has_its_weights_and_none_more(kind: str) -> None:
+    model = put(DENSE["Llama"](torch.float64), kind)
+    twin = structural_copy(model)
+    ours, theirs = (dict(it.named_parameters(remove_duplicate=False)) for it in (twin, model))
+    assert all(ours[name] is parameter for name, parameter in theirs.items())
+    assert ours.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT-2"])
+def test_an_embedding_that_rescales_its_rows_in_place_is_refused_unwritten(kind: str) -> None:
+    """Of any table: one of positions is written to in the same way."""
+    model = DENSE[kind](torch.float64)
+    table = [module for module in model.modules() if isinstance(module, nn.Embedding)][-1]
+    table.max_norm = 0.1
+    before = table.weight.detach().clone()
+    for options in ({}, {"dtype": torch.float32}):
+        with pytest.raises(UnsupportedModelError, match=r"\(Embedding\) has max_norm=0\.1"):
+            detach((model, None), input_ids=tokens(), **options)
+    assert torch.equal(table.weight, before)
 
 
 @contextmanager
