@@ -14,6 +14,7 @@ from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.contribution import Triplets
 from detjac_lanczos.solvers.deflated_norm import frobenius_interval, stable_rank_interval
 from detjac_lanczos.solvers.missed import Missed
+from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import spacing
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, rest_interval
@@ -26,11 +27,15 @@ CONFIDENCE = 0.95
 
 
 class MeasuredTriplets(Triplets, Protocol):
-    """Triplets with the residuals of each."""
+    """Triplets with the residuals of each, and how the search for them ended."""
 
     @property
     def residuals(self) -> Tensor | Sequence[Sequence[float | None]]:
         """‖J v - σ u‖ and ‖Jᵀ u - σ v‖, absolute, (k, 2)."""
+
+    @property
+    def status(self) -> Status | str:
+        """A `Status`, or its word."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,9 @@ def stable_ranks(
     Σ s_j² wherever s_j = u_jᵀ J v_j, as Ritz values are. The known part is removed without a product:
     (U S Vᵀ)ᵀ ω = V S Uᵀ ω.
 
-    An interval assumes that no value was missed, up to the residuals: σ_1 lies between s_1 and s_1 + its residual, and
-    none of the others above s_k + ‖residuals‖. So it holds for triplets that a budget cut short as well.
+    An interval assumes that a search which ended well has missed no value, up to the residuals: σ_1 is at most s_1 +
+    its residual, and none of the others above s_k + ‖residuals‖. Of triplets that a budget cut short it assumes
+    nothing, since a residual says that some value is that near, not that it is σ_1: the lower end is then 1.
 
     Parameters
     ----------
@@ -125,7 +131,7 @@ def surveyed_stable_rank(missed: Missed) -> StableRank:
     least, most = rest_interval(rest, missed.probes, math.inf, CONFIDENCE)
     return StableRank(
         value=total / float(missed.values[0]) ** 2,
-        interval=((total - rest + least) / high**2, (total - rest + most) / low**2),
+        interval=(max((total - rest + least) / high**2, 1.0), (total - rest + most) / low**2),
         confidence=chance,
     )
 
@@ -135,6 +141,7 @@ def _estimate(
 ) -> StableRank:
     eps = spacing(dtype, float(image.double().norm()) / len(image) ** 0.5, image.shape[1])
     residuals = torch.as_tensor(found.residuals, dtype=torch.float64)
-    total, unit = frobenius_interval(image, drawn, found.U, found.S, found.V, residuals, confidence, eps)
-    rank = stable_rank_interval(total, unit, found.S, residuals, eps)
+    in_order, triplets = Status(found.status).ended_well, (found.U, found.S, found.V, residuals)
+    total, unit = frobenius_interval(image, drawn, *triplets, confidence, eps, in_order=in_order)
+    rank = stable_rank_interval(total, unit, found.S, residuals, eps, in_order=in_order)
     return StableRank(rank.value, (rank.low, rank.high), confidence)

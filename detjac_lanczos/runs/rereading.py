@@ -14,14 +14,12 @@ from detjac_lanczos.operators import DetachedNetwork, Jacobian, JacobianBatch
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
 from detjac_lanczos.reading.decode import HEADLESS
 from detjac_lanczos.reading.head import head_of
-from detjac_lanczos.reading.stable_rank import PROBES
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.readings import CANDIDATES, read_tokens
 from detjac_lanczos.runs.record import total_work
 from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.solvers import Missed
 from detjac_lanczos.solvers.rounding import SAFETY, adjoint_bound, epsilon, working_dtype
-from detjac_lanczos.solvers.trace_interval import rest_interval
 
 _SPARE = 10  # near-ties at the end of a list of candidates may change places
 
@@ -139,23 +137,9 @@ def _stable_rank_claim(token: TokenResult, fresh: StableRank, slack: float) -> C
     written = (record["stable_rank"], *(record["stable_rank_interval"] or ()), record["stable_rank_confidence"])
     apart = math.inf
     if len(written) == 4 and None not in written:
-        intervals = [fresh.interval] if token.estimated else [fresh.interval, _without_residuals(token, fresh)]
-        apart = min(
-            max(abs(one - other) for one, other in zip(written, (fresh.value, *ends, fresh.confidence), strict=True))
-            for ends in intervals
-        )
+        again = (fresh.value, *fresh.interval, fresh.confidence)
+        apart = max(abs(one - other) for one, other in zip(written, again, strict=True))
     return Claim(f"difference in the stable rank of {token.name}", 0.0, apart, 2 * slack * fresh.interval[1])
-
-
-def _without_residuals(token: TokenResult, fresh: StableRank) -> tuple[float, float]:
-    """Return the interval that earlier versions took from the same probes, as if σ_1 = s_1 and σ_k = s_k."""
-    squares = [value**2 for value in token.singular_values]
-    if squares[0] == 0:
-        return 0.0, 0.0
-    known = sum(squares)
-    rest = rest_interval(fresh.value * squares[0] - known, PROBES, squares[-1], fresh.confidence)
-    low, high = ((known + end) / squares[0] for end in rest)
-    return low, high
 
 
 def _contribution_claim(token: TokenResult, operator: Jacobian, fresh: Contribution, slack: float) -> Claim:

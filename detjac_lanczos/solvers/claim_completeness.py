@@ -7,8 +7,6 @@ from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.result import Status
 
-_ENDED_WELL = (Status.CONVERGED, Status.BREAKDOWN_EXACT, Status.NOISE_FLOOR)
-
 
 def claim_completeness(lockstep: Lockstep) -> list[CompletenessClaim | None]:
     """Probe every operator whose search has ended well, until each claim is made or products run out.
@@ -30,7 +28,7 @@ def claim_completeness(lockstep: Lockstep) -> list[CompletenessClaim | None]:
                 attempt.feed()
                 if attempt.search.status is None:
                     attempt.search.prepare(lockstep.direction)
-            elif attempt.search.status in _ENDED_WELL:
+            elif _ended_well(attempt.search.status):
                 claims[index] = attempt.completed()
         again = {index: attempt for index, attempt in attempts.items() if attempt.found}
         lockstep.run()
@@ -41,7 +39,11 @@ def claim_completeness(lockstep: Lockstep) -> list[CompletenessClaim | None]:
 
 
 def _ready(lockstep: Lockstep, indices: Iterable[int]) -> list[int]:
-    return [index for index in indices if lockstep.searches[index].status in _ENDED_WELL]
+    return [index for index in indices if _ended_well(lockstep.searches[index].status)]
+
+
+def _ended_well(status: Status | None) -> bool:
+    return status is not None and status.ended_well
 
 
 def _probe(lockstep: Lockstep, attempts: Mapping[int, Attempt]) -> None:

@@ -25,12 +25,22 @@ class Interval:
 
 
 def frobenius_interval(
-    image: Tensor, drawn: Tensor, U: Tensor, S: Tensor, V: Tensor, residuals: Tensor, confidence: float, eps: float
+    image: Tensor,
+    drawn: Tensor,
+    U: Tensor,
+    S: Tensor,
+    V: Tensor,
+    residuals: Tensor,
+    confidence: float,
+    eps: float,
+    *,
+    in_order: bool,
 ) -> tuple[Interval, float]:
     """Return ‖A‖_F times a power of two, and that power.
 
-    ‖A‖_F² = Σ s_j² + ‖A - U S Vᵀ‖_F² for s_j = u_jᵀ A v_j. The interval assumes that no value above s_k + ‖residuals‖
-    was missed, and nothing where residuals are unknown, or there are no triplets.
+    ‖A‖_F² = Σ s_j² + ‖A - U S Vᵀ‖_F² for s_j = u_jᵀ A v_j. Where the triplets were found ``in_order`` the interval
+    assumes that no value above s_k + ‖residuals‖ was missed, and nothing where they were not, where residuals are
+    unknown, or there are no triplets.
 
     Its ends hold what rounding may do. A product of an operator in precision ε is off by c ε times its length: each s_j
     by c ε s_j, hence ‖S‖ by c ε ‖S‖; and (A - U S Vᵀ)ᵀ ω by c ε ‖Aᵀ ω‖, hence the root of the mean square over the
@@ -48,6 +58,8 @@ def frobenius_interval(
     confidence : float
     eps : float
         ε of the products.
+    in_order : bool
+        Whether the search ended well. A residual alone says that *some* value is that near.
     """
     image, drawn, U, S, V = (part.to(image.device, float64) for part in (image, drawn, U, S, V))
     unit = safe_scale(cat([image.flatten(), S]))
@@ -55,7 +67,7 @@ def frobenius_interval(
     rest = image - drawn @ U * S @ V.T
     known, root, length = (float(part.norm()) for part in (S, rest / len(drawn) ** 0.5, image / len(drawn) ** 0.5))
     residual = float((residuals * unit).square().sum(dim=0).max()) ** 0.5
-    largest = (float(S[-1]) + residual) ** 2 if len(S) and math.isfinite(residual) else math.inf
+    largest = (float(S[-1]) + residual) ** 2 if in_order and len(S) and math.isfinite(residual) else math.inf
     share = deflation_threshold(eps, 1.0)
     noise = share * length
     low = rest_interval(max(root - noise, 0.0) ** 2, len(drawn), largest, confidence)[0]
@@ -65,22 +77,31 @@ def frobenius_interval(
 
 
 def stable_rank_interval(
-    frobenius: Interval, unit: float, S: Tensor, residuals: Tensor, eps: float, upper: float | None = None
+    frobenius: Interval,
+    unit: float,
+    S: Tensor,
+    residuals: Tensor,
+    eps: float,
+    *,
+    in_order: bool,
+    upper: float = math.inf,
 ) -> Interval:
     """Return ‖A‖_F² / σ_1², of ‖A‖_F times ``unit`` and triplets as in :func:`frobenius_interval`.
 
-    σ_1 lies between s_1 and ``upper``: without it, s_1 + its residual, beyond which nothing is assumed to be missed;
-    either end may be off by c ε of it. Without triplets only ‖A‖_F² / σ_1² ≥ 1 of an A that is not zero is known.
+    σ_1 is at least the longest product of a unit vector, ‖A v_j‖² = s_j² + ‖A v_j - s_j u_j‖², and at most ``upper``
+    and, where the triplets were found in order, s_1 + its residual; either may be off by c ε of it. The ratio is never
+    below 1 of an A that is not zero: that alone is known without an upper bound of σ_1, or without triplets.
     """
     if not len(S):
         return Interval(math.nan, 1.0 if frobenius.low > 0.0 else 0.0, math.inf if frobenius.high > 0.0 else 0.0)
     share = deflation_threshold(eps, 1.0)
-    smallest = float(S[0]) * unit
-    if upper is None:
-        residual = float(residuals[0].max())
-        upper = float(S[0]) + (residual if math.isfinite(residual) else math.inf)
-    if smallest == 0.0:
+    lengths = residuals.double().nan_to_num(nan=0.0).amax(dim=1).cpu() * unit
+    longest = float(lengths.hypot(S.double().cpu() * unit).max())
+    if longest == 0.0:
         return Interval(0.0, 0.0, 0.0 if frobenius.high == 0.0 else math.inf)
-    least, most = (1.0 - share) * smallest, (1.0 + share) * upper * unit
-    ratios = (frobenius.value / smallest, frobenius.low / most, frobenius.high / least)
-    return Interval(*(ratio * ratio for ratio in ratios))
+    residual = float(residuals[0].max())
+    if in_order and upper == math.inf and math.isfinite(residual):
+        upper = float(S[0]) + residual
+    least, most = (1.0 - share) * longest, (1.0 + share) * upper * unit
+    ratios = (frobenius.value / longest, frobenius.low / most, frobenius.high / least)
+    return Interval(*(max(ratio, 1.0) ** 2 for ratio in ratios))

@@ -1,5 +1,6 @@
 """Norms of an operator as intervals from random probes, the leading triplets removed first; exact on request."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ def norms(
     - ‖A‖_F² = Σ s_j² + ‖A - U S Vᵀ‖_F², for s_j = u_jᵀ A v_j as Ritz values are, and ‖(A - U S Vᵀ)ᵀ ω‖² is an unbiased
       estimate of the second term (Girard 1989; Hutchinson 1989; removing the leading part first: Meyer, Musco, Musco,
       Woodruff, "Hutch++", 2021). Its interval assumes that no singular value above s_k + ‖residuals‖ was missed; see
-      :func:`~detjac_lanczos.solvers.trace_interval.rest_interval`. It assumes nothing where residuals are unknown.
+      :func:`~detjac_lanczos.solvers.trace_interval.rest_interval`. It assumes nothing where residuals are unknown, or
+      where a budget cut the search short: ‖A‖_F is then all that bounds σ_1, and the stable rank 1 or more.
     - ‖Aᵀ e_i‖² = ‖(A V)ᵀ e_i‖² + ‖(A (I - V Vᵀ))ᵀ e_i‖², and (A (I - V Vᵀ) ω)_i² is χ²_1 times the second term:
       these intervals rest on nothing but the probes. Columns the same way, with U and Aᵀ.
 
@@ -168,9 +170,9 @@ def norms_batch(
             columns = _lengths(counted, Direction.TRANSPOSED, [one.U for one in found], probes, confidence, generator)
     results = []
     for index, ((total, unit), one, row, column) in enumerate(zip(totals, found, rows, columns, strict=True)):
-        upper = None if one.missed is None else one.missed.sigma_1[1]
-        eps = counted.spacing(index, total.value / unit)
-        rank = stable_rank_interval(total, unit, one.S, one.residuals, eps, upper)
+        upper = math.inf if one.missed is None else one.missed.sigma_1[1]
+        eps, in_order = counted.spacing(index, total.value / unit), one.status.ended_well
+        rank = stable_rank_interval(total, unit, one.S, one.residuals, eps, in_order=in_order, upper=upper)
         results.append(Norms(_in_units(total, unit), rank, row, column, confidence, probes))
     return results
 
@@ -194,7 +196,8 @@ def _frobenius(
     for index, (image, one) in enumerate(zip(_finite(batch, images), triplets, strict=True)):
         eps = batch.spacing(index, float(image.double().norm()) / probes**0.5)
         probed = drawn[:, : heights[index]]
-        totals.append(frobenius_interval(image, probed, one.U, one.S, one.V, one.residuals, confidence, eps))
+        found, in_order = (one.U, one.S, one.V, one.residuals), one.status.ended_well
+        totals.append(frobenius_interval(image, probed, *found, confidence, eps, in_order=in_order))
     return totals
 
 

@@ -32,6 +32,11 @@ class Status(Enum):
         """Whether every triplet asked for was found."""
         return self in (Status.CONVERGED, Status.BREAKDOWN_EXACT)
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether the search went as far as the precision lets it: nothing that it knows of lies between the values."""
+        return self.successful or self is Status.NOISE_FLOOR
+
 
 @dataclass(frozen=True)
 class Work:

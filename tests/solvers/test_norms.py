@@ -44,6 +44,28 @@ def test_intervals_cover(name: str, confidence: float, tol: float) -> None:
     assert abs(np.mean(squares) - frobenius**2) <= 4 * np.std(squares) / math.sqrt(DRAWS)
 
 
+@pytest.mark.parametrize("name", ["harmonic", "spike", "root"])
+def test_intervals_cover_where_sigma_1_was_not_found(name: str) -> None:
+    """A residual says that some value is near: no more than ‖A‖_F bounds σ_1 then."""
+    A = matrix(spectrum(name, 150), (150, 150))
+    frobenius, covered, draws = float(A.norm()), np.zeros(2), 100
+    rank = (frobenius / float(torch.linalg.matrix_norm(A, ord=2))) ** 2
+    for seed in range(draws):
+        found = norms(A, svd(A, 2, max_products=4, method="lanczos", seed=seed), seed=seed)
+        covered += [
+            found.frobenius.low <= frobenius <= found.frobenius.high,
+            1.0 <= found.stable_rank.low <= rank <= found.stable_rank.high,
+        ]
+    assert all(enough(count, 0.95, draws) for count in covered), covered
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_stable_rank_is_never_below_one(dtype: torch.dtype) -> None:
+    A = matrix(np.array([1.0, 1e-3]), (60, 60)).to(dtype)
+    found = norms(A, svd(A, 1, method="lanczos", tol=0.05)).stable_rank
+    assert 1.0 <= found.low <= found.value <= found.high
+
+
 def test_row_intervals_are_sharp() -> None:
     """They rest on χ² alone: they fail about as often as they say."""
     A = matrix(spectrum("root", 40), (50, 40))
