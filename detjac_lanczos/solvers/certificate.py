@@ -12,6 +12,10 @@ from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.rounding import safe_scale, tells_zeros
 from detjac_lanczos.solvers.wording import rounded_up
 
+LARGEST_LOSS = 0.1
+"""Of orthonormality, ‖Vᵀ V - I‖₂, with which triplets are claimed: up to here ‖(Vᵀ V)^{-1/2} - I‖₂ is at most 0.55 of
+it, so that ``radius`` covers what the nearest orthonormal vectors change. Vectors further away may be one twice."""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -38,7 +42,7 @@ class Certificate:
     Attributes
     ----------
     k, claimed : int
-        Triplets asked for, and how many meet ``tol``.
+        Triplets asked for, and how many meet ``tol``; none where the vectors are not orthonormal to 0.1.
     tol : float
         The bound on max(ρ_R, ρ_L) / σ_j that a claimed triplet meets.
     residual : float
@@ -84,6 +88,8 @@ class Certificate:
         triplets = f"TRIPLETS {self.claimed}/{self.k}"
         if self.claimed:
             triplets += f", residual ≤ {rounded_up(self.residual)}"
+        if max(self.orthonormality) > LARGEST_LOSS:
+            triplets += ", the vectors are not orthonormal"
         return triplets if self.completeness is None else f"{triplets} · {self.completeness.line}"
 
 
@@ -149,6 +155,7 @@ def certify_triplets(
     if exact and tells_zeros(floor, tol, top):
         met |= (sigma <= floor) & (worst <= floor)
     relative = torch.where(sigma > floor, worst / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), worst / (top or 1.0))
+    met &= max(right_defect, left_defect) <= LARGEST_LOSS
     adjoint = spectral_norm(right_gram - left_gram)
     certificate = Certificate(
         k=len(sigma),

@@ -44,7 +44,7 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     ----------
     A : operator, or batch of operators
     U, S, V : Tensor, or sequence of Tensor, one for each operator
-        Shapes (d_out, k), (k,) and (d_in, k).
+        Shapes (d_out, k), (k,) and (d_in, k). Of vectors that are not orthonormal nothing is claimed.
     tol : float
         What max(ρ_R, ρ_L) / σ_j of a claimed triplet must meet.
     passes : int

@@ -60,6 +60,33 @@ def test_lost_orthonormality_widens_the_radius() -> None:
     assert certificate.radius >= 2.0
 
 
+@pytest.mark.parametrize("kind", ["tiny", "one twice", "zero"])
+def test_vectors_that_are_not_orthonormal_claim_nothing(kind: str) -> None:
+    """Every residual is within the tolerance, or nothing at all."""
+    A, S = torch.diag(torch.linspace(3, 1, 20, dtype=torch.float64)), torch.tensor([3.0, 3.0], dtype=torch.float64)
+    V = torch.eye(20, dtype=torch.float64)[:, [0, 0]]
+    U, S = {"tiny": (1e-9 * V.flip(0), 41 * S), "one twice": (V, S), "zero": (0 * V, 0 * S)}[kind]
+    V = U if kind != "tiny" else 1e-9 * V
+    (measured,) = measure_triplets(A, U, S, V)
+    assert measured.certificate.claimed == 0
+    assert measured.certificate.line == "TRIPLETS 0/2, the vectors are not orthonormal"
+
+
+@pytest.mark.parametrize("loss", [1e-3, 0.03, 0.09])
+def test_the_radius_covers_the_loss_of_orthonormality_that_is_claimed_with(loss: float) -> None:
+    for seed in range(20):
+        A = matrix(spectrum("root", 30), (40, 30), seed)
+        left, values, right = torch.linalg.svd(A, full_matrices=False)
+        mixing = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        mixing += mixing.mT.clone()
+        mixing *= 0.5 * loss / torch.linalg.matrix_norm(mixing, 2)[:, None, None]
+        U, V = (block[:, :3] @ (torch.eye(3).double() + m) for block, m in zip((left, right.T), mixing, strict=True))
+        (measured,) = measure_triplets(A, U, values[:3] * (1 + loss), V, tol=0.9)
+        assert 0.5 * loss < max(measured.certificate.orthonormality) < 1.1 * loss
+        assert measured.certificate.claimed == 3
+        assert distance_to_distinct(values[:3] * (1 + loss), values) <= measured.certificate.radius
+
+
 def test_adjoint_defect_is_in_the_certificate() -> None:
     A = matrix(spectrum("geometric", 20), (20, 20))
     result = svd(A, 3)
