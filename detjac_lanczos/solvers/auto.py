@@ -22,7 +22,7 @@ _WORTH_THE_DOUBT = 0.9
 """Of dense's time, what Lanczos may be expected to take: its rows come from a fit, those of dense are counted."""
 
 
-def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list[SVDResult]:
+def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
     """Choose the method by counted row-sweeps; where these are close, begin the one with fewer and time its passes.
 
     A method that is begun and kept has lost nothing; one that is left has lost a pass or two.
@@ -58,9 +58,9 @@ def solve_auto(batch: CountingBatch, options: Options, *, certify: bool) -> list
     if fewer:
         del dense
         choices = {"method": "lanczos", "block": options.width, **measured}
-        return conclude(lockstep or Lockstep(batch, options), Method("lanczos", why, choices), certify=certify)
+        return conclude(lockstep or Lockstep(batch, options), Method("lanczos", why, choices))
     del lockstep
-    return decompose(dense, options, Method("dense", why, {"method": "dense", **measured}), certify=certify)
+    return decompose(dense, options, Method("dense", why, {"method": "dense", **measured}))
 
 
 def _forecast(batch: CountingBatch, options: Options, width: int, dense: Materialisation) -> Forecast:

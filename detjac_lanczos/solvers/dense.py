@@ -29,17 +29,17 @@ alone, where it is measured at its size: that may be what a residual may, beside
 """
 
 
-def solve_dense(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
+def solve_dense(batch: CountingBatch, options: Options, method: Method) -> list[SVDResult]:
     """Write out every matrix, take its SVD, and measure the leading triplets.
 
     Their products are those with the matrix where its mismatch is negligible for ``tol``, on a random vector (see
     :class:`Materialisation`) and on a mixture of the triplets; it is part of their residuals. For the others, in half
     precision above all, one pass each way makes them, if ``max_products`` leaves it.
     """
-    return decompose(Materialisation(batch), options, method, certify=certify)
+    return decompose(Materialisation(batch), options, method)
 
 
-def decompose(dense: "Materialisation", options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
+def decompose(dense: "Materialisation", options: Options, method: Method) -> list[SVDResult]:
     """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
     results, batch = [], dense.batch
     matrices = dense.run()
@@ -71,7 +71,6 @@ def decompose(dense: "Materialisation", options: Options, method: Method, *, cer
                 method,
                 options,
                 seconds=batch.seconds,
-                certify=certify,
                 completed=completed,
                 energy=energy,
             )

@@ -67,7 +67,6 @@ def finish(
     options: Options,
     *,
     seconds: float,
-    certify: bool,
     completed: CompletenessClaim | None = None,
     probed: int = 0,
     energy: tuple[float, float] | None = None,
@@ -107,9 +106,9 @@ def finish(
         S=sigma,
         V=found.right.to(batch.dtype, copy=True).T,
         residuals=residuals,
-        certificate=replace(certificate, completeness=None if completed is None else completed.claim)
-        if certify
-        else None,
+        certificate=None
+        if options.certify is None
+        else replace(certificate, completeness=None if completed is None else completed.claim),
         status=status,
         advice=advice.on_status(status, batch, index, options, certificate.claimed, len(sigma), floor)
         + advice.on_zeros(status, sigma, floor)

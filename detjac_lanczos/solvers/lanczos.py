@@ -11,12 +11,12 @@ from detjac_lanczos.solvers.result import Status, SVDResult
 from detjac_lanczos.solvers.search import Search
 
 
-def solve_lanczos(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
+def solve_lanczos(batch: CountingBatch, options: Options, method: Method) -> list[SVDResult]:
     """Find the leading triplets of every operator by block Golub-Kahan with shrinking blocks, in lockstep."""
-    return conclude(Lockstep(batch, options), method, certify=certify)
+    return conclude(Lockstep(batch, options), method)
 
 
-def conclude(lockstep: Lockstep, method: Method, *, certify: bool) -> list[SVDResult]:
+def conclude(lockstep: Lockstep, method: Method) -> list[SVDResult]:
     """Run a lockstep (begun or not) to its end and return the results."""
     results = []
     searches = lockstep.run()
@@ -40,7 +40,6 @@ def conclude(lockstep: Lockstep, method: Method, *, certify: bool) -> list[SVDRe
                 method,
                 lockstep.options,
                 seconds=lockstep.ended[index],
-                certify=certify,
                 completed=completed,
                 probed=probed,
                 energy=energy,

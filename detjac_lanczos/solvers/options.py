@@ -53,8 +53,9 @@ class Options:
     """Checked options of :func:`~detjac_lanczos.solvers.svd`; ``capacity`` is the most vectors of a Lanczos basis.
 
     ``width`` is the width of the first block each way, and of all others unless ``later`` names another one; ``timed``
-    lets the price of the second pass choose that. ``delta`` is the chance that the claim of completeness may be
-    wrong, None where it is not asked for. With ``threshold`` or ``energy``, ``k`` is only where the search begins.
+    lets the price of the second pass choose that. ``certify`` is what to claim, None for nothing; ``delta`` is the
+    chance that the claim of completeness may be wrong, None where it is not asked for. With ``threshold`` or
+    ``energy``, ``k`` is only where the search begins.
     """
 
     k: int
@@ -66,6 +67,7 @@ class Options:
     seed: int = 0
     start: Sequence[Tensor] | None = None
     callback: Callback | None = None
+    certify: str | None = "triplets"
     delta: float | None = None
     threshold: float | None = None
     energy: float | None = None

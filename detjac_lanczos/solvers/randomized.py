@@ -19,7 +19,7 @@ _OVERSAMPLING = 8
 _DEFAULT_PASSES = 60
 
 
-def solve_randomized(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
+def solve_randomized(batch: CountingBatch, options: Options, method: Method) -> list[SVDResult]:
     """Find leading triplets by block power iteration of width k + 8 from random cotangents.
 
     Ritz triplets come from one basis on each side, with the products of both, so residuals on both sides are measured.
@@ -31,10 +31,10 @@ def solve_randomized(batch: CountingBatch, options: Options, method: Method, *, 
 
     Source: Halko, Martinsson, Tropp 2011, algorithm 4.4; two-sided extraction as in the Lanczos method.
     """
-    return [_solve_one(batch, index, options, method, certify) for index in range(len(batch))]
+    return [_solve_one(batch, index, options, method) for index in range(len(batch))]
 
 
-def _solve_one(batch: CountingBatch, index: int, options: Options, method: Method, certify: bool) -> SVDResult:
+def _solve_one(batch: CountingBatch, index: int, options: Options, method: Method) -> SVDResult:
     shape = batch.shapes[index]
     width = min(options.k + _OVERSAMPLING, *shape)
     if options.max_products is not None:
@@ -82,7 +82,7 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, method: Metho
     found = None
     if triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         found = Found.of(triplets, scale, float(triplets.values[0]))
-    return finish(batch, index, found, status, method, options, seconds=batch.seconds, certify=certify, error=error)
+    return finish(batch, index, found, status, method, options, seconds=batch.seconds, error=error)
 
 
 def _defect(state: Factorisation, before: Factorisation | None) -> float:

@@ -26,10 +26,10 @@ _COLUMNS_AT_ONCE = 8
 _SHARE_OF_DENSE = 1 / 3
 
 
-def solve_shared_basis(batch: CountingBatch, options: Options, method: Method, *, certify: bool) -> list[SVDResult]:
+def solve_shared_basis(batch: CountingBatch, options: Options, method: Method) -> list[SVDResult]:
     """Estimate the leading triplets of all operators from one left basis; see :class:`Survey` and :class:`Missed`.
 
-    Nothing is certified, whatever ``certify`` says: a claim about one operator takes products of its own, which
+    Nothing is certified, whatever ``options.certify`` says: a claim about one operator takes products of its own, which
     :func:`~detjac_lanczos.solvers.polish` makes. ρ_L is measured; ρ_R would cost a pass of each operator and is NaN.
 
     Raises
@@ -50,7 +50,7 @@ def solve_shared_basis(batch: CountingBatch, options: Options, method: Method, *
             results.append(_estimate(batch, index, measured, cotangents, options.k, len(batch), method))
         else:
             status = survey.fault or Status.NOT_FINITE
-            results.append(finish(batch, index, None, status, method, options, seconds=batch.seconds, certify=certify))
+            results.append(finish(batch, index, None, status, method, options, seconds=batch.seconds))
     return results
 
 

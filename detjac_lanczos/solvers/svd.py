@@ -230,24 +230,23 @@ def svd_batch(
         seed=int(seed),
         start=blocks,
         callback=callback,
+        certify=certify,
         delta=float(delta) if certify == "complete" else None,
         threshold=None if threshold is None else float(threshold),
         energy=None if energy is None else float(energy),
         capacity=basis_capacity(memory, operators.shapes, operators.dtype, k=int(wanted), width=width, start=begun),
     )
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
-        journal = open_journal(checkpoint, operators, options, method=method, certify=certify, choices=decided)
-        return _solve(CountingBatch(operators, journal), options, method, decided, certified=certify is not None)
+        journal = open_journal(checkpoint, operators, options, method=method, choices=decided)
+        return _solve(CountingBatch(operators, journal), options, method, decided)
 
 
-def _solve(
-    counted: CountingBatch, options: Options, method: str, decided: dict[str, Any], *, certified: bool
-) -> list[SVDResult]:
+def _solve(counted: CountingBatch, options: Options, method: str, decided: dict[str, Any]) -> list[SVDResult]:
     why = "as chosen before" if "method" in decided else "asked for"
     if method == "auto" and options.counted:
-        return solve_auto(counted, options, certify=certified)
+        return solve_auto(counted, options)
     if method == "auto":
         method = "dense" if is_tiny(counted) and options.max_products is None and options.start is None else "lanczos"
         why = "tiny matrices are written out" if method == "dense" else "the number of triplets is not known beforehand"
     made: dict[str, Any] = {"method": method, "block": options.width} if method == "lanczos" else {"method": method}
-    return _SOLVERS[method](counted, options, Method(method, why, decided | made), certify=certified)
+    return _SOLVERS[method](counted, options, Method(method, why, decided | made))
