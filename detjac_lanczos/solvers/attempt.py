@@ -83,7 +83,7 @@ class Attempt:
         count, self._reach = guarded(self.triplets, goals, self._edge, search.floor)
         self.deflation = deflation_of(self.triplets.head(count))
         self.probe = Probe(self.deflation, search.shape, eps=search.eps, seed=options.seed, number=number)
-        self.found = False
+        self.found = self._copy = False
         self.ended = search.left < 1
 
     @property
@@ -106,9 +106,10 @@ class Attempt:
         tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held
         more_claims = self._next_number < _MOST_CLAIMS
         missed = held > (1.0 + tol if counted else 1.0) * edge + floor
-        copy = self._copies and counted and edge > floor and held >= (1.0 - tol) * edge
+        copy = not missed and self._copies and counted and edge > floor and held >= (1.0 - tol) * edge
         if more_claims and (missed or copy):
             self.found = self.ended = True
+            self._copy = copy
         elif tau + floor < min(edge, self._reach) or not self._promising():
             self.ended = True
         elif self.probe.row is None and more_claims:
@@ -120,8 +121,7 @@ class Attempt:
     def feed(self) -> None:
         """Give the vectors of the probe to the search, and let it go on; a copy of s_k is to converge beside it."""
         probe, search = self.probe, self.search
-        copy = search.goal.threshold is None and probe.held <= (1.0 + search.options.tol) * self._edge + search.floor
-        if copy:
+        if self._copy:
             self._copies = False
             search.goal.want_further()
         for direction, sent in probe.sent.items():
