@@ -43,6 +43,7 @@ def decompose(dense: "Materialisation", options: Options, method: Method) -> lis
     """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
     results, batch = [], dense.batch
     matrices = dense.run()
+    dense.compare(options.seed)
     wrong = dense.contradictions(options)
     sound = [index for index in range(len(matrices)) if index not in wrong and index not in batch.nonfinite]
     leading = {index: _leading(matrices[index], options) for index in sound}
@@ -162,13 +163,15 @@ class Materialisation:
     matrices : list of Tensor, each (d_out, d_in), in working precision
         Empty before the first pass: one that is never made takes no memory.
     differences : dict of (float, float)
-        ‖(A - M) r‖ of each operator, and the length of A r: ‖M‖_F / √d_in, what is expected of it, at least.
+        ‖(A - M) r‖ of each operator that was compared, and the length of A r: ‖M‖_F / √d_in, what is expected of it,
+        at least.
     """
 
     def __init__(self, batch: CountingBatch) -> None:
         self.batch = batch
         self.matrices: list[Tensor] = []
         self.differences: dict[int, tuple[float, float]] = {}
+        self._compared: dict[int, tuple[Tensor, Tensor]] = {}
         self._shared = batch.one_output_space
         self._chunks = self._plan()
 
@@ -206,15 +209,12 @@ class Materialisation:
         """Send the first row again, alone: beside a pass of many, its time shows what a pass costs without rows."""
         self._send(0, 0, 1)
 
-    def contradictions(self, options: Options) -> dict[int, Status]:
-        """Send one random vector forward through every operator; return what is wrong with those that disagree.
+    def compare(self, seed: int) -> None:
+        """Send one random vector forward through every operator, and note how far it comes out from the matrix's.
 
-        The matrices come from transposed products alone: a wrong forward product would otherwise go unseen. Where the
-        vector, or the first row of the matrix, comes out differently once more, it is the operator that changes; either
-        is sent again only where ``max_products`` leaves a product for it.
+        The matrices come from transposed products alone: a wrong forward product would otherwise go unseen.
         """
-        generator = torch.Generator().manual_seed(options.seed)
-        found: dict[int, Status] = {}
+        generator = torch.Generator().manual_seed(seed)
         told = [index for index in range(len(self.matrices)) if index not in self.batch.nonfinite]
         for turn in turns([self.batch.costs[index] for index in told]):
             blocks = []
@@ -223,8 +223,22 @@ class Materialisation:
                 row = torch.randn(1, matrix.shape[1], dtype=torch.float64, device="cpu", generator=generator)
                 blocks.append((index, (row / row.norm()).to(matrix)))
             for (index, row), product in zip(blocks, self.batch.apply(Direction.FORWARD, blocks), strict=True):
-                if index not in self.batch.nonfinite and self._contradicts(index, row, product):
-                    found[index] = self._why(index, row, product, options)
+                if index not in self.batch.nonfinite:
+                    self._compared[index] = row, product
+                    self.differences[index] = self._difference(index, row, product)
+
+    def contradictions(self, options: Options) -> dict[int, Status]:
+        """Return what is wrong with the operators whose difference from the matrix is more than rounding.
+
+        Where the vector, or the first row of the matrix, comes out differently once more, it is the operator that
+        changes; either is sent again only where ``max_products`` leaves a product for it.
+        """
+        found: dict[int, Status] = {}
+        for index, (row, product) in self._compared.items():
+            difference, length = self.differences[index]
+            spacing = self.batch.spacing(index, length)
+            if difference > adjoint_bound(spacing, max(self.batch.shapes[index])) * length:
+                found[index] = self._why(index, row, product, options)
         return found
 
     def _send(self, first: int, start: int, stop: int) -> list[Tensor]:
@@ -236,18 +250,17 @@ class Materialisation:
             return self.batch.apply_shared(rows)
         return self.batch.apply(Direction.TRANSPOSED, [(first, rows)])
 
-    def _contradicts(self, index: int, row: Tensor, product: Tensor) -> bool:
-        """Note how far the product of a row is from that with the matrix; whether by more than rounding."""
+    def _difference(self, index: int, row: Tensor, product: Tensor) -> tuple[float, float]:
+        """Return how far the product of a row is from that with the matrix, and how long; half of ε at least.
+
+        The random row may be a unit vector, as in a space of one dimension, which shows no rounding.
+        """
         scale = safe_scale(self.matrices[index])
         matrix, ahead = self.matrices[index] * scale, product * scale
         length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
         spacing = self.batch.spacing(index, length / scale)
         difference = float((ahead - row @ matrix.T).norm())
-        self.differences[index] = (
-            max(difference, spacing * length / 2) / scale,
-            length / scale,
-        )  # r may be a unit vector
-        return difference > adjoint_bound(spacing, max(matrix.shape)) * length
+        return max(difference, spacing * length / 2) / scale, length / scale
 
     def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:
         matrix = self.matrices[index]

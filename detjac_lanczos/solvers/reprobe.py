@@ -12,7 +12,6 @@ from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.dense import Materialisation, claim_of_spectrum
-from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.probe import Deflation, Probe
 from detjac_lanczos.solvers.rounding import noise_floor, safe_scale
 
@@ -55,7 +54,7 @@ def measure_completeness(
 def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Completeness]:
     fresh, dense = [], Materialisation(batch)
     matrices = dense.run()
-    dense.contradictions(Options(k=1, tol=tol, width=1, seed=claims[0].seed))
+    dense.compare(claims[0].seed)
     for index, (matrix, claim) in enumerate(zip(matrices, claims, strict=True)):
         scale = safe_scale(matrix)
         values = torch.linalg.svdvals(matrix * scale)
