@@ -23,8 +23,14 @@ from detjac_lanczos.runs.readings import read_prompts, read_tokens
 from detjac_lanczos.runs.record import PromptReading, make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
-from detjac_lanczos.runs.surveying import METHOD as SURVEY
-from detjac_lanczos.runs.surveying import Polish, check_survey, estimates_of, name_the_survey, survey_batch
+from detjac_lanczos.runs.surveying import (
+    SHARED_BASIS,
+    Polish,
+    check_survey,
+    estimates_of,
+    name_the_survey,
+    survey_batch,
+)
 from detjac_lanczos.solvers import SVDResult, svd_batch
 from detjac_lanczos.solvers.options import DEFAULT_K, Callback
 
@@ -157,7 +163,7 @@ def analyze(
     _require_distinct(batch)
     clock.lap("capture")
     replay_choices(choices)
-    if method == SURVEY:
+    if method == SHARED_BASIS:
         results = survey_batch(batch, k, polish, search, decided)
     else:
         results = svd_batch(batch, k, **search, choices=decided)

@@ -12,7 +12,7 @@ from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.notes import WORDED
 from detjac_lanczos.runs.record import definition_of
 from detjac_lanczos.runs.run import Run, TokenResult
-from detjac_lanczos.runs.surveying import METHOD, check_survey
+from detjac_lanczos.runs.surveying import SHARED_BASIS, check_survey
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
 from detjac_lanczos.solvers.rounding import noise_floor, spacing
@@ -90,7 +90,7 @@ def _polished_as_asked(tokens: Sequence[TokenResult], wanted: str | int | None) 
 
 def _of_token(run: Run, token: TokenResult, eps: float) -> Iterator[tuple[str, bool]]:
     options, record = run.record["options"], token.record
-    unknown, surveyed = None in record["singular_values"], run.record["work"]["method"] == METHOD
+    unknown, surveyed = None in record["singular_values"], run.record["work"]["method"] == SHARED_BASIS
     done = token.status in SUCCESSFUL
     yield "status", (unknown and token.settled) or (token.estimated and not surveyed)
     yield "singular_values", token.settled and options["k"] not in (None, len(token.S))

@@ -12,7 +12,7 @@ from detjac_lanczos.solvers import Missed, Status, SVDResult, Work, flagged, pol
 from detjac_lanczos.solvers.auto import TINY
 from detjac_lanczos.solvers.options import check_options, is_whole
 
-METHOD = "shared_basis"
+SHARED_BASIS = "shared_basis"
 _LONG = 24
 """Tokens from which on matrices are written out for want of anything cheaper that certifies."""
 Polish = int | str | None
@@ -27,9 +27,11 @@ def check_survey(k: int | None, wanted: Polish, search: Mapping[str, Any]) -> No
         Options of the solver, ``search`` those beside k.
     wanted : int, "flagged" or None
     """
-    surveyed = search["method"] == METHOD
+    surveyed = search["method"] == SHARED_BASIS
     if wanted is not None and not surveyed:
-        raise InputError(f"polish goes on from a survey, and method {search['method']!r} makes none: give {METHOD!r}")
+        raise InputError(
+            f"polish goes on from a survey, and method {search['method']!r} makes none: give {SHARED_BASIS!r}"
+        )
     if wanted is not None and wanted != "flagged" and (not is_whole(wanted) or wanted < 1):
         raise InputError(f"polish = {wanted!r} chooses no tokens: give 'flagged', a number of them, or None")
     check_options(k=k, **(dict(search) if wanted is None else {**search, "certify": None}))
@@ -55,7 +57,7 @@ def survey_batch(
     for index in chosen:
         work = _sum(surveyed[index].work, results[index].work)
         results[index] = replace(results[index], work=work, missed=surveyed[index].missed)
-    return [replace(result, method=METHOD, why=why, choices=made) for result in results]
+    return [replace(result, method=SHARED_BASIS, why=why, choices=made) for result in results]
 
 
 def name_the_survey(results: Sequence[SVDResult]) -> list[SVDResult]:
@@ -63,7 +65,7 @@ def name_the_survey(results: Sequence[SVDResult]) -> list[SVDResult]:
     first = results[0]
     if first.method != "dense" or len(results) < _LONG or len(first.U) <= TINY:
         return list(results)
-    return [replace(r, why=f"{r.why}; method {METHOD!r} gives estimates for a third of that") for r in results]
+    return [replace(r, why=f"{r.why}; method {SHARED_BASIS!r} gives estimates for a third of that") for r in results]
 
 
 def estimates_of(results: Sequence[SVDResult]) -> dict[int, Missed]:

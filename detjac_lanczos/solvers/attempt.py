@@ -26,7 +26,8 @@ SHARE = 0.6
 _WELL_ENOUGH = 0.1
 _MOST_CLAIMS = 6
 _LOOSE = 2.0
-_MORE_PASSES = 2.0
+_FLOOR_LATER = 2.0
+"""What the floor of a claim may be by that of the search: it grows with the passes of the probe."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Attempt:
         else:
             defect = deflation_of(self.triplets.head(self.k + 1)).defect * float(values[0])
             self._edge = search.goal.threshold
-            goals = np.r_[np.full(self.k, np.inf), search.goal.threshold - _MORE_PASSES * search.floor - defect]
+            goals = np.r_[np.full(self.k, np.inf), search.goal.threshold - _FLOOR_LATER * search.floor - defect]
         count, self._reach = guarded(self.triplets, goals, self._edge, search.floor)
         self.deflation = deflation_of(self.triplets.head(count))
         self.probe = Probe(self.deflation, search.shape, eps=search.eps, seed=options.seed, number=number)
@@ -191,31 +192,24 @@ def stated(
     first, last = float(values[0]), float(values[k - 1]) if k else 0.0
     rounding = floor + deflation.defect * first
     bare = upper_bounds(values, deflation.right_gram, deflation.left_gram, tau + floor)
-    beyond = max([probe.seen, *values[k : k + 1].tolist()])
-    if threshold is None:
-        edge = last
-        narrow = bool((bare[:k] <= limits(values[:k], tol, floor)).all())
-        complete = narrow and (tau + floor < last or (last <= floor and tells_zeros(floor, tol, first)))
-    else:
-        edge = threshold * scale
-        complete = float(bare[k]) + rounding <= edge
-    return Completeness(
+    narrow = bool((bare[:k] <= limits(values[:k], tol, floor)).all())
+    zero = last <= floor and tells_zeros(floor, tol, first)
+    return Completeness.of(
+        values.tolist(),
+        (bare + rounding).tolist(),
         k=k,
-        guards=deflation.count - k,
-        delta=delta,
-        seed=probe.seed,
-        number=probe.number,
-        steps=tuple(probe.steps),
-        products=sum(probe.steps),
-        tau=tau / scale,
-        upper=tuple(((bare + rounding) / scale).tolist()),
-        rounding=rounding / scale,
-        complete=complete,
-        cluster=edge > floor and beyond >= (1.0 - tol) * edge,
+        index_exact=narrow and (tau + floor < last or zero),
+        tau=tau,
+        beyond=max([probe.seen, *values[k : k + 1].tolist()]),
+        rounding=rounding,
+        floor=floor,
+        tol=tol,
+        scale=scale,
         threshold=threshold,
-        sigma_1=first / scale,
-        sigma_k=last / scale,
-        floor=floor / scale,
+        seed=probe.seed,
+        delta=delta,
+        number=probe.number,
+        steps=probe.steps,
     )
 
 

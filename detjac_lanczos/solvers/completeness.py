@@ -1,5 +1,6 @@
 """The claim of COMPLETENESS: nothing larger was missed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detjac_lanczos.solvers.wording import ratio_up, short
@@ -59,6 +60,61 @@ class Completeness:
     floor: float
     threshold: float | None
 
+    @classmethod
+    def of(
+        cls,
+        values: Sequence[float],
+        upper: Sequence[float],
+        *,
+        k: int,
+        index_exact: bool,
+        tau: float,
+        beyond: float,
+        rounding: float,
+        floor: float,
+        tol: float,
+        scale: float,
+        threshold: float | None,
+        seed: int,
+        delta: float = 0.0,
+        number: int = 0,
+        steps: Sequence[int] = (),
+    ) -> "Completeness":
+        """Return the claim that values and their bounds make; all but ``threshold`` are ``scale`` times the operator's.
+
+        Parameters
+        ----------
+        values : sequence of float, descending
+            Those found, k at least where there are any; the first is the largest known.
+        upper : sequence of float, length k + guards + 1
+        index_exact : bool
+            The k triplets are those of σ_1, …, σ_k. With a threshold, that σ_{k+1} does not lie above it is enough.
+        beyond : float
+            The largest value that was seen beside those of the k triplets.
+        tau, rounding, floor, tol, seed, delta, number, steps
+            As in the claim.
+        """
+        first, last = values[0], values[k - 1] if k else 0.0
+        edge = last if threshold is None else threshold * scale
+        return cls(
+            k=k,
+            guards=len(upper) - 1 - k,
+            delta=delta,
+            seed=seed,
+            number=number,
+            steps=tuple(steps),
+            products=sum(steps),
+            tau=tau / scale,
+            upper=tuple(bound / scale for bound in upper),
+            rounding=rounding / scale,
+            complete=index_exact if threshold is None else upper[k] <= edge,
+            cluster=edge > floor and beyond >= (1.0 - tol) * edge,
+            sigma_1=first / scale,
+            sigma_k=last / scale,
+            floor=floor / scale,
+            threshold=threshold,
+        )
+
     @property
     def line(self) -> str:
         """The claim in one line."""
@@ -68,21 +124,21 @@ class Completeness:
         cluster = f", σ_{k} and σ_{k + 1} in one cluster" if self.cluster else ""
         if self.complete:
             names = "this is σ_1" if k == 1 else f"these are σ_1..σ_{k}"
-            return f"COMPLETE: {names}{cluster} ({self.price})"
+            return f"COMPLETE: {names}{cluster} ({self.grounds})"
         unit, name = (self.sigma_k, k) if self.sigma_k > self.floor else (self.sigma_1, 1)
         ratio = f"{ratio_up(next_bound / unit)} σ_{name}" if unit > 0.0 else f"{next_bound:g}"
-        return f"BOUND σ_{k + 1} ≤ {ratio}{cluster} ({self.price})"
+        return f"BOUND σ_{k + 1} ≤ {ratio}{cluster} ({self.grounds})"
 
     @property
     def _line_of_threshold(self) -> str:
         k, threshold = self.k, short(self.threshold or 0.0)
         if self.complete:
-            return f"COMPLETE: {f'all {k} σ' if k else 'no σ'} above {threshold} ({self.price})"
-        return f"BOUND σ_{k + 1} ≤ {ratio_up(self.upper[k] / (self.threshold or 1.0))} × {threshold} ({self.price})"
+            return f"COMPLETE: {f'all {k} σ' if k else 'no σ'} above {threshold} ({self.grounds})"
+        return f"BOUND σ_{k + 1} ≤ {ratio_up(self.upper[k] / (self.threshold or 1.0))} × {threshold} ({self.grounds})"
 
     @property
-    def price(self) -> str:
-        """What the claim cost: δ, products and guards."""
+    def grounds(self) -> str:
+        """What the claim rests on: δ, products and guards."""
         if self.delta == 0.0:
             return "the whole matrix was seen"
         guards = f", {self.guards} guard{'s' if self.guards > 1 else ''}" if self.guards else ""

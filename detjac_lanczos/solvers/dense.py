@@ -352,29 +352,20 @@ def claim_of_spectrum(
     k leading ones are those of the operator, or that no other lies above a threshold, is claimed only where the next
     one does not reach the k-th, or the threshold, with that added.
     """
-    known = [float(value) for value in values[:k]]
-    beyond = float(values[k]) if k < len(values) else 0.0
-    first, last = float(values[0]), known[-1] if known else 0.0
-    edge = last if threshold is None else threshold * scale
-    if threshold is None:
-        complete = k == len(values) or beyond + rounding < last or (last <= floor and tells_zeros(floor, tol, first))
-    else:
-        complete = beyond + rounding <= edge
-    return Completeness(
+    known = [*map(float, values[: k + 1]), 0.0]
+    first, last, beyond = known[0], known[k - 1] if k else 0.0, known[k]
+    zero = last <= floor and tells_zeros(floor, tol, first)
+    return Completeness.of(
+        known,
+        [value + rounding for value in known[: k + 1]],
         k=k,
-        guards=0,
-        delta=0.0,
-        seed=seed,
-        number=0,
-        steps=(),
-        products=0,
-        tau=beyond / scale,
-        upper=tuple((value + rounding) / scale for value in [*known, beyond]),
-        rounding=rounding / scale,
-        complete=complete,
-        cluster=edge > floor and beyond >= (1.0 - tol) * edge,
-        sigma_1=first / scale,
-        sigma_k=last / scale,
-        floor=floor / scale,
+        index_exact=k == len(values) or beyond + rounding < last or zero,
+        tau=beyond,
+        beyond=beyond,
+        rounding=rounding,
+        floor=floor,
+        tol=tol,
+        scale=scale,
         threshold=threshold,
+        seed=seed,
     )
