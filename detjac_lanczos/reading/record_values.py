@@ -58,6 +58,14 @@ def relative_residual(token: Record) -> float | None:
     return max(max(pair) / (value if value > floor else values[0]) for pair, value in pairs)
 
 
+def energy_held(token: Record) -> str | None:
+    """Return the share of ‖J‖_F² that a token's triplets hold, where a share was asked for: an interval, or exact."""
+    if token["energy"] is None:
+        return None
+    low, high = map(percent, token["energy"])
+    return f"{low} of |J|²" if low == high else f"{low} to {high} of |J|²"
+
+
 def has_offset(record: Record, prompt: int) -> bool:
     """Whether the output is Σ J_i x_i + r with an r that is not zero."""
     return bool(record["reconstructions"][prompt]["offset_share"])
@@ -72,6 +80,25 @@ def prompt_text(record: Record, prompt: int) -> str:
     """Return a prompt on one line: its spaces kept, everything else as `visible` shows it."""
     text = record["prompts"][prompt]
     return visible("".join(record["prompt_tokens"][prompt]) if text is None else text).replace("␣", " ")
+
+
+def earlier_position(record: Record, prompt: int) -> int | None:
+    """Return the output position of a prompt, None where it is the last one, after which the model goes on."""
+    length, asked = len(record["prompt_tokens"][prompt]), record["options"]["position"]
+    position = int(asked % length)
+    return None if position == length - 1 else position
+
+
+def text_read(record: Record, prompt: int) -> str:
+    """Return what of a prompt the output has seen, as `prompt_text` shows it: all, or its text up to the position."""
+    whole, position = prompt_text(record, prompt), earlier_position(record, prompt)
+    if position is None:
+        return whole
+    seen, rest = (
+        visible("".join(part)).replace("␣", " ")
+        for part in (record["prompt_tokens"][prompt][: position + 1], record["prompt_tokens"][prompt][position + 1 :])
+    )
+    return whole.removesuffix(rest) if whole.endswith(rest) else seen
 
 
 def tokens_of(record: Record, prompt: int) -> list[Record]:

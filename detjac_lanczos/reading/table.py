@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from detjac_lanczos.reading.record_values import (
     Record,
+    earlier_position,
+    energy_held,
     needs_advice,
     percent,
     prompt_text,
@@ -14,7 +16,7 @@ from detjac_lanczos.reading.record_values import (
     tokens_of,
 )
 from detjac_lanczos.reading.survey_table import survey_heading, survey_line, survey_summary
-from detjac_lanczos.reading.visible import fit, joined, visible
+from detjac_lanczos.reading.visible import fit, joined, visible, wrapped
 
 _VALUES = 8
 _INDENT = 4
@@ -42,12 +44,13 @@ def render_table(record: Record, width: int = 110) -> str:
         f"{record['model']} · {weights}{record['dtype']} · freeze={record['freeze']} · "
         f"from {definition['input']} to {definition['target_definition']}"
     )
-    lines = [fit(asked, width).rstrip()]
+    lines = wrapped(asked, width)
     survey = surveyed(record)
     shown = min(_VALUES, max((len(singular_values(token)) for token in record["tokens"]), default=0))
     for prompt in range(len(record["prompts"])):
         heading = survey_heading() if survey else _heading(shown)
-        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip(), heading, "─" * width]
+        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip()]
+        lines += [*_output_after(record, prompt, width), heading, "─" * width]
         tokens = tokens_of(record, prompt)
         for token in tokens:
             lines += [survey_line(token, width)] if survey else _token_lines(token, shown, width)
@@ -55,9 +58,19 @@ def render_table(record: Record, width: int = 110) -> str:
         if survey:
             lines += [_labelled("" if row else "survey", told) for row, told in enumerate(survey_summary(tokens))]
         candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
-        lines.append(_labelled("next token", joined(candidates, "   ", width - _LABEL)))
+        whole = "" if earlier_position(record, prompt) is None else "after the whole prompt:  "
+        lines.append(_labelled("next token", whole + joined(candidates, "   ", width - _LABEL - len(whole))))
         lines.append(_labelled("reconstruction", _reconstruction(record["reconstructions"][prompt])))
     return "\n".join([*lines, *_closing_lines(record, width)])
+
+
+def _output_after(record: Record, prompt: int, width: int) -> list[str]:
+    """Return the line that names the output's position where it is not the last one."""
+    position = earlier_position(record, prompt)
+    if position is None:
+        return []
+    token = visible(record["prompt_tokens"][prompt][position])
+    return [fit(f"outputs are those at token {position}, {token}", width).rstrip()]
 
 
 def _heading(shown: int) -> str:
@@ -78,6 +91,8 @@ def _token_lines(token: Record, shown: int, width: int) -> list[str]:
         " " * _INDENT + fit(left, half) + right,
         " " * _INDENT + f"{certificate} · {token['status']}",
     ]
+    if (held := energy_held(token)) is not None:
+        lines.append(" " * _INDENT + f"held: {held}")
     if needs_advice(token):
         lines.append(" " * _INDENT + token["advice"])
     return [line.rstrip() for line in lines]

@@ -52,6 +52,21 @@ def fit(text: str, width: int) -> str:
     return text + " " * (width - columns(text))
 
 
+def wrapped(text: str, width: int, indent: str = "    ") -> list[str]:
+    """Return a text on lines of at most ``width`` terminal columns; a word that is longer than a line is broken."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        if line.strip() and columns(f"{line} {word}") > width:
+            lines.append(line)
+            line = indent
+        line += f" {word}" if line.strip() else word
+        while columns(line) > width:
+            fitting = max(end for end in range(len(line)) if columns(line[:end]) <= width)
+            lines.append(line[:fitting])
+            line = indent + line[fitting:]
+    return [*lines, line]
+
+
 def shortened(text: str, length: int) -> str:
     """Return a text whole, or words of its beginning and its end around an ellipsis, ``length`` characters at most."""
     if len(text) <= length:

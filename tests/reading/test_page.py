@@ -98,6 +98,34 @@ def test_values_are_those_of_the_record(run: Run) -> None:
     assert run.record["fingerprint"] in reader.text
 
 
+def test_an_earlier_position_heads_the_page_with_the_text_up_to_it(run: Run) -> None:
+    record = run.record | {"options": run.record["options"] | {"position": 1}}
+    record |= {"prompts": ["one two three"], "prompt_tokens": [["<s>", "one", " two", " three"]]}
+    page = render_page(record, run.vectors)
+    assert "<h1><bdi>one</bdi></h1>" in page and "<title>one · detached" in page
+    assert 'class="next"' not in page and 'class="next"' in render_page(run.record, run.vectors)
+    reader = Reader()
+    reader.feed(page)
+    assert "Next token after the whole prompt" in reader.text
+    assert "What the model says next after the whole prompt" in reader.text
+    assert "adds to the output at token 1, one, ‖J x‖" in reader.text
+    assert "whole prompt" not in _text(run)
+
+
+def test_a_share_that_was_not_measured_has_no_bar(run: Run) -> None:
+    bare = [token | {"contribution": None} for token in run.record["tokens"]]
+    for tokens, bars in ((run.record["tokens"], len(bare)), (bare, 0)):
+        chips = render_page(run.record | {"tokens": tokens}, run.vectors).split('class="chips"')[1].split("</ol>")[0]
+        assert chips.count('class="meter"') == bars
+
+
+def test_the_energy_that_triplets_hold_is_in_their_card(run: Run) -> None:
+    tokens = [token | {"energy": [0.905, 0.931]} for token in run.record["tokens"]]
+    reader = Reader()
+    reader.feed(render_page(run.record | {"tokens": tokens}, run.vectors))
+    assert "Held by these 490.5 % to 93.1 % of |J|²" in reader.text
+
+
 def _text(run: Run) -> str:
     reader = Reader()
     reader.feed(render_page(run.record, run.vectors))

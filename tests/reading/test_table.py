@@ -6,7 +6,7 @@ import pytest
 
 from detjac_lanczos.reading import render_table
 from detjac_lanczos.reading.record_values import needs_advice, percent, relative_residual, significant
-from detjac_lanczos.reading.visible import columns
+from detjac_lanczos.reading.visible import columns, visible
 from detjac_lanczos.runs import Run
 
 
@@ -42,6 +42,33 @@ def test_the_heading_names_the_values_that_there_are(run: Run, odd_record: dict[
 )
 def test_percentages_have_even_digits(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+def test_an_earlier_position_is_told_and_the_next_token_is_not_that_of_its_output(run: Run) -> None:
+    plain = render_table(run.record)
+    assert "outputs are those" not in plain and "whole prompt" not in plain
+    for position in (1, 1 - len(run.record["prompt_tokens"][0])):
+        lines = render_table(run.record | {"options": run.record["options"] | {"position": position}}).splitlines()
+        token = visible(run.record["prompt_tokens"][0][1])
+        assert lines[3] == f"outputs are those at token 1, {token}"
+        assert any(line.startswith("next token      after the whole prompt:  ") for line in lines)
+
+
+def test_what_was_asked_is_told_whole(run: Run) -> None:
+    definition = run.record["definition"] | {"target_definition": "the residual stream before the final norm " * 4}
+    for model in ("tiny", "/long/path" * 20, "橋" * 90):
+        record = run.record | {"definition": definition, "model": model}
+        asked = render_table(record).split("\n\n")[0].split("\n")
+        assert all(columns(line) <= 110 for line in asked)
+        assert "".join(asked).replace(" ", "").endswith("residualstreambeforethefinalnorm")
+        assert model in "".join(line.strip() for line in asked)
+
+
+def test_the_energy_that_triplets_hold_is_told(run: Run) -> None:
+    token = run.record["tokens"][0]
+    told = render_table(run.record | {"tokens": [token | {"energy": [0.905, 0.931]}, token | {"energy": [0.9, 0.9]}]})
+    assert "    held: 90.5 % to 93.1 % of |J|²\n" in told
+    assert "    held: 90.0 % of |J|²\n" in told
 
 
 @pytest.mark.parametrize("width", [110, 120])

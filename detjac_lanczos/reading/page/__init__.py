@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detjac_lanczos.reading.page.markup import text
 from detjac_lanczos.reading.page.sections import about, heading, prompt_section
-from detjac_lanczos.reading.record_values import Record, prompt_text
+from detjac_lanczos.reading.record_values import Record, text_read
 from detjac_lanczos.reading.visible import shortened
 
 __all__ = ["render_page"]
@@ -39,7 +39,7 @@ def render_page(record: Record, vectors: Mapping[str, Tensor]) -> str:
     style = files(__package__).joinpath("style.css").read_text("utf-8")
     prompts = "".join(prompt_section(record, vectors, prompt) for prompt in range(len(record["prompts"])))
     version = record["versions"]["detjac_lanczos"]
-    title = shortened(prompt_text(record, 0), _TITLE)
+    title = shortened(text_read(record, 0), _TITLE)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

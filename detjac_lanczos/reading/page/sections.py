@@ -15,6 +15,7 @@ from detjac_lanczos.reading.record_values import (
     SUCCESSFUL,
     Record,
     asked_for,
+    earlier_position,
     estimate_of,
     has_offset,
     percent,
@@ -23,6 +24,7 @@ from detjac_lanczos.reading.record_values import (
     significant,
     singular_values,
     surveyed,
+    text_read,
     tokens_of,
 )
 from detjac_lanczos.reading.target_words import how_left_is_read, target_name
@@ -40,9 +42,12 @@ _FROZEN = {
 
 
 def heading(record: Record) -> str:
-    """Return the title: the (first) prompt and the token the model goes on with, and the key figures of the run."""
-    title = shortened(prompt_text(record, 0), _LONGEST)
-    following = record["predictions"][0][0]
+    """Return the title: the (first) prompt and the token the model goes on with, and the key figures of the run.
+
+    Where the output is that of an earlier position, the title is the text up to there, and no token follows it.
+    """
+    title = shortened(text_read(record, 0), _LONGEST)
+    following, earlier = record["predictions"][0][0], earlier_position(record, 0) is not None
     size = ' class="long"' if len(title) > _LONG else ""
     more = len(record["prompts"]) - 1
     others = f" · and {more} more prompt{'s' if more > 1 else ''}" if more else ""
@@ -51,8 +56,12 @@ def heading(record: Record) -> str:
     share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
     others_of_survey = f"; {certificates_of_survey(record['tokens'])}" if surveyed(record) else ""
     whose = " (first prompt)" if more else ""
+    after = " after the whole prompt" if earlier else ""
     key = [
-        (f"Next token{whose}", f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>"),
+        (
+            f"Next token{after}{whose}",
+            f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>",
+        ),
         (f"Reconstruction error{whose}", f"{scientific(errors['relative_error'])} <small>std(ŷ − y) / std(y)</small>"),
         (
             "Tokens certified" if record["options"]["certify"] else "Tokens converged",
@@ -67,9 +76,10 @@ def heading(record: Record) -> str:
     matter = "what they make the model say" if name in ("output", "logits") else f"what they do to the {text(name)}"
     space = " " if following["token"].startswith(" ") else ""
     said = text(visible(following["token"].lstrip(" ")))
+    goes_on = "" if earlier else f'{space}<span class="next"><bdi>{said}</bdi></span>'
     return (
         f'<header class="top"><p class="kicker">Detached Jacobians · {text(record["model"])}{others}</p>'
-        f'<h1{size}><bdi>{text(title)}</bdi>{space}<span class="next"><bdi>{said}</bdi></span></h1>'
+        f"<h1{size}><bdi>{text(title)}</bdi>{goes_on}</h1>"
         '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
         f"took, is a linear map of each input token{offset}. These are the leading singular vectors of those maps: "
         f"which directions of a token matter, and {matter}.</p>"
@@ -173,12 +183,14 @@ def _chips(record: Record, prompt: int, tokens: list[Record]) -> str:
         if token is None:
             items.append(f'<li><span class="plain">{token_text(name)}</span></li>')
             continue
-        share = token["contribution"]["share"] if token["contribution"] else 0.0
-        items.append(f'<li><a href="#{anchor(token)}">{token_text(name)}{meter(share)}</a></li>')
+        bar = meter(token["contribution"]["share"]) if token["contribution"] else ""
+        items.append(f'<li><a href="#{anchor(token)}">{token_text(name)}{bar}</a></li>')
+    position = earlier_position(record, prompt)
+    where = "" if position is None else f" at token {position}, {token_text(record['prompt_tokens'][prompt][position])}"
     return (
         f"<h2>The prompt in {len(items)} tokens</h2>"
         '<p class="note">The bar under a token is the length of what it adds to the '
-        f"{text(target_name(record))}, ‖J x‖ / ‖y‖.</p>"
+        f"{text(target_name(record))}{where}, ‖J x‖ / ‖y‖.</p>"
         f'<ol class="chips">{"".join(items)}</ol>'
     )
 
@@ -191,7 +203,8 @@ def _prediction(record: Record, prompt: int) -> str:
         f'<span class="num">{percent(c["probability"])}</span></li>'
         for c in candidates
     )
-    return f'<div><h2>What the model says next</h2><ol class="bars">{rows}</ol></div>'
+    after = "" if earlier_position(record, prompt) is None else " after the whole prompt"
+    return f'<div><h2>What the model says next{after}</h2><ol class="bars">{rows}</ol></div>'
 
 
 def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:

@@ -6,6 +6,7 @@ from detjac_lanczos.reading.page import charts
 from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, pills, text, token_text
 from detjac_lanczos.reading.record_values import (
     Record,
+    energy_held,
     needs_advice,
     percent,
     relative_residual,
@@ -67,6 +68,8 @@ def _facts(token: Record) -> list[tuple[str, str]]:
     residual = relative_residual(token)
     if residual is not None:
         pairs.append(("Largest relative residual", scientific(residual)))
+    if (held := energy_held(token)) is not None:
+        pairs.append((f"Held by these {len(singular_values(token))}", held))
     contribution = token["contribution"]
     if contribution is not None:
         pairs += [
