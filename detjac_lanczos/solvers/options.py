@@ -3,10 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
@@ -160,58 +159,14 @@ def check_k(shapes: Sequence[tuple[int, int]], k: int | None) -> None:
         raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
 
 
-def check_fit(
-    shapes: Sequence[tuple[int, int]],
-    *,
-    k: int | None,
-    method: str,
-    asked: str,
-    max_products: int | None,
-    start: Sequence[Any] | None,
-) -> list[Tensor] | None:
-    """Raise :class:`InputError` for options that operators of these shapes cannot honour; return ``start`` as tensors.
-
-    Parameters
-    ----------
-    method, asked : str
-        The method to take, and the one asked for: ``choices`` may hold what "auto" took before.
-    start : sequence of Tensor or ndarray, each (d_in, w), optional
-    """
+def check_fit(shapes: Sequence[tuple[int, int]], *, k: int | None, method: str, max_products: int | None) -> None:
+    """Raise :class:`InputError` for options that operators of these shapes cannot honour."""
     check_k(shapes, k)
     needed = max(shape[0] for shape in shapes) + 2  # the rows, a random vector and a mixture
     if method == "dense" and max_products is not None and max_products < needed:
         raise InputError(
             f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'lanczos'"
         )
-    if start is None:
-        return None
-    if asked not in ("auto", "lanczos"):
-        raise InputError(f"start begins a Lanczos search, method {asked!r} makes none: choose 'lanczos', or no start")
-    if not isinstance(start, Sequence | Tensor | np.ndarray):
-        raise InputError(f"start is a {type(start).__name__}: give a list with one block for each operator")
-    if len(start) != len(shapes):
-        raise InputError(f"start holds {len(start)} blocks for {len(shapes)} operators: give one for each")
-    return [
-        _start_block(index, vectors, d_in) for index, (vectors, (_, d_in)) in enumerate(zip(start, shapes, strict=True))
-    ]
-
-
-def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
-    try:
-        given = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
-        block = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
-        sound = block.shape[0] == d_in and block.ndim == 2 and block.is_floating_point()
-        sound &= block.layout is torch.strided and not block.is_meta
-    except (TypeError, ValueError, RuntimeError, IndexError):
-        raise InputError(
-            f"start block {index} is a {type(vectors).__name__}: give a tensor of shape ({d_in}, w)"
-        ) from None
-    if not sound or not bool(block.isfinite().all()):
-        raise InputError(
-            f"start block {index} has shape {tuple(block.shape)} and {block.dtype} on {block.device}: give finite "
-            f"right vectors of shape ({d_in}, w)"
-        )
-    return block
 
 
 def is_whole(value: object) -> TypeGuard[int]:

@@ -1,8 +1,13 @@
 """The first block of a search: random cotangents, or right vectors of a neighbouring problem."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows, orthonormal_rows, random_rows
 from detjac_lanczos.solvers.rounding import deflation_threshold, epsilon, safe_scale
 
@@ -38,3 +43,49 @@ def given_block(start: Tensor, basis: Tensor, width: int, most: int, generator: 
     block, _ = dominant_rows(given, most - 1, deflation_threshold(epsilon(basis.dtype), length))
     begun_with = block.shape[0] + 1
     return complete_block(block, basis, min(max(width, begun_with), most), generator), begun_with
+
+
+def read_start(start: Sequence[Any] | None, shapes: Sequence[tuple[int, int]], *, method: str) -> list[Tensor] | None:
+    """Return the right vectors to begin with as tensors, one (d_in, w) for each operator; None where none are given.
+
+    Parameters
+    ----------
+    start : sequence of Tensor or ndarray, optional
+    shapes : sequence of (int, int)
+    method : str
+        The one asked for.
+
+    Raises
+    ------
+    InputError
+        They do not fit the operators, or the method.
+    """
+    if start is None:
+        return None
+    if method not in ("auto", "lanczos"):
+        raise InputError(f"start begins a Lanczos search, method {method!r} makes none: choose 'lanczos', or no start")
+    if not isinstance(start, Sequence | Tensor | np.ndarray):
+        raise InputError(f"start is a {type(start).__name__}: give a list with one block for each operator")
+    if len(start) != len(shapes):
+        raise InputError(f"start holds {len(start)} blocks for {len(shapes)} operators: give one for each")
+    return [
+        _start_block(index, vectors, d_in) for index, (vectors, (_, d_in)) in enumerate(zip(start, shapes, strict=True))
+    ]
+
+
+def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
+    try:
+        given = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
+        block = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
+        sound = block.shape[0] == d_in and block.ndim == 2 and block.is_floating_point()
+        sound &= block.layout is torch.strided and not block.is_meta
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        raise InputError(
+            f"start block {index} is a {type(vectors).__name__}: give a tensor of shape ({d_in}, w)"
+        ) from None
+    if not sound or not bool(block.isfinite().all()):
+        raise InputError(
+            f"start block {index} has shape {tuple(block.shape)} and {block.dtype} on {block.device}: give finite "
+            f"right vectors of shape ({d_in}, w)"
+        )
+    return block

@@ -12,6 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.auto import is_tiny, solve_auto
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.decisions import Decisions
 from detjac_lanczos.solvers.dense import solve_dense
 from detjac_lanczos.solvers.finish import Method
 from detjac_lanczos.solvers.journal import open_journal
@@ -19,19 +20,15 @@ from detjac_lanczos.solvers.lanczos import solve_lanczos
 from detjac_lanczos.solvers.memory import basis_capacity
 from detjac_lanczos.solvers.options import (
     DEFAULT_K,
-    DEFAULT_WIDTH,
     Callback,
     Options,
-    check_block,
     check_fit,
     check_options,
 )
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.shared_basis import solve_shared_basis
-
-_DECISIONS = ("method", "block", "first_block", "svd_seconds", "seconds_per_pass", "seconds_per_row", "polish")
-"""What a solve, or the polish of a survey, may decide by timing, by the names in ``SVDResult.choices``."""
+from detjac_lanczos.solvers.start import read_start
 
 _SOLVERS = {
     "lanczos": solve_lanczos,
@@ -187,45 +184,34 @@ def svd_batch(
     OperatorError
         A product has the wrong shape, dtype or device.
     """
-    decided = choices or {}
-    if not isinstance(decided, dict):
-        raise InputError(f"choices = {choices!r} are none of an earlier solve: give SVDResult.choices, or None")
-    if unknown := [str(key) for key in decided if key not in _DECISIONS]:
-        raise InputError(f"choices hold {', '.join(unknown)}, which no solve decides: give SVDResult.choices as it was")
-    decided = {key: value.item() if isinstance(value, np.generic) else value for key, value in decided.items()}
-    timed = block is None and "block" not in decided and max_products is None and memory is None and start is None
-    first = decided.get("first_block") if block is None else None
-    block = decided.get("block") if block is None else block
-    asked = method
-    if method == "auto":
-        method = decided.get("method", "auto" if memory is None else "lanczos")
     operators = as_batch(batch)
+    decisions = Decisions.of(choices, method=method, block=block, bounded=memory is not None)
     wanted = max(min(DEFAULT_K, *map(min, operators.shapes)), 1) if k is None else k
     check_options(
         k=wanted if threshold is None and energy is None else k,
         threshold=threshold,
         energy=energy,
         tol=tol,
-        method=method,
-        block=block,
+        method=decisions.method,
+        block=decisions.block,
         max_products=max_products,
         seed=seed,
         certify=certify,
         delta=delta,
         callback=callback,
     )
-    check_block("first_block", first)
-    blocks = check_fit(operators.shapes, k=k, method=method, asked=asked, max_products=max_products, start=start)
-    if memory is not None and (method != "lanczos" or threshold is not None or energy is not None):
+    check_fit(operators.shapes, k=k, method=decisions.method, max_products=max_products)
+    blocks = read_start(start, operators.shapes, method=method)
+    if memory is not None and (decisions.method != "lanczos" or threshold is not None or energy is not None):
         raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")
-    width = min(int(first or block or DEFAULT_WIDTH), max(map(max, operators.shapes)))
+    width = min(decisions.width, max(map(max, operators.shapes)))
     begun = 0 if blocks is None else max(given.shape[1] for given in blocks)
     options = Options(
         k=int(wanted),
         tol=float(tol),
         width=width,
-        later=None if first is None or block is None else int(block),
-        timed=timed,
+        later=decisions.later,
+        timed=decisions.block is None and max_products is None and memory is None and start is None,
         max_products=None if max_products is None else int(max_products),
         seed=int(seed),
         start=blocks,
@@ -237,16 +223,16 @@ def svd_batch(
         capacity=basis_capacity(memory, operators.shapes, operators.dtype, k=int(wanted), width=width, start=begun),
     )
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
-        journal = open_journal(checkpoint, operators, options, method=method, choices=decided)
-        return _solve(CountingBatch(operators, journal), options, method, decided)
+        journal = open_journal(checkpoint, operators, options, method=decisions.method, choices=decisions.given)
+        return _solve(CountingBatch(operators, journal), options, decisions)
 
 
-def _solve(counted: CountingBatch, options: Options, method: str, decided: dict[str, Any]) -> list[SVDResult]:
-    why = "as chosen before" if "method" in decided else "asked for"
+def _solve(counted: CountingBatch, options: Options, decisions: Decisions) -> list[SVDResult]:
+    method, why = decisions.method, "as chosen before" if "method" in decisions.given else "asked for"
     if method == "auto" and options.counted:
         return solve_auto(counted, options)
     if method == "auto":
         method = "dense" if is_tiny(counted) and options.max_products is None and options.start is None else "lanczos"
         why = "tiny matrices are written out" if method == "dense" else "the number of triplets is not known beforehand"
     made: dict[str, Any] = {"method": method, "block": options.width} if method == "lanczos" else {"method": method}
-    return _SOLVERS[method](counted, options, Method(method, why, decided | made))
+    return _SOLVERS[method](counted, options, Method(method, why, decisions.given | made))
