@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well a sum of Jacobians times inputs gives the nonlinear output.
+    """How well a sum of Jacobians times inputs gives the nonlinear output; what is zero is no share of any y.
 
     Attributes
     ----------
@@ -45,11 +45,16 @@ class Reconstruction:
             Errors are computed in float64.
         """
         truth, error = y.double(), estimate.double() - y.double()
-        norm_error = float(error.norm() / truth.norm())
+        norm_error = _share(error.norm(), truth.norm())
         return cls(
             y=y,
             estimate=estimate,
-            relative_error=float(error.std() / truth.std()) if len(truth) > 1 else norm_error,
+            relative_error=_share(error.std(), truth.std()) if len(truth) > 1 else norm_error,
             norm_error=norm_error,
-            offset_share=float(offset.double().norm() / truth.norm()),
+            offset_share=_share(offset.double().norm(), truth.norm()),
         )
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    """Return part / whole; of nothing it is nothing, also where the whole is zero."""
+    return float(part / whole) if part else 0.0

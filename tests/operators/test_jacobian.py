@@ -1,5 +1,6 @@
 """What a Jacobian of a frozen network satisfies: adjointness, chain rule, affine sum, batches, switched-off heads."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, detach, head, layer, mlp, probe
 from detjac_lanczos.operators.blocks import check_block
+from detjac_lanczos.operators.reconstruction import Reconstruction
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
 from tests.tiny_models import undeclared
@@ -489,6 +491,20 @@ def test_equal_probes_share_one_program(network: DetachedNetwork) -> None:
     programs = [network.program(-1, probe(rows)) for _ in range(2)]
     assert programs[0] is programs[1]
     assert network.program(-1, probe(2 * rows)) is not programs[0]
+
+
+@pytest.mark.parametrize("part", ["model.norm", "model.embed_tokens"])
+def test_an_output_of_zero_is_reconstructed_exactly(part: str) -> None:
+    model = tiny_models.llama()
+    model.get_submodule(part).weight.data.zero_()
+    found = detach((model, None), input_ids=[3, 1, 4, 1, 5]).reconstruction
+    assert (found.relative_error, found.norm_error, found.offset_share) == (0.0, 0.0, 0.0)
+
+
+def test_what_is_not_zero_is_infinitely_far_from_an_output_of_zero() -> None:
+    zero = torch.zeros(3)
+    found = Reconstruction.of(zero, torch.tensor([1.0, 0.0, 0.0]), zero)
+    assert (found.relative_error, found.norm_error, found.offset_share) == (math.inf, math.inf, 0.0)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
