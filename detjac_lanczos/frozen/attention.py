@@ -5,13 +5,18 @@ attention and mask functions up by name in two registries. One entry in each, ad
 there; the name is only ever set on the configuration of a structural copy.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.words.attention import Observer
 
 NAME = "detjac_observed"
 _OBSERVER = "_detjac_observer"
@@ -36,19 +41,6 @@ class Attended:
     softcap: float | None
 
 
-class AttentionObserver(Protocol):
-    """Who watches an attention module of the copy."""
-
-    def begin(self, attended: Attended) -> None:
-        """Hear of a call, before any of its tiles."""
-
-    def see(self, queries: range, keys: range, scores: Tensor, weights: Tensor) -> None:
-        """See one tile: scores, (heads, queries, keys, and one more where there is a sink), and weights.
-
-        Keys that the tile leaves out have no weight.
-        """
-
-
 def register() -> None:
     """Add the two registry entries, once."""
     from transformers import AttentionInterface
@@ -60,7 +52,7 @@ def register() -> None:
             AttentionMaskInterface.register(NAME, eager_mask)
 
 
-def observe_attention(module: nn.Module, observer: AttentionObserver) -> None:
+def observe_attention(module: nn.Module, observer: Observer) -> None:
     """Have an attention module of the copy show what it does on a batch of one to ``observer``."""
     module.__dict__[_OBSERVER] = observer
 

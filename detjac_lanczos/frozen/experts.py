@@ -27,32 +27,26 @@ class Experts(Nested):
         positions.
     routed : tuple of Tensor
         Positions of each expert, ascending: (m_e,) int64.
-    width_in, width_out : int
-        d and f, for rows that no expert takes.
+    width : int
+        d, for rows that no expert takes.
     """
 
     chains: tuple[tuple[Map, ...], ...]
     routed: tuple[Tensor, ...]
-    width_in: int
-    width_out: int
+    width: int
     _visits: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, init=False, repr=False)
 
     def rebuilt(self, chains: Sequence[tuple[Map, ...]]) -> Experts:
         """Return other chains on the same routes."""
-        return Experts(tuple(chains), self.routed, self.width_in, self.width_out)
-
-    def transpose(self) -> Experts:
-        """Return the transposed chains on the same routes."""
-        transposed = super().transpose()
-        return Experts(transposed.chains, self.routed, self.width_out, self.width_in)
+        return Experts(tuple(chains), self.routed, self.width)
 
     def row_factor(self, r: Tensor, index: int) -> Tensor:
         """Return the factors of the positions routed to one expert."""
         return r[self.routed[index]]
 
     def apply(self, x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
-        """(R, d) to (R, f), plus ``add`` (R, f), where the result then lies."""
-        out = x.new_zeros(len(x), self.width_out) if add is None else add
+        """(R, d) to (R, d), plus ``add`` (R, d), where the result then lies."""
+        out = x.new_zeros(len(x), self.width) if add is None else add
         width, visitors = self._visitors(positions)
         x_runs, out_runs = x.unflatten(0, (-1, width)), out.unflatten(0, (-1, width))
         for chain, runs, place in visitors:

@@ -21,6 +21,11 @@ class Tape:
         Without one everything is kept in memory.
     lengths : sequence of int
         Positions of each prompt.
+
+    Attributes
+    ----------
+    prompt, start : int
+        Which prompt is running, and its first position, counted over all of them.
     """
 
     def __init__(self, plan: Plan | None, lengths: Sequence[int]) -> None:
@@ -54,7 +59,7 @@ class Tape:
         whole[self.start : self.start + len(value)] = value.to(whole.device)
 
     def alone(self, name: str, value: Tensor) -> None:
-        """Keep a tensor of one prompt alone, as it is."""
+        """Keep a tensor of the prompt that is running alone, as it is; the prompt is part of its name."""
         self._whole[name] = value
 
     def room(self, name: str, kind: Kind, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

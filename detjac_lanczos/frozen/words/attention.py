@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from detjac_lanczos.frozen.attention import Attended, first_visible, observe_att
 from detjac_lanczos.frozen.maps import Map, Mix
 from detjac_lanczos.frozen.rebuilt import parts_of
 from detjac_lanczos.frozen.sizes import BlockShape, attention_shape
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,9 @@ class Attend:
 
     path: str
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record P, (heads, n, n), or what it can be made from again."""
-        observe_attention(block.get_submodule(self.path), _Observer(f"{name}{self.path}", record))
+        observe_attention(block.get_submodule(self.path), Observer(f"{name}{self.path}", record))
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """Return heads and the width of queries."""
@@ -45,16 +49,17 @@ class Attend:
 
 
 @dataclass
-class _Observer:
+class Observer:
     """Writes down what one attention module does, tile by tile, in the way that is planned for it."""
 
     name: str
-    record: Record
+    record: Tape
     _weights: Tensor | None = field(default=None, init=False)
     _lse: Tensor | None = field(default=None, init=False)
     _query_scale: Tensor | None = field(default=None, init=False)
 
     def begin(self, attended: Attended) -> None:
+        """Make room for what a call gives, before any of its tiles."""
         self._weights = self._lse = self._query_scale = None
         name = f"{self.name}.mixing.{self.record.prompt}"
         heads, n = attended.query.shape[:2]
@@ -83,6 +88,10 @@ class _Observer:
             self.record.alone(f"{name}.{part}", value)
 
     def see(self, queries: range, keys: range, scores: Tensor, weights: Tensor) -> None:
+        """Write down one tile: scores, (heads, queries, keys, and one more where there is a sink), and weights.
+
+        Keys that the tile leaves out have no weight.
+        """
         beyond = max(queries.start + 1 - keys.start, 0)
         if (weights[..., beyond:].triu(queries.start + 1 - keys.start - beyond) > 0).any():
             raise UnsupportedModelError(f"{self.name} attends to later positions; only causal models are served")

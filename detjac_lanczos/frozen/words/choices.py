@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from detjac_lanczos.frozen.maps import Map, Sum
 from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, Word, require_all
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Word, require_all
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Either:
         for words in (self.present, self.absent):
             require_all(Word, words, f"Either({self.path!r}) takes tuples of words")
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Observe what the block has."""
         for word in self._words(block):
             word.observe(block, name, record, freeze)
@@ -59,7 +63,7 @@ class Plus:
         for words in self.chains:
             require_all(Word, words, "a chain of Plus is a tuple of words")
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Observe every chain."""
         for words in self.chains:
             for word in words:

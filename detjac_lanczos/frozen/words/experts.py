@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,14 @@ from detjac_lanczos.frozen.experts import Experts
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape, ExpertShape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, reading
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.expert_matrices import expert_weight
 from detjac_lanczos.models.offloaded import tensor_of, with_values
 from detjac_lanczos.models.streaming import weight_from
 from detjac_lanczos.models.weights import Weight
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class RoutedExperts:
     interleaved: bool = False
     product: Product = GATED
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record, for each expert in use, its positions (m,), its weights (m,) and its frozen factors (m, f)."""
         experts: Any = block.get_submodule(self.path)
 
@@ -80,16 +83,14 @@ class RoutedExperts:
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """For each position and each of its experts: frozen factors, the weight, and the position itself."""
         experts: Any = block.get_submodule(self.path)
-        chosen: int = experts.config.num_experts_per_tok if self.router is None else self._router(block).top_k
+        router: Any = None if self.router is None else block.get_submodule(self.router)
+        chosen: int = experts.config.num_experts_per_tok if router is None else router.top_k
         width, d = self._half(0, 0, experts).shape
         return BlockShape(
             experts=(ExpertShape(width, chosen, width * d if self.interleaved else 0),),
             numbers=chosen * (1 + width * len(self.product.names(freeze))),
             integers=chosen,
         )
-
-    def _router(self, block: nn.Module) -> Any:
-        return block.get_submodule(self.router or "")
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the routed sum of the experts in use."""
@@ -111,8 +112,7 @@ class RoutedExperts:
             out = _affine(weight_from(experts, partial(self._down, e)), None if down_biases is None else down_biases[e])
             chains.append((*product, *out, *weight) if self.router is None else (*weight, *product, *out))
             routed.append(coefficients[f"{prefix}{e}{suffix}"])
-        width = self._down(0, experts).shape[0]
-        return [Experts(tuple(chains), tuple(routed), width, width)]
+        return [Experts(tuple(chains), tuple(routed), self._down(0, experts).shape[0])]
 
     def _half(self, e: int, index: int, experts: Any) -> Weight:
         """Gate (0) or up (1) of an expert: (f, d)."""

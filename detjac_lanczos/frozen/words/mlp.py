@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,11 @@ from detjac_lanczos.frozen.sizes import BlockShape, GateShape
 from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.projections import linear_maps
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, reading
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.linear_modules import has_bias, linear_shape
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class GatedMLP:
         """Return the word for one module of gate rows and up rows."""
         return cls(path, path, activation)
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record the frozen factors of the product, (positions, f) each, or the rows (positions, d) they come from."""
         activation = block.get_submodule(self.activation)
         prefix = f"{name}{self.gate}"
@@ -102,7 +105,7 @@ class ActivatedMLP:
     path: str
     activation: str
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record act(z)/z, (positions, f), or the rows (positions, d) it comes from."""
         activation = block.get_submodule(self.activation)
         prefix = f"{name}{self.path}"
@@ -135,7 +138,7 @@ class ActivatedMLP:
         return [*linear, Gate(_rebuilt(coefficients, prefix, "ratio", make, linear))]
 
 
-def _record_inputs(record: Record, prefix: str, keys: Sequence[str], rows: Tensor) -> None:
+def _record_inputs(record: Tape, prefix: str, keys: Sequence[str], rows: Tensor) -> None:
     """Record what enters a projection, and for each factor made of it a scale that folding may change."""
     record(f"{prefix}.input", rows, as_is=True)
     for key in keys:

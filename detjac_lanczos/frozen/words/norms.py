@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,9 +12,12 @@ from detjac_kernels import rms_reciprocal
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, reading
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.adapters import running_module
 from detjac_lanczos.models.offloaded import tensor_of
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class RMSNorm:
     path: str
     plus_one: bool = False
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record 1/rms of the norm's input: (positions,)."""
         module = running_module(block.get_submodule(self.path))
         if not type(module).__name__.endswith("RMSNorm"):
@@ -59,7 +62,7 @@ class LayerNorm:
 
     path: str
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record 1/std of the norm's input: (positions,)."""
         module = running_module(block.get_submodule(self.path))
         if not type(module).__name__.endswith("LayerNorm"):

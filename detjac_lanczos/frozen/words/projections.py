@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map
 from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
 from detjac_lanczos.frozen.words.parts import PartOf
-from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Record, reading
+from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.linear_modules import bias_of, linear_shape, weight_of
 from detjac_lanczos.models.weights import Part, PerHeadWeight
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Project:
     path: str
     part: PartOf | None = None
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Nothing is frozen in a linear module."""
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
@@ -64,7 +67,7 @@ class Scale:
     attribute: str
     divide: bool = False
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Nothing is frozen in a constant."""
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
@@ -87,7 +90,7 @@ class Constant:
 
     path: str
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record the module's output: (positions, d)."""
 
         @reading(self, name)
@@ -112,7 +115,7 @@ class Softcap:
 
     attribute: str
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Nothing is recorded on the way: the factor is as wide as the vocabulary and made when asked for."""
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:

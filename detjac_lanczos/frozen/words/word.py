@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError, first_line
 from detjac_lanczos.frozen.maps import Map
 from detjac_lanczos.frozen.sizes import BlockShape
+
+if TYPE_CHECKING:
+    from detjac_lanczos.frozen.tape import Tape
 
 Freeze = Literal["gate", "up", "half"]
 Kind = Literal["mixing", "gates"]
@@ -25,35 +27,11 @@ def require_freeze(freeze: object) -> None:
         raise InputError(f"freeze must be 'gate', 'up' or 'half', not {freeze!r}")
 
 
-class Record(Protocol):
-    """Where a word puts what it observes."""
-
-    @property
-    def start(self) -> int:
-        """First position of the prompt that is running, counted over all prompts."""
-
-    @property
-    def prompt(self) -> int:
-        """Index of the prompt that is running."""
-
-    def way(self, kind: Kind, name: str) -> Way:
-        """Return what is planned for coefficients of a kind, by the name of the first of them."""
-
-    def __call__(self, name: str, value: Tensor, kind: Kind | None = None, *, as_is: bool = False) -> None:
-        """Keep a frozen factor, (positions, ...), in float32 at least; a second one of that name is the same again."""
-
-    def alone(self, name: str, value: Tensor) -> None:
-        """Keep a tensor of this prompt alone, as it is; the prompt is part of its name."""
-
-    def room(self, name: str, kind: Kind, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return zeros to be filled with a coefficient of this prompt alone, where its kind is planned to lie."""
-
-
 @runtime_checkable
 class Word(Protocol):
     """One entry of a branch."""
 
-    def observe(self, block: nn.Module, name: str, record: Record, freeze: Freeze) -> None:
+    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Set hooks on a block of the structural copy that record what is frozen here."""
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
