@@ -55,7 +55,7 @@ def test_function_documents_its_signature_and_its_errors(function, found):
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_class_documents_its_fields(kind):
-    told = set().union(*(names(sections(base), "Parameters", "Attributes") for base in ours(kind) if base in CLASSES))
+    told = set().union(*(names(sections(base), "Parameters", "Attributes") for base in ours(kind)))
     fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
     own = {field.name for field in fields if not field.name.startswith("_")}
     if getattr(kind.__init__, "__module__", "").startswith("detjac_lanczos"):

@@ -43,11 +43,12 @@ class FrozenNetwork:
     loaded : LoadedModel
         The caller's model; its tensors are used in place and never written to.
     family : Family
+        The declaration that was followed.
     prompts : tuple of Prompt
     freeze : {"gate", "up", "half"}
         Which factor of a gated MLP is frozen.
-    coefficients : dict of str to Tensor
-        Frozen factors; gates and mixing matrices hold the row scales that folding moved into them.
+    coefficients : mapping of str to Tensor
+        Frozen factors by name, read-only; gates and mixing matrices hold the row scales that folding moved into them.
     streams : Streams
         Values of the nonlinear forward pass.
     dropped : frozenset of str
@@ -246,11 +247,13 @@ class FrozenNetwork:
         row = self.start_of(prompt) + position
         match target.kind:
             case "layer":
-                return self.streams.residual[(target.index or 0) + 1][row]
+                assert target.index is not None
+                return self.streams.residual[target.index + 1][row]
             case "residual":
                 return self.streams.residual[-1][row]
             case "attention" | "mlp":
-                return self._branch_values(target.kind, target.index or 0)[row]
+                assert target.index is not None
+                return self._branch_values(target.kind, target.index)[row]
         return self.streams.output[row]
 
     def _branch_values(self, role: str, index: int) -> Tensor:

@@ -161,8 +161,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
                 total = _run(chain, kept, out, out, mixing, total)
             else:
                 total = _run(chain, x, positions, out, mixing, total)
-        if total is None:
-            raise ValueError("a stage needs a residual or a branch")
+        assert total is not None, "a stage has a residual or a branch"
         x = total
     return x.to(layout.device)
 
@@ -203,8 +202,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
             total = None if total is None else _spread(total, here)
             for chain in mixing_chains:
                 total = _run(chain, y, positions, out, mixing, total)
-        if total is None:
-            raise ValueError("a stage needs a residual or a branch")
+        assert total is not None, "a stage has a residual or a branch"
         y = total
     y = y.to(layout.device)
     if program.last_mixing < 0:
@@ -259,7 +257,8 @@ def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing
             result = part.new_empty(len(x), part.shape[1])
         if part is not extra:
             result[here] = part
-    return x if result is None else result
+    assert result is not None, "there are rows"
+    return result
 
 
 def _run_at_once(

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +20,7 @@ from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
 from detjac_lanczos.models.dtypes import parse_dtype
 from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.packable import packed_parameters
-
-Quantization = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"]
+from detjac_lanczos.models.quantization import Quantization, read_quantization
 
 
 def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, str, Quantization | None]:
@@ -121,20 +120,6 @@ def packed_bytes(rows: int, columns: int, quantization: Quantization) -> int:
     if quantization.endswith("double"):
         return -(-count // 2) + scales + 4 * -(-scales // 256) + tables + 256 * 4 + 4
     return -(-count // 2) + 4 * scales + tables
-
-
-def read_quantization(name: str | None) -> Quantization | None:
-    """Return a quantisation by its name.
-
-    Raises
-    ------
-    InputError
-        If there is none of that name.
-    """
-    name = name.lower() if isinstance(name, str) else name
-    if name is not None and name not in get_args(Quantization):
-        raise InputError(f"quantization {name!r} is not known; use one of {', '.join(get_args(Quantization))}")
-    return name  # type: ignore[return-value]
 
 
 def _config(model: Any) -> Any:

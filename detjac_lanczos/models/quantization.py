@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -12,10 +13,29 @@ from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models.packed_modules import is_packed, packing_of
 from detjac_lanczos.models.pretrained import load_weights
 
-KINDS = ("nf4", "nf4-double", "fp4", "fp4-double", "int8")
+Quantization = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"]
+KINDS: tuple[Quantization, ...] = tuple(kind for kind in get_args(Quantization) if kind != "mxfp4")
+"""Those that a model can be packed in as it is loaded."""
 
 
-def parse_quantization(kind: str | None) -> str | None:
+def read_quantization(name: str | None, known: Sequence[Quantization] = get_args(Quantization)) -> Quantization | None:
+    """Return a quantisation by its name; None stays None.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name among those that are known.
+    """
+    if name is None:
+        return None
+    lower = name.lower() if isinstance(name, str) else name
+    found = next((kind for kind in known if kind == lower), None)
+    if found is None:
+        raise InputError(f"quantization {lower!r} is not known; use one of {', '.join(known)}")
+    return found
+
+
+def parse_quantization(kind: str | None) -> Quantization | None:
     """Return a kind of quantisation that is known and possible here; None stays None.
 
     Raises
@@ -25,14 +45,10 @@ def parse_quantization(kind: str | None) -> str | None:
     ModelError
         If bitsandbytes is not installed.
     """
-    if kind is None:
-        return None
-    kind = kind.lower() if isinstance(kind, str) else kind
-    if kind not in KINDS:
-        raise InputError(f"quantization {kind!r} is not known; use one of {', '.join(KINDS)}, or None")
-    if find_spec("bitsandbytes") is None:
+    found = read_quantization(kind, KINDS)
+    if found is not None and find_spec("bitsandbytes") is None:
         raise ModelError("quantization needs bitsandbytes; install it with: pip install 'detjac-lanczos[quantized]'")
-    return kind
+    return found
 
 
 def load_quantized(

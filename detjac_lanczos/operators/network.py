@@ -34,28 +34,7 @@ class Candidate:
 
 
 class DetachedNetwork(FrozenNetwork):
-    """A frozen network that gives its Jacobians; see `detach`.
-
-    Attributes
-    ----------
-    loaded : LoadedModel
-        The caller's model; its tensors are used in place and never written to.
-    family : Family
-        The declaration that was followed.
-    prompts : tuple of Prompt
-    freeze : {"gate", "up", "half"}
-        Which factor of a gated MLP is frozen.
-    coefficients : mapping of str to Tensor
-        Frozen factors by name, read-only.
-    streams : Streams
-        Values of the nonlinear forward pass.
-    dropped : frozenset of str
-        What `replace` switched off: "head.3.1", "expert.2.7", "attention.3".
-    planned : Plan or None
-        Where the coefficients were put under a budget of memory; see `plan`.
-    altered : bool
-        Whether `replace` changed anything.
-    """
+    """A frozen network that gives its Jacobians; see `detach`, and `FrozenNetwork` for its attributes."""
 
     route = "frozen"
     """How products are computed: through the maps of the "frozen" network, or by "autograd"."""

@@ -84,9 +84,11 @@ def contributions(batch: JacobianBatch, triplets: Sequence[Triplets]) -> list[Co
     ]
 
 
-def estimate_contributions(
-    batch: JacobianBatch, triplets: Sequence[Triplets], *, probes: int = 16, seed: int = 0
-) -> list[Contribution]:
+PROBES = 16
+"""Random cotangents of an estimate: its work is this many times ``batch.shared_cost()``, and once more per prompt."""
+
+
+def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *, seed: int = 0) -> list[Contribution]:
     """Estimate every token's contribution from cotangents that all operators share, n rows a column.
 
     U S Vᵀ x is exact, for the triplets of a survey: U spans UUᵀJ x. The rest of ‖J x‖² is the mean of
@@ -97,8 +99,6 @@ def estimate_contributions(
     batch : JacobianBatch
     triplets : sequence of Triplets
         One per operator, with UᵀJ = S Vᵀ.
-    probes : int
-        The work is this many times ``batch.shared_cost()`` row-sweeps, and one more for each prompt.
     seed : int
 
     Returns
@@ -107,7 +107,7 @@ def estimate_contributions(
         Lengths (``share``, and what follows from it) are estimates.
     """
     generator = Stream.CONTRIBUTION.generator(seed)
-    Omega = torch.randn(batch.shapes[0][0], probes, generator=generator, dtype=torch.float64)
+    Omega = torch.randn(batch.shapes[0][0], PROBES, generator=generator, dtype=torch.float64)
     outputs = {operator.prompt: operator.y for operator in batch.operators}
     Y = torch.stack([y.to(batch.device, batch.dtype) for y in outputs.values()], dim=1)
     images = batch.rmatmat_shared(torch.cat([Omega.to(Y), Y], dim=1))
@@ -117,10 +117,10 @@ def estimate_contributions(
         x, y = operator.x.to(pulled), operator.y.to(pulled)
         U, S, V = (part.to(pulled) for part in (own.U, own.S, own.V))
         inside = S * (V.T @ x)
-        sketch = pulled[:, :probes].T @ x - (U.T @ Omega.to(U)).T @ inside
+        sketch = pulled[:, :PROBES].T @ x - (U.T @ Omega.to(U)).T @ inside
         known, total = float(inside.square().sum()), float(y.norm())
         length = math.sqrt(known + float(sketch.square().mean()))
-        along = float(pulled[:, probes + list(outputs).index(operator.prompt)] @ x)
+        along = float(pulled[:, PROBES + list(outputs).index(operator.prompt)] @ x)
         cosine = along / (length * total) if length * total else 0.0
         found.append(
             Contribution(

@@ -17,14 +17,8 @@ from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze, require_freeze
 from detjac_lanczos.models.loaded import context_length_of
-from detjac_lanczos.models.outline import (
-    Quantization,
-    outline,
-    read_quantization,
-    scratch,
-    weight_bytes,
-    weight_bytes_of,
-)
+from detjac_lanczos.models.outline import outline, scratch, weight_bytes, weight_bytes_of
+from detjac_lanczos.models.quantization import Quantization, read_quantization
 from detjac_lanczos.runs.job_bytes import Asked, Demand, Otherwise, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds

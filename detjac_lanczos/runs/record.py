@@ -66,7 +66,8 @@ def make_record(
     entries = []
     for operator, result, reading in zip(batch.operators, results, tokens, strict=True):
         prompt = network.prompts[operator.prompt]
-        index = operator.token or 0
+        assert operator.token is not None, "a run is of single tokens"
+        index = operator.token
         identity = {
             "prompt": operator.prompt,
             "index": index,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
-from detjac_lanczos.reading import contributions, estimate_contributions, render_table
+from detjac_lanczos.reading import contribution, contributions, estimate_contributions, render_table
 from detjac_lanczos.runs import Run, analyze, load_run, verify
 from detjac_lanczos.runs.surveying import name_the_survey
 from detjac_lanczos.solvers import svd_batch
@@ -174,13 +174,14 @@ def test_a_survey_without_its_estimates_is_no_run(harmed: Path) -> None:
         load_run(harmed)
 
 
-def test_contributions_are_estimated_from_shared_rows(tiny: LoadedModel) -> None:
+def test_contributions_are_estimated_from_shared_rows(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """With many probes they come to what separate sweeps measure; the cosine needs its length alone."""
     network = detach(tiny, PROMPT)
     batch = network.jacobians()
     run = analyze(tiny, PROMPT, K, method="shared_basis")
     measured = contributions(batch, run.tokens)
-    for exact, found in zip(measured, estimate_contributions(batch, run.tokens, probes=4000), strict=True):
+    monkeypatch.setattr(contribution, "PROBES", 4000)
+    for exact, found in zip(measured, estimate_contributions(batch, run.tokens), strict=True):
         assert found.share == pytest.approx(exact.share, rel=0.03)
         assert found.cosine == pytest.approx(exact.cosine, rel=0.03)
         assert found.captured == pytest.approx(exact.captured, rel=0.06)
