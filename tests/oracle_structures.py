@@ -113,7 +113,9 @@ STRUCTURES: dict[str, Structure] = {
 
 
 def structure_of(model: Any) -> Structure:
-    return STRUCTURES[type(model).__name__]
+    kind = type(model).__name__
+    assert kind in STRUCTURES, f"put {kind} into STRUCTURES here or, if it has experts, in tests/oracles_moe.py"
+    return STRUCTURES[kind]
 
 
 def decoder_of(model: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
 from detjac_lanczos.frozen.places import Role
 from detjac_lanczos.frozen.sizes import NetworkShape
-from detjac_lanczos.frozen.words import Freeze, Project, Scale, Word, require_all
+from detjac_lanczos.frozen.words import Attend, Freeze, Project, Scale, Word, require_all
 from detjac_lanczos.frozen.words.choices import shape_of
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
@@ -26,8 +26,8 @@ from detjac_lanczos.models.text_model import text_config_of, token_table_of
 class Residual:
     """A branch, by its role ("attention" or "mlp"): read the stream, run the words, add to the stream.
 
-    ``output`` is the module whose output is the branch; ``scale`` an attribute of the block that multiplies it before
-    the residual add.
+    ``output`` is the module whose output is the branch; ``scale`` an attribute of the block, one number, that
+    multiplies it before the residual add.
     """
 
     role: Role
@@ -41,11 +41,13 @@ class Residual:
         Raises
         ------
         InputError
-            If the role is no known one, or the words are no tuple of words.
+            If the role is no known one or that of another branch, or the words are no tuple of words.
         """
         if self.role not in get_args(Role):
             raise InputError(f"the role of a branch is 'attention' or 'mlp', not {self.role!r}")
         require_all(Word, self.words, f"the words of the {self.role} branch are a tuple of words")
+        if self.role != "attention" and any(isinstance(word, Attend) for word in self.words):
+            raise InputError(f"a branch with Attend among its words is the attention branch, not {self.role!r}")
 
     @property
     def whole(self) -> Sequence[Word]:

@@ -58,6 +58,7 @@ def _with(family: Family, stage: int, changes: dict[str, Any]) -> Family:
     ("declare", "words"),
     [
         (lambda: replace(ATTENTION, role="attn"), "'attention' or 'mlp', not 'attn'"),
+        (lambda: replace(ATTENTION, role="mlp"), "Attend among its words is the attention branch, not 'mlp'"),
         (lambda: replace(MLP, words=DOWN), "mlp branch are a tuple of words, not a Project; one alone has a comma"),
         (lambda: replace(MLP, words="mlp"), "not a str; one alone has a comma"),
         (lambda: Stream(MLP_NORM), "Stream is made of a tuple of words, not a RMSNorm"),  # type: ignore[arg-type]
@@ -90,6 +91,16 @@ def test_what_the_declaration_alone_shows(declare: Callable[[], object], words: 
     [
         ("Llama", mlp(LLAMA, output="mlp.nope"), r"blocks\.0 is .*output='mlp\.nope'.* `nope`"),
         ("Llama", mlp(LLAMA, scale="beta"), r"blocks\.0 is .*'beta'"),
+        (
+            "Llama",
+            mlp(LLAMA, scale="input_layernorm.weight"),
+            r"blocks\.0 is .*input_layernorm\.weight has the shape \(24,\), and a scale is one number",
+        ),
+        (
+            "Llama",
+            replace(LLAMA, entry=(Scale("norm.weight"),)),
+            r"entry is .*Scale\('norm\.weight'\): norm\.weight has the shape \(24,\), and a scale is one number",
+        ),
         ("Llama", mlp(LLAMA, scale="mlp"), r"blocks\.0 is .*'mlp'.* not 'LlamaMLP'"),
         ("Llama", attention(LLAMA, words=(Project("self_attn.w"),)), r"blocks\.0 is .*Project\('self_attn\.w'\).* `w`"),
         ("Llama", replace(LLAMA, entry=(Scale("nothing"),)), r"entry is .*Scale\('nothing'\)"),

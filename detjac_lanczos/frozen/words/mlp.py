@@ -39,7 +39,10 @@ class GatedMLP:
 
     @classmethod
     def fused(cls, path: str, activation: str) -> GatedMLP:
-        """Return the word for one module of gate rows and up rows."""
+        """Return the word for one module whose rows are those of the gate, then those of up: the order counts.
+
+        The other way round, act would be applied to the wrong half; the first `detach` refuses such a network.
+        """
         return cls(path, path, activation)
 
     def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:

@@ -62,7 +62,7 @@ def linear_maps(block: nn.Module, path: str, name: str, part: Part | None = None
 
 @dataclass(frozen=True)
 class Scale:
-    """x → s x (or x / s): a number that the module keeps under ``attribute``."""
+    """x → s x (or x / s): one number that the module keeps under ``attribute``."""
 
     attribute: str
     divide: bool = False
@@ -80,8 +80,10 @@ class Scale:
 
     def factor(self, block: nn.Module) -> float:
         """Return s."""
-        value = float(attrgetter(self.attribute)(block))
-        return 1 / value if self.divide else value
+        value = attrgetter(self.attribute)(block)
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"{self.attribute} has the shape {tuple(value.shape)}, and a scale is one number")
+        return 1 / float(value) if self.divide else float(value)
 
 
 @dataclass(frozen=True)
