@@ -76,14 +76,14 @@ class Attempt:
         self.triplets = search.state.ritz(self.k + GUARDS + 1)
         values = self.triplets.values
         if search.goal.threshold is None:
-            self._edge, goals = float(values[self.k - 1]), limits(values[: self.k], options.tol, search.floor)
+            self._edge, goals = float(values[self.k - 1]), limits(values[: self.k], options.tol, search.judge.floor)
         else:
             defect = deflation_of(self.triplets.head(self.k + 1)).defect * float(values[0])
             self._edge = search.goal.threshold
-            goals = np.r_[np.full(self.k, np.inf), search.goal.threshold - _FLOOR_LATER * search.floor - defect]
-        count, self._reach = guarded(self.triplets, goals, self._edge, search.floor)
+            goals = np.r_[np.full(self.k, np.inf), search.goal.threshold - _FLOOR_LATER * search.judge.floor - defect]
+        count, self._reach = guarded(self.triplets, goals, self._edge, search.judge.floor)
         self.deflation = deflation_of(self.triplets.head(count))
-        self.probe = Probe(self.deflation, search.shape, eps=search.eps, seed=options.seed, number=number)
+        self.probe = Probe(self.deflation, search.shape, eps=search.judge.eps, seed=options.seed, number=number)
         self.found = self._copy = False
         self.ended = search.left < 1
 
@@ -95,14 +95,14 @@ class Attempt:
     def absorb(self, product: Tensor) -> None:
         """Take the product of ``row`` and decide whether to go on; not where it contradicts those of the search."""
         assert self.probe.row is not None
-        product = product.to(self.deflation.left.dtype) * self.search.scale
+        product = product.to(self.deflation.left.dtype) * self.search.judge.scale
         self.search.hold_against(self.probe.direction, self.probe.row, product)
         self.search.count_column(probe=True)
         if self.search.status is Status.NOT_ADJOINT:
             self.ended = True
             return
         self.probe.absorb(product)
-        edge, floor, tol = self._edge, self.search.floor, self.search.options.tol
+        edge, floor, tol = self._edge, self.search.judge.floor, self.search.options.tol
         counted = self.search.goal.threshold is None
         tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held
         more_claims = self._next_number < _MOST_CLAIMS
@@ -143,8 +143,8 @@ class Attempt:
             k=self.k,
             delta=self.delta,
             tol=search.options.tol,
-            floor=search.floor,
-            scale=search.scale,
+            floor=search.judge.floor,
+            scale=search.judge.scale,
             threshold=search.options.threshold,
         )
         claim = replace(claim, products=search.probed)
@@ -163,7 +163,7 @@ class Attempt:
             return True
         if self.probe.row is None:
             return False
-        target = min(self._edge, self._reach) - self.search.floor
+        target = min(self._edge, self._reach) - self.search.judge.floor
         left = steps_left(self.probe.coefficients, self.probe.log_gamma(self.delta), target)
         unbounded = self.search.options.max_products is None
         most = SHARE * self._searched - spent if unbounded else self.search.left

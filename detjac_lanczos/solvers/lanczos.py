@@ -52,4 +52,4 @@ def conclude(lockstep: Lockstep, method: Method) -> list[SVDResult]:
 def _found(search: Search) -> Found | None:
     if search.triplets is None or search.status in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         return None
-    return Found.of(search.triplets.head(search.k), search.scale, float(search.triplets.values[0]))
+    return Found.of(search.triplets.head(search.k), search.judge.scale, float(search.triplets.values[0]))

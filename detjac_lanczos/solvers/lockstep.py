@@ -126,7 +126,9 @@ class Lockstep:
             search.count_column(probe=False)
             if index in self.batch.nonfinite:
                 search.status = Status.NOT_FINITE
-            elif not self.batch.alike(index, product * search.scale, search.state.AV.rows[:1], search.scale):
+            elif not self.batch.alike(
+                index, product * search.judge.scale, search.state.AV.rows[:1], search.judge.scale
+            ):
                 search.status = Status.NOT_DETERMINISTIC
             self.note_end(index)
         return self.batch.sweeps[-1]
@@ -138,7 +140,7 @@ class Lockstep:
             state, width = search.state, self.options.width
             sides = ((Direction.FORWARD, state.V, state.AV), (Direction.TRANSPOSED, state.U, state.AtU))
             sent = [(direction, basis.rows[:width], stored.rows[:width]) for direction, basis, stored in sides]
-            search.status = cause(self.batch, index, sent, search.scale, self.options)
+            search.status = cause(self.batch, index, sent, search.judge.scale, self.options)
         if search.status is not None:
             self.ended[index] = self.batch.seconds
 
@@ -175,7 +177,7 @@ class Lockstep:
             finished=len(self.searches) - len(self.active) if self.options.delta is None else self.claimed,
             operators=len(self.searches),
             values=[
-                np.empty(0) if triplets is None else triplets.values / search.scale
+                np.empty(0) if triplets is None else triplets.values / search.judge.scale
                 for triplets, search in zip(found, self.searches, strict=True)
             ],
             residuals=[search.relative for search in self.searches],

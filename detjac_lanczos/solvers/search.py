@@ -10,19 +10,11 @@ from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.directions import open_directions
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
 from detjac_lanczos.solvers.goal import Goal
+from detjac_lanczos.solvers.judgement import Judge
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.patience import Patience
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import (
-    adjoint_bound,
-    deflation_threshold,
-    epsilon,
-    noise_floor,
-    safe_scale,
-    spacing,
-    tells_zeros,
-    working_dtype,
-)
+from detjac_lanczos.solvers.rounding import deflation_threshold, epsilon, working_dtype
 from detjac_lanczos.solvers.start import given_block, random_block
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.widening import Widening
@@ -52,13 +44,13 @@ class Search:
         None while the search goes on.
     state : Factorisation
     triplets : RitzTriplets or None
-        The latest k Ritz triplets, of ``scale`` times the operator.
+        The latest k Ritz triplets, of ``judge.scale`` times the operator.
     width : int
         Of the blocks to come.
-    scale : float
-        Power of two that products are multiplied with, so that squares neither overflow nor vanish.
     goal : Goal
         How many triplets, and what residuals they may have.
+    judge : Judge
+        When residuals are small enough, in units that it keeps.
     products : int
         Columns both ways so far, those of probes included: what ``max_products`` bounds.
     probed : int
@@ -69,7 +61,6 @@ class Search:
     def __init__(self, shape: tuple[int, int], operator_dtype: torch.dtype, device: torch.device, options: Options):
         self.options = options
         self.shape = shape
-        self._operator_dtype = operator_dtype
         self.dtype = working_dtype(operator_dtype)
         self.state = Factorisation(
             shape,
@@ -83,20 +74,17 @@ class Search:
         self.status: Status | None = None
         self.triplets: RitzTriplets | None = None
         self._ritz: RitzTriplets | None = None
-        self.scale = 1.0
-        self.passes = 0
         self.products = 0
         self.probed = 0
         self.goal = Goal(shape, options, self.state.U.rows)
+        self.judge = Judge(shape, operator_dtype, self.goal, options.tol)
         self.width = options.width
         self._begun_with = 0
-        self._largest = 0.0
         self._fresh = True
         self._exact = False
         self._idle = 0
         self.widening = Widening(Stream.COPIES.generator(options.seed))
         self._copies = copies.CopyProbe()
-        self._patience = Patience()
 
     @property
     def k(self) -> int:
@@ -105,22 +93,9 @@ class Search:
         return self.goal.count(self.triplets.values)
 
     @property
-    def eps(self) -> float:
-        """The operator's ε, for products as long as the longest so far."""
-        return spacing(self._operator_dtype, self._largest / self.scale, max(self.shape))
-
-    @property
-    def floor(self) -> float:
-        """The noise floor c ε σ₁ √passes, scaled."""
-        return noise_floor(self.eps, self._largest, self.passes)
-
-    @property
     def relative(self) -> np.ndarray:
-        """max(ρ_R, ρ_L) / σ_j of each triplet, by σ_1 where σ_j is under the floor; empty before there are k."""
-        if self.triplets is None:
-            return np.empty(0)
-        values = np.where(self.triplets.values > self.floor, self.triplets.values, self._largest or 1.0)
-        return np.asarray(self.triplets.norms.max(axis=1) / values)
+        """Relative residuals of the triplets, see :meth:`Judge.relative`; empty before there are k."""
+        return np.empty(0) if self.triplets is None else self.judge.relative(self.triplets)
 
     @property
     def left(self) -> int:
@@ -149,22 +124,24 @@ class Search:
     def absorb_sketch(self, products: Tensor) -> None:
         """Take the products of the random cotangents that the goal has drawn, before the first block is sent."""
         assert self.goal.sketch is not None
-        self.passes += 1
+        self.judge.passes += 1
         self.products += products.shape[0]
-        self._choose_scale(products)
-        self.goal.sketch.absorb(products * self.scale)
+        self.judge.choose_scale(products)
+        self.goal.sketch.absorb(products * self.judge.scale)
 
     def absorb(self, direction: Direction, product: Tensor) -> None:
         """Take the product ``(b, d_out)`` or ``(b, d_in)`` of ``block``; sets ``status`` where the search has ended."""
         assert self.block is not None
-        self.passes += 1
+        self.judge.passes += 1
         self.products += self.block.shape[0]
-        product = self._scaled(product)
+        product = self.judge.scaled(product)
+        if self.triplets is None:
+            self.judge.see(float(torch.linalg.vector_norm(product, dim=1).max()))
         first_pair = self.state.steps == 0
         self.state.absorb(direction, self.block, product)
         opposite = self.state.U.rows if direction is Direction.FORWARD else self.state.V.rows
-        vanished = self.widening.absorb(product, opposite, deflation_threshold(self.eps, self._largest))
-        if vanished or (self._fresh and float(torch.linalg.vector_norm(product)) <= self.floor):
+        vanished = self.widening.absorb(product, opposite, self.judge.negligible)
+        if vanished or (self._fresh and float(torch.linalg.vector_norm(product)) <= self.judge.floor):
             self._exact = True
         self._look()
         if first_pair or self.status is not None:
@@ -174,28 +151,52 @@ class Search:
         """Choose the rows to send in ``direction`` next; none where this side has no part in an open residual."""
         restarted = self.options.capacity is not None and self._make_room(self.options.capacity)
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
-        room = basis.shape[1] - basis.shape[0]
-        if self.triplets is None or self._copies.passes_left:
-            block, width = self._plain_directions(direction, basis.shape[0])
+        count, affordable = basis.shape[0], self._affordable(direction)
+        most = min(basis.shape[1] - count, affordable)
+        if self._copies.passes_left:
+            latest = self.state.outside(direction, self.width)
+            block, width = self._growing(latest[:0] if self._copies.starts else latest, self.width, count)
+        elif self.triplets is None:
+            block, width = self._growing(self.state.outside(direction), max(self.width, self._begun_with), count)
         else:
-            block, still_open = self._open_directions(direction)
-            if block.shape[0]:
-                self.widening.follow(block.shape[0] + len(self.triplets.values) - still_open)
-            block = self.widening.beside(block, basis, min(room, self._affordable(direction)))
-            self._fresh = not (still_open or block.shape[0])
-            width = self.width if self._fresh else block.shape[0]
-        width = min(width, room, self._affordable(direction))
+            block, width = self._closing(direction, basis, most)
+        width = min(width, most)
         self.widening.draw(max(width - block.shape[0], 0))
         self.block = complete_block(block[:width], basis, width, self.generator) if width else None
         self._idle = 0 if width else self._idle + 1
-        if self._affordable(direction) == 0:
+        if affordable == 0:
             self.status = Status.BUDGET
             if self.triplets is None and self.state.steps:
                 self.triplets = self.state.ritz(self.state.steps)
         elif self._idle == 2:
-            self.status = Status.BREAKDOWN_EXACT if self._solved(exact=True) else Status.NOISE_FLOOR
+            solved = self.triplets is not None and self.judge.solved(self.triplets, exact=True)
+            self.status = Status.BREAKDOWN_EXACT if solved else Status.NOISE_FLOOR
         if restarted or self.status is not None:
             self._compare()
+
+    def _growing(self, outside: Tensor, width: int, count: int) -> tuple[Tensor, int]:
+        """Return orthonormal directions of products outside the basis of ``count`` rows, and how wide to send them.
+
+        Where there are none, fresh columns are sent: as many as the basis lacks to hold what is wanted, at least.
+        """
+        block = dominant_rows(outside, width, self.judge.negligible)[0]
+        self._fresh = not block.shape[0]
+        return block, max(width, self.goal.wanted - count) if self._fresh else width
+
+    def _closing(self, direction: Direction, basis: Tensor, most: int) -> tuple[Tensor, int]:
+        """Return orthonormal directions of the residuals of open triplets, and how wide to send them.
+
+        The strand of a cluster goes beside them. Where no triplet is open on any side, fresh columns are sent.
+        """
+        assert self.triplets is not None and self._ritz is not None
+        residuals = self._ritz.left_residuals if direction is Direction.FORWARD else self._ritz.right_residuals
+        wanted, allowed = len(self.triplets.values), self.judge.closed(self._ritz.values)
+        block, still_open = open_directions(self._ritz, residuals, allowed, wanted, self.width)
+        if block.shape[0]:
+            self.widening.follow(block.shape[0] + wanted - still_open)
+        block = self.widening.beside(block, basis, most)
+        self._fresh = not (still_open or block.shape[0])
+        return block, self.width if self._fresh else block.shape[0]
 
     def _compare(self) -> None:
         """End the search where its products contradict each other: a wrong transpose, or an operator that changes.
@@ -214,7 +215,7 @@ class Search:
         self._end_if_contradicted(self.state.defect_of(direction, row.to(model.dtype), product.to(model.dtype)))
 
     def _end_if_contradicted(self, defect: float) -> None:
-        if defect > adjoint_bound(self.eps, max(*self.shape, self.passes)):
+        if self.judge.contradicts(defect):
             self.status = Status.NOT_ADJOINT
 
     def _make_room(self, capacity: int) -> bool:
@@ -230,11 +231,11 @@ class Search:
     def conclude(self) -> None:
         """State what rests on σ_1 anew where the search ended before that was found."""
         if self.triplets is not None and self.relative[0] > self.options.tol:
-            self.goal.forget_first(self.state, self.triplets.values, self.eps)
+            self.goal.forget_first(self.state, self.triplets.values, self.judge.eps)
 
     def count_column(self, *, probe: bool) -> None:
         """Count a pass of one column that is none of the search: of a ``probe``, or made before and timed again."""
-        self.passes += 1
+        self.judge.passes += 1
         self.products += 1
         self.probed += probe
 
@@ -246,7 +247,7 @@ class Search:
         self._copies.passes_left = 0
         self._exact = False
         self._idle = 0
-        self._patience = Patience()
+        self.judge.patience = Patience()
         self._look()
 
     def forgo(self) -> None:
@@ -254,101 +255,46 @@ class Search:
         if self.goal.further and self.triplets is not None and self.status in (Status.BUDGET, Status.NOISE_FLOOR):
             self.triplets = self.triplets.head(self.k)
             self.goal.forgo(len(self.triplets.values))
-            self.status = Status.CONVERGED if self._solved(exact=False) else self.status
+            if self.judge.solved(self.triplets, exact=False):
+                self.status = Status.CONVERGED
 
     def _look(self) -> None:
         """Set how many triplets are wanted by what is known, and judge them once the bases can hold them."""
         if self.state.whole and self.state.steps:  # with products of both sides, which may contradict each other
-            self.state.deduce(deflation_threshold(epsilon(self.dtype), self._largest), self.generator)
+            self.state.deduce(deflation_threshold(epsilon(self.dtype), self.judge.largest), self.generator)
             self.widening.strand, self._copies.passes_left = None, 0
-        self.goal.reconsider(self.state, self._largest, self.eps)
+        self.goal.reconsider(self.state, self.judge.largest, self.judge.eps)
         if self.state.steps >= self.goal.wanted:
-            self._judge()
+            self.triplets = self._ritz = None  # the new ones take their place
+            self._ritz = self.state.ritz(self.goal.wanted + self.width // 2)
+            self.triplets = self._ritz.head(self.goal.wanted)
+            self.judge.see(float(self.triplets.values[0]))
+            self.status = self._verdict(self.triplets)
         else:
             self.triplets = self.widening.strand = None
 
-    def _plain_directions(self, direction: Direction, count: int) -> tuple[Tensor, int]:
-        """Return what the products have outside the basis, none at the start of a probe, and the width wanted."""
-        width = max(self.width, self._begun_with)
-        if self._copies.passes_left:
-            latest, width = self.state.outside(direction, self.width), self.width
-            candidates = latest[:0] if self._copies.starts else latest
-        else:
-            candidates = self.state.outside(direction)
-        block = dominant_rows(candidates, width, deflation_threshold(self.eps, self._largest))[0]
-        self._fresh = not block.shape[0]
-        return block, max(width, self.goal.wanted - count) if self._fresh else width
-
-    def _open_directions(self, direction: Direction) -> tuple[Tensor, int]:
-        """Return orthonormal directions of the residuals of open triplets, and how many are open on any side."""
-        assert self.triplets is not None and self._ritz is not None
-        values = self._ritz.values
-        least = np.where(values > self.floor, deflation_threshold(self.eps, self._largest), self.floor)
-        allowed = np.maximum(np.maximum(self.goal.tolerated(values), least), np.finfo(np.float64).tiny)
-        forward = direction is Direction.FORWARD
-        residuals = self._ritz.left_residuals if forward else self._ritz.right_residuals
-        return open_directions(self._ritz, residuals, allowed, len(self.triplets.values), self.width)
-
-    def _judge(self) -> None:
-        self.triplets = self._ritz = None  # the new ones take their place
-        self._ritz = self.state.ritz(self.goal.wanted + self.width // 2)
-        self.triplets = self._ritz.head(self.goal.wanted)
-        self._largest = max(self._largest, float(self.triplets.values[0]))
+    def _verdict(self, triplets: RitzTriplets) -> Status | None:
+        """Return how the search ends, by fresh triplets; None where it goes on."""
         full = self.state.whole
-        if self._exact and self._solved(exact=True):
-            self.status = Status.BREAKDOWN_EXACT
-            return
-        widened = self._widens(full=full)
-        if self._solved(exact=False):
-            if not widened and not self._copies.goes_on(self.widening, full=full):
-                self.status = Status.CONVERGED
-        elif full and self._solved(exact=True):
-            self.status = Status.BREAKDOWN_EXACT
-        else:
-            self._copies.found_something()
-            self.status = Status.NOISE_FLOOR if self._stalled() else None
+        if self._exact and self.judge.solved(triplets, exact=True):
+            return Status.BREAKDOWN_EXACT
+        widened = self._widens(triplets, full=full)
+        if self.judge.solved(triplets, exact=False):
+            return None if widened or self._copies.goes_on(self.widening, full=full) else Status.CONVERGED
+        if full and self.judge.solved(triplets, exact=True):
+            return Status.BREAKDOWN_EXACT
+        self._copies.found_something()
+        return Status.NOISE_FLOOR if self.judge.stalled(triplets, whole=full) else None
 
-    def _widens(self, *, full: bool) -> bool:
+    def _widens(self, triplets: RitzTriplets, *, full: bool) -> bool:
         """Whether a strand goes beside the next block; never during the probe of a single column."""
-        assert self.triplets is not None
-        tolerated = self.goal.tolerated(self.triplets.values)
+        tolerated = self.goal.tolerated(triplets.values)
         return not self._copies.passes_left and self.widening.goes_on(
-            self.triplets, tolerated, passes=self.passes, full=full
+            triplets, tolerated, passes=self.judge.passes, full=full
         )
-
-    def _solved(self, *, exact: bool) -> bool:
-        """Whether all residuals meet ``tol``; ``exact`` lets values under a low floor count as zeros of A."""
-        if self.triplets is None:
-            return False
-        worst = self.triplets.norms.max(axis=1)
-        met = worst <= self.goal.tolerated(self.triplets.values)
-        if exact and tells_zeros(self.floor, self.options.tol, self._largest):
-            met |= (self.triplets.values <= self.floor) & (worst <= self.floor)
-        return bool(met.all())
-
-    def _stalled(self) -> bool:
-        """Whether every open residual is under the noise floor, and none has moved for some passes or can move."""
-        assert self.triplets is not None
-        allowed = np.maximum(self.goal.tolerated(self.triplets.values), self.floor)
-        if (self.triplets.norms.max(axis=1) > allowed).any():
-            return False
-        return self.state.whole or self._patience.ends(float(np.log(np.maximum(self.relative, self.options.tol)).sum()))
 
     def _affordable(self, direction: Direction) -> int:
         """Columns that the budget leaves for ``direction``, what the other side needs to reach k set aside."""
         other = self.state.U.count if direction is Direction.FORWARD else self.state.V.count
         reserved = max(self.goal.wanted - other, 0)
         return max(self.left - reserved, 0)
-
-    def _scaled(self, product: Tensor) -> Tensor:
-        if self._largest == 0.0 and self.goal.sketch is None:
-            self._choose_scale(product)
-        if self.scale != 1.0:
-            product = product * self.scale
-        if self.triplets is None:
-            self._largest = max(self._largest, float(torch.linalg.vector_norm(product, dim=1).max()))
-        return product
-
-    def _choose_scale(self, product: Tensor) -> None:
-        self.scale = safe_scale(product)
-        self.goal.rescale(self.scale)

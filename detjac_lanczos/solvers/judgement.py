@@ -1,0 +1,105 @@
+"""When residuals of a search are small enough: what is tolerated of them, and what rounding hides."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.factorisation import RitzTriplets
+from detjac_lanczos.solvers.goal import Goal
+from detjac_lanczos.solvers.patience import Patience
+from detjac_lanczos.solvers.rounding import (
+    adjoint_bound,
+    deflation_threshold,
+    noise_floor,
+    safe_scale,
+    spacing,
+    tells_zeros,
+)
+
+
+class Judge:
+    """Holds Ritz triplets of one search against its goal, and against the rounding of its products.
+
+    Attributes
+    ----------
+    scale : float
+        Power of two that products are multiplied with, so that squares neither overflow nor vanish.
+    largest : float
+        The largest Ritz value so far, the longest product before there is one; scaled, as all that follows.
+    passes : int
+        Sweeps so far, those of probes included.
+    patience : Patience
+    """
+
+    def __init__(self, shape: tuple[int, int], operator_dtype: torch.dtype, goal: Goal, tol: float) -> None:
+        self.scale = 1.0
+        self.largest = 0.0
+        self.passes = 0
+        self.patience = Patience()
+        self._longer, self._dtype, self._goal, self._tol = max(shape), operator_dtype, goal, tol
+
+    @property
+    def eps(self) -> float:
+        """The operator's ε, for products as long as the longest so far."""
+        return spacing(self._dtype, self.largest / self.scale, self._longer)
+
+    @property
+    def floor(self) -> float:
+        """The noise floor c ε σ₁ √passes."""
+        return noise_floor(self.eps, self.largest, self.passes)
+
+    @property
+    def negligible(self) -> float:
+        """Length under which a direction is taken for rounding, c ε σ₁."""
+        return deflation_threshold(self.eps, self.largest)
+
+    def choose_scale(self, product: Tensor) -> None:
+        """Take units in which this product is about as long as 1, where its own are far from that."""
+        self.scale = safe_scale(product)
+        self._goal.rescale(self.scale)
+
+    def scaled(self, product: Tensor) -> Tensor:
+        """Return a product in these units, which the first that is not zero chooses, where no sketch has."""
+        if self.largest == 0.0 and self._goal.sketch is None:
+            self.choose_scale(product)
+        return product if self.scale == 1.0 else product * self.scale
+
+    def see(self, length: float) -> None:
+        """Take note of a Ritz value, or of the length of a product."""
+        self.largest = max(self.largest, length)
+
+    def relative(self, triplets: RitzTriplets) -> np.ndarray:
+        """Return max(ρ_R, ρ_L) / σ_j of each triplet, by σ_1 where σ_j is under the floor."""
+        values = np.where(triplets.values > self.floor, triplets.values, self.largest or 1.0)
+        return np.asarray(triplets.norms.max(axis=1) / values)
+
+    def closed(self, values: np.ndarray) -> np.ndarray:
+        """Return the residuals with which triplets of these values need no further direction."""
+        least = np.where(values > self.floor, self.negligible, self.floor)
+        return np.maximum(np.maximum(self._goal.tolerated(values), least), np.finfo(np.float64).tiny)
+
+    def solved(self, triplets: RitzTriplets, *, exact: bool) -> bool:
+        """Whether all residuals meet ``tol``; ``exact`` lets values under a low floor count as zeros of A."""
+        worst = triplets.norms.max(axis=1)
+        met = worst <= self._goal.tolerated(triplets.values)
+        if exact and tells_zeros(self.floor, self._tol, self.largest):
+            met |= (triplets.values <= self.floor) & (worst <= self.floor)
+        return bool(met.all())
+
+    def stalled(self, triplets: RitzTriplets, *, whole: bool) -> bool:
+        """Whether every open residual is under the noise floor, and none has moved for some passes or can move.
+
+        Parameters
+        ----------
+        triplets : RitzTriplets
+        whole : bool
+            The bases span their spaces.
+        """
+        allowed = np.maximum(self._goal.tolerated(triplets.values), self.floor)
+        if (triplets.norms.max(axis=1) > allowed).any():
+            return False
+        return whole or self.patience.ends(float(np.log(np.maximum(self.relative(triplets), self._tol)).sum()))
+
+    def contradicts(self, defect: float) -> bool:
+        """Whether products differ from those of one operator and its transpose by more than rounding."""
+        return defect > adjoint_bound(self.eps, max(self._longer, self.passes))
