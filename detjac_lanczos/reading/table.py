@@ -18,21 +18,20 @@ from detjac_lanczos.reading.record_values import (
 from detjac_lanczos.reading.survey_table import survey_heading, survey_line, survey_summary
 from detjac_lanczos.reading.visible import fit, joined, visible, wrapped
 
+_WIDTH = 110
 _VALUES = 8
 _INDENT = 4
 _TOKEN = 13
 _LABEL = 16
 
 
-def render_table(record: Record, width: int = 110) -> str:
+def render_table(record: Record) -> str:
     """Return the table that ``print(run)`` and ``detjac svd`` show.
 
     Parameters
     ----------
     record : mapping
         The record of a run (``run.json``).
-    width : int
-        Terminal columns to stay within; 110 or more.
 
     Returns
     -------
@@ -44,33 +43,33 @@ def render_table(record: Record, width: int = 110) -> str:
         f"{record['model']} · {weights}{record['dtype']} · freeze={record['freeze']} · "
         f"from {definition['input']} to {definition['target_definition']}"
     )
-    lines = wrapped(asked, width)
+    lines = wrapped(asked, _WIDTH)
     survey = surveyed(record)
     shown = min(_VALUES, max((len(singular_values(token)) for token in record["tokens"]), default=0))
     for prompt in range(len(record["prompts"])):
         heading = survey_heading() if survey else _heading(shown)
-        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip()]
-        lines += [*_output_after(record, prompt, width), heading, "─" * width]
+        lines += ["", fit(f"“{prompt_text(record, prompt)}”", _WIDTH).rstrip()]
+        lines += [*_output_after(record, prompt), heading, "─" * _WIDTH]
         tokens = tokens_of(record, prompt)
         for token in tokens:
-            lines += [survey_line(token, width)] if survey else _token_lines(token, shown, width)
-        lines.append("─" * width)
+            lines += [survey_line(token, _WIDTH)] if survey else _token_lines(token, shown)
+        lines.append("─" * _WIDTH)
         if survey:
             lines += [_labelled("" if row else "survey", told) for row, told in enumerate(survey_summary(tokens))]
         candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
         whole = "" if earlier_position(record, prompt) is None else "after the whole prompt:  "
-        lines.append(_labelled("next token", whole + joined(candidates, "   ", width - _LABEL - len(whole))))
+        lines.append(_labelled("next token", whole + joined(candidates, "   ", _WIDTH - _LABEL - len(whole))))
         lines.append(_labelled("reconstruction", _reconstruction(record["reconstructions"][prompt])))
-    return "\n".join([*lines, *_closing_lines(record, width)])
+    return "\n".join([*lines, *_closing_lines(record)])
 
 
-def _output_after(record: Record, prompt: int, width: int) -> list[str]:
+def _output_after(record: Record, prompt: int) -> list[str]:
     """Return the line that names the output's position where it is not the last one."""
     position = earlier_position(record, prompt)
     if position is None:
         return []
     token = visible(record["prompt_tokens"][prompt][position])
-    return [fit(f"outputs are those at token {position}, {token}", width).rstrip()]
+    return [fit(f"outputs are those at token {position}, {token}", _WIDTH).rstrip()]
 
 
 def _heading(shown: int) -> str:
@@ -78,12 +77,12 @@ def _heading(shown: int) -> str:
     return f"{'#':>3} {'token':<{_TOKEN}}{values}   {'stable rank':<18}{'residual':>8}"
 
 
-def _token_lines(token: Record, shown: int, width: int) -> list[str]:
+def _token_lines(token: Record, shown: int) -> list[str]:
     values = "".join(f"{_in_seven(value):>8}" for value in singular_values(token)[:shown])
     residual = relative_residual(token)
     told = "" if residual is None else f"{residual:.1e}"
     name = fit(visible(token["token"]), _TOKEN - 1)
-    half = (width - _INDENT) // 2
+    half = (_WIDTH - _INDENT) // 2
     left, right = (f"{side:<7}" + _tokens(token[side], half - 8) for side in ("left", "right"))
     certificate = token["certificate"]["line"] if token["certificate"] else "no certificate"
     lines = [
@@ -129,7 +128,7 @@ def _reconstruction(errors: Record) -> str:
     return " · ".join(told)
 
 
-def _closing_lines(record: Record, width: int) -> list[str]:
+def _closing_lines(record: Record) -> list[str]:
     work = record["work"]
     counted = [
         f"{work['row_sweeps']:,.0f} row-sweeps",
@@ -142,6 +141,6 @@ def _closing_lines(record: Record, width: int) -> list[str]:
     return [
         "",
         _labelled("work", " · ".join(counted)),
-        _labelled("", fit(str(work["why"]), width - _LABEL).rstrip()),
+        _labelled("", fit(str(work["why"]), _WIDTH - _LABEL).rstrip()),
         _labelled("time", " · ".join(times)),
     ]
