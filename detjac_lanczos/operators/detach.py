@@ -96,7 +96,8 @@ def detach(
         is smaller than the smallest plan.
     UnsupportedModelError
         If no family declares the model and its structure is not understood either, a weight is packed in a way that
-        cannot be read, or weights that are packed, offloaded or spread over devices would have to be converted.
+        cannot be read, a pass would write to a table (``max_norm``), or weights that are packed, offloaded or spread
+        over devices would have to be converted.
     ModelError
         If the forward pass is not finite.
 

@@ -22,6 +22,7 @@ from detjac_lanczos.frozen import families
 from detjac_lanczos.frozen.structural_copy import structural_copy
 from detjac_lanczos.operators import DetachedNetwork, detach
 from tests import tiny_models
+from tests.offloading import in_host_memory
 from tests.oracles import OracleA, embeddings_of, errors
 from tests.tiny_models.dense import DENSE
 
@@ -253,6 +254,16 @@ def test_a_module_at_two_places_of_an_undeclared_model_is_told_apart(
     network, twin = (detach((model, None), input_ids=tokens()) for model in (shared, plain))
     assert network.route == "autograd"
     torch.testing.assert_close(jacobians(network), jacobians(twin), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_a_module_at_two_places_may_be_offloaded_or_made_again_in_every_sweep(kind: str) -> None:
+    shared, plain = (put(DENSE["Llama"](torch.float64), kind, copied=copied) for copied in (False, True))
+    expected = jacobians(detach((plain, None), input_ids=tokens()))
+    again = detach((shared, None), input_ids=tokens(), memory="25KB")
+    assert "rebuild" in str(again.plan)
+    for network in (again, detach((in_host_memory(shared), None), input_ids=tokens())):
+        torch.testing.assert_close(jacobians(network), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", SHARED)
