@@ -19,13 +19,13 @@ def solve_lanczos(batch: CountingBatch, options: Options, method: Method) -> lis
 def conclude(lockstep: Lockstep, method: Method) -> list[SVDResult]:
     """Run a lockstep (begun or not) to its end and return the results."""
     results = []
-    searches = lockstep.run()
+    lockstep.run()
     if lockstep.width != lockstep.options.width:
         widths = {"block": lockstep.width, "first_block": lockstep.options.width}
         method = replace(method, why=method.why + lockstep.why, choices=method.choices | widths)
-    claims = [None] * len(searches) if lockstep.options.delta is None else claim_completeness(lockstep)
+    claims = [None] * len(lockstep.searches) if lockstep.options.delta is None else claim_completeness(lockstep)
     for index, completed in enumerate(claims):
-        search = searches.pop(0)
+        search = lockstep.searches.pop(0)
         assert search.status is not None
         search.conclude()
         found, status, probed, energy = _found(search), search.status, search.probed, search.goal.energy

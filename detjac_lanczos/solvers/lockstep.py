@@ -56,11 +56,10 @@ class Lockstep:
         """Operators whose search goes on."""
         return [index for index, search in enumerate(self.searches) if search.status is None]
 
-    def run(self) -> list[Search]:
+    def run(self) -> None:
         """Advance until every search has ended."""
         while self.active:
             self.advance()
-        return self.searches
 
     def advance(self) -> None:
         """Make one pass in the current direction, and prepare the opposite one."""

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from detjac_lanczos.solvers.basis import random_rows
 from detjac_lanczos.solvers.contradiction import cause
@@ -35,54 +36,98 @@ def solve_randomized(batch: CountingBatch, options: Options, method: Method) -> 
 
 
 def _solve_one(batch: CountingBatch, index: int, options: Options, method: Method) -> SVDResult:
-    shape = batch.shapes[index]
-    width = min(options.k + _OVERSAMPLING, *shape)
-    if options.max_products is not None:
-        width = min(width, options.max_products // 2)
-    model = torch.empty(0, shape[0], dtype=batch.dtype, device=batch.device)
-    factor, cotangents = orthonormal_factor(random_rows(width, model, torch.Generator().manual_seed(options.seed)))
-    estimate: LeaveOneOut | None = None
-    error: float | None = None
-    triplets: RitzTriplets | None = None
-    before: Factorisation | None = None
-    status, scale = Status.BUDGET, 0.0
-    limit = options.max_products if options.max_products is not None else _DEFAULT_PASSES * width
-    while status is Status.BUDGET and _affords(batch, index, 2 * width, limit):
-        pulled = batch.apply(Direction.TRANSPOSED, [(index, cotangents)])[0]
-        if index in batch.nonfinite:
-            status = Status.NOT_FINITE
-            break
-        scale = scale or safe_scale(pulled)
-        estimate = estimate or LeaveOneOut(factor, pulled * scale)
-        factor, tangents = orthonormal_factor(pulled * scale)
-        estimate.follow(factor)
-        pushed = batch.apply(Direction.FORWARD, [(index, tangents)])[0]
-        if index in batch.nonfinite:
-            status = Status.NOT_FINITE
-            break
-        state = Factorisation(shape, batch.dtype, batch.device)
-        state.absorb(Direction.TRANSPOSED, cotangents, pulled * scale)
-        state.absorb(Direction.FORWARD, tangents, pushed * scale)
-        eps = batch.spacing(index, state.longest / scale)
-        if _defect(state, before) > adjoint_bound(eps, max(shape)):
-            first = before or state
-            sides = ((Direction.FORWARD, first.V, first.AV), (Direction.TRANSPOSED, first.U, first.AtU))
-            sent = [(direction, basis.rows, stored.rows) for direction, basis, stored in sides]
-            status = cause(batch, index, sent, scale, options)
-            break
-        before = state
-        triplets = state.ritz(options.k)
-        status = _judge(triplets, options, eps, batch.passes[index], full=width == min(shape))
-        sigma = torch.from_numpy(triplets.values).to(tangents)
-        known = pushed * scale - (tangents @ triplets.right.T * sigma) @ triplets.left
-        beyond = 0.0 if width == min(shape) else estimate.squared(tangents)  # a basis of the whole space leaves nothing
-        error = math.sqrt(float(known.double().square().sum()) + beyond) / scale
-        factor, cotangents = orthonormal_factor(pushed * scale)
-        estimate.follow(factor)
+    iteration = _Iteration(batch, index, options)
+    status = iteration.round()
+    while status is Status.BUDGET and iteration.affordable:
+        status = iteration.round()
     found = None
-    if triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
-        found = Found.of(triplets, scale, float(triplets.values[0]))
-    return finish(batch, index, found, status, method, options, seconds=batch.seconds, error=error)
+    if iteration.triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
+        found = Found.of(iteration.triplets, iteration.scale, float(iteration.triplets.values[0]))
+    return finish(batch, index, found, status, method, options, seconds=batch.seconds, error=iteration.error)
+
+
+class _Iteration:
+    """Block power iteration on one operator, a round through Aᵀ and A at a time.
+
+    Attributes
+    ----------
+    scale : float
+        Power of two that products are multiplied with.
+    triplets : RitzTriplets or None
+        Those of the latest round, of ``scale`` times the operator.
+    error : float or None
+        The estimate of ‖A - U S Vᵀ‖_F with them.
+    """
+
+    def __init__(self, batch: CountingBatch, index: int, options: Options) -> None:
+        self.batch, self.index, self.options = batch, index, options
+        self.shape = batch.shapes[index]
+        self.width = min(options.k + _OVERSAMPLING, *self.shape)
+        if options.max_products is not None:
+            self.width = min(self.width, options.max_products // 2)
+        self.scale = 0.0
+        self.triplets: RitzTriplets | None = None
+        self.error: float | None = None
+        self._estimate: LeaveOneOut | None = None
+        self._before: Factorisation | None = None
+        model = torch.empty(0, self.shape[0], dtype=batch.dtype, device=batch.device)
+        drawn = random_rows(self.width, model, torch.Generator().manual_seed(options.seed))
+        self._factor, self._cotangents = orthonormal_factor(drawn)
+
+    @property
+    def affordable(self) -> bool:
+        """Whether another round fits."""
+        spent = self.batch.forward[self.index] + self.batch.transposed[self.index]
+        budget = self.options.max_products
+        return spent + 2 * self.width <= (_DEFAULT_PASSES * self.width if budget is None else budget)
+
+    def round(self) -> Status:
+        """Send the block there and back; return how the iteration stands, BUDGET while it should go on."""
+        pulled = self._product(Direction.TRANSPOSED, self._cotangents)
+        if pulled is None:
+            return Status.NOT_FINITE
+        estimate = self._estimate = self._estimate or LeaveOneOut(self._factor, pulled)
+        factor, tangents = orthonormal_factor(pulled)
+        estimate.follow(factor)
+        pushed = self._product(Direction.FORWARD, tangents)
+        if pushed is None:
+            return Status.NOT_FINITE
+        state = Factorisation(self.shape, self.batch.dtype, self.batch.device)
+        state.absorb(Direction.TRANSPOSED, self._cotangents, pulled)
+        state.absorb(Direction.FORWARD, tangents, pushed)
+        eps = self.batch.spacing(self.index, state.longest / self.scale)
+        if _defect(state, self._before) > adjoint_bound(eps, max(self.shape)):
+            return self._cause(self._before or state)
+        self._before = state
+        self.triplets = state.ritz(self.options.k)
+        self.error = self._error(self.triplets, tangents, pushed, estimate)
+        factor, self._cotangents = orthonormal_factor(pushed)
+        estimate.follow(factor)
+        return _judge(self.triplets, self.options, eps, self.batch.passes[self.index], full=self._full)
+
+    @property
+    def _full(self) -> bool:
+        return self.width == min(self.shape)
+
+    def _product(self, direction: Direction, rows: Tensor) -> Tensor | None:
+        """Return the scaled product of these rows, in units that the first one chooses; None where it is not finite."""
+        product = self.batch.apply(direction, [(self.index, rows)])[0]
+        if self.index in self.batch.nonfinite:
+            return None
+        self.scale = self.scale or safe_scale(product)
+        return product * self.scale
+
+    def _error(self, triplets: RitzTriplets, tangents: Tensor, pushed: Tensor, estimate: LeaveOneOut) -> float:
+        sigma = torch.from_numpy(triplets.values).to(tangents)
+        known = pushed - (tangents @ triplets.right.T * sigma) @ triplets.left
+        beyond = 0.0 if self._full else estimate.squared(tangents)  # a basis of the whole space leaves nothing
+        return math.sqrt(float(known.double().square().sum()) + beyond) / self.scale
+
+    def _cause(self, first: Factorisation) -> Status:
+        """Return why products contradict each other, by sending those of the first round of them again."""
+        sides = ((Direction.FORWARD, first.V, first.AV), (Direction.TRANSPOSED, first.U, first.AtU))
+        sent = [(direction, basis.rows, stored.rows) for direction, basis, stored in sides]
+        return cause(self.batch, self.index, sent, self.scale, self.options)
 
 
 def _defect(state: Factorisation, before: Factorisation | None) -> float:
@@ -98,12 +143,6 @@ def _defect(state: Factorisation, before: Factorisation | None) -> float:
         torch.cat([store.rows for store in stores]) for stores in zip(*((one.V, one.AV) for one in rounds), strict=True)
     )
     return adjoint_defect(left, pulled, right, pushed)
-
-
-def _affords(batch: CountingBatch, index: int, columns: int, limit: int) -> bool:
-    """Whether another round fits; the first is always made."""
-    spent = batch.forward[index] + batch.transposed[index]
-    return spent == 0 or spent + columns <= limit
 
 
 def _judge(triplets: RitzTriplets, options: Options, eps: float, passes: int, *, full: bool) -> Status:
