@@ -1,14 +1,17 @@
 """A declaration that does not fit its model is one clear line, however it is wrong, and as early as it shows."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen import families
+from detjac_lanczos.frozen.branch_check import require_branches
 from detjac_lanczos.frozen.declare import Family, Stream
 from detjac_lanczos.frozen.families.gemma import GEMMA2
 from detjac_lanczos.frozen.families.gpt2 import GPT2
@@ -164,6 +167,17 @@ def test_what_its_model_shows(
         detach((DENSE[model](torch.float64), None), input_ids=[1, 2, 3], memory=memory)
     assert f"is not built as {family.name} is" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_sum_may_be_off_by_its_rounding_alone(dtype: torch.dtype) -> None:
+    before, attended, gated = torch.eye(3, dtype=dtype).split(1)
+    outputs = {"attention.0": [attended], "mlp.0": [gated]}
+    added = before + attended + gated
+    for roundings, refused in ((4, False), (40, True)):
+        after = added + roundings * 3 * torch.finfo(dtype).eps * before
+        with pytest.raises(UnsupportedModelError, match="something else") if refused else nullcontext():
+            require_branches(LLAMA, [nn.Module()], outputs, [before, after])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp
 from tests import tiny_models
@@ -65,6 +67,17 @@ def test_so_does_one_that_keeps_less(ways: Any, tmp_path: Path) -> None:
     assert (again.plan.mixing[0], again.plan.gates[0]) == ways
     for found, expected in zip(products(again), products(network), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_a_network_that_is_read_elsewhere_sweeps_as_that_device_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
+    with every_block("offload"):
+        network = detach(loaded, input_ids=[1, 2, 3], memory="1GB")
+    path = network.save(tmp_path)
+    monkeypatch.setattr(store.Rates, "of", lambda device: SimpleNamespace(overlaps=True))
+    assert (network.plan.ahead, DetachedNetwork.load(path, loaded).plan.ahead) == (False, True)
 
 
 def test_what_was_offloaded_lies_in_files_however_often_it_is_saved(tmp_path: Path) -> None:

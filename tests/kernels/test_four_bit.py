@@ -1,5 +1,6 @@
 """4-bit weights: the decoder against one written value by value, and products against the decoded matrix."""
 
+from dataclasses import replace
 from functools import partial
 from threading import Barrier
 
@@ -153,10 +154,19 @@ def test_threads_decode_into_memory_of_their_own(monkeypatch: pytest.MonkeyPatch
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("change", ["codes", "absmax", "table"])
+@pytest.mark.parametrize("change", ["codes", "absmax", "table", "nested"])
 def test_tensors_that_do_not_belong_to_the_shape_are_refused(change: str) -> None:
-    packed = packed_of(6, 64, 64, False)
-    parts = {name: getattr(packed, name) for name in ("codes", "absmax", "table")}
-    parts[change] = parts[change][:-1]
+    packed = packed_of(6, 64, 64, nested=True)
+    assert packed.nested is not None
+    cut = (
+        replace(packed.nested, absmax=packed.nested.absmax[:-1]) if change == "nested" else getattr(packed, change)[:-1]
+    )
     with pytest.raises(ValueError, match=r"shape \(6, 64\)"):
-        Packed4(**parts, block=64, shape=(6, 64))
+        replace(packed, **{change: cut})
+
+
+@pytest.mark.parametrize("change", ["codes", "absmax"])
+def test_tensors_with_gaps_are_refused(change: str) -> None:
+    packed = packed_of(6, 64, 64, nested=False)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        replace(packed, **{change: getattr(packed, change).repeat_interleave(2)[::2]})

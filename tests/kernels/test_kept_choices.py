@@ -1,6 +1,7 @@
 """Choices that outlive a process: what is kept, what is ignored, and what has precedence."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,3 +109,26 @@ def test_only_cuda_devices_keep_choices_each_kind_and_version_its_own(
             monkeypatch.setattr(kept_choices, "import_module", lambda name, v=version: SimpleNamespace(__version__=v))
             found |= {make(table, torch.device("cuda", 0)).path for table in ("packed", "mixing")}
     assert len(found) == 8 and {path.parent for path in found} == {tmp_path / "detjac_lanczos" / "roads"}
+
+
+def test_other_kernels_and_other_capabilities_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_choices, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    found = set()
+    for capability in ((9, 0), (8, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, pair=capability: pair)
+        for sources in ("these kernels", "changed kernels"):
+            monkeypatch.setattr(kept_choices, "_sources", lambda digest=sources: digest)
+            found.add(kept_choices.kept_choices.__wrapped__("packed", torch.device("cuda", 0)).path)
+    assert len(found) == 4
+
+
+def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    KeptChoices(path, MACHINE).add("a", Kept("fast", {"fast": 1.0}))
+    assert not [file for file in path.parent.iterdir() if file.suffix != ".lock"]

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 import detjac_kernels as twin
-from detjac_kernels import mixing_roads, rebuilt_mixing
+from detjac_kernels import mixing, mixing_roads, rebuilt_mixing
 from detjac_kernels.choice import ChoiceTable, Road
 from detjac_kernels.device import mixing as device
 from detjac_kernels.device.mixing import MixingTiles
@@ -105,6 +105,40 @@ def test_the_faster_of_both_is_taken_where_kernels_run(faster: str, monkeypatch:
     stored, timed[:] = rebuilt_mixing.mix_rebuilt(q, k, lse, first, torch.eye(40)[None], scaling=0.3), []
     assert relative(mixing_roads.mix(stored, values), wanted) <= EXACT
     assert list(table.choices().values()) == [faster, faster]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2), (torch.float16, 0.05)], ids=str
+)
+def test_a_kernel_that_is_off_by_more_than_rounding_is_not_taken(
+    dtype: torch.dtype, off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixing_roads, "triton_runs", lambda values: True)
+    monkeypatch.setattr(device, "mix", lambda p, values: (1 + off) * mixing.mix(p, values))
+    monkeypatch.setattr(mixing_roads, "TABLE", table := ChoiceTable(lambda road: 1.0))
+    p, values = torch.rand(2, 6, 4).to(dtype), torch.randn(2, 4, 8).to(dtype)
+    assert torch.equal(mixing_roads.mix(p, values), mixing.mix(p, values))
+    (failures,) = table.failures().values()
+    assert failures["kernel"].startswith("differs by")
+
+
+def test_what_a_choice_depends_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing_roads, "triton_runs", lambda values: True)
+    monkeypatch.setattr(mixing_roads, "TABLE", table := ChoiceTable(lambda road: 1.0))
+    for softcap in (None, 5.0):
+        parts = attention(2, 1, 40, 16, start=0, window=9, scaling=0.3, softcap=softcap)
+        mixing_roads.mix_rebuilt(*parts, torch.randn(1, 40, 16), scaling=0.3, softcap=softcap)
+    assert len(table.choices()) == 2
+
+
+def test_precisions_without_a_kernel_are_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixing_roads, "triton_runs", lambda values: True)
+    monkeypatch.setattr(mixing_roads, "TABLE", table := ChoiceTable(lambda road: 1.0))
+    p, values = torch.rand(2, 6, 4).double(), torch.randn(2, 4, 8).double()
+    assert torch.equal(mixing_roads.mix(p, values), mixing.mix(p, values))
+    q, k, lse, first = attention(2, 1, 40, 16, start=0, window=9, scaling=0.3, softcap=None)
+    mixing_roads.mix_rebuilt(q.double(), k.double(), lse.double(), first, torch.randn(1, 40, 16).double(), scaling=0.3)
+    assert not table.choices()
 
 
 def test_keys_that_nothing_sees_get_zeros() -> None:
