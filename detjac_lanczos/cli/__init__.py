@@ -1,6 +1,7 @@
 """The command line: words to function calls, results to text, errors to exit codes; nothing is computed here.
 
-Exit codes: 0 fine, 1 a claim failed or work stopped short, 2 bad input (one line on standard error), 130 interrupted.
+Exit codes: 0 fine, 1 a claim failed or work stopped short, 2 bad input (one line on standard error), 130 interrupted,
+143 terminated.
 Rooms are imported inside the commands, so that ``--help`` and bad arguments cost neither torch nor transformers.
 """
 

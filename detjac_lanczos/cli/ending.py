@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from detjac_lanczos.cli.parser import BAD_INPUT
 from detjac_lanczos.cli.process import Interrupts, mend_streams, noted_interrupts
 from detjac_lanczos.errors import DetjacError
 
-_INTERRUPTED = 130
+_SIGNALLED = 128
+_ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 def exit_code(run: Callable[[Interrupts], int], *, verbose: bool = False) -> int:
@@ -27,7 +29,8 @@ def exit_code(run: Callable[[Interrupts], int], *, verbose: bool = False) -> int
             print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
             return BAD_INPUT
         except (Exception, KeyboardInterrupt) as error:
-            if not interrupts.noted and not isinstance(error, KeyboardInterrupt):
+            if interrupts.noted is None and not isinstance(error, KeyboardInterrupt):
                 raise
-            print("detjac: interrupted", file=sys.stderr)
-            return _INTERRUPTED
+            number = signal.Signals(interrupts.noted or signal.SIGINT)
+            print(f"detjac: {_ENDED[number]}", file=sys.stderr)
+            return _SIGNALLED + number

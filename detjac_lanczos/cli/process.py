@@ -10,45 +10,59 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from detjac_lanczos.errors import InputError
 
 
 class Interrupts:
-    """Whether there was one: Python drops one that hits a finalizer, a library's import makes it another error."""
+    """Which there was: Python drops one that hits a finalizer, a library's import makes it another error.
+
+    Attributes
+    ----------
+    noted : int or None
+        SIGINT (Ctrl-C), or SIGTERM (``timeout``, schedulers, ``docker stop``), the last of them.
+    """
 
     def __init__(self) -> None:
-        self.noted = False
+        self.noted: int | None = None
 
     def check(self) -> None:
         """Raise again what was dropped."""
-        if self.noted:
+        if self.noted is not None:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def noted_interrupts() -> Iterator[Interrupts]:
-    """Note interrupts; one that Python drops is not shown as ignored, it is still to be raised by a check."""
+    """Note interrupts; one that Python drops is not shown as ignored, it is still to be raised by a check.
+
+    A signal that someone else handles, or that is ignored, stays theirs.
+    """
     interrupts = Interrupts()
-    usual, usual_hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    usual_hook = sys.unraisablehook
 
     def note(number: int, frame: FrameType | None) -> None:
-        interrupts.noted = True
+        interrupts.noted = number
         signal.default_int_handler(number, frame)
 
     def hook(dropped: sys.UnraisableHookArgs) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             usual_hook(dropped)
 
-    ours = usual is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    main = threading.current_thread() is threading.main_thread()
+    ours = [number for number, handler in usual.items() if main and signal.getsignal(number) is handler]
     if ours:
         sys.unraisablehook = hook
-        signal.signal(signal.SIGINT, note)
+    for number in ours:
+        signal.signal(number, note)
     try:
         yield interrupts
     finally:
+        for number in ours:
+            signal.signal(number, usual[number])
         if ours:
-            signal.signal(signal.SIGINT, usual)
             sys.unraisablehook = usual_hook
 
 

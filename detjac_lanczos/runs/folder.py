@@ -141,12 +141,25 @@ def _require_ours(path: Path) -> None:
         raise _unwritable(path, error) from None
     if Path.cwd().is_relative_to(path):
         raise InputError(f"{path} is where this process works, and is replaced as a whole; name a folder inside it")
-    foreign = [entry.name for entry in found if entry.name not in (RECORD, VECTORS, PAGE, FIGURES)]
-    foreign += [f"{FIGURES}/{entry.name}" for entry in figures if not _FIGURE.fullmatch(entry.name)]
+    foreign = [entry.name for entry in found if not _is_part(entry)]
+    foreign += [
+        f"{FIGURES}/{entry.name}" for entry in figures if not (_FIGURE.fullmatch(entry.name) and _is_file(entry))
+    ]
     if foreign:
         raise InputError(f"{path} holds {foreign[0]!r}, which is not part of a run; choose a new or empty folder")
     if found and not is_run_folder(path):
         raise InputError(f"{path} is not empty and holds no run of detjac; choose a new or empty folder")
+
+
+def _is_part(entry: Path) -> bool:
+    """Whether an entry of a folder has the name and the kind of a part of a run."""
+    if entry.name == FIGURES:
+        return entry.is_dir() and not entry.is_symlink()
+    return entry.name in (RECORD, VECTORS, PAGE) and _is_file(entry)
+
+
+def _is_file(entry: Path) -> bool:
+    return entry.is_file() or entry.is_symlink()
 
 
 def _exchange(work: Path, path: Path) -> None:

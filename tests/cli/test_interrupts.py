@@ -1,4 +1,4 @@
-"""Ctrl-C at any time: exit code 130, and a folder that is whole, the old one or the new one."""
+"""Ctrl-C or SIGTERM at any time: exit code 130 or 143, and a folder that is whole, the old one or the new one."""
 
 import importlib
 import shutil
@@ -47,18 +47,35 @@ def standing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interrupt_at_any_stage_leaves_a_whole_folder(
-    stage: str, folder: Path, standing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str,
+    number: int,
+    code: int,
+    word: str,
+    folder: Path,
+    standing: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One Ctrl-C comes as a stage begins, others while files are cleared up."""
+    """One signal comes as a stage begins, others while files are cleared up."""
+
+    def interrupt() -> None:
+        signal.raise_signal(number)
+
     out = Path(shutil.copytree(standing, tmp_path / "out"))
     monkeypatch.setattr(figures, "save_figures", lambda *_: [])
     module, name = STAGES[stage]
     place = importlib.import_module(module)
-    monkeypatch.setattr(place, name, _interrupted(getattr(place, name)))
-    monkeypatch.setattr(shutil, "rmtree", _interrupted(shutil.rmtree))
-    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 1, "--out", out, "-q") == 130
+    monkeypatch.setattr(place, name, _interrupted(getattr(place, name), interrupt))
+    monkeypatch.setattr(shutil, "rmtree", _interrupted(shutil.rmtree, interrupt))
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 1, "--out", out, "-q") == code
+    assert capsys.readouterr().err == f"detjac: {word}\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
     expected = 1 if stage in ("renaming", "clearing up") else 0
     assert [token.index for token in load_run(out).tokens] == [expected]

@@ -328,6 +328,22 @@ def test_a_file_of_the_user_among_the_figures_is_not_deleted(run: Run, copy: Pat
     run.save(copy)
 
 
+@pytest.mark.parametrize("name", ["report.html", "vectors.safetensors", "run.json", "figures/spectra.png", "figures"])
+def test_what_has_the_name_of_a_part_and_another_kind_is_not_deleted(run: Run, copy: Path, name: str) -> None:
+    mine = copy / name
+    if name == "figures":
+        shutil.rmtree(mine)
+        mine.write_text("mine")
+    else:
+        mine.unlink()
+        mine.mkdir()
+        mine = mine / "mine"
+        mine.write_text("mine")
+    with pytest.raises(InputError, match=rf"holds '{name}', which is not part of a run"):
+        run.save(copy)
+    assert mine.read_text() == "mine"
+
+
 def test_the_folder_a_process_works_in_is_not_replaced(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
