@@ -146,7 +146,7 @@ class Plan:
     def from_record(cls, record: Mapping[str, Any], shape: NetworkShape, lengths: Sequence[int]) -> Plan:
         """Return the plan that `record` describes."""
         mixing, gates = (_read_runs(record[kind], len(shape.blocks)) for kind in KINDS)
-        seconds, ahead = record["seconds_per_sweep"], record.get("ahead", False)
+        seconds, ahead = record["seconds_per_sweep"], record["ahead"]
         return cls(mixing, gates, shape, tuple(lengths), record["memory"], seconds, ahead)
 
     def __str__(self) -> str:

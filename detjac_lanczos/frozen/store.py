@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from detjac_lanczos.frozen.network import FrozenNetwork
 
 FORMAT = 5
-_OLDEST = 3
-_DESCRIPTION_CHECKED = 5
-"""From this format on the checksum covers the description, too; until then it lay within it."""
 
 KIND = "detjac network"
 FILE_NAME = "network.safetensors"
@@ -88,8 +85,8 @@ def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
     try:
         fingerprint, name = description["fingerprint"], description["model"]
         if fingerprint != loaded.fingerprint:
-            dtype, other = description.get("dtype"), str(compute_dtype(loaded.model)).removeprefix("torch.")
-            if dtype not in (None, other):
+            dtype, other = description["dtype"], str(compute_dtype(loaded.model)).removeprefix("torch.")
+            if dtype != other:
                 raise RunFileError(
                     f"{path} was made in {dtype}, and {loaded.name} is in {other}; load it with {name} in {dtype}"
                 )
@@ -115,7 +112,7 @@ def _fields(
                 tuple(p["ids"]),
                 tuple(p["tokens"]),
                 None if p["ids"] else tensors["embeddings"][a:b],
-                None if p.get("position_ids") is None else tuple(p["position_ids"]),
+                None if p["position_ids"] is None else tuple(p["position_ids"]),
             )
             for p, (a, b) in zip(description["prompts"], pairwise(ends), strict=True)
         ),
@@ -129,13 +126,13 @@ def _fields(
             model_output=tensors["model_output"],
         ),
         "dropped": frozenset(description["dropped"]),
-        "altered": description.get("altered", bool(description["dropped"])),
+        "altered": description["altered"],
         "planned": _plan(description, loaded, family),
     }
 
 
 def _plan(description: Mapping[str, Any], loaded: LoadedModel, family: Family) -> Plan | None:
-    record = description.get("plan")
+    record = description["plan"]
     lengths = tuple(len(prompt["tokens"]) for prompt in description["prompts"])
     if record is None:
         return None
@@ -151,17 +148,11 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, T
                 raise RunFileError(f"{path} is not a saved network; give a file that network.save wrote")
             if int(header["format"]) > FORMAT:
                 raise RunFileError(f"{path} has format {header['format']}, newer than {FORMAT}; update detjac-lanczos")
-            if int(header["format"]) < _OLDEST:
-                raise RunFileError(
-                    f"{path} has format {header['format']}, older than {_OLDEST}; save the network again"
-                )
-            text = header["network"]
+            if int(header["format"]) < FORMAT:
+                raise RunFileError(f"{path} has format {header['format']}, older than {FORMAT}; save the network again")
+            text, checksum = header["network"], header["checksum"]
             description = json.loads(text)
-            if int(header["format"]) < _DESCRIPTION_CHECKED:
-                text, checksum = "", description.get("checksum")
-            else:
-                checksum = header["checksum"]
-            elsewhere = {f"coefficient.{name}" for name in description.get("elsewhere", ())}
+            elsewhere = {f"coefficient.{name}" for name in description["elsewhere"]}
             tensors = {
                 name: mapped_elsewhere(value) if name in elsewhere else aligned(value.to(device))
                 for name, value in ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118

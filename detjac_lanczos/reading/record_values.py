@@ -22,22 +22,21 @@ def singular_values(token: Record) -> list[float]:
 def asked_for(record: Record) -> str:
     """Return how many triplets of each token were asked for, in words: a number, or what it follows from."""
     options = record["options"]
-    if options.get("threshold") is not None:
+    if options["threshold"] is not None:
         return f"all triplets above {options['threshold']:g}"
-    if options.get("energy") is not None:
+    if options["energy"] is not None:
         return f"triplets with {percent(options['energy'])} of |J|²"
     return "1 triplet each" if options["k"] == 1 else f"{options['k']} triplets each"
 
 
 def surveyed(record: Record) -> bool:
     """Whether a run is a survey: estimates, and certificates of those tokens alone that were polished."""
-    return any(token.get("survey") for token in record["tokens"])
+    return any(token["survey"] for token in record["tokens"])
 
 
 def chance_of(survey: Record) -> str:
-    """Return the probability of a survey's upper bounds in words; earlier versions gave it for each token alone."""
-    together = f"all {survey['operators']} tokens at once" if survey.get("operators") else "each token"
-    return f"probability {survey['confidence']:g} for {together}"
+    """Return the probability of a survey's upper bounds in words."""
+    return f"probability {survey['confidence']:g} for all {survey['operators']} tokens at once"
 
 
 def needs_advice(token: Record) -> bool:
@@ -51,7 +50,7 @@ def relative_residual(token: Record) -> float | None:
 
     A survey has not measured it.
     """
-    values, floor = singular_values(token), token.get("floor") or 0.0
+    values, floor = singular_values(token), token["floor"]
     if not values or not values[0] or None in token["residuals"][0]:
         return None
     pairs = zip(token["residuals"], values, strict=True)

@@ -48,12 +48,10 @@ def _of_definition(
     for name in sorted(written.keys() | true.keys()):
         apart = written.get(name) != true.get(name)
         reworded = name in WORDED and isinstance(written.get(name), str) and name in true
-        # Earlier versions wrote the position of the first token's prompt alone.
-        earlier = name == "position" and written.get(name) == batch.operators[0].position
-        yield f"definition.{name}", apart and not reworded and not earlier
+        yield f"definition.{name}", apart and not reworded
     for name in ("freeze", "route", "dtype"):
-        yield name, record.get(name) != true[name]
-    yield "quantization", record.get("quantization") is not None and network.loaded.packing is None
+        yield name, record[name] != true[name]
+    yield "quantization", record["quantization"] is not None and network.loaded.packing is None
 
 
 def _of_options(run: Run, target: str, every: list[list[int | None]]) -> Iterator[tuple[str, bool]]:
@@ -64,18 +62,17 @@ def _of_options(run: Run, target: str, every: list[list[int | None]]) -> Iterato
     yield "options.method", options["method"] not in ("auto", method)
     yield "work.method", method not in METHODS
     yield from _of_search(options)
-    yield "options.polish", not _polished_as_asked(run.tokens, options.get("polish"))
+    yield "options.polish", not _polished_as_asked(run.tokens, options["polish"])
     yield "prompts", options["chat"] and None in run.prompts
 
 
 def _of_search(options: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
-    """Ask the solver whether it would take these options; records of earlier versions lack some."""
-    later = {"threshold": None, "energy": None, "max_products": None, "delta": 1e-6}
-    names = (*later, "tol", "method", "block", "seed", "certify")
-    search = {name: options.get(name, later.get(name)) for name in names} | {"callback": None}
+    """Ask the solver whether it would take these options."""
+    names = ("threshold", "energy", "max_products", "delta", "tol", "method", "block", "seed", "certify")
+    search: dict[str, Any] = {name: options[name] for name in names} | {"callback": None}
     try:
-        check_survey(options["k"], options.get("polish"), search)
-        yield "options.k", all(options.get(name) is None for name in ("k", "threshold", "energy"))
+        check_survey(options["k"], options["polish"], search)
+        yield "options.k", all(options[name] is None for name in ("k", "threshold", "energy"))
     except InputError as error:
         yield f"options ({error})", True
 
@@ -99,12 +96,12 @@ def _of_token(run: Run, token: TokenResult, eps: float) -> Iterator[tuple[str, b
     if token.certificate is not None:
         yield from _of_certificate(token, token.certificate, options, eps)
     yield "survey", not unknown and (token.survey is not None) != surveyed
-    shared, wanted = record.get("energy") is not None, options.get("energy") is not None
+    shared, wanted = record["energy"] is not None, options["energy"] is not None
     yield "energy", (shared and not wanted) or (wanted and done and not shared)
-    yield "floor", not unknown and not _is_floor(record.get("floor"), token, surveyed, eps)
+    yield "floor", not unknown and not _is_floor(record["floor"], token, surveyed, eps)
     spent = record["work"]["products_forward"] + record["work"]["products_transposed"]
-    yield "work", options.get("max_products") is not None and not surveyed and spent > options["max_products"]
-    yield "work.probe_products", options["certify"] != "complete" and bool(record["work"].get("probe_products"))
+    yield "work", options["max_products"] is not None and not surveyed and spent > options["max_products"]
+    yield "work.probe_products", options["certify"] != "complete" and bool(record["work"]["probe_products"])
 
 
 def _of_certificate(
@@ -113,10 +110,10 @@ def _of_certificate(
     written, claim = token.record["certificate"], certificate.completeness
     asked = options["certify"] == "complete"
     # Only a budget that ran out, or a search that went wrong, leaves a claim that was asked for unmade.
-    due = asked and options.get("max_products") is None and token.status in (*SUCCESSFUL, "noise_floor")
+    due = asked and options["max_products"] is None and token.status in (*SUCCESSFUL, "noise_floor")
     yield "certificate.completeness", (claim is None and due) or (claim is not None and not asked)
     yield "certificate.radius", written.get("radius") != certificate.radius
-    yield "certificate.floor", certificate.floor != token.record.get("floor")
+    yield "certificate.floor", certificate.floor != token.record["floor"]
     yield "certificate.tol", certificate.tol != options["tol"]
     yield "certificate.k", certificate.k != len(token.S)
     first = float(token.S.max()) if len(token.S) else 0.0
@@ -126,10 +123,8 @@ def _of_certificate(
         yield "completeness.floor", not 0 <= claim.floor <= certificate.floor * (1 + 4 * eps)
 
 
-def _is_floor(floor: float | None, token: TokenResult, surveyed: bool, eps: float) -> bool:
+def _is_floor(floor: float, token: TokenResult, surveyed: bool, eps: float) -> bool:
     """Whether a floor is c ε σ_1 √passes; of the passes of a token that was surveyed and polished, some are counted."""
-    if floor is None:
-        return False
     first = _first(token)
     if not first:
         return len(token.S) == 0 or floor == 0.0

@@ -71,11 +71,11 @@ def _contradictions(claim: Completeness, fresh: Completeness, token: TokenResult
             parted and not claim.cluster,
             abs(claim.sigma_1 - first) > apart,
             abs(claim.sigma_k - last) > digits * first,
-            claim.threshold != options.get("threshold"),
+            claim.threshold != options["threshold"],
             claim.seed != options["seed"],
-            claim.delta not in (0, options.get("delta")),
+            claim.delta not in (0, options["delta"]),
             claim.products < sum(claim.steps),
-            claim.products != token.record["work"].get("probe_products"),
+            claim.products != token.record["work"]["probe_products"],
         )
     )
 

@@ -137,7 +137,7 @@ def _token_mismatch(run: Run, token: TokenResult) -> str | None:
         return "lacks the input"
     k = len(record["singular_values"])
     shapes = (token.U.shape[-1], token.S.shape[-1], token.V.shape[-1], len(record["residuals"]))
-    several = k > 0 or run.record["options"].get("threshold") is not None
+    several = k > 0 or run.record["options"]["threshold"] is not None
     sized = several and token.U.ndim == token.V.ndim == 2 and all(size == k for size in shapes)
     if not sized or not all(part.dtype in (torch.float32, torch.float64) for part in (token.U, token.S, token.V)):
         return f"lacks {k} triplets"

@@ -20,7 +20,7 @@ def energy_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult])
     The fresh interval rests on the triplets alone, the recorded one on all that the search knew, or on the matrix. It
     is made so wide that it misses the share in one of a million runs: the two must meet.
     """
-    told = [token.record.get("energy") for token in tokens]
+    told = [token.record["energy"] for token in tokens]
     if not any(told):
         return
     sketch = EnergySketch(tokens[0].U.T.to(batch.device, batch.dtype), run.record["options"]["seed"])
@@ -35,7 +35,7 @@ def energy_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult])
         low, high = sketch.total(token.U.T.to(image), products.T, first, _CONFIDENCE)
         held = float(token.S.double().square().sum())
         least, most = (held / high, held / low) if low > 0.0 else (1.0, 1.0)
-        asked = (run.record["options"].get("energy") or 0.0) if token.status == "converged" else 0.0
+        asked = (run.record["options"]["energy"] or 0.0) if token.status == "converged" else 0.0
         inside = max(asked - written[0], written[0] - written[1], written[1] - 1.0)
         apart = max(written[0] - most, least - written[1], inside, 0.0)
         yield Claim(f"difference in the share of the energy of {token.name}", 0.0, apart, slack)

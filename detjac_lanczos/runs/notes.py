@@ -16,7 +16,7 @@ operator. The words themselves may be others in another version.
 
 def loading_notes(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line of the options that the model was loaded with, where they are not the defaults."""
-    if loading := record.get("loading"):
+    if loading := record["loading"]:
         yield f"the model was loaded with {', '.join(f'{name}={value!r}' for name, value in loading.items())}"
 
 

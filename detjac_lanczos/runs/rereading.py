@@ -95,7 +95,7 @@ def copies_claim(run: Run) -> Claim:
     """Compare what the record says twice: of the first prompt alone, and in the list of all."""
     record = run.record
     copies = (("prompt", "prompts"), ("prediction", "predictions"), ("reconstruction", "reconstructions"))
-    wrong = sum(one in record and record[one] != record[every][0] for one, every in copies)
+    wrong = sum(record[one] != record[every][0] for one, every in copies)
     return Claim("differences between parts of the first prompt and their copies", 0.0, float(wrong), 0.0)
 
 

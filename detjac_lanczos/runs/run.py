@@ -122,7 +122,7 @@ class TokenResult:
 
         See `detjac_lanczos.solvers.Missed`; None where there was no survey.
         """
-        return self.record.get("survey")
+        return self.record["survey"]
 
     @property
     def estimated(self) -> bool:

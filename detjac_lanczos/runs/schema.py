@@ -51,8 +51,8 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Later:
-    """A part that records of earlier versions lack; it may be None."""
+class Optional:
+    """A part that only some runs have."""
 
     shape: Shape
 
@@ -89,7 +89,7 @@ _CERTIFICATE = {
     "sigma_1": float,
     "floor": float,
     "clusters": [{"indices": [int], "residual": float}],
-    "completeness": Later(_COMPLETENESS),
+    "completeness": Maybe(_COMPLETENESS),
     "line": str,
 }
 _SURVEY = {
@@ -97,20 +97,20 @@ _SURVEY = {
     "residuals": [float],
     "sigma_1": Pair(float),
     "confidence": float,
-    "operators": Later(int),
+    "operators": int,
     "share": float,
     "frobenius": float,
     "probes": int,
     "flagged": bool,
 }
 _LOADING = {
-    "revision": Later(str),
-    "commit": Later(str),
-    "subfolder": Later(str),
-    "device_map": Later(AnyOf((str, Values(AnyOf((str, int)))))),
-    "max_memory": Later(Values(AnyOf((str, int)))),
-    "offload_folder": Later(str),
-    "trust_remote_code": Later(bool),
+    "revision": Optional(str),
+    "commit": Optional(str),
+    "subfolder": Optional(str),
+    "device_map": Optional(AnyOf((str, Values(AnyOf((str, int)))))),
+    "max_memory": Optional(Values(AnyOf((str, int)))),
+    "offload_folder": Optional(str),
+    "trust_remote_code": Optional(bool),
 }
 _WORK = {"row_sweeps": float, "passes": int, "seconds": float}
 _TOKEN = {
@@ -120,70 +120,76 @@ _TOKEN = {
     "token": str,
     "singular_values": [Maybe(float)],
     "residuals": [Pair(Maybe(float))],
-    "energy": Later(Pair(float)),
-    "floor": Later(float),
+    "energy": Maybe(Pair(float)),
+    "floor": float,
     "status": OneOf(tuple(status.value for status in Status)),
     "advice": str,
     "certificate": Maybe(_CERTIFICATE),
-    "survey": Later(_SURVEY),
+    "survey": Maybe(_SURVEY),
     "stable_rank": Maybe(float),
     "stable_rank_interval": Maybe(Pair(float)),
     "stable_rank_confidence": Maybe(float),
     "left": [[_CANDIDATE | {"logit": float}]],
     "right": [[_CANDIDATE]],
     "contribution": Maybe({"share": float, "cosine": float, "captured": float}),
-    "work": _WORK | {"products_forward": int, "products_transposed": int, "probe_products": Later(int)},
+    "work": _WORK | {"products_forward": int, "products_transposed": int, "probe_products": int},
+}
+_PREDICTION = [{"token": str, "id": int, "probability": float}]
+_RECONSTRUCTION = {
+    "relative_error": Maybe(float),
+    "norm_error": Maybe(float),
+    "offset_share": Maybe(float),
+    "ordinary_relative_error": Maybe(float),
+    "model_relative_error": Maybe(float),
 }
 RECORD: dict[str, Shape] = {
     "versions": {"detjac_lanczos": str},
     "created": str,
     "model": str,
-    "live": Later(bool),
+    "live": bool,
     "fingerprint": str,
-    "quantization": Later(OneOf(KINDS)),
-    "loading": Later(_LOADING),
+    "quantization": Maybe(OneOf(KINDS)),
+    "loading": _LOADING,
+    "prompt": Maybe(str),
     "prompts": [Maybe(str)],
     "token_ids": [[int]],
+    "position_ids": Maybe([[int]]),
     "prompt_tokens": [[str]],
     "freeze": OneOf(("gate", "up", "half")),
     "dtype": str,
+    "device": str,
+    "route": str,
     "definition": {
         "family": str,
         "input": str,
         "target_definition": str,
         "position": AnyOf((int, [int])),
-        "weights": Later(str),
+        "weights": Optional(str),
     },
     "options": {
         "k": Maybe(int),
-        "threshold": Later(float),
-        "energy": Later(float),
+        "threshold": Maybe(float),
+        "energy": Maybe(float),
         "tol": float,
         "method": str,
-        "polish": Later(AnyOf((OneOf(("flagged",)), int))),
+        "polish": Maybe(AnyOf((OneOf(("flagged",)), int))),
         "seed": int,
         "certify": Maybe(str),
-        "delta": Later(float),
+        "delta": float,
         "block": Maybe(int),
-        "max_products": Later(int),
+        "max_products": Maybe(int),
         "tokens": Maybe([Pair(int)]),
         "source": str,
         "target": str,
         "position": int,
         "chat": bool,
         "add_special_tokens": bool,
-        "memory": Later(int),
+        "memory": Maybe(int),
     },
-    "predictions": [[{"token": str, "id": int, "probability": float}]],
-    "reconstructions": [
-        {
-            "relative_error": Maybe(float),
-            "norm_error": Maybe(float),
-            "offset_share": Maybe(float),
-            "ordinary_relative_error": Maybe(float),
-            "model_relative_error": Later(float),
-        }
-    ],
+    "prediction": _PREDICTION,
+    "predictions": [_PREDICTION],
+    "reconstruction": _RECONSTRUCTION,
+    "reconstructions": [_RECONSTRUCTION],
     "tokens": [_TOKEN],
     "work": _WORK
     | {
@@ -193,16 +199,18 @@ RECORD: dict[str, Shape] = {
         "products": {"forward": int, "transposed": int},
         "columns": int,
     },
-    "plan": Later({"mixing": Values(str), "gates": Values(str), "bytes": Values(int)}),
-    "choices": {"solver": dict, "gemm": Values(str), "packed": Later(Values(str)), "mixing": Later(Values(str))},
+    "plan": Maybe({"mixing": Values(str), "gates": Values(str), "bytes": Values(int)}),
+    "choices": {"solver": dict, "gemm": Values(str), "packed": Optional(Values(str)), "mixing": Optional(Values(str))},
     "times": (Values(float), {"total": float}),
 }
 
 
 def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | None:
     """Return what is wrong with the first part that has not its shape, such as "lacks tokens[2].id", or None."""
-    if isinstance(shape, Maybe | Later):
+    if isinstance(shape, Maybe):
         return None if value is None else first_fault(value, shape.shape, place)
+    if isinstance(shape, Optional):
+        return first_fault(value, shape.shape, place)
     if isinstance(shape, AnyOf):
         faults = [first_fault(value, one, place) for one in shape.shapes]
         return faults[0] if all(faults) else None
@@ -226,7 +234,7 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
             return f"says {place} is {_shown(value)}, not an object"
         for name, part in shape.items():
             inside = f"{place}.{name}" if place else name
-            if name not in value and isinstance(part, Later):
+            if name not in value and isinstance(part, Optional):
                 continue
             if name not in value:
                 return f"lacks {inside}"

@@ -65,7 +65,7 @@ def verify(
     run = run if isinstance(run, Run) else load_run(run)
     record = run.record
     loaded = _load(record, model, device)
-    network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"].get("memory"))
+    network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"]["memory"])
     replay_choices(record["choices"])
     places: dict[str, Any] = {
         "source": parse_place(record["options"]["source"]),
@@ -108,7 +108,7 @@ def _require_fit(run: Run, batch: JacobianBatch) -> None:
 
 def _inputs(run: Run) -> dict[str, Any]:
     """Return the token ids or embeddings of a run, and where its tokens stand."""
-    ids, positions = run.record["token_ids"], {"position_ids": run.record.get("position_ids")}
+    ids, positions = run.record["token_ids"], {"position_ids": run.record["position_ids"]}
     if all(ids):
         return {"input_ids": ids} | positions
     return {"inputs_embeds": [run.vectors[f"embeds.{prompt}"] for prompt in range(len(ids))]} | positions
@@ -118,13 +118,13 @@ def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | N
     converted = ""
     if model is None or isinstance(model, str | os.PathLike):
         name = model or record["model"]
-        options = {"dtype": record["dtype"], "quantization": record.get("quantization"), "device": device}
+        options = {"dtype": record["dtype"], "quantization": record["quantization"], "device": device}
         moved = record["model"] not in (os.fspath(name), os.path.abspath(name))
-        loading = options_from(record.get("loading") or {}, moved=moved, placed=device is not None)
+        loading = options_from(record["loading"], moved=moved, placed=device is not None)
         try:
             loaded = load_model(name, **options, **loading)
         except (InputError, ModelError) as error:
-            if model is None and record.get("live"):
+            if model is None and record["live"]:
                 raise InputError(
                     f"the run was made with a live model ({name}): give that, with the tokenizer that it had"
                 ) from error

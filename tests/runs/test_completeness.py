@@ -132,15 +132,3 @@ def test_guards_that_are_not_there_are_named(copy: Path) -> None:
     save_file(vectors, copy / "vectors.safetensors")
     with pytest.raises(RunFileError, match="lacks guards"):
         load_run(copy)
-
-
-def test_runs_of_earlier_versions_are_read(saved: Path, tiny: LoadedModel, tmp_path: Path) -> None:
-    """They know neither completeness nor δ."""
-    folder = Path(shutil.copytree(saved, tmp_path / "old"))
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    del record["options"]["delta"]
-    for token in record["tokens"]:
-        del token["certificate"]["completeness"], token["work"]["probe_products"]
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    assert load_run(folder).tokens[0].certificate.completeness is None
-    assert verify(folder, tiny).ok

@@ -132,6 +132,11 @@ def _drop(part: Any, name: Any) -> None:
     ("harm", "words"),
     [
         (lambda r: _drop(r["tokens"][2], "status"), r"lacks tokens\[2\]\.status"),
+        (lambda r: _drop(r["tokens"][0], "floor"), r"lacks tokens\[0\]\.floor"),
+        (lambda r: _drop(r["tokens"][0], "energy"), r"lacks tokens\[0\]\.energy"),
+        (lambda r: _drop(r["options"], "delta"), r"lacks options\.delta"),
+        (lambda r: _drop(r, "route"), "lacks route"),
+        (lambda r: _drop(r["reconstructions"][0], "model_relative_error"), "lacks .*model_relative_error"),
         (lambda r: _drop(r["tokens"][0]["certificate"], "tol"), r"lacks tokens\[0\]\.certificate\.tol"),
         (lambda r: _drop(r["tokens"][1]["left"][0][3], "score"), r"lacks tokens\[1\]\.left\[0\]\[3\]\.score"),
         (lambda r: r["tokens"][1]["left"][0].__setitem__(3, None), r"tokens\[1\]\.left\[0\]\[3\] is None"),

@@ -168,7 +168,7 @@ def test_a_basis_that_is_none_is_named(harmed: Path, damage: Callable[[torch.Ten
 
 def test_a_survey_without_its_estimates_is_no_run(harmed: Path) -> None:
     record = json.loads((harmed / "run.json").read_text("utf-8"))
-    del _estimated(record)["survey"]
+    _estimated(record)["survey"] = None
     (harmed / "run.json").write_text(json.dumps(record), "utf-8")
     with pytest.raises(RunFileError, match="lacks what the survey estimated"):
         load_run(harmed)

@@ -44,7 +44,7 @@ def python_call(record: Record) -> str:
         said.append(f"inputs_embeds=[{', '.join(f'stored[{name!r}]' for name in stored)}]")
     elif not texts:
         said.append(f"input_ids={record['token_ids']}")
-    if record.get("position_ids"):
+    if record["position_ids"]:
         said.append(f"position_ids={record['position_ids']}")
     if options["tokens"] is not None:
         said.append(f"tokens={[tuple(pair) for pair in options['tokens']]}")
@@ -64,12 +64,12 @@ def command_line(record: Record) -> str | None:
     changed = _changed(options)
     tokens = None if options["tokens"] is None else _same_of_each(options["tokens"], record["token_ids"])
     unsaid = "add_special_tokens" in changed or _is_probe(options["target"]) or tokens == []
-    loaded_so = (record.get("loading") or {}).keys() - {"commit"}
-    if record.get("live") or loaded_so or record.get("position_ids") or unsaid or not all(map(_can_be_typed, prompts)):
+    loaded_so = record["loading"].keys() - {"commit"}
+    if record["live"] or loaded_so or record["position_ids"] or unsaid or not all(map(_can_be_typed, prompts)):
         return None
     flags = {"model": record["model"], "k": options["k"], "dtype": record["dtype"]}
-    flags["quantization"] = record.get("quantization")
-    flags["device"] = None if record.get("device", "cpu") == "cpu" else record["device"]
+    flags["quantization"] = record["quantization"]
+    flags["device"] = None if record["device"] == "cpu" else record["device"]
     flags["tokens"] = None if tokens is None else ",".join(map(str, tokens))
     flags["freeze"] = None if record["freeze"] == "gate" else record["freeze"]
     flags |= {name.replace("_", "-"): "none" if value is None else value for name, value in changed.items()}
@@ -82,11 +82,11 @@ def command_line(record: Record) -> str | None:
 
 
 def _model(record: Record) -> str:
-    if record.get("live"):
+    if record["live"]:
         return f"(model, tokenizer),  # {record['model']!r}, as it was\n    dtype={record['dtype']!r}"
-    said = {"dtype": record["dtype"], "quantization": record.get("quantization")}
-    loading = record.get("loading") or {}
-    if record.get("device", "cpu") != "cpu" and "device_map" not in loading:
+    said = {"dtype": record["dtype"], "quantization": record["quantization"]}
+    loading = record["loading"]
+    if record["device"] != "cpu" and "device_map" not in loading:
         said["device"] = record["device"]
     said |= {name: value for name, value in loading.items() if name != "commit"}
     options = "".join(f", {name}={value!r}" for name, value in said.items() if value is not None)
@@ -94,9 +94,8 @@ def _model(record: Record) -> str:
 
 
 def _changed(options: Record) -> dict[str, Any]:
-    """Return the options that differ from their defaults; those that a record of an earlier version lacks do not."""
-    told = {name: options.get(name, usual) for name, usual in _DEFAULTS.items()}
-    return {name: value for name, value in told.items() if value != _DEFAULTS[name]}
+    """Return the options that differ from their defaults."""
+    return {name: options[name] for name, usual in _DEFAULTS.items() if options[name] != usual}
 
 
 def _same_of_each(chosen: list[list[int]], token_ids: list[list[int]]) -> list[int]:
