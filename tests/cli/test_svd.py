@@ -96,14 +96,14 @@ def test_the_chat_template_of_the_tokenizer_is_used(
     assert call("verify", out) == 0
 
 
-def test_output_that_is_zero_has_no_error_and_a_run_that_holds(
+def test_output_that_is_zero_is_reconstructed_exactly_and_its_run_holds(
     harmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = {name: torch.zeros_like(value) for name, value in load_file(harmed / "model.safetensors").items()}
     save_file(weights, harmed / "model.safetensors", metadata={"format": "pt"})
     out = tmp_path / "out"
     assert call("svd", PROMPT, "--model", harmed, "-k", 2, "--out", out) == 0
-    assert "reconstruction  – (std/std)" in capsys.readouterr().out
+    assert "reconstruction  0.00e+00 (std/std) · 0.00e+00 (norm/norm)" in capsys.readouterr().out
     assert call("verify", out) == 0
 
 
