@@ -54,7 +54,10 @@ def test_contributions_are_the_shares(run: Run) -> None:
     shares = [token["contribution"]["share"] for token in run.record["tokens"]]
     widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
     assert widths[: len(shares)] == pytest.approx(shares)
-    assert all(kept <= share for share, kept in zip(shares, widths[len(shares) :], strict=True))
+    captured = [token["contribution"]["captured"] for token in run.record["tokens"]]
+    kept = [share * part**0.5 for share, part in zip(shares, captured, strict=True)]
+    assert widths[len(shares) :] == pytest.approx(kept)
+    assert min(captured) > 0 and max(captured) < 1
 
 
 def test_odd_tokens_are_drawn_without_a_missing_glyph(odd_record: dict[str, Any], run: Run, tmp_path: Path) -> None:
