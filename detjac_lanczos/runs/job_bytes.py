@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from detjac_lanczos.budget import format_bytes
 from detjac_lanczos.frozen.peak import sweep_bytes
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
@@ -263,7 +264,7 @@ def advice(
         if fewer:
             changes.append(f"give {fewer} tokens or fewer{how}")
             break
-    changes.append(f"give {_up(weights + demand.least(tokens, width))} of memory")
+    changes.append(f"give {format_bytes(weights + demand.least(tokens, width), up=True)} of memory")
     return tuple(changes)
 
 
@@ -277,8 +278,3 @@ def _last(most: int, holds: Callable[[int], bool]) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _up(count: int) -> str:
-    unit, size = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6)
-    return f"{int(100 * count / size + 1) / 100:.2f} {unit}"

@@ -19,7 +19,7 @@ def render(plan: JobPlan) -> str:
     tokens = f"{plan.tokens:,} token{'s' if plan.tokens > 1 else ''}"
     search = f"width {plan.width} · k {plan.k} · tol {plan.tol:g}"
     lines = [f"{plan.model}{packed} · {plan.dtype} · {tokens} · {search}", plan.device.name, ""]
-    unit, scale = ("GB", 1e9) if plan.peak >= 1e9 else ("MB", 1e6)
+    unit, scale = ("GiB", 1024**3) if plan.peak >= 1024**3 else ("MiB", 1024**2)
 
     def row(label: str, detail: str, count: int, remark: str = "") -> str:
         return f"{label:<{_LABEL}}{detail:<{_DETAIL}}{count / scale:>{_NUMBER}.2f}   {remark}".rstrip()
@@ -78,7 +78,7 @@ def _fewer_at_once(tokens: int) -> str:
     return f"ask about {tokens} at a time"
 
 
-def _work(label: str, job: Job, scale: float) -> str:
+def _work(label: str, job: Job, scale: int) -> str:
     peak = f"{job.peak / scale:,.2f}"
     cells = (f"{job.rows:,}", f"{job.passes}", f"{job.row_sweeps:,.0f}", _seconds(job.seconds), peak)
     return f"{label:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)

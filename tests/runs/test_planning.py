@@ -251,8 +251,8 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
     streamed = plan(LLAMA_70B, tokens, device="a100", memory="20GB")
     assert streamed.fits and streamed.streams_weights
     assert not plan(LLAMA_70B, tokens + 1, device="a100", memory="20GB").fits
-    assert 0 <= float(more.removeprefix("give ").removesuffix(" GB of memory")) - found.peak / 1e9 <= 0.011
-    enough = plan(LLAMA_70B, 8192, device="a100", memory=more.split()[1] + "GB", quantization="nf4")
+    assert 0 <= float(more.removeprefix("give ").removesuffix("GiB of memory")) - found.peak / 1024**3 <= 0.011
+    enough = plan(LLAMA_70B, 8192, device="a100", memory=more.split()[1], quantization="nf4")
     assert enough.fits
     assert enough.joint.seconds == pytest.approx(found.joint.seconds, rel=0.01)
     first, *rest = plan(LLAMA_70B, 8, device="h100", memory="20GB", quantization="nf4").advice
@@ -268,7 +268,7 @@ def test_what_does_not_fit_says_what_to_change(capsys: pytest.CaptureFixture[str
 def test_a_table_tells_a_peak_from_a_limit_that_it_rounds_to() -> None:
     least = plan("smollm2", 8, device="h100", memory="1MB")
     (more,) = [change for change in least.advice if "memory" in change]
-    assert more.endswith(" MB of memory")
+    assert more.endswith("MiB of memory")
     memory = least.peak - 1
     short = plan("smollm2", 8, device="h100", memory=memory)
     assert not short.fits
@@ -302,7 +302,7 @@ def test_tokens_at_once_are_the_most_that_fit() -> None:
 def test_each_advice_is_enough_and_no_more() -> None:
     asked: dict[str, Any] = {"device": "a100", "dtype": "bfloat16", "quantization": "nf4"}
     needed = {width: plan(LLAMA_70B, 4096, width=width, memory="50GB", **asked).advice[-1] for width in (1, 2, 4)}
-    little = {width: f"{float(more.split()[1]) - 0.02:.2f}GB" for width, more in needed.items()}
+    little = {width: f"{float(more.split()[1].removesuffix('GiB')) - 0.02:.2f}GiB" for width, more in needed.items()}
     assert plan(LLAMA_70B, 4096, width=1, **asked, memory=little[2]).fits
     assert not any("narrower" in change for change in plan(LLAMA_70B, 4096, width=2, **asked, memory=little[2]).advice)
     asked |= {"memory": little[4], "width": 4}
@@ -315,7 +315,7 @@ def test_each_advice_is_enough_and_no_more() -> None:
     tokens = int(fewer.split()[1])
     assert plan(LLAMA_70B, tokens, **asked).fits
     assert not plan(LLAMA_70B, tokens + 1, **asked).fits
-    assert plan(LLAMA_70B, 4096, **asked | {"memory": more.split()[1] + "GB"}).fits
+    assert plan(LLAMA_70B, 4096, **asked | {"memory": more.split()[1]}).fits
 
 
 def test_weights_that_fit_as_they_are_stored_are_left_so() -> None:
