@@ -22,8 +22,8 @@ def output_claims(
 ) -> Iterator[Claim]:
     """Rebuild every prompt's output again; values of the forward pass may differ by c ε √d of their length, or a tenth.
 
-    An output of zero has no relative error (None). What the ordinary Jacobians give may be much longer than the output:
-    its error may differ by as much more.
+    From an output of zero anything but zero is infinitely far (None). What the ordinary Jacobians give may be much
+    longer than the output: its error may differ by as much more.
     """
     for prompt, reading in enumerate(read_prompts(network, batch, **places)):
         fresh = reading.detached
