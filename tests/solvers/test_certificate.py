@@ -90,8 +90,40 @@ def test_the_radius_covers_the_loss_of_orthonormality_that_is_claimed_with(loss:
 def test_adjoint_defect_is_in_the_certificate() -> None:
     A = matrix(spectrum("geometric", 20), (20, 20))
     result = svd(A, 3)
-    (measured,) = measure_triplets(Recorder(A, 1.01 * A.T), result.U, result.S, result.V)
-    assert measured.certificate.adjoint_defect == pytest.approx(0.01, rel=0.1)
+    (measured,) = measure_triplets(Recorder(A, 1.01 * A.T), result.U, result.S, result.V, tol=1e-12)
+    certificate = measured.certificate
+    assert certificate.adjoint_defect == pytest.approx(0.01, rel=0.1)
+    assert certificate.claimed == 0 == certificate.e_k
+    assert certificate.radius >= 0.009 * certificate.sigma_1
+
+
+PLANE = torch.eye(3, dtype=torch.float64)[:, :2]
+PAIR = torch.tensor([4.0, 4.0], dtype=torch.float64)
+IMAGE = 4.0 * PLANE
+"""Exact triplets of diag(4, 4, 1) and their products."""
+
+
+def test_orthonormality_is_of_each_side() -> None:
+    _, certificate = certify_triplets(PLANE, PAIR, 1.1 * PLANE, IMAGE, IMAGE, tol=0.5, floor=0.0)
+    assert certificate.orthonormality == pytest.approx((0.0, 0.21))
+
+
+@pytest.mark.parametrize(("right", "left"), [(1.01, 1.0), (1.0, 1.01)])
+def test_the_residual_of_a_cluster_is_the_larger_of_both_sides(right: float, left: float) -> None:
+    _, certificate = certify_triplets(PLANE, PAIR, PLANE, right * IMAGE, left * IMAGE, tol=0.5, floor=0.0)
+    assert [cluster.residual for cluster in certificate.clusters] == pytest.approx([0.04])
+
+
+@pytest.mark.parametrize(("least", "claimed"), [(0.003, 2), (0.005, 0)])
+def test_no_residual_is_claimed_below_what_products_lose(least: float, claimed: int) -> None:
+    _, certificate = certify_triplets(PLANE, PAIR, PLANE, IMAGE, IMAGE, tol=1e-3, floor=0.0, least=least)
+    assert certificate.claimed == claimed
+
+
+def test_e_k_holds_the_mismatch_of_the_products() -> None:
+    mismatch = torch.tensor([0.3, 0.4], dtype=torch.float64)
+    _, certificate = certify_triplets(PLANE, PAIR, PLANE, IMAGE, IMAGE, tol=0.5, floor=0.0, mismatch=mismatch)
+    assert certificate.e_k == pytest.approx(0.5)
 
 
 def test_clusters_are_one_subspace() -> None:

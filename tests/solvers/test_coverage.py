@@ -4,17 +4,19 @@ import json
 from collections import Counter
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
 
-from bench.cases import KS, SPECTRA, TOLERANCES, WIDTHS, Case, make_problem
+from bench.cases import KS, SPECTRA, TOLERANCES, WIDTHS, Case, Problem, make_problem
 from bench.coverage import DELTA, count, judge, main, missed, probes_told_more, solve
 from bench.coverage_page import page
 from bench.spectral_operator import SpectralOperator
-from detjac_lanczos.solvers import check_operator, svd
+from detjac_lanczos.solvers import SVDResult, check_operator, svd
 
 SIZE = 96
 
@@ -85,6 +87,48 @@ def test_what_is_false_is_counted() -> None:
     assert judge(case, problem, short)["wrong status"] == 1
 
 
+@pytest.fixture(scope="module")
+def solved() -> tuple[Case, Problem, SVDResult]:
+    case = Case("root", 8, 1e-3, 4)
+    problem = make_problem(case, seed=0, largest=SIZE)
+    return case, problem, solve(case, problem, seed=0)
+
+
+def test_a_value_beyond_the_radius_is_false(solved: tuple[Case, Problem, SVDResult]) -> None:
+    case, problem, result = solved
+    wide = replace(result.certificate, e_k=1e-3 * result.certificate.sigma_1, completeness=None)
+    for distance, false in ((0.5, 0), (1.5, 1)):
+        shift = distance * wide.radius * (np.arange(len(problem.exact)) == 3)
+        shifted = replace(problem, exact=problem.exact + shift)
+        assert judge(case, shifted, replace(result, certificate=wide))["false TRIPLETS"] == false
+
+
+def test_a_ritz_value_above_the_exact_one_is_false_whatever_the_radius(solved: tuple[Case, Problem, SVDResult]) -> None:
+    case, problem, result = solved
+    wide = replace(result.certificate, e_k=result.certificate.sigma_1, completeness=None)
+    for factor, false in ((1.0001, 0), (0.9999, 1)):
+        found = judge(case, replace(problem, exact=problem.exact * factor), replace(result, certificate=wide))
+        assert found["false TRIPLETS"] == false
+
+
+@pytest.mark.parametrize("way", ["matmat", "rmatmat"])
+def test_residuals_of_both_sides_are_held(solved: tuple[Case, Problem, SVDResult], way: str) -> None:
+    case, problem, result = solved
+    exact = problem.exact_operator
+    products = {"matmat": exact.matmat, "rmatmat": exact.rmatmat}
+    longer = SimpleNamespace(**(products | {way: lambda block: 1.01 * products[way](block)}))
+    assert judge(case, replace(problem, exact_operator=longer), result)["false TRIPLETS"] == 1
+
+
+def test_a_solve_without_probes_is_judged_where_they_told_more() -> None:
+    """*hidden* starts from vectors that leave one triplet out: the probe finds it, a plain solve misses it."""
+    case = Case("hidden", 8, 1e-3, 4)
+    problem = make_problem(case, seed=0, largest=SIZE)
+    assert probes_told_more(solve(case, problem, seed=0))
+    found = count(case, problem, seed=0)
+    assert (found["solves"], found["claims"], found["BOUND"], found["missed values"]) == (2, 2, 1, 1)
+
+
 def test_the_page_says_what_was_counted() -> None:
     name = Case("root", 8, 1e-3, 4).name
     counted = {"solves": 100, "BOUND": 100, "false BOUND": 3, "COMPLETE": 90, "missed values": 2}
@@ -93,10 +137,19 @@ def test_the_page_says_what_was_counted() -> None:
     assert sound
     assert "2 of 300 seeds at least (**partial**)" in text
     assert "| root (2 seeds) | 100 | 0 | 0, 0, 0, 0 | 0, 0, 2, 0 | 3 of 100 | 0 of 90 |" in text
-    for worse in ({"false BOUND": 30}, {"false TRIPLETS": 1}, {"wrong status": 1}):
-        text, sound = page(record | {"cases": {name: counted | worse}})
+    other = Case("zero", 8, 1e-3, 4).name
+    for worse in ({"false BOUND": 30}, {"false COMPLETE": 30}, {"false TRIPLETS": 1}, {"wrong status": 1}):
+        cases = {name: counted | worse, other: counted}
+        text, sound = page(record | {"seeds": {"root": [0], "zero": [0]}, "cases": cases})
         assert not sound
         assert "**A claim failed" in text
+
+
+@pytest.mark.parametrize(("false", "code"), [(0, 0), (1, 1)])
+def test_a_false_claim_is_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, false: int, code: int) -> None:
+    monkeypatch.setattr("bench.coverage.count", lambda *_: Counter({"solves": 1, "false TRIPLETS": false}))
+    files = ["--out", str(tmp_path / "coverage.json"), "--page", str(tmp_path / "coverage.md")]
+    assert main(["--seeds", "1", "--spectra", "zero", *files]) == code
 
 
 def test_spectra_are_counted_apart_and_put_together(tmp_path) -> None:

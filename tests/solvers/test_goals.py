@@ -7,6 +7,7 @@ from scipy.stats import binom
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers import Status, svd, svd_batch
+from detjac_lanczos.solvers.energy import EnergySketch
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 from tests.solvers.test_completeness import blind
 
@@ -168,6 +169,18 @@ def test_intervals_of_energy_hold_as_often_as_they_say() -> None:
             1 - 1e-4
         )
     assert outside <= binom.ppf(1 - 1e-5, trials, 0.05)
+
+
+def test_intervals_of_energy_are_in_the_units_of_the_products_squared() -> None:
+    A = matrix(spectrum("root", 50), (60, 50))
+    nothing = torch.empty(0, 60, dtype=torch.float64), torch.empty(0, 50, dtype=torch.float64)
+
+    def total(scale: float) -> tuple[float, float]:
+        sketch = EnergySketch(nothing[0], seed=0)
+        sketch.absorb(scale * sketch.rows @ A)
+        return sketch.total(*nothing, largest=scale)
+
+    assert total(3.0) == pytest.approx([9 * end for end in total(1.0)])
 
 
 @pytest.mark.parametrize("budget", [18, 20, 22, 30])

@@ -8,6 +8,7 @@ import torch
 
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers import flagged, norms, norms_batch, svd, svd_batch, worst
+from detjac_lanczos.solvers.deflated_norm import frobenius_interval, stable_rank_interval
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 NAMES = ["geometric", "root", "spike", "flat", "staircase"]
@@ -82,6 +83,26 @@ def test_known_triplets_narrow_the_intervals() -> None:
     A = matrix(spectrum("spike", 60), (60, 60))
     few, many = (norms(A, svd(A, k)).frobenius for k in (1, 20))
     assert many.high - many.low < 0.6 * (few.high - few.low)
+
+
+def test_residuals_of_triplets_widen_the_intervals() -> None:
+    """What was missed lies below s_k + ‖residuals‖, and σ_1 below s_1 + its residual."""
+    A = matrix(spectrum("root", 50), (60, 50))
+    U, S, Vh = torch.linalg.svd(A, full_matrices=False)
+    drawn = torch.randn(16, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    U, S, V, eps = U[:, :3], S[:3], Vh[:3].T, 2.0**-52
+
+    def residuals(size: float) -> torch.Tensor:
+        return torch.full((3, 2), size, dtype=torch.float64)
+
+    sharp, wide = (
+        frobenius_interval(drawn @ A, drawn, U, S, V, residuals(size), 0.95, eps, in_order=True)[0]
+        for size in (0.0, 2.0)
+    )
+    assert wide.value == sharp.value
+    assert wide.high > sharp.high * 1.01
+    sharp, wide = (stable_rank_interval(sharp, 1.0, S, residuals(size), eps, in_order=True) for size in (0.0, 0.5))
+    assert wide.low == pytest.approx(sharp.low * (S[0] / (S[0] + 0.5)) ** 2)
 
 
 def test_a_surveys_triplets_serve_too() -> None:

@@ -10,6 +10,7 @@ from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers import as_operator, check_operator, svd
+from detjac_lanczos.solvers.check import OperatorReport
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
@@ -295,3 +296,21 @@ def test_an_operator_that_overwrites_its_input_is_named() -> None:
             return product
 
     assert any("changes the block" in problem for problem in check_operator(Overwriting(DENSE)).problems)
+
+
+def test_an_adjoint_defect_is_named_from_its_bound_on() -> None:
+    A = matrix(spectrum("root", 50), (60, 50)).float()
+
+    def check(stretch: float) -> OperatorReport:
+        return check_operator(Recorder(A, (1 + stretch) * A.T))
+
+    bound = check(0.0).adjoint_bound
+    stretch = 1e-3 * bound / check(1e-3).adjoint_defect
+    assert check(0.8 * stretch).ok
+    assert "not the transpose" in str(check(1.5 * stretch))
+
+
+def test_products_that_lose_their_digits_excuse_no_other_transpose() -> None:
+    """Near the smallest numbers of float16 rounding may be a third of a product; random vectors average it out."""
+    tiny = (torch.randn(60, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3e-7).half()
+    assert "not the transpose" in str(check_operator(Recorder(tiny, 0.2 * tiny.T)))

@@ -148,12 +148,12 @@ def _columns(diagonal: list[float]) -> tuple[Tensor, Tensor]:
     return rows, torch.eye(2, len(rows), dtype=torch.float64)
 
 
-def _measured(rows: Tensor, basis: Tensor, seed: int) -> Missed:
+def _measured(rows: Tensor, basis: Tensor, seed: int, operators: int = 1) -> Missed:
     cotangents = Cotangents.outside(basis, 16, seed)
     known = basis @ rows
     _, values, right = torch.linalg.svd(known, full_matrices=False)
     return measure_missed(
-        known, values, right, cotangents.rows @ rows, cotangents, basis, operators=1, scale=1.0, floor=0.0
+        known, values, right, cotangents.rows @ rows, cotangents, basis, operators=operators, scale=1.0, floor=0.0
     )
 
 
@@ -186,6 +186,16 @@ def test_the_bounds_of_a_survey_hold_together() -> None:
     failed = sum(bool((one[:count].square().sum(dim=1) < level).any()) for one in rows)
     assert 0.15 * draws <= failed <= 0.3 * draws
     assert held_share(16, 16, 1e-9) == held_share(0, 5, 1e-9) == 1.0
+
+
+def test_the_bound_of_sigma_1_is_wider_among_more_operators() -> None:
+    """‖[Q A; W A / √b]‖ for b the δ/N-quantile: δ is spent on all N together."""
+    rows, basis = _columns([1.0] + [0.0] * 29)
+    cotangents = Cotangents.outside(basis, 16, 0)
+    for operators in (1, 40):
+        b = held_share(16, 30, (1 - CONFIDENCE) / operators)
+        bound = torch.linalg.matrix_norm(torch.cat([basis @ rows, cotangents.rows @ rows / math.sqrt(b)]), ord=2)
+        assert _measured(rows, basis, 0, operators).sigma_1[1] == pytest.approx(float(bound))
 
 
 @pytest.mark.parametrize(("height", "held"), [(30, 12), (30, 30), (40, 3)])
