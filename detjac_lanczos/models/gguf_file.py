@@ -6,6 +6,7 @@ plain by then, so they are written here one by one.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import ModelError, first_line
+from detjac_lanczos.models.belonging import require_belonging
 from detjac_lanczos.models.fingerprint import fingerprint_of, require_finite
+from detjac_lanczos.models.gguf_rope import set_rope
 
 CHUNK_BYTES = 1 << 22
+DIVISORS = "rope_freqs.weight"
+_COPY = "get a sound copy of the file"
 
 
 def sha256_of(path: Path) -> str:
@@ -33,7 +38,8 @@ def unpack(path: Path, folder: Path) -> str:
     Raises
     ------
     ModelError
-        If the file is truncated, damaged, of an architecture transformers cannot read, or holds non-finite weights.
+        If the file is truncated, damaged, one part of several, of an architecture transformers cannot read, or holds
+        non-finite weights, other weights than its architecture, or rotary positions that cannot be followed.
     OSError
         If the folder cannot be written.
     """
@@ -60,17 +66,47 @@ def _read(path: Path) -> tuple[Any, Any]:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelError(f"{path} is no GGUF file (it does not begin with 'GGUF'); get a sound copy of it")
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # Damage shows itself anywhere in the parser (a wild length, a bad enum, a short array), so any failure means it.
     try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        reader = GGUFReader(path)
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        metadata = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.")}
+        if (parts := metadata.get("split.count", 1)) > 1:
+            raise ModelError(f"{path} is one part of {parts}; join them with `llama-gguf-split --merge` of llama.cpp")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        require_belonging(model, info, str(path), _COPY)
+        _require_all_taken(model, metadata["general.architecture"], tensors, path)
+        set_rope(model, metadata, torch.tensor(tensors[DIVISORS].data) if DIVISORS in tensors else None)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"{path} cannot be read ({first_line(error)}); the file is damaged or of an unknown architecture"
         ) from error
     return model, tokenizer
+
+
+def _require_all_taken(model: Any, architecture: str, names: Iterable[str], path: Path) -> None:
+    """Refuse a file of which transformers would drop weights without a word."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    taken = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)())
+    left = [name for name in names if not {name, name.removesuffix(".weight")} & {*taken, DIVISORS}]
+    if left:
+        raise ModelError(
+            f"{path} holds {len(left)} weights that its architecture ({architecture}) has no place for here, the first "
+            f"is {left[0]!r}; {_COPY}, or the model's folder"
+        )
 
 
 def _save_weights(model: torch.nn.Module, path: Path) -> None:

@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
+from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models.alignment import align
+from detjac_lanczos.models.belonging import no_causal_model, require_all_taken, require_belonging
 from detjac_lanczos.models.mxfp4 import config_without_packing, gpt_oss_with_packed_experts, stored_in_mxfp4
 
 _FOR_CONFIG = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
 _NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 _SPECIAL = re.compile(r"[<\[].*[>\]]")
 _FEW = 16
+_OTHER_CONFIG = "get the config.json that belongs to the weights"
 _NO_CAUSAL_MODEL = ("Unrecognized configuration class", "does not recognize this architecture")
 
 
@@ -45,7 +47,7 @@ def load_weights(
     ------
     ModelError
         If it cannot be found or read, or if weights and configuration do not belong together: weights that are missing
-        or of another shape (transformers would fill them with random numbers), further blocks (it would drop them).
+        or of another shape (transformers would fill them with random numbers), further ones (it would drop them).
     UnsupportedModelError
         If it is no causal language model.
     """
@@ -62,7 +64,9 @@ def load_weights(
             trust_remote_code=trust_remote_code,
             **lenient | options,
         )
-        _require_belonging(model, info, name, from_pretrained)
+        require_belonging(model, info, name, _OTHER_CONFIG)
+        if not any(hasattr(model.config, key) for key in from_pretrained):  # else it may be changed on purpose
+            require_all_taken(model, info, name)
     align(model)
     return model.eval()
 
@@ -103,7 +107,7 @@ def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> 
         raise
     except known as error:
         if any(words in str(error) for words in _NO_CAUSAL_MODEL):
-            raise _no_causal_model(name, _architectures(source, shared)) from error
+            raise no_causal_model(name, _architectures(source, shared)) from error
         if _NO_TOKENIZER in str(error):
             raise _no_tokenizer(name) from error
         raise _in_one_line(error, name) from error
@@ -127,32 +131,6 @@ def without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _require_belonging(model: Any, info: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> None:
-    """Refuse a model whose weights are not those of its configuration; options may change the latter on purpose."""
-    if missing := sorted(info["missing_keys"]):
-        named = model.config.architectures or [type(model).__name__]
-        if type(model).__name__ not in named:
-            raise _no_causal_model(name, named)
-        raise ModelError(
-            f"{name} lacks {len(missing)} weights of its architecture, the first is {missing[0]!r}; get a whole copy"
-        )
-    if mismatched := sorted(info["mismatched_keys"]):
-        key, stored, configured = mismatched[0]
-        raise ModelError(
-            f"{name}: weight {key!r} has shape {tuple(stored)}, its configuration says {tuple(configured)}; get the "
-            "config.json that belongs to the weights"
-        )
-    if any(hasattr(model.config, key) for key in options):
-        return
-    known = model.state_dict().keys()
-    further = sorted(key for key in info["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key, count=1) in known)
-    if further:
-        raise ModelError(
-            f"{name} holds {len(further)} weights of blocks that its configuration leaves out, the first is "
-            f"{further[0]!r}; get the config.json that belongs to the weights"
-        )
-
-
 def _auto_class(source: str, options: Mapping[str, Any]) -> Any:
     """Return the class of transformers that knows a model."""
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
@@ -173,13 +151,6 @@ def _config(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
     return PreTrainedConfig.get_config_dict(source, **options)[0]
-
-
-def _no_causal_model(name: str, architectures: list[str]) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{name} is a {', '.join(architectures)}, no causal language model that transformers knows; "
-        "`detjac models` lists the supported families"
-    )
 
 
 def _no_tokenizer(name: str) -> ModelError:
