@@ -247,6 +247,51 @@ def test_a_configuration_of_other_depth_is_refused(folder: Path, layers: int) ->
     assert "\n" not in str(caught.value)
 
 
+def _add_weights(folder: Path, **further: torch.Tensor) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights) | further, weights, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.layers.0.self_attn.q_proj.bias", r"holds 1 weights .* \(attention_bias is false\), the first is "),
+        ("model.layers.1.mlp.up_proj.bias", r"no place for \(mlp_bias is false\), the first is "),
+        ("model.layers.1.mlp.up_proj.weight_scale", "no place for, the first is "),
+        ("model.layers.0.self_attn.q_norm.weight", "no place for, the first is "),
+        ("model.norm.bias", "no place for, the first is "),
+        ("lm_head.bias", "no place for, the first is "),
+    ],
+)
+def test_weights_that_a_configuration_leaves_out_are_refused(folder: Path, name: str, words: str) -> None:
+    _add_weights(folder, **{name: torch.ones(64)})
+    with pytest.raises(ModelError, match=words + repr(name)) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.layers.0.self_attn.bias",
+        "model.layers.0.self_attn.masked_bias",
+        "model.vision_tower.layers.0.mlp.fc1.weight",
+        "vision_tower.encoder.layers.0.mlp.fc1.weight",
+        "multi_modal_projector.linear_1.weight",
+        "model.mtp_layers.0.mlp.up_proj.weight",
+        "mtp.layers.0.mlp.up_proj.weight",
+        "foo.bar",
+    ],
+)
+def test_what_lies_beside_the_decoder_may_be_left_out(folder: Path, name: str) -> None:
+    before = load_model(folder).fingerprint
+    _add_weights(folder, **{name: torch.ones(8)})
+    assert load_model(folder).fingerprint == before
+
+
 def test_a_model_may_be_cut_on_purpose(folder: Path) -> None:
     assert len(load_model(folder, num_hidden_layers=1).model.model.layers) == 1
 
