@@ -27,16 +27,18 @@ class Conversion:
 def conversions(
     model: nn.Module, dtype: torch.dtype | None, device: torch.device | None = None
 ) -> Iterator[Conversion]:
-    """Convert the tensors of a model one after another; None leaves their dtype or device as it is.
+    """Convert the tensors of a model one after another, a parameter that modules share once; None leaves them as is.
 
     Rotary frequencies stay in float32, and in half precision so does what a model says it keeps there. A buffer whose
     module also knows its number exactly (Gemma's ``scalar_embed_scale``) is that number rounded once, not twice.
     """
-    kept = _kept_in_float32(model, dtype)
+    kept, shared = _kept_in_float32(model, dtype), set[int]()
     for path, module in model.named_modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is None:
+            if tensor is None or id(tensor) in shared:
                 continue
+            if isinstance(tensor, nn.Parameter):
+                shared.add(id(tensor))
             wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             if "inv_freq" in name:
                 wanted = tensor.dtype

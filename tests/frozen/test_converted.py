@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.allocations import with_peak
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.models import load_model
@@ -115,3 +116,14 @@ def test_a_run_in_another_dtype_is_verified_on_the_model_it_was_asked_of() -> No
     run = analyze(model, input_ids=IDS, k=2, tokens=[0], dtype="float64", tol=1e-8)
     assert run.record["dtype"] == "float64" and run.vectors["U.0.0"].dtype is torch.float64
     assert verify(run, model).ok
+
+
+def test_a_tied_table_is_converted_once() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    loaded = load_model(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=20000, tie_word_embeddings=True)))
+    twin, peak, _ = with_peak(lambda: load_converted(loaded, "float64"))
+    table = twin.model.lm_head.weight
+    assert table is twin.model.model.embed_tokens.weight
+    assert peak < sum(p.nbytes for p in twin.model.parameters()) + table.nbytes / 2
