@@ -23,6 +23,8 @@ from detjac_lanczos.models.gguf_file import sha256_of, unpack
 CACHE_FORMAT = 1
 MANIFEST = "cache.json"
 WEIGHTS = "model.safetensors"
+LONGEST_STEM = 160
+"""Bytes of a file's name that are kept in that of its folder; file systems take 255 for the whole."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ def cache_root() -> Path:
 def cache_folder_of(file_name: str, sha256: str) -> Path:
     """Return where the model unpacked from a GGUF file with this hash lies or would lie."""
     version = metadata.version("transformers")
-    return cache_root() / f"{Path(file_name).stem}-{sha256[:16]}-t{version}-f{CACHE_FORMAT}"
+    stem = os.fsencode(Path(file_name).stem)[:LONGEST_STEM].decode(errors="ignore")
+    return cache_root() / f"{stem}-{sha256[:16]}-t{version}-f{CACHE_FORMAT}"
 
 
 def is_cached(file_name: str, sha256: str) -> bool:
@@ -73,6 +76,11 @@ def unpacked_folder(
                     _log.warning("unpacking %s, once, about %s s", file_name, seconds)
                     _fill(folder, path)
     except OSError as error:
+        in_the_way = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+        if in_the_way is not None:
+            raise ModelError(
+                f"cannot keep unpacked weights in {folder}: {in_the_way} is a file; delete it or set XDG_CACHE_HOME"
+            ) from error
         raise ModelError(
             f"cannot keep unpacked weights in {folder.parent} ({error.strerror or error}); free space there or set"
             " XDG_CACHE_HOME to a folder that can be written"
@@ -86,13 +94,16 @@ def check_small_files(folder: Path) -> str:
     Raises
     ------
     ModelError
-        Naming the file that is damaged.
+        Naming the file that is damaged, or that does not belong there.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         wanted, fingerprint = dict(manifest["files"]), str(manifest["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         raise damaged(folder, MANIFEST) from None
+    for path in folder.iterdir():
+        if path.name not in (MANIFEST, WEIGHTS, *wanted) and not path.name.startswith("."):
+            raise ModelError(f"{path} is no file of the unpacked model, and would be read with it; delete it")
     for name, sha256 in wanted.items():
         path = folder / name
         if not path.is_file() or sha256_of(path) != sha256:

@@ -1,6 +1,8 @@
 """Unpacked GGUF weights: the same bits as transformers reads, kept whole or not at all, damage named."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,10 +100,40 @@ def test_a_truncated_gguf_file_is_refused_and_leaves_nothing(
     assert folders(own_cache) == []
 
 
+def test_a_file_that_was_put_into_the_cache_is_not_read(gguf_path: Path, own_cache: Path) -> None:
+    load_model(gguf_path)
+    template = folders(own_cache)[0] / "chat_template.jinja"
+    template.write_text("{{ messages }}")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja is no file of the unpacked model, .*delete it"):
+        load_model(gguf_path)
+    template.rename(template.with_name(".hidden"))
+    assert load_model(gguf_path).tokenizer.chat_template is None
+
+
+@pytest.mark.parametrize("stem", ["n" * 235, "é" * 120])
+def test_the_longest_names_of_files_are_kept_in_part(
+    gguf_path: Path, own_cache: Path, tmp_path: Path, stem: str
+) -> None:
+    path = tmp_path / f"{stem}.gguf"
+    path.write_bytes(gguf_path.read_bytes())
+    assert load_model(path).fingerprint == load_model(gguf_path).fingerprint
+
+
 def test_a_cache_that_cannot_be_written_is_said(gguf_path: Path, own_cache: Path) -> None:
-    own_cache.parent.parent.mkdir()
-    own_cache.parent.write_text("a file where the folder should be")
-    with pytest.raises(ModelError, match="XDG_CACHE_HOME"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+        with pytest.raises(ModelError, match="free space there or set XDG_CACHE_HOME"):
+            load_model(gguf_path)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_file_in_the_place_of_a_folder_is_named(gguf_path: Path, own_cache: Path, depth: int) -> None:
+    load_model(gguf_path)
+    folder = folders(own_cache)[0]
+    in_the_way = (folder, *folder.parents)[depth]
+    shutil.rmtree(in_the_way)
+    in_the_way.write_text("")
+    with pytest.raises(ModelError, match=f": {re.escape(str(in_the_way))} is a file; delete it"):
         load_model(gguf_path)
 
 
