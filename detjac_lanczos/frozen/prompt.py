@@ -162,7 +162,9 @@ def _from_ids(
     vocabulary = token_table_of(loaded.model).weight.shape[0]
     for token_id in ids:
         if not 0 <= token_id < vocabulary:
-            raise InputError(f"token id {token_id} is not in the vocabulary of {vocabulary}")
+            word = "" if text is None else f", {decode(loaded, token_id)!r} in the text,"
+            hint = "" if text is None else "; take the model's own tokenizer, or make room by resize_token_embeddings"
+            raise InputError(f"token id {token_id}{word} is not in the vocabulary of {vocabulary}{hint}")
     return Prompt(text, ids, tuple(decode(loaded, token_id) for token_id in ids), None, position_ids)
 
 

@@ -27,3 +27,14 @@ def test_what_is_no_text_is_refused(prompt: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         detach(loaded, prompt)
     assert "\n" not in str(caught.value)
+
+
+def test_a_word_beyond_the_models_vocabulary_is_named_with_what_to_do() -> None:
+    tokenizer = tiny_tokenizer()
+    model = tiny_models.llama()
+    tokenizer.add_tokens([f"new{i}" for i in range(20)])
+    word = len(model.get_input_embeddings().weight)
+    name = tokenizer.decode([word])
+    words = rf"token id {word}, '{name}' in the text, is not in the vocabulary of {word}; .*resize_token_embeddings"
+    with pytest.raises(InputError, match=words):
+        detach(load_model(model, tokenizer), f"w3 {name} w4")
