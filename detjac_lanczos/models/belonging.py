@@ -50,11 +50,18 @@ def require_belonging(model: Any, info: Mapping[str, Any], name: str, remedy: st
         )
 
 
-def require_all_taken(model: Any, info: Mapping[str, Any], name: str) -> None:
+def require_all_taken(model: Any, info: Mapping[str, Any], name: str, *, packed: bool) -> None:
     """Refuse a model of which transformers would drop weights: further blocks, biases, norms of its blocks.
 
     What it drops on purpose (``_keys_to_ignore_on_load_unexpected``) is no longer in `info`; towers beside the decoder
     are not in the model, and may be left out.
+
+    Parameters
+    ----------
+    model, info, name
+        As for `require_belonging`.
+    packed : bool
+        Whether the weights are stored packed, with scales that are no parameters; then further blocks alone are told.
 
     Raises
     ------
@@ -68,8 +75,8 @@ def require_all_taken(model: Any, info: Mapping[str, Any], name: str) -> None:
             f"{name} holds {len(further)} weights of blocks that its configuration leaves out, the first is "
             f"{further[0]!r}; get the config.json that belongs to the weights"
         )
-    if getattr(model.config, "quantization_config", None) is not None:
-        return  # packed checkpoints hold scales that are no parameters
+    if packed:
+        return
     modules = dict(model.named_modules())
     if dropped := [key for key in unexpected if _is_of_the_decoder(modules, key)]:
         field = _left_out_by(text_config_of(model), dropped[0])

@@ -6,7 +6,7 @@ plain by then, so they are written here one by one.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _read(path: Path) -> tuple[Any, Any]:
             output_loading_info=True,
         )
         require_belonging(model, info, str(path), _COPY)
-        _require_all_taken(model, metadata["general.architecture"], tensors, path)
+        _require_all_taken(model, info, metadata["general.architecture"], tensors, path)
         set_rope(model, metadata, torch.tensor(tensors[DIVISORS].data) if DIVISORS in tensors else None)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ModelError:
@@ -96,12 +96,18 @@ def _read(path: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _require_all_taken(model: Any, architecture: str, names: Iterable[str], path: Path) -> None:
+def _require_all_taken(
+    model: Any, info: Mapping[str, Any], architecture: str, names: Iterable[str], path: Path
+) -> None:
     """Refuse a file of which transformers would drop weights without a word."""
+    from transformers.integrations.gguf import GGUF_ARCHS
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-    taken = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)())
-    left = [name for name in names if not {name, name.removesuffix(".weight")} & {*taken, DIVISORS}]
+    if architecture in GGUF_ARCHS:  # it takes every tensor of these, and says which were of no use
+        left = sorted(info["unexpected_keys"] - {DIVISORS})
+    else:
+        taken = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(architecture, TensorProcessor)())
+        left = [name for name in names if not {name, name.removesuffix(".weight")} & {*taken, DIVISORS}]
     if left:
         raise ModelError(
             f"{path} holds {len(left)} weights that its architecture ({architecture}) has no place for here, the first "

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.errors import DetjacError, InputError, ModelError
 from detjac_lanczos.models.alignment import align
 from detjac_lanczos.models.belonging import no_causal_model, require_all_taken, require_belonging
+from detjac_lanczos.models.config_faults import fault_of
 from detjac_lanczos.models.mxfp4 import config_without_packing, gpt_oss_with_packed_experts, stored_in_mxfp4
 
 _FOR_CONFIG = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -54,8 +55,9 @@ def load_weights(
     shared = _for_config(from_pretrained)
     lenient = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with _failures_in_one_line(source, name, shared):
-        loading, options = _auto_class(source, shared), from_pretrained
-        if "quantization_config" not in from_pretrained and stored_in_mxfp4(_config(source, shared)):
+        stored = _config(source, name, shared)
+        loading, options = _auto_class(stored), from_pretrained
+        if "quantization_config" not in from_pretrained and stored_in_mxfp4(stored):
             config, rest = config_without_packing(source, **from_pretrained)
             loading, options = gpt_oss_with_packed_experts(), {**shared, **rest, "config": config}
         model, info = loading.from_pretrained(
@@ -64,9 +66,9 @@ def load_weights(
             trust_remote_code=trust_remote_code,
             **lenient | options,
         )
-        require_belonging(model, info, name, _OTHER_CONFIG)
-        if not any(hasattr(model.config, key) for key in from_pretrained):  # else it may be changed on purpose
-            require_all_taken(model, info, name)
+    require_belonging(model, info, name, _OTHER_CONFIG)
+    if not any(hasattr(model.config, key) for key in from_pretrained if key != "quantization_config"):
+        require_all_taken(model, info, name, packed="quantization_config" in stored)  # else it is changed on purpose
     align(model)
     return model.eval()
 
@@ -84,6 +86,8 @@ def load_tokenizer(source: str, name: str, trust_remote_code: bool, **from_pretr
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **shared)
         except (AttributeError, KeyError, TypeError) as error:  # files of another form
+            if fault := fault_of(_config(source, name, shared), error):
+                raise ModelError(f"{name}: {fault}") from error
             raise _no_tokenizer(name) from error
         if not _knows_words(tokenizer):
             raise _no_tokenizer(name)
@@ -97,17 +101,19 @@ def _knows_words(tokenizer: Any) -> bool:
 
 @contextmanager
 def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> Iterator[None]:
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
-    known = (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, StrictDataclassError)
     try:
         yield
-    except ModelError:
+    except DetjacError:
         raise
-    except known as error:
+    except Exception as error:  # transformers, torch and the Python code of a model fail in any way
+        try:
+            config = _config(source, name, shared)
+        except (OSError, ValueError):  # it is this that failed
+            config = {}
+        if fault := fault_of(config, error):
+            raise ModelError(f"{name}: {fault}") from error
         if any(words in str(error) for words in _NO_CAUSAL_MODEL):
-            raise no_causal_model(name, _architectures(source, shared)) from error
+            raise no_causal_model(name, _architectures(config)) from error
         if _NO_TOKENIZER in str(error):
             raise _no_tokenizer(name) from error
         raise _in_one_line(error, name) from error
@@ -131,26 +137,31 @@ def without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _auto_class(source: str, options: Mapping[str, Any]) -> Any:
+def _auto_class(config: Mapping[str, Any]) -> Any:
     """Return the class of transformers that knows a model."""
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.models.auto import modeling_auto
 
-    kind = _config(source, options).get("model_type")
+    kind = config.get("model_type")
     causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     multimodal = kind in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
     return AutoModelForMultimodalLM if multimodal and not causal else AutoModelForCausalLM
 
 
-def _architectures(source: str, options: Mapping[str, Any]) -> list[str]:
-    config = _config(source, options)
-    return list(config.get("architectures") or [config.get("model_type", "model of unknown type")])
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    return [str(name) for name in config.get("architectures") or [config.get("model_type", "model of unknown type")]]
 
 
-def _config(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _config(source: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
-    return PreTrainedConfig.get_config_dict(source, **options)[0]
+    try:
+        config = PreTrainedConfig.get_config_dict(source, **options)[0]
+    except TypeError:  # null, or a number
+        config = None
+    if not isinstance(config, dict):
+        raise ModelError(f"{name}: config.json holds no JSON object; get the one that belongs to the weights")
+    return config
 
 
 def _no_tokenizer(name: str) -> ModelError:
@@ -164,5 +175,7 @@ def _in_one_line(error: Exception, name: str) -> ModelError | InputError:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return InputError(f"{name} brings its own Python code; if you trust it, pass trust_remote_code=True")
-    reason = text.split(". ")[0] or type(error).__name__
+    reason = text.split(". ")[0]
+    if not isinstance(error, OSError | ValueError | RuntimeError):  # others say less than their kind does
+        reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
     return ModelError(f"cannot load {name!r}: {reason[:300]}; check the name, or that the files are whole")

@@ -1,6 +1,7 @@
 """Every road to a model ends in the same pair, or in one line that says what to do."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,12 @@ def test_weights_that_a_configuration_leaves_out_are_refused(folder: Path, name:
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_would_be_dropped_on_the_way_to_4_bits_are_refused(folder: Path) -> None:
+    _add_weights(folder, **{"model.layers.0.self_attn.q_proj.bias": torch.ones(64)})
+    with pytest.raises(ModelError, match="attention_bias is false"):
+        load_model(folder, quantization="nf4")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -325,6 +332,46 @@ def test_what_is_no_causal_language_model_is_named(
     with pytest.raises(UnsupportedModelError, match=rf"is a {architecture}, .*`detjac models` lists") as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 0}, r"has no blocks \(num_hidden_layers is 0\)"),
+        ({"dtype": "float8_e4m3fn"}, r"nothing is computed in 'float8_e4m3fn', the dtype in config\.json"),
+        ({"dtype": "int8"}, r"nothing is computed in 'int8', the dtype in config\.json"),
+        ({"dtype": 3}, r"nothing is computed in 3, the dtype in config\.json"),
+        ({"hidden_act": "foo"}, r"config\.json's hidden_act is 'foo', which transformers does not know"),
+        ({"model_type": "zzz"}, r"config\.json's model_type 'zzz' is unknown .* of a LlamaForCausalLM there"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+    ],
+)
+def test_the_field_of_a_configuration_that_is_at_fault_is_named(
+    folder: Path, changes: dict[str, Any], words: str
+) -> None:
+    _write_config(folder, **changes)
+    with pytest.raises(ModelError, match=words) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3"])
+def test_a_configuration_of_another_form_is_not_blamed_on_the_tokenizer(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json holds no JSON object"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc" * 100, bytes(64), pickle.dumps([1, 2], 2)], ids=str)
+def test_pickled_weights_that_cannot_be_read_are_one_line(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match=r"cannot load .* files are whole") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+    torch.save([1, 2], folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"cannot load .* files are whole"):
+        load_model(folder)
 
 
 def test_an_architecture_that_nobody_knows_is_named(folder: Path) -> None:
