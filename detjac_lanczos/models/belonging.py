@@ -7,7 +7,8 @@ from typing import Any
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.models.text_model import text_config_of
 
-_MASKS = ("bias", "masked_bias")
+_ONCE_KEPT = ("bias", "masked_bias", "version")
+"""Masks that attention modules once kept as buffers, and fairseq's mark."""
 _BIAS_FIELDS = {
     "attention": ("attention_bias", "qkv_bias", "use_qkv_bias", "use_bias", "bias"),
     "mlp": ("mlp_bias", "use_bias", "bias"),
@@ -99,8 +100,9 @@ def _is_of_the_decoder(modules: Mapping[str, Any], key: str) -> bool:
     if "inv_freq" in key:
         return False
     path, _, leaf = key.rpartition(".")
-    if path in modules:  # attention modules once kept their masks as buffers
-        return bool(path) and (leaf not in _MASKS or bool(modules[path]._parameters))
+    if path in modules:
+        computed = leaf in modules[path]._buffers or (leaf in _ONCE_KEPT and "weight" not in modules[path]._parameters)
+        return bool(path) and not computed
     block = re.match(r"(?:\w+\.)*?\w+\.\d+(?=\.)", key)
     return block is not None and block[0] in modules
 

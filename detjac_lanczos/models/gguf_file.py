@@ -6,6 +6,7 @@ plain by then, so they are written here one by one.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def _read(path: Path) -> tuple[Any, Any]:
         )
         require_belonging(model, info, str(path), _COPY)
         _require_all_taken(model, info, metadata["general.architecture"], tensors, path)
-        set_rope(model, metadata, torch.tensor(tensors[DIVISORS].data) if DIVISORS in tensors else None)
+        set_rope(model, metadata, torch.tensor(tensors[DIVISORS].data) if DIVISORS in tensors else None, str(path))
+        _require_epsilon(model, metadata, path)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ModelError:
         raise
@@ -113,6 +115,14 @@ def _require_all_taken(
             f"{path} holds {len(left)} weights that its architecture ({architecture}) has no place for here, the first "
             f"is {left[0]!r}; {_COPY}, or the model's folder"
         )
+
+
+def _require_epsilon(model: Any, metadata: Mapping[str, Any], path: Path) -> None:
+    """Refuse a file whose norms would be of another model: transformers has an epsilon where the file has none."""
+    said = [value for key, value in metadata.items() if key.endswith("epsilon")]
+    taken = [value for key, value in model.config.to_dict().items() if "eps" in key and isinstance(value, float)]
+    if not any(math.isclose(a, b, rel_tol=1e-6) for a in said for b in taken):
+        raise ModelError(f"{path} says no epsilon of its norms that can be read here ({said or 'none'}); {_COPY}")
 
 
 def _save_weights(model: torch.nn.Module, path: Path) -> None:

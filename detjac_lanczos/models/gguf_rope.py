@@ -19,7 +19,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 """What every Llama since 3.1 has beside its factor (its ``config.json``)."""
 
 
-def set_rope(model: Any, metadata: Mapping[str, Any], divisors: Tensor | None) -> None:
+def set_rope(model: Any, metadata: Mapping[str, Any], divisors: Tensor | None, name: str) -> None:
     """Write the rotary positions of a GGUF file into the configuration of the model that was read from it.
 
     Parameters
@@ -30,6 +30,8 @@ def set_rope(model: Any, metadata: Mapping[str, Any], divisors: Tensor | None) -
         Of the file.
     divisors : torch.Tensor, optional
         Its tensor ``rope_freqs.weight`` (head_dim / 2): what each frequency is divided by.
+    name : str
+        Of the file, for messages.
 
     Raises
     ------
@@ -47,12 +49,12 @@ def set_rope(model: Any, metadata: Mapping[str, Any], divisors: Tensor | None) -
         parameters["rope_theta"] = said["freq_base"]
     if "freq_base_swa" in said and "sliding_attention" in whole:
         whole["sliding_attention"]["rope_theta"] = said["freq_base_swa"]
-    parameters |= _scaling(said, prefix, model.config.max_position_embeddings)
+    parameters |= _scaling(said, f"{name}: {prefix}", model.config.max_position_embeddings)
     width = 2 * len(_frequencies(rotary))
     if said.get("dimension_count", width) != width:
-        raise _not_followed(f"{prefix}dimension_count", said["dimension_count"], f"transformers turns {width}")
+        raise _not_followed(f"{name}: {prefix}dimension_count", said["dimension_count"], f"transformers turns {width}")
     if divisors is not None and not (divisors == 1).all():
-        _divide(model.config, parameters, rotary, divisors)
+        _divide(model.config, parameters, rotary, divisors, name)
 
 
 def _scaling(said: Mapping[str, Any], prefix: str, context: int) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def _scaling(said: Mapping[str, Any], prefix: str, context: int) -> dict[str, An
     return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original} | betas
 
 
-def _divide(config: Any, parameters: dict[str, Any], rotary: Any, divisors: Tensor) -> None:
+def _divide(config: Any, parameters: dict[str, Any], rotary: Any, divisors: Tensor, name: str) -> None:
     """Find the parameters that divide frequencies so: those there are, or Llama 3's, whose factor is the largest."""
     theta, dim = parameters["rope_theta"], 2 * len(divisors)
     wanted = 1 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim) * divisors.double())
@@ -87,8 +89,8 @@ def _divide(config: Any, parameters: dict[str, Any], rotary: Any, divisors: Tens
         if have.shape == wanted.shape and torch.allclose(have.double(), wanted, rtol=1e-5, atol=1e-20):
             return
     raise ModelError(
-        "rope_freqs.weight divides the rotary frequencies as no Llama 3 does; take a model folder, whose config.json "
-        "says how they are scaled"
+        f"{name}: rope_freqs.weight divides the rotary frequencies as no Llama 3 does; take the model's folder, whose "
+        "config.json says how they are scaled"
     )
 
 

@@ -76,7 +76,7 @@ def load_model(
     InputError
         An unknown name, a wrong dtype or device, or one that differs from a live model's.
     ModelError
-        Weights that are missing, damaged or not finite, or no tokenizer beside them.
+        Weights that are missing, of no use to the configuration, damaged or not finite, or no tokenizer beside them.
     """
     wanted, place, kind = parse_dtype(dtype), parse_device(device), parse_quantization(quantization)
     if isinstance(name_or_model, tuple) and len(name_or_model) == 2 and tokenizer is None:

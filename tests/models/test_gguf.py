@@ -57,6 +57,7 @@ def refusal(path: Path, own_cache: Path) -> str:
         ),
         ({"metadata": {"feed_forward_length": 80}}, r"weight 'model.layers.0.mlp.\w+.weight' has shape .*\(\d+, \d+\)"),
         ({"metadata": {"split.count": 2}}, "is one part of 2; join them"),
+        ({"metadata": {"layer_norm_rms_eps": None}}, r"says no epsilon of its norms that can be read here \(none\)"),
     ],
 )
 def test_weights_that_are_missing_or_left_over_are_named(
@@ -127,7 +128,7 @@ def test_scaling_that_cannot_be_followed_is_named(
     metadata: dict[str, Any], words: str, own_cache: Path, tmp_path: Path
 ) -> None:
     said = {f"llama.rope.scaling.{key}": value for key, value in metadata.items()}
-    assert re.search(words, refusal(write_gguf(tmp_path / "scaled.gguf", said), own_cache))
+    assert re.search(rf"scaled\.gguf: {words}", refusal(write_gguf(tmp_path / "scaled.gguf", said), own_cache))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,9 @@ def test_divisors_that_are_not_llama_3s_are_refused(
     metadata: dict[str, Any], divisors: np.ndarray, own_cache: Path, tmp_path: Path
 ) -> None:
     path = write_gguf(tmp_path / "divided.gguf", metadata, further={"rope_freqs.weight": divisors})
-    assert "rope_freqs.weight divides the rotary frequencies as no Llama 3 does" in refusal(path, own_cache)
+    assert "divided.gguf: rope_freqs.weight divides the rotary frequencies as no Llama 3 does" in refusal(
+        path, own_cache
+    )
 
 
 def test_the_base_is_that_of_the_file_where_transformers_reads_none() -> None:
@@ -150,19 +153,19 @@ def test_the_base_is_that_of_the_file_where_transformers_reads_none() -> None:
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     model = Starcoder2ForCausalLM(Starcoder2Config(**sizes, vocab_size=32))
-    set_rope(model, {"general.architecture": "starcoder2", "starcoder2.rope.freq_base": 1e6}, None)
+    set_rope(model, {"general.architecture": "starcoder2", "starcoder2.rope.freq_base": 1e6}, None, "it")
     assert model.config.rope_parameters["rope_theta"] == 1e6
 
 
 def test_a_part_of_each_head_is_not_taken_for_the_whole() -> None:
     with pytest.raises(ModelError, match=r"llama\.rope\.dimension_count is 8, .*transformers turns 16"):
-        set_rope(tiny_llama(), {"general.architecture": "llama", "llama.rope.dimension_count": 8}, None)
+        set_rope(tiny_llama(), {"general.architecture": "llama", "llama.rope.dimension_count": 8}, None, "it")
 
 
 def test_gemma_3_scales_its_layers_of_full_attention_alone() -> None:
     model = tiny_models.gemma()
     before = copy.deepcopy(model.config.rope_parameters)
     scaling = {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
-    set_rope(model, {"general.architecture": "gemma3"} | scaling, None)
+    set_rope(model, {"general.architecture": "gemma3"} | scaling, None, "it")
     before["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
     assert model.config.rope_parameters == before

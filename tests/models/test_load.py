@@ -263,6 +263,7 @@ def _add_weights(folder: Path, **further: torch.Tensor) -> None:
         ("model.layers.1.mlp.up_proj.weight_scale", "no place for, the first is "),
         ("model.layers.0.self_attn.q_norm.weight", "no place for, the first is "),
         ("model.norm.bias", "no place for, the first is "),
+        ("model.layers.0.post_attention_layernorm.bias", "no place for, the first is "),
         ("lm_head.bias", "no place for, the first is "),
     ],
 )
@@ -297,6 +298,15 @@ def test_what_lies_beside_the_decoder_may_be_left_out(folder: Path, name: str) -
     before = load_model(folder).fingerprint
     _add_weights(folder, **{name: torch.ones(8)})
     assert load_model(folder).fingerprint == before
+
+
+def test_positions_that_are_computed_may_be_stored(folder: Path) -> None:
+    from transformers import XGLMConfig, XGLMForCausalLM
+
+    sizes = {"d_model": 16, "num_layers": 1, "attention_heads": 2, "ffn_dim": 16, "vocab_size": 32}
+    XGLMForCausalLM(XGLMConfig(**sizes)).save_pretrained(folder)
+    _add_weights(folder, **{"model.embed_positions.weights": torch.ones(8, 16), "model.version": torch.ones(1)})
+    load_model(folder)
 
 
 def test_a_model_may_be_cut_on_purpose(folder: Path) -> None:
