@@ -1,6 +1,10 @@
-"""A tiny Llama with random weights on disk, and a run of it."""
+"""A tiny Llama with random weights on disk, runs of it, and two ways to falsify one."""
 
+import copy
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +32,31 @@ def run(tiny: LoadedModel) -> Run:
 
 
 @pytest.fixture(scope="session")
+def complete(tiny: LoadedModel) -> Run:
+    """Return a run with the second claim, by Lanczos."""
+    return analyze(tiny, PROMPT, k=4, method="lanczos", certify="complete", delta=1e-4)
+
+
+@pytest.fixture(scope="session")
 def saved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of `run`; tests copy it before they harm it."""
     return run.save(tmp_path_factory.mktemp("runs") / "out")
+
+
+def harm(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the record of a stored run in place."""
+    path = folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    change(record)
+    path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def forged(run: Run, change: Callable[[dict[str, Any]], object]) -> Run:
+    """Return a run with its record changed, and the lines and radii of its certificates written to match."""
+    record = copy.deepcopy(run.record)
+    change(record)
+    false = Run(record, run.vectors)
+    for written, token in zip(record["tokens"], false.tokens, strict=True):
+        if token.certificate is not None:
+            written["certificate"] |= {"line": token.certificate.line, "radius": token.certificate.radius}
+    return false

@@ -1,9 +1,10 @@
 """A claim of completeness is in the run, on the page and in the table, and is made again by verify."""
 
-import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +14,10 @@ from detjac_lanczos import detach
 from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.runs import Run, analyze, load_run, verify
+from tests.runs.conftest import forged, harm
 from tests.tiny_llama import PROMPT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def complete(tiny: LoadedModel) -> Run:
-    """Return a run with the second claim, by Lanczos."""
-    return analyze(tiny, PROMPT, k=4, method="lanczos", certify="complete", delta=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -79,49 +75,141 @@ def test_every_kind_of_claim_holds(tiny_folder: Path, options: dict, dtype: str)
     assert found.ok, str(found)
 
 
+BOUND = "bound of what the triplets of token 0 of prompt 0 leave"
+BOUNDS = "difference in the bounds of the singular values of token 0 of prompt 0"
+PARTS = "contradictions in the claim of completeness of token 0 of prompt 0"
+LINE = "difference between the certificate of token 0 of prompt 0 and its line"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "what"),
     [
-        ("tau", lambda tau: 0.5 * tau, "bound of what the triplets of token 0"),
-        ("upper", lambda upper: [0.9 * bound for bound in upper], "bounds of the singular values of token 0"),
-        ("delta", lambda delta: 1e-9, "token 0"),
-        ("complete", lambda complete: not complete, "its line"),
-        ("cluster", lambda cluster: not cluster, "its line"),
-        ("sigma_1", lambda sigma: 1.01 * sigma, "contradictions in the claim of completeness of token 0"),
-        ("seed", lambda seed: seed + 1, "contradictions"),
-        ("products", lambda products: products - 1, "contradictions"),
-        ("steps", lambda steps: [2], "bound of what the triplets of token 0"),
+        ("k", lambda k: k - 1, PARTS),
+        ("delta", lambda delta: 10 * delta, PARTS),
+        ("seed", lambda seed: seed + 1, PARTS),
+        ("number", lambda number: number + 1, BOUND),
+        ("steps", lambda steps: [2], BOUND),
+        ("products", lambda products: products - 1, PARTS),
+        ("tau", lambda tau: 0.5 * tau, BOUND),
+        ("tau", lambda tau: 1.01 * tau, BOUND),
+        ("upper", lambda upper: [0.9 * bound for bound in upper], BOUNDS),
+        ("rounding", lambda rounding: 10 * rounding, "difference in the rounding that the bounds of token 0"),
+        ("complete", lambda complete: not complete, LINE),
+        ("cluster", lambda cluster: not cluster, LINE),
+        ("sigma_1", lambda sigma: 1.01 * sigma, PARTS),
+        ("sigma_k", lambda sigma: 1.01 * sigma, PARTS),
+        ("floor", lambda floor: 2 * floor, "contradictions in the token 0 of prompt 0: completeness.floor"),
     ],
 )
 def test_a_changed_claim_fails(
-    copy: Path, tiny: LoadedModel, name: str, value: Callable[[object], object], what: str
+    complete: Run, tiny: LoadedModel, name: str, value: Callable[[Any], Any], what: str
 ) -> None:
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    claim = record["tokens"][0]["certificate"]["completeness"]
-    claim[name] = value(claim[name])
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    found = verify(copy, tiny)
-    assert any(what in failed.what for failed in found.failed), str(found)
+    def change(record: dict[str, Any]) -> None:
+        claim = record["tokens"][0]["certificate"]["completeness"]
+        claim[name] = value(claim[name])
+
+    false = forged(complete, change)
+    if what == LINE:
+        false.record["tokens"][0]["certificate"]["line"] = complete.tokens[0].certificate.line
+    found = verify(false, tiny)
+    assert any(claim.what.startswith(what) for claim in found.failed), str(found)
 
 
-def test_a_claim_that_was_never_reached_fails(tiny: LoadedModel, tmp_path: Path) -> None:
-    """COMPLETE written where only a bound was found, the line with it."""
+@pytest.mark.parametrize("by", [-1, 1])
+def test_another_number_of_guards_is_no_run(copy: Path, by: int) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["tokens"][0]["certificate"]["completeness"]["guards"] += by
+
+    harm(copy, change)
+    with pytest.raises(RunFileError, match="lacks guards"):
+        load_run(copy)
+
+
+def _completed(record: dict[str, Any]) -> None:
+    record["tokens"][0]["certificate"]["completeness"]["complete"] = True
+
+
+def _failed(run: Run, model: LoadedModel) -> list[str]:
+    return [claim.what for claim in verify(run, model).failed]
+
+
+def test_a_bound_that_is_widened_for_a_claim_fails(tiny: LoadedModel) -> None:
+    """COMPLETE written where only a bound was found, the line with it, excused by rounding."""
     options = {"k": 4, "method": "lanczos", "tokens": [1]}
     needed = analyze(tiny, PROMPT, **options).work["columns"]
     run = analyze(tiny, PROMPT, **options, certify="complete", max_products=needed + 2)
     assert not run.tokens[0].certificate.completeness.complete
-    folder = run.save(tmp_path / "out")
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    certificate = record["tokens"][0]["certificate"]
-    certificate["completeness"]["complete"] = True
-    certificate["completeness"]["rounding"] = 10.0
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    certificate["line"] = load_run(folder).tokens[0].certificate.line
-    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    assert [claim.what for claim in verify(folder, tiny).failed] == [
+
+    def change(record: dict[str, Any]) -> None:
+        _completed(record)
+        record["tokens"][0]["certificate"]["completeness"]["rounding"] = 10.0
+
+    assert _failed(forged(run, change), tiny) == [
         "difference in the rounding that the bounds of token 1 of prompt 0 hold",
         "contradictions in the claim of completeness of token 1 of prompt 0",
     ]
+
+
+CONTRADICTIONS = ["contradictions in the claim of completeness of token 1 of prompt 0"]
+
+
+def test_no_claim_is_complete_with_tau_above_its_last_value(tiny: LoadedModel) -> None:
+    """The bounds are within so wide a tolerance, and yet another value may lie above s_k."""
+    options = {"k": 4, "tol": 0.5, "method": "lanczos", "tokens": [1]}
+    needed = analyze(tiny, PROMPT, **options).work["columns"]
+    run = analyze(tiny, PROMPT, **options, certify="complete", max_products=needed + 20)
+    claim = run.tokens[0].certificate.completeness
+    assert not claim.complete and claim.sigma_k < claim.tau
+    assert all(bound <= 1.5 * value for bound, value in zip(claim.upper, run.tokens[0].S.tolist(), strict=False))
+    assert _failed(forged(run, _completed), tiny) == CONTRADICTIONS
+
+
+def test_no_claim_is_complete_with_bounds_beyond_its_tolerance(tiny: LoadedModel) -> None:
+    """What is complete within a half is not within a tenth."""
+    run = analyze(tiny, PROMPT, k=4, tol=0.5, method="lanczos", tokens=[1], certify="complete")
+    claim = run.tokens[0].certificate.completeness
+    assert claim.complete and claim.upper[3] > 1.1 * claim.sigma_k
+
+    def change(record: dict[str, Any]) -> None:
+        record["options"]["tol"] = record["tokens"][0]["certificate"]["tol"] = 0.1
+
+    assert CONTRADICTIONS[0] in _failed(forged(run, change), tiny)
+
+
+def test_no_claim_about_a_threshold_is_complete_with_a_bound_above_it(tiny: LoadedModel) -> None:
+    options = {"threshold": 7.0, "method": "lanczos", "tokens": [1]}
+    needed = analyze(tiny, PROMPT, **options).work["columns"]
+    run = analyze(tiny, PROMPT, **options, certify="complete", max_products=needed + 4)
+    claim = run.tokens[0].certificate.completeness
+    assert not claim.complete and claim.upper[claim.k] > 7.0
+    assert _failed(forged(run, _completed), tiny) == CONTRADICTIONS
+
+
+def test_a_claim_about_another_threshold_than_was_asked_for_fails(tiny: LoadedModel) -> None:
+    run = analyze(tiny, PROMPT, threshold=7.0, method="lanczos", tokens=[1], certify="complete")
+    assert run.tokens[0].certificate.completeness.complete and run.tokens[0].S[-1] > 7.2
+
+    def change(record: dict[str, Any]) -> None:
+        record["tokens"][0]["certificate"]["completeness"]["threshold"] = 7.2
+
+    assert _failed(forged(run, change), tiny) == CONTRADICTIONS
+
+
+def test_a_cluster_across_k_is_not_hidden(tiny: LoadedModel) -> None:
+    run = analyze(tiny, PROMPT, k=8, tol=0.3, method="lanczos", tokens=[1], certify="complete")
+    claim = run.tokens[0].certificate.completeness
+    assert claim.cluster and claim.guards > 0
+
+    def change(record: dict[str, Any]) -> None:
+        record["tokens"][0]["certificate"]["completeness"]["cluster"] = False
+
+    assert _failed(forged(run, change), tiny) == CONTRADICTIONS
+
+
+def test_a_guard_that_is_no_number_fails(complete: Run, tiny: LoadedModel) -> None:
+    name = next(name for name in complete.vectors if name.startswith("guards.V.0.0"))
+    vectors = complete.vectors | {name: complete.vectors[name] * math.nan}
+    assert _failed(Run(complete.record, vectors), tiny) == ["numbers of token 0 of prompt 0 that are not finite"]
 
 
 def test_guards_that_are_not_there_are_named(copy: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run, disk, folder, load_run, verify
+from tests.runs.conftest import harm
 
 
 @pytest.fixture
@@ -72,13 +73,8 @@ def test_missing_file_is_named(copy: Path, name: str) -> None:
         load_run(copy)
 
 
-def _change(copy: Path, **changes: object) -> None:
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    (copy / "run.json").write_text(json.dumps(record | changes), encoding="utf-8")
-
-
 def test_newer_format_is_refused_by_name(copy: Path) -> None:
-    _change(copy, format=99, versions={"detjac_lanczos": "7.5.0"})
+    harm(copy, lambda record: record.update(format=99, versions={"detjac_lanczos": "7.5.0"}))
     with pytest.raises(RunFileError, match=r"format 99, written by detjac-lanczos 7\.5\.0.*upgrade"):
         load_run(copy)
 
@@ -90,36 +86,33 @@ def test_older_format_is_read(copy: Path, run: Run, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("changes", [{"kind": "something else"}, {"format": "1"}, {"format": 0}])
 def test_foreign_record_is_refused(copy: Path, changes: dict) -> None:
-    _change(copy, **changes)
+    harm(copy, lambda record: record.update(changes))
     with pytest.raises(RunFileError):
         load_run(copy)
 
 
 def test_record_without_its_parts_is_refused(copy: Path) -> None:
-    _change(copy, tokens=[{"prompt": 0, "index": 17}])
+    harm(copy, lambda record: record.update(tokens=[{"prompt": 0, "index": 17}]))
     with pytest.raises(RunFileError, match=r"lacks tokens\[0\]\.id"):
         load_run(copy)
 
 
 @pytest.mark.parametrize("name", ["choices", "token_ids", "reconstructions", "work"])
-def test_missing_part_of_the_record_is_named(copy: Path, run: Run, name: str) -> None:
-    record = {key: value for key, value in run.record.items() if key != name}
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+def test_missing_part_of_the_record_is_named(copy: Path, name: str) -> None:
+    harm(copy, lambda record: record.pop(name))
     with pytest.raises(RunFileError, match=f"lacks {name}"):
         load_run(copy)
 
 
 @pytest.mark.parametrize("changes", [{"work": 3}, {"times": None}, {"tokens": "x"}, {"format": 99, "versions": 3}])
 def test_part_of_a_wrong_kind_is_refused(copy: Path, changes: dict) -> None:
-    _change(copy, **changes)
+    harm(copy, lambda record: record.update(changes))
     with pytest.raises(RunFileError, match=r"says (work|times|tokens) is|format 99"):
         load_run(copy)
 
 
-def test_vectors_of_another_run_are_refused(copy: Path, run: Run) -> None:
-    record = json.loads(json.dumps(run.record))
-    record["tokens"][0]["singular_values"].pop()
-    _change(copy, tokens=record["tokens"])
+def test_vectors_of_another_run_are_refused(copy: Path) -> None:
+    harm(copy, lambda record: record["tokens"][0]["singular_values"].pop())
     with pytest.raises(RunFileError, match="triplets of token 0"):
         load_run(copy)
 
@@ -129,7 +122,7 @@ def _drop(part: Any, name: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"),
+    ("change", "words"),
     [
         (lambda r: _drop(r["tokens"][2], "status"), r"lacks tokens\[2\]\.status"),
         (lambda r: _drop(r["tokens"][0], "floor"), r"lacks tokens\[0\]\.floor"),
@@ -161,10 +154,8 @@ def _drop(part: Any, name: Any) -> None:
         (lambda r: r["choices"]["gemm"].__setitem__("f32", 3), r"choices\.gemm\.f32 is 3"),
     ],
 )
-def test_damage_deep_inside_is_one_line_that_says_where(copy: Path, run: Run, harm: Any, words: str) -> None:
-    record = json.loads(json.dumps(run.record))
-    harm(record)
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+def test_damage_deep_inside_is_one_line_that_says_where(copy: Path, change: Any, words: str) -> None:
+    harm(copy, change)
     with pytest.raises(RunFileError, match=words) as caught:
         load_run(copy)
     assert "\n" not in str(caught.value)

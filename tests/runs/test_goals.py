@@ -12,6 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.reading.page.repeat import command_line, python_call
 from detjac_lanczos.runs import Run, analyze, load_run, verify
+from tests.runs.conftest import forged
 from tests.tiny_llama import PROMPT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,10 +61,12 @@ def test_runs_are_stored_shown_and_verified(options: dict | str, above: Run, tin
             share = float((values[: len(token.S)] ** 2).sum() / (values**2).sum())
             assert 0.7 <= low <= share * (1 + 1e-4)
             assert share <= high * (1 + 1e-4)
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        record["tokens"][0]["energy"] = [0.9999, 0.99999]
-        (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
-        assert any("share of the energy of token 0" in claim.what for claim in verify(folder, tiny).failed)
+        for change in (
+            lambda record: record["tokens"][0].__setitem__("energy", [0.9999, 0.99999]),
+            lambda record: record["options"].__setitem__("energy", 0.99),
+        ):
+            failed = verify(forged(run, change), tiny).failed
+            assert any("share of the energy of token 0" in claim.what for claim in failed)
 
 
 def test_a_run_says_how_to_repeat_it(above: Run) -> None:

@@ -19,6 +19,7 @@ from detjac_lanczos.reading import contribution, contributions, estimate_contrib
 from detjac_lanczos.runs import Run, analyze, load_run, verify
 from detjac_lanczos.runs.surveying import name_the_survey
 from detjac_lanczos.solvers import svd_batch
+from tests.runs.conftest import forged, harm
 from tests.tiny_llama import PROMPT
 
 K = 3
@@ -129,6 +130,7 @@ def _sure(token: dict[str, Any]) -> None:
         (lambda token: token["survey"].__setitem__("share", token["survey"]["share"] / 2 + 0.1), "estimates of"),
         (lambda token: token["survey"]["values"].__setitem__(2, 9.0), "estimates of"),
         (lambda token: token["survey"]["residuals"].__setitem__(0, 0.0), "estimates of"),
+        (lambda token: token["residuals"][1].__setitem__(1, 0.5), "residual ρ_L of triplet 2"),
         (lambda token: token["singular_values"].__setitem__(0, 9.0), "between record and vectors"),
         (lambda token: token["contribution"].__setitem__("share", 0.9), "contribution of"),
         (lambda token: token.__setitem__("stable_rank", 1.0), "stable rank of"),
@@ -138,19 +140,27 @@ def _sure(token: dict[str, Any]) -> None:
 def test_a_changed_estimate_fails(
     harmed: Path, tiny: LoadedModel, change: Callable[[dict[str, Any]], None], what: str
 ) -> None:
-    record = json.loads((harmed / "run.json").read_text("utf-8"))
-    token = _estimated(record)
-    change(token)
-    if token["status"] == "converged":
-        token["residuals"] = [[0.0, pair[1]] for pair in token["residuals"]]
-    (harmed / "run.json").write_text(json.dumps(record), "utf-8")
+    def change_one(record: dict[str, Any]) -> None:
+        token = _estimated(record)
+        change(token)
+        if token["status"] == "converged":
+            token["residuals"] = [[0.0, pair[1]] for pair in token["residuals"]]
+
+    harm(harmed, change_one)
     assert any(what in claim.what for claim in verify(harmed, tiny).failed)
 
 
+@pytest.mark.parametrize("polish", [POLISHED + 1, "flagged", None])
+def test_as_many_are_polished_as_the_options_say(survey: Run, tiny: LoadedModel, polish: object) -> None:
+    assert all(token.survey["flagged"] for token in survey.tokens) or polish != "flagged"
+    false = forged(survey, lambda record: record["options"].__setitem__("polish", polish))
+    assert [claim.what for claim in verify(false, tiny).failed] == ["contradictions in the options: options.polish"]
+
+
 @pytest.mark.parametrize("name", ["U", "S", "V", "survey.basis"])
-def test_a_changed_vector_fails(harmed: Path, tiny: LoadedModel, name: str) -> None:
+def test_a_changed_vector_fails(survey: Run, harmed: Path, tiny: LoadedModel, name: str) -> None:
     vectors = load_file(harmed / "vectors.safetensors")
-    token = _estimated(json.loads((harmed / "run.json").read_text("utf-8")))
+    token = _estimated(survey.record)
     key = name if name == "survey.basis" else f"{name}.{token['prompt']}.{token['index']}"
     vectors[key] = vectors[key] * 1.01
     save_file(vectors, harmed / "vectors.safetensors")
@@ -167,9 +177,7 @@ def test_a_basis_that_is_none_is_named(harmed: Path, damage: Callable[[torch.Ten
 
 
 def test_a_survey_without_its_estimates_is_no_run(harmed: Path) -> None:
-    record = json.loads((harmed / "run.json").read_text("utf-8"))
-    _estimated(record)["survey"] = None
-    (harmed / "run.json").write_text(json.dumps(record), "utf-8")
+    harm(harmed, lambda record: _estimated(record).__setitem__("survey", None))
     with pytest.raises(RunFileError, match="lacks what the survey estimated"):
         load_run(harmed)
 

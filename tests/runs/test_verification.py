@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detjac_lanczos import detach
-from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs import Run, analyze, disk, load_run, verify
 from detjac_lanczos.runs.coherence import coherence_claims
 from detjac_lanczos.runs.notes import WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
+from tests.runs.conftest import forged, harm
 from tests.tiny_llama import PROMPT, with_one_long_direction
 from tests.tiny_models import llama
 from tests.tiny_models.moe import gpt_oss
@@ -176,22 +177,22 @@ HARMED = (
 
 def test_a_changed_record_fails(copy: Path, tiny: LoadedModel) -> None:
     """Each token is harmed in another way."""
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    for token, (change, _) in zip(record["tokens"], HARMED, strict=True):
-        change(token)
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+
+    def change_each(record: dict[str, Any]) -> None:
+        for token, (change, _) in zip(record["tokens"], HARMED, strict=True):
+            change(token)
+
+    harm(copy, change_each)
     failed = [claim.what for claim in verify(copy, tiny).failed]
     for index, (_, what) in enumerate(HARMED):
         named = what if what.startswith("work") else f"token {index}"
         assert any(what in claim and named in claim for claim in failed), what
 
 
-def test_understated_residuals_fail_only_above_the_floor(copy: Path, tiny: LoadedModel) -> None:
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    token = record["tokens"][0]
-    measured, token["residuals"][0] = max(token["residuals"][0]), [0.0, 0.0]
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
-    assert verify(copy, tiny).ok == (measured <= token["floor"])
+def test_understated_residuals_fail_only_above_the_floor(run: Run, copy: Path, tiny: LoadedModel) -> None:
+    harm(copy, lambda record: record["tokens"][0]["residuals"].__setitem__(0, [0.0, 0.0]))
+    token = run.tokens[0]
+    assert verify(copy, tiny).ok == (max(token.residuals[0]) <= token.record["floor"])
 
 
 UNVERIFIABLE = {"advice", "work.passes", "work.seconds", "work.row_sweeps", "work.products_forward"}
@@ -199,20 +200,25 @@ UNVERIFIABLE = {"advice", "work.passes", "work.seconds", "work.row_sweeps", "wor
 
 
 def test_no_part_of_a_token_can_be_altered_without_failing(run: Run, tiny: LoadedModel) -> None:
-    """Every part: taken out, emptied or altered. What loads is caught: of six tokens another part each, at once."""
+    """Every part: taken out, emptied or altered. What loads is caught: of six tokens another part each, at once.
+
+    What one claim about all tokens holds is harmed alone.
+    """
     parts = [path for path in _leaves(run.record["tokens"][0]) if ".".join(map(str, path)) not in UNVERIFIABLE]
     harms = [(path, how) for path in parts for how in (_lose, _empty, _alter)]
     spared = [(path, how) for path, how in harms if _harmed(run, [(0, path, how)])]
     assert len(spared) > 40
-    for start in range(0, len(spared), 6):
-        group = [(index, *harm) for index, harm in enumerate(spared[start : start + 6])]
+    shared = {path: "work of the run" for path in parts if path[0] == "work" and path[-1] != "probe_products"}
+    shared |= {("index",): "options.tokens"} | dict.fromkeys((("id",), ("token",)), "tokens of prompt 0")
+    groups = [[(0, *alone)] for alone in spared if alone[0] in shared]
+    apart = [one for one in spared if one[0] not in shared]
+    groups += [[(i, *one) for i, one in enumerate(apart[start : start + 6])] for start in range(0, len(apart), 6)]
+    for group in groups:
         harmed = _harmed(run, group)
         assert harmed is not None, group
         failed = [claim.what for claim in verify(harmed, tiny).failed]
         for index, path, how in group:
-            shared = {"work": "work of the run", "index": "options.tokens"}
-            shared |= dict.fromkeys(("id", "token"), "tokens of prompt 0")
-            named = shared.get(path[0], f"token {index} of")
+            named = shared.get(path, f"token {index} of")
             assert any(named in what for what in failed), (path, how)
 
 
@@ -248,10 +254,11 @@ def test_no_narrower_stable_rank_interval_holds(tiny: LoadedModel) -> None:
 
 
 def test_other_words_for_the_same_definition_are_told_and_fail_nothing(copy: Path) -> None:
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    record["definition"]["input"] = "rows of the table of embeddings"
-    record["loading"] = {"revision": "v2", "device_map": "cpu"}
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    def change(record: dict[str, Any]) -> None:
+        record["definition"]["input"] = "rows of the table of embeddings"
+        record["loading"] = {"revision": "v2", "device_map": "cpu"}
+
+    harm(copy, change)
     found = verify(copy)
     assert found.ok
     assert "loaded with revision='v2', device_map='cpu'" in str(found)
@@ -273,9 +280,7 @@ def test_the_position_of_every_prompt_is_recorded(tiny: LoadedModel) -> None:
 
 
 def test_a_record_cannot_have_code_run(copy: Path) -> None:
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    record["loading"] = {"trust_remote_code": True}
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    harm(copy, lambda record: record.update(loading={"trust_remote_code": True}))
     with pytest.raises(InputError, match="if you trust it, give load_model"):
         verify(copy)
 
@@ -333,22 +338,58 @@ def _harmed(run: Run, harms: Sequence[tuple[int, tuple[Any, ...], Any]]) -> Run 
         (lambda record: record["prompt_tokens"][0].__setitem__(1, "gold"), "tokens of prompt 0"),
         (lambda record: record["predictions"][0][3].__setitem__("probability", 0.6), "predictions after prompt 0"),
         (lambda record: record["predictions"][0][3].__setitem__("token", "gold"), "predictions after prompt 0"),
-        (lambda record: record["reconstructions"][0].__setitem__("offset_share", 0.5), "offset share of prompt 0"),
+        *(
+            (lambda record, name=name: record["reconstructions"][0].__setitem__(name, 0.5), name.replace("_", " "))
+            for name in ("relative_error", "norm_error", "offset_share", "model_relative_error")
+        ),
     ],
 )
 def test_a_changed_run_fails(copy: Path, tiny: LoadedModel, change: Callable[[dict], None], what: str) -> None:
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    change(record)
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    harm(copy, change)
     assert any(what in claim.what for claim in verify(copy, tiny).failed)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "what"),
+    [
+        ("orthonormality", lambda loss: [loss[0] + 0.01, loss[1]], "loss of orthonormality, left vectors of token 1"),
+        ("orthonormality", lambda loss: [loss[0], loss[1] + 0.01], "loss of orthonormality, right vectors of token 1"),
+        ("e_k", lambda residual: residual + 0.1, "block residual of token 1"),
+        ("residual", lambda residual: residual + 0.01, "certified residual of token 1"),
+        ("adjoint_defect", lambda defect: defect + 0.01, "adjoint defect of token 1"),
+    ],
+)
+def test_a_certificate_says_no_more_than_was_measured(
+    run: Run, tiny: LoadedModel, name: str, change: Callable[[Any], Any], what: str
+) -> None:
+    def overstate(record: dict[str, Any]) -> None:
+        certificate = record["tokens"][1]["certificate"]
+        certificate[name] = change(certificate[name])
+
+    assert [claim.what for claim in verify(forged(run, overstate), tiny).failed] == [f"{what} of prompt 0"]
+
+
+def test_triplets_that_miss_the_tolerance_of_the_options_are_counted(tiny: LoadedModel) -> None:
+    run = analyze(tiny, PROMPT, k=3, tol=1e-2, method="lanczos", tokens=[1])
+    false = forged(run, lambda record: record["options"].__setitem__("tol", 1e-5))
+    (short,) = (claim for claim in verify(false, tiny).failed if "short of those claimed" in claim.what)
+    assert 1 <= short.measured <= 3
+
+
+def test_vectors_of_other_lengths_are_of_another_run(run: Run, tiny: LoadedModel) -> None:
+    shortened = {name: run.vectors[name][:-1] for name in ("U.0.2", "V.0.2")}
+    with pytest.raises(RunFileError, match=r"token 2 of prompt 0 have lengths 63 and 63, .* 64 × 64: they are of"):
+        verify(Run(run.record, run.vectors | shortened), tiny)
 
 
 def test_more_recorded_passes_excuse_no_residual(copy: Path, tiny: LoadedModel) -> None:
     """The floor of rounding grows with the passes: a forged count must not lift it over a forged vector."""
-    record = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    for work in (record["work"], *(token["work"] for token in record["tokens"])):
-        work["passes"] = 10**14
-    (copy / "run.json").write_text(json.dumps(record), encoding="utf-8")
+
+    def change(record: dict[str, Any]) -> None:
+        for work in (record["work"], *(token["work"] for token in record["tokens"])):
+            work["passes"] = 10**14
+
+    harm(copy, change)
     _tamper(copy, "U.0.2", _nudge)
     assert any("residual of triplet 1 of token 2" in claim.what for claim in verify(copy, tiny).failed)
 

@@ -1,0 +1,101 @@
+"""A record that contradicts itself fails, and the part that does is named, where its lines are written to match."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from detjac_lanczos import detach
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.runs import Run
+from detjac_lanczos.runs.coherence import coherence_claims
+from tests.runs.conftest import forged
+from tests.tiny_llama import PROMPT
+
+TOKEN = "token 0 of prompt 0"
+
+
+def contradictions(run: Run, model: LoadedModel) -> dict[str, list[str]]:
+    """Return the parts that contradict the rest, by what they are parts of."""
+    network, places = detach(model, PROMPT), {"source": "embeddings", "target": "output", "position": -1}
+    found = [claim for claim in coherence_claims(run, network, network.jacobians(**places), places) if not claim.holds]
+    told = dict(claim.what.removeprefix("contradictions in the ").split(": ", 1) for claim in found)
+    return {where: parts.split(", ") for where, parts in told.items()}
+
+
+def test_a_sound_record_contradicts_itself_nowhere(run: Run, complete: Run, tiny: LoadedModel) -> None:
+    for sound in (run, complete):
+        assert contradictions(forged(sound, lambda record: None), tiny) == {}
+
+
+def _live_and_chatting(record: dict[str, Any]) -> None:
+    record["options"]["chat"] = True
+    record["prompts"] = [None]
+
+
+def _another_method(record: dict[str, Any]) -> None:
+    record["options"]["method"] = "auto"
+    record["work"]["method"] = "magic"
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (_another_method, "work.method"),
+        (_live_and_chatting, "prompts"),
+    ],
+)
+def test_options_that_the_run_did_not_follow(
+    complete: Run, tiny: LoadedModel, change: Callable[[dict[str, Any]], None], part: str
+) -> None:
+    assert part in contradictions(forged(complete, change), tiny)["options"]
+
+
+def _no_values(token: dict[str, Any]) -> None:
+    token["singular_values"] = [None] * len(token["singular_values"])
+
+
+def _claimed_fewer(token: dict[str, Any]) -> None:
+    token["certificate"]["claimed"] -= 1
+
+
+def _low_floor(token: dict[str, Any]) -> None:
+    token["floor"] = token["certificate"]["floor"] = token["floor"] / 10
+
+
+def _doubled_floor(token: dict[str, Any]) -> None:
+    claim = token["certificate"]["completeness"]
+    claim["floor"] = 2 * token["certificate"]["floor"]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (_no_values, ["status", "certificate"]),
+        (lambda token: token.__setitem__("status", "estimate"), ["status", "certificate"]),
+        (lambda token: token["certificate"].__setitem__("completeness", None), ["certificate.completeness"]),
+        (_claimed_fewer, ["certificate.claimed"]),
+        (_low_floor, ["floor", "completeness.floor"]),
+        (_doubled_floor, ["completeness.floor"]),
+    ],
+)
+def test_tokens_that_contradict_themselves(
+    complete: Run, tiny: LoadedModel, change: Callable[[dict[str, Any]], None], parts: list[str]
+) -> None:
+    found = contradictions(forged(complete, lambda record: change(record["tokens"][0])), tiny)
+    assert sorted(found[TOKEN]) == sorted(parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parts"),
+    [
+        ("certify", "triplets", ["work.probe_products", "certificate.completeness"]),
+        ("max_products", 3, ["work"]),
+    ],
+)
+def test_tokens_that_contradict_the_options(
+    complete: Run, tiny: LoadedModel, name: str, value: object, parts: list[str]
+) -> None:
+    found = contradictions(forged(complete, lambda record: record["options"].__setitem__(name, value)), tiny)
+    for token in complete.tokens:
+        assert sorted(found[token.name]) == sorted(parts)
