@@ -21,7 +21,7 @@ from detjac_lanczos.models.gguf_rope import set_rope
 
 CHUNK_BYTES = 1 << 22
 DIVISORS = "rope_freqs.weight"
-_COPY = "get a sound copy of the file"
+_COPY = "get a sound copy of the file, or the model's folder"
 
 
 def sha256_of(path: Path) -> str:
@@ -113,7 +113,7 @@ def _require_all_taken(
     if left:
         raise ModelError(
             f"{path} holds {len(left)} weights that its architecture ({architecture}) has no place for here, the first "
-            f"is {left[0]!r}; {_COPY}, or the model's folder"
+            f"is {left[0]!r}; {_COPY}"
         )
 
 

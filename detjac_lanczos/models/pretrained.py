@@ -176,6 +176,7 @@ def _in_one_line(error: Exception, name: str) -> ModelError | InputError:
     if "trust_remote_code" in text:
         return InputError(f"{name} brings its own Python code; if you trust it, pass trust_remote_code=True")
     reason = text.split(". ")[0]
-    if not isinstance(error, OSError | ValueError | RuntimeError):  # others say less than their kind does
-        reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | EOFError):  # the kind says more
+        reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+    reason = reason or type(error).__name__
     return ModelError(f"cannot load {name!r}: {reason[:300]}; check the name, or that the files are whole")
