@@ -97,7 +97,7 @@ class Attempt:
         assert self.probe.row is not None
         product = product.to(self.deflation.left.dtype) * self.search.judge.scale
         self.search.hold_against(self.probe.direction, self.probe.row, product)
-        self.search.count_column(probe=True)
+        self.search.count_probed()
         if self.search.status is Status.NOT_ADJOINT:
             self.ended = True
             return

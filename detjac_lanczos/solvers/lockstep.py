@@ -122,7 +122,6 @@ class Lockstep:
         rows = [(index, self.searches[index].state.V.rows[:1]) for index in turn]
         for index, product in zip(turn, self.batch.apply(Direction.FORWARD, rows), strict=True):
             search = self.searches[index]
-            search.count_column(probe=False)
             if index in self.batch.nonfinite:
                 search.status = Status.NOT_FINITE
             elif not self.batch.alike(

@@ -233,11 +233,11 @@ class Search:
         if self.triplets is not None and self.relative[0] > self.options.tol:
             self.goal.forget_first(self.state, self.triplets.values, self.judge.eps)
 
-    def count_column(self, *, probe: bool) -> None:
-        """Count a pass of one column that is none of the search: of a ``probe``, or made before and timed again."""
+    def count_probed(self) -> None:
+        """Count a product of a probe: a pass of one column that is none of the search."""
         self.judge.passes += 1
         self.products += 1
-        self.probed += probe
+        self.probed += 1
 
     def reopen(self) -> None:
         """Judge again, after the rows of one more random vector were taken."""
