@@ -3,13 +3,15 @@
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detjac_lanczos.models import LoadedModel
+from detjac_lanczos import models
+from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.reading import figures
 from detjac_lanczos.runs import load_run, verify
 from tests.command_line import call, refused
@@ -23,20 +25,34 @@ def test_json_is_one_object_and_quiet_is_quiet(folder: Path, capsys: pytest.Capt
     record = json.loads(out)
     assert record["format"] == 1
     assert [token["index"] for token in record["tokens"]] == [0, 3, 4, 5]
-    assert record["times"]["load"] > 0
+
+
+def test_the_time_to_load_the_model_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slowly(*arguments: object, **options: object) -> LoadedModel:
+        time.sleep(0.2)
+        return load_model(*arguments, **options)
+
+    monkeypatch.setattr(models, "load_model", slowly)
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--json", "-q") == 0
+    times = json.loads(capsys.readouterr().out)["times"]
+    assert times["load"] >= 0.2
+    assert times["total"] == pytest.approx(sum(times.values()) - times["total"])
 
 
 def test_options_reach_the_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rules = ["--freeze", "up", "--dtype", "float64", "--certify", "none"]
     search = ["--method", "lanczos", "--seed", 7, "--block", 3, "--tol", "1e-6", "--tokens", 0]
     places = ["--source", "layer(1)", "--target", "mlp(2)", "--position", 1]
-    options = [*rules, *search, *places, "--json", "-q"]
+    options = [*rules, *search, *places, "--memory", "2MiB", "--json", "-q"]
     assert call("svd", PROMPT, "most of", "--model", folder, *options) == 0
     record = json.loads(capsys.readouterr().out)
     assert [(token["prompt"], token["index"]) for token in record["tokens"]] == [(0, 0), (1, 0)]
     assert record["freeze"] == "up"
     assert record["dtype"] == "float64"
     expected = {"seed": 7, "block": 3, "tol": 1e-6, "position": 1, "method": "lanczos", "certify": None}
+    expected |= {"memory": 2 * 2**20}
     assert expected.items() <= record["options"].items()
     assert (record["options"]["source"], record["options"]["target"]) == ("layer(1)", "mlp(2)")
     assert record["tokens"][0]["certificate"] is None

@@ -42,6 +42,19 @@ def test_failed_claim_is_no_success(folder: Path, tmp_path: Path, capsys: pytest
     assert any(not claim["holds"] and "token 1" in claim["what"] for claim in found["claims"])
 
 
+def test_a_model_that_was_moved_is_named_and_put_where_one_says(
+    harmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    assert call("svd", PROMPT, "--model", harmed, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
+    harmed.rename(moved)
+    capsys.readouterr()
+    assert str(harmed) in refused(capsys, "verify", out, "-q")
+    assert call("verify", out, "--model", moved, "-q") == 0
+    capsys.readouterr()
+    assert "nowhere" in refused(capsys, "verify", out, "--model", moved, "--device", "nowhere", "-q")
+
+
 def test_quiet_and_verbose_mean_the_same_everywhere(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,15 @@ def test_recorded_choices_repeat_the_survey_and_its_polish(survey: Run, tiny: Lo
         assert torch.equal(vector, again.vectors[name]), name
 
 
+def test_a_polish_has_the_tolerance_and_the_choices_of_the_run(survey: Run, tiny: LoadedModel) -> None:
+    choices = copy.deepcopy(survey.record["choices"])
+    choices["solver"]["polish"]["block"] = 5
+    again = analyze(tiny, PROMPT, K, method="shared_basis", polish=1, tol=1e-5, choices=choices)
+    (certificate,) = (token.certificate for token in again.tokens if token.certificate is not None)
+    assert certificate.tol == 1e-5 and certificate.claimed == K
+    assert again.record["choices"]["solver"]["polish"] == choices["solver"]["polish"]
+
+
 def test_a_stored_survey_is_read_and_holds(survey: Run, stored: Path, tiny: LoadedModel) -> None:
     run = load_run(stored)
     assert run.record == json.loads(json.dumps(survey.record))

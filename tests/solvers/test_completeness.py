@@ -1,6 +1,7 @@
 """COMPLETE and BOUND are wrong no more often than δ, and what a probe finds is found for good."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers import Status, SVDResult, basis, copies, start, strand, svd, svd_batch, widening
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.probe import share_of
+from detjac_lanczos.solvers.reprobe import measure_completeness
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,6 +197,22 @@ def test_an_exactly_low_rank_operator(dtype: torch.dtype) -> None:
     assert beyond.upper[10] <= 1e4 * torch.finfo(dtype).eps
     assert len(beyond.steps) > 1
     assert claim_of(svd(torch.zeros(30, 20, dtype=dtype), 5, method="lanczos", certify="complete")).complete
+
+
+def test_every_vector_of_a_claim_is_sent_again() -> None:
+    """Six vectors, each exhausted at once, bound what the first alone does not."""
+    A = matrix(values_of("rank k", 60), (80, 60))
+    found = svd(A, 10, method="lanczos", certify="complete")
+    claim = claim_of(found)
+    assert claim.steps == (1,) * 6
+
+    def again(steps: tuple[int, ...]) -> Completeness:
+        given = [found.U], [found.S], [found.V], [replace(claim, steps=steps)]
+        return measure_completeness([A], *given, tol=1e-3, passes=found.work.passes)[0]
+
+    assert again(claim.steps).tau == pytest.approx(claim.tau)
+    assert again(claim.steps).steps == claim.steps
+    assert again((1,)).tau > 1e3 * claim.tau
 
 
 @pytest.mark.parametrize("method", ["lanczos", "dense"])
