@@ -148,6 +148,44 @@ def test_divisors_that_are_not_llama_3s_are_refused(
     )
 
 
+LFM2 = {
+    "model.embed_tokens": "token_embd",
+    "model.embedding_norm": "token_embd_norm",
+    "model.layers": "blk",
+    "operator_norm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
+    ".conv.in_proj": ".shortconv.in_proj",
+    ".conv.out_proj": ".shortconv.out_proj",
+    ".conv.conv": ".shortconv.conv",
+}
+
+
+@pytest.mark.parametrize("further", [{}, {"blk.0.attn_q.bias": np.ones(64, "f4")}])
+def test_weights_left_over_are_named_where_transformers_renames_by_rules(
+    further: dict[str, np.ndarray], own_cache: Path, tmp_path: Path
+) -> None:
+    """Of Qwen 3.5 and LFM2 it takes every tensor, and maps them by no table."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    sizes = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}
+    model = Lfm2ForCausalLM(Lfm2Config(**sizes, **heads, block_auto_adjust_ff_dim=False))
+    metadata = {"head_count_kv": [0, 2], "lfm2.shortconv.l_cache": 3}
+    path = write_gguf(tmp_path / "lfm2.gguf", metadata, (), further, "lfm2", model, LFM2)
+    if further:
+        assert "holds 1 weights that" in refusal(path, own_cache)
+    else:
+        assert load_model(path).model.config.rope_parameters["rope_theta"] == 5000.0
+
+
 def test_the_base_is_that_of_the_file_where_transformers_reads_none() -> None:
     from transformers import Starcoder2Config, Starcoder2ForCausalLM
 

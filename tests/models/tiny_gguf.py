@@ -49,28 +49,31 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     left_out: Iterable[str] = (),
     further: Mapping[str, np.ndarray] | None = None,
+    architecture: str = "llama",
+    model: Any = None,
+    names: Mapping[str, str] = NAMES,
 ) -> Path:
-    """Write a tiny Llama with matrices in Q8_0, a tied head and a byte-pair tokenizer.
+    """Write a tiny Llama, or another model of its sizes, with matrices in Q8_0, a tied head and a byte-pair tokenizer.
 
     `metadata` is named as the methods ``add_*`` of a GGUFWriter, None leaves a key out, a key with a dot is written as
-    it is; `left_out` and `further` are tensors.
+    it is; `left_out` and `further` are tensors; `names` are transformers' parts of names and the file's.
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     for key, value in (METADATA | dict(metadata or {})).items():
         if "." in key:
             writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
         elif value is not None:
             getattr(writer, f"add_{key}")(value)
-    for name, parameter in tiny_llama().named_parameters():
-        for ours, theirs in NAMES.items():
+    for name, parameter in (model or tiny_llama()).named_parameters():
+        for ours, theirs in names.items():
             name = name.replace(ours, theirs)
         values = parameter.detach().numpy()
         if name in left_out:
             continue
-        if values.ndim == 1:
-            writer.add_tensor(name, values)
+        if values.ndim != 2:
+            writer.add_tensor(name, values[:, 0] if values.ndim == 3 else values)
         else:
             packed = gguf.quantize(np.ascontiguousarray(values), gguf.GGMLQuantizationType.Q8_0)
             writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
