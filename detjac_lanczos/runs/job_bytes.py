@@ -171,7 +171,7 @@ class Demand:
         return _last(most, lambda tokens: self.least(tokens, width) <= room)
 
     def _matrices(self, lengths: list[int], chunk: int, rebuilt: tuple[bool, bool]) -> int:
-        """Bytes of dense matrices, and of a sweep of so many shared cotangents, their products, a check, or an SVD."""
+        """Bytes of dense matrices, and of a sweep of so many shared cotangents, their products, an SVD, or a check."""
         shape, count, n = self._operator(1), len(lengths), max(lengths)
         working = working_dtype(_DTYPES[self.shape.itemsize]).itemsize
         # the last one may have fewer columns, whose rows go in taller parts
@@ -181,14 +181,15 @@ class Demand:
         )
         products = chunk * shape[1] * (n * self.shape.itemsize + count * working)
         decomposing = (2 * shape[0] * shape[1] + min(shape) * sum(shape)) * working
-        decomposing += count * result_bytes(shape, _DTYPES[self.shape.itemsize], self.k)
+        triplets = count * result_bytes(shape, _DTYPES[self.shape.itemsize], self.k)
         together = turns([self.cost(length) for length in lengths])
         checking = max(
             sweep_bytes(self.shape, [lengths[i] for i in turn], 1, rebuilt=rebuilt, lockstep=True)
             + len(turn) * shape[1] * (working + 2 * self.shape.itemsize)  # its vectors, as they are sent
             for turn in together[:: -(-len(together) // _TURNS)]
         )
-        return count * shape[0] * shape[1] * working + max(sweep, products, checking, decomposing)
+        after = max(checking, decomposing) + triplets  # a mixture of the triplets is sent last
+        return count * shape[0] * shape[1] * working + max(sweep, products, after)
 
     def _most(self, lengths: list[int], span: int, width: int, rebuilt: tuple[bool, bool], *, lockstep: bool) -> int:
         """Return the most of four moments: the first sweeps, those before blocks narrow, the last ones, the results."""
