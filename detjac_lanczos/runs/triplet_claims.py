@@ -18,9 +18,6 @@ from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
 from detjac_lanczos.solvers.rounding import SAFETY, epsilon, working_dtype
 
-_MISMATCH = 2**-0.5
-"""How much of ``tol`` σ_j a mismatch of matrix and operator may be that residuals of a written-out matrix hold."""
-
 
 def finite_claim(token: TokenResult) -> Claim:
     """Triplets and guards are numbers, unless the record itself says that none were found."""
@@ -41,20 +38,12 @@ def triplet_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult]
     vectors = ([getattr(token, name) for token in part] for name in "USV")
     sweeps = Subset(operators, range(len(part)))
     fresh = measure_triplets(sweeps, *vectors, tol=run.record["options"]["tol"], passes=passes)
-    held = _MISMATCH * run.record["options"]["tol"] if _of_matrices(run) else 0.0
     for token, found in zip(part, fresh, strict=True):
-        yield from _of_token(token, found, epsilon(working_dtype(batch.dtype)), held)
+        yield from _of_token(token, found, epsilon(working_dtype(batch.dtype)))
     yield from energy_claims(run, operators, part)
 
 
-def _of_matrices(run: Run) -> bool:
-    """Whether triplets of the run are those of matrices that were written out, at once or in a polish."""
-    polished = run.record["choices"]["solver"].get("polish") or {}
-    return "dense" in (run.record["work"]["method"], polished.get("method"))
-
-
-def _of_token(token: TokenResult, found: Measurement, eps: float, held: float) -> Iterator[Claim]:
-    """Compare what is claimed of one token; residuals may hold a mismatch of ``held`` σ_j besides."""
+def _of_token(token: TokenResult, found: Measurement, eps: float) -> Iterator[Claim]:
     record, name = token.record, token.name
     fresh, residuals = found.certificate, found.residuals
     slack, certificate = found.rounding, token.certificate
@@ -62,35 +51,30 @@ def _of_token(token: TokenResult, found: Measurement, eps: float, held: float) -
         largest = max(part for part in claimed if part is not None)
         yield Claim(f"residual of triplet {j + 1} of {name}", largest, max(measured), largest + slack)
     recorded = torch.tensor(token.residuals, dtype=torch.float64)
-    more = recorded - residuals
-    beyond = torch.maximum(-more, more - held * token.S.double()[:, None]).clamp_min(0.0)
-    yield Claim(f"difference in the residuals of {name}", 0.0, float(beyond.max()), slack)
+    yield Claim(f"difference in the residuals of {name}", 0.0, float((recorded - residuals).abs().max()), slack)
     written = torch.tensor(record["singular_values"], dtype=torch.float64)
     apart = float((written - token.S.double()).abs().max())
     yield Claim(f"difference between record and vectors in the values of {name}", 0.0, apart, 0.0)
     wanted = len(token.S) if token.status in SUCCESSFUL else 0
     if certificate is not None:
         wanted = max(wanted, certificate.claimed)
-        yield from _of_certificate(certificate, found, name, eps, token.S.double(), held)
+        yield from _of_certificate(certificate, found, name, eps, token.S.double())
         different = float(certificate.line != record["certificate"]["line"])
         yield Claim(f"difference between the certificate of {name} and its line", 0.0, different, 0.0)
     met = residuals.amax(dim=1) <= fresh.tol * token.S.double() + slack
     yield Claim(f"triplets of {name} short of those claimed", 0.0, max(0.0, float(wanted - met.sum())), 0.0)
 
 
-def _of_certificate(
-    claimed: Certificate, found: Measurement, name: str, eps: float, values: Tensor, held: float
-) -> Iterator[Claim]:
+def _of_certificate(claimed: Certificate, found: Measurement, name: str, eps: float, values: Tensor) -> Iterator[Claim]:
     """Compare every number of a certificate, either way: none may say less, or more, than was measured."""
     fresh, root, smallest = found.certificate, math.sqrt(claimed.k), float(values.min())
     slack = SAFETY * eps * root
     for side, was, measured in zip(("left", "right"), claimed.orthonormality, fresh.orthonormality, strict=True):
         yield _either_way(f"loss of orthonormality, {side} vectors of {name}", was, measured, slack)
     if fresh.claimed == claimed.claimed:
-        within = root * found.rounding, held * float(values.norm())
-        yield _either_way(f"block residual of {name}", claimed.e_k, fresh.e_k, *within)
+        yield _either_way(f"block residual of {name}", claimed.e_k, fresh.e_k, root * found.rounding)
         allowed = found.rounding / smallest if smallest > 0 else math.inf
-        yield _either_way(f"certified residual of {name}", claimed.residual, fresh.residual, allowed, held)
+        yield _either_way(f"certified residual of {name}", claimed.residual, fresh.residual, allowed)
     scale = fresh.sigma_1 or 1.0
     allowed = slack + root * found.rounding / scale
     yield _either_way(f"adjoint defect of {name}", claimed.adjoint_defect, fresh.adjoint_defect, allowed)
@@ -99,9 +83,8 @@ def _of_certificate(
     yield Claim(f"difference of the certified tolerance of {name}", 0.0, abs(claimed.tol - fresh.tol), 0.0)
 
 
-def _either_way(what: str, claimed: float, measured: float, slack: float, held: float = 0.0) -> Claim:
-    """Return the claim that two agree within ``slack``; what is claimed may be ``held`` more."""
-    return Claim(what, claimed, measured, claimed + slack, claimed - slack - held)
+def _either_way(what: str, claimed: float, measured: float, slack: float) -> Claim:
+    return Claim(what, claimed, measured, claimed + slack, claimed - slack)
 
 
 def _wrong_clusters(claimed: Certificate, found: Measurement, values: Tensor) -> int:

@@ -16,7 +16,7 @@ from detjac_lanczos.solvers.energy import count_for
 from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_scale, tells_zeros
+from detjac_lanczos.solvers.rounding import adjoint_bound, deflation_threshold, noise_floor, safe_scale, tells_zeros
 
 _CHUNK_ROWS = 1024
 
@@ -24,8 +24,8 @@ _NEGLIGIBLE = 0.1
 """Of what a residual may be: where the mismatch of matrix and operator is less, the matrix stands for the products.
 
 It is measured on one random unit vector. Rounding goes with the length of a product, and is alike in all directions
-otherwise: there is a tenth for what differs. A mismatch that lies in few directions shows in a mixture of the triplets
-alone, where it is measured at its size: that may be what a residual may, beside what else is in it.
+otherwise; for what is left of a mismatch that lies in few directions, there is the tenth. A mixture of the triplets
+shows what lies along few of them.
 """
 
 
@@ -83,17 +83,17 @@ def _measured(dense: "Materialisation", leading: Mapping[int, Found], options: O
     """Return the triplets with products of the operators where those with the matrices are no substitute."""
     batch = dense.batch
     mismatches: dict[int, Tensor] = {}
-    allowed: dict[int, Tensor] = {}
+    sound: dict[int, Tensor] = {}
     for index, found in leading.items():
         mismatches[index] = dense.mismatches(index, found)
-        allowed[index], floor = options.tol * found.values.double(), _floor(batch, index, found)
+        allowed, floor = _NEGLIGIBLE * options.tol * found.values, _floor(batch, index, found)
         if tells_zeros(floor, options.tol, found.first):
-            allowed[index] = torch.where(found.values > floor, allowed[index], floor / _NEGLIGIBLE)
-    sound = {index: mismatches[index] <= _NEGLIGIBLE * allowed[index] for index in leading}
-    doubtful: dict[int, Tensor] = {}
-    for index, along in _along(batch, leading, sound, allowed, options).items():
+            allowed = torch.where(found.values > floor, allowed, floor)
+        sound[index] = mismatches[index] <= allowed
+    for index, along in _along(batch, leading, sound, options).items():
         mismatches[index] = mismatches[index].maximum(along)
-        sound[index] &= along <= allowed[index] / math.sqrt(2.0)
+        sound[index] = torch.zeros_like(sound[index])
+    doubtful: dict[int, Tensor] = {}
     for index in leading:
         rows = (~sound[index]).nonzero().flatten()
         if 0 < 2 * len(rows) <= options.left(batch.forward[index] + batch.transposed[index]):
@@ -111,29 +111,27 @@ def _measured(dense: "Materialisation", leading: Mapping[int, Found], options: O
 
 
 def _along(
-    batch: CountingBatch,
-    leading: Mapping[int, Found],
-    sound: Mapping[int, Tensor],
-    allowed: Mapping[int, Tensor],
-    options: Options,
+    batch: CountingBatch, leading: Mapping[int, Found], sound: Mapping[int, Tensor], options: Options
 ) -> dict[int, Tensor]:
-    """Return, per operator, what the products of its sound triplets differ by if one of them alone does: (k,).
+    """Return what products of sound triplets may differ by, (k,), for each operator where it is more than rounding.
 
-    A mixture m = Σ_j w_j v_j of unit length is sent forward. If matrix and operator differ along v_j alone, then by
-    ‖(A - M) m‖ / |w_j| there. The weights go as 1 / ``allowed``, so that all are seen alike, times a random number
-    between 1 and 2 of either sign, so that mismatches seldom cancel. Others than the sound triplets are left out; an
-    operator that has none, or whose budget is spent, is not sent anything.
+    A mixture m = Σ_j w_j v_j of unit length is sent forward. Where matrix and operator differ along v_j alone, it is by
+    ‖(A - M) m‖ / |w_j|; up to ``c ε σ_1``, that is rounding. The weights go as 1 / σ_j, so that a mismatch of ``tol``
+    shows alike along every triplet where it can be told from rounding, times a random number between 1 and 2 of either
+    sign, so that mismatches seldom cancel. An operator without sound triplets, or whose budget is spent, is sent none.
     """
     generator = torch.Generator().manual_seed(options.seed)
     weights: dict[int, Tensor] = {}
+    rounding: dict[int, float] = {}
     for index, found in leading.items():
         drawn = torch.rand(2, len(found.values), dtype=torch.float64, device="cpu", generator=generator)
         sizes = ((1.0 + drawn[0]) * (drawn[1] - 0.5).sign()).to(found.values.device)
-        if sound[index].any() and options.left(batch.forward[index] + batch.transposed[index]) > 0:
-            most = allowed[index][sound[index]].min()
-            mixed = torch.where(sound[index], sizes * (most / allowed[index]).nan_to_num(1.0), 0.0)
+        if found.first > 0.0 and sound[index].any() and options.left(batch.forward[index] + batch.transposed[index]):
+            rounding[index] = deflation_threshold(batch.spacing(index, found.first / found.scale), found.first)
+            told = math.sqrt(len(found.values)) * rounding[index] / options.tol
+            mixed = torch.where(sound[index], sizes * told / found.values.double().clamp_min(told), 0.0)
             weights[index] = mixed / mixed.norm()
-    differences: dict[int, Tensor] = {}
+    more: dict[int, Tensor] = {}
     waiting = list(weights)
     for turn in turns([batch.costs[index] for index in waiting]):
         indices = [waiting[place] for place in turn]
@@ -142,8 +140,9 @@ def _along(
             found = leading[index]
             expected = weights[index].to(found.right_products) @ found.right_products
             difference = float((product[0] * found.scale - expected).norm())
-            differences[index] = (difference / weights[index].abs()).nan_to_num(posinf=0.0)
-    return differences
+            if difference > rounding[index]:
+                more[index] = (difference / weights[index].abs()).nan_to_num(posinf=0.0)
+    return more
 
 
 def _floor(batch: CountingBatch, index: int, found: Found) -> float:

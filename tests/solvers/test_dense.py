@@ -59,6 +59,17 @@ def test_small_values_of_a_sound_operator_take_no_further_pass() -> None:
     assert measured.certificate.claimed == 50
 
 
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-3), (torch.float64, 0.1), (torch.float32, 0.1)])
+def test_the_whole_of_a_steep_spectrum_keeps_the_residuals_of_its_products(dtype: torch.dtype, tol: float) -> None:
+    """Rounding of a mixture in which the smallest triplets weigh most is no mismatch of the largest."""
+    operator = Recorder(matrix(np.logspace(0, -12, 12), (12, 12)).to(dtype))
+    result = svd(operator, 12, tol=tol, method="dense")
+    measured = measure_triplets(operator, result.U, result.S, result.V, tol=tol)[0]
+    assert (result.residuals <= measured.residuals + result.floor).all()
+    assert result.certificate.radius <= 2 * measured.certificate.radius
+    assert result.certificate.claimed == 12
+
+
 def test_a_single_column_is_in_doubt_though_its_random_vector_is_exact() -> None:
     column = torch.linspace(0.1, 1, 9, dtype=torch.float64)[:, None].bfloat16()
     result = svd(column, 1, method="dense", tol=1e-5)
