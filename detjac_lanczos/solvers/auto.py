@@ -6,11 +6,12 @@ from functools import lru_cache
 import torch
 
 from detjac_lanczos.solvers.counting import CountingBatch
-from detjac_lanczos.solvers.dense import Materialisation, decompose
+from detjac_lanczos.solvers.dense import decompose
 from detjac_lanczos.solvers.finish import Method
 from detjac_lanczos.solvers.forecast import Forecast, forecast
 from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
+from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.width import price

@@ -10,7 +10,7 @@ from detjac_lanczos.solvers.basis import RowStore
 from detjac_lanczos.solvers.batch import IndependentBatch
 from detjac_lanczos.solvers.certificate import certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch
-from detjac_lanczos.solvers.dense import Materialisation
+from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, room_for, searching_bytes
 from detjac_lanczos.solvers.operator import as_operator
 from detjac_lanczos.solvers.options import Options
