@@ -9,6 +9,8 @@ from detjac_lanczos.models.text_model import text_config_of
 
 _ONCE_KEPT = ("bias", "masked_bias", "version")
 """Masks that attention modules once kept as buffers, and fairseq's mark."""
+_COMPUTED = ("causal_mask", "norm_factor", "cos_cached", "sin_cached", "k_scale", "v_scale")
+"""What older modules kept beside their weights, and scales of a cache: nothing that a forward pass here reads."""
 _BIAS_FIELDS = {
     "attention": ("attention_bias", "qkv_bias", "use_qkv_bias", "use_bias", "bias"),
     "mlp": ("mlp_bias", "use_bias", "bias"),
@@ -97,9 +99,9 @@ def no_causal_model(name: str, architectures: list[str]) -> UnsupportedModelErro
 
 def _is_of_the_decoder(modules: Mapping[str, Any], key: str) -> bool:
     """Tell whether a tensor belongs to a module of the model, or to one of its blocks."""
-    if "inv_freq" in key:
-        return False
     path, _, leaf = key.rpartition(".")
+    if "inv_freq" in key or leaf in _COMPUTED:
+        return False
     if path in modules:
         computed = leaf in modules[path]._buffers or (leaf in _ONCE_KEPT and "weight" not in modules[path]._parameters)
         return bool(path) and not computed

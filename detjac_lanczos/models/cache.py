@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models.gguf_file import sha256_of, unpack
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 MANIFEST = "cache.json"
 WEIGHTS = "model.safetensors"
 LONGEST_STEM = 160

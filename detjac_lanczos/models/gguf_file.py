@@ -21,6 +21,8 @@ from detjac_lanczos.models.gguf_rope import set_rope
 
 CHUNK_BYTES = 1 << 22
 DIVISORS = "rope_freqs.weight"
+_LARGEST = {"gemma2": 46, "gemma3": 62}
+"""Blocks of the models of 27B, whose queries are scaled by the width per head, not by that of a head."""
 _COPY = "get a sound copy of the file, or the model's folder"
 
 
@@ -87,6 +89,7 @@ def _read(path: Path) -> tuple[Any, Any]:
         require_belonging(model, info, str(path), _COPY)
         _require_all_taken(model, info, metadata["general.architecture"], tensors, path)
         set_rope(model, metadata, torch.tensor(tensors[DIVISORS].data) if DIVISORS in tensors else None, str(path))
+        _set_attention(model.config, metadata)
         _require_epsilon(model, metadata, path)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ModelError:
@@ -115,6 +118,20 @@ def _require_all_taken(
             f"{path} holds {len(left)} weights that its architecture ({architecture}) has no place for here, the first "
             f"is {left[0]!r}; {_COPY}"
         )
+
+
+def _set_attention(config: Any, metadata: Mapping[str, Any]) -> None:
+    """Write into a configuration what transformers drops: soft caps, and the scale of queries of Gemma 2 and 3.
+
+    The scale has no key: llama.cpp knows their largest models by the number of blocks, and so does this.
+    """
+    architecture = metadata["general.architecture"]
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if f"{architecture}.{cap}" in metadata:
+            setattr(config, cap, metadata[f"{architecture}.{cap}"])
+    if architecture in _LARGEST:
+        largest = config.num_hidden_layers == _LARGEST[architecture]
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if largest else config.head_dim
 
 
 def _require_epsilon(model: Any, metadata: Mapping[str, Any], path: Path) -> None:

@@ -15,6 +15,8 @@ from detjac_lanczos.errors import ModelError
 _NEUTRAL = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 _READ = ("type", "factor", "original_context_length", "finetuned")
 _BETAS = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
+_BESIDE_SCALING = {"rope_theta", "partial_rotary_factor"}
+"""What stays where transformers' own default scaling (gpt-oss: YaRN) is not that of the file."""
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What every Llama since 3.1 has beside its factor (its ``config.json``)."""
 
@@ -45,11 +47,14 @@ def set_rope(model: Any, metadata: Mapping[str, Any], divisors: Tensor | None, n
     prefix = f"{metadata['general.architecture']}.rope."
     said = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     parameters = whole.get("full_attention", whole)
-    if "freq_base" in said:
-        parameters["rope_theta"] = said["freq_base"]
+    parameters["rope_theta"] = said.get("freq_base", 10000.0)
     if "freq_base_swa" in said and "sliding_attention" in whole:
         whole["sliding_attention"]["rope_theta"] = said["freq_base_swa"]
-    parameters |= _scaling(said, f"{name}: {prefix}", model.config.max_position_embeddings)
+    scaling = _scaling(said, f"{name}: {prefix}", model.config.max_position_embeddings)
+    if parameters.get("rope_type", "default") != scaling["rope_type"]:
+        for key in parameters.keys() - _BESIDE_SCALING:
+            del parameters[key]
+    parameters |= scaling
     width = 2 * len(_frequencies(rotary))
     if said.get("dimension_count", width) != width:
         raise _not_followed(f"{name}: {prefix}dimension_count", said["dimension_count"], f"transformers turns {width}")
@@ -58,19 +63,19 @@ def set_rope(model: Any, metadata: Mapping[str, Any], divisors: Tensor | None, n
 
 
 def _scaling(said: Mapping[str, Any], prefix: str, context: int) -> dict[str, Any]:
-    """Return the parameters that transformers has for ``rope.scaling.*``; none for frequencies as they are."""
+    """Return the parameters that transformers has for ``rope.scaling.*``; "default" for frequencies as they are."""
     scaling = {key.removeprefix("scaling."): value for key, value in said.items() if key.startswith("scaling.")}
     factor = float(scaling.get("factor", said.get("scale_linear", 0.0)))
     kind = scaling.get("type", "linear")
     if kind == "none":
-        return {}
+        return {"rope_type": "default"}
     if kind not in ("linear", "yarn"):
         raise _not_followed(f"{prefix}scaling.type", kind, "linear and yarn are read")
     for key, value in scaling.items():
         if key not in (*_READ, *_BETAS) and value != _NEUTRAL.get(key):
             raise _not_followed(f"{prefix}scaling.{key}", value, "transformers has no such scaling")
     if factor in (0.0, 1.0):
-        return {}
+        return {"rope_type": "default"}
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     betas = {name: float(scaling[key]) for key, name in _BETAS.items() if key in scaling}
@@ -95,8 +100,9 @@ def _divide(config: Any, parameters: dict[str, Any], rotary: Any, divisors: Tens
 
 
 def _frequencies(rotary: Any) -> Tensor:
-    found: Tensor = rotary._buffers.get("full_attention_inv_freq", rotary._buffers.get("inv_freq"))
-    return found
+    """Return those of full attention, or of the one kind of layers that there is."""
+    held: dict[str, Tensor] = {name: value for name, value in rotary._buffers.items() if name.endswith("inv_freq")}
+    return held.get("full_attention_inv_freq", next(iter(held.values())))
 
 
 def _not_followed(key: str, value: Any, reason: str) -> ModelError:

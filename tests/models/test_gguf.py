@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma2Config
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models import load_model
+from detjac_lanczos.models.gguf_file import _set_attention
 from detjac_lanczos.models.gguf_rope import set_rope
 from tests import tiny_models
 from tests.models.conftest import tiny_llama
 from tests.models.tiny_gguf import write_gguf
+from tests.tiny_models import moe
 
 BASE = 1 / 5000 ** (torch.arange(0, 16, 2, dtype=torch.float64) / 16)
 """Frequencies of the tiny Llama as they are, head_dim 16."""
@@ -204,6 +207,33 @@ def test_gemma_3_scales_its_layers_of_full_attention_alone() -> None:
     model = tiny_models.gemma()
     before = copy.deepcopy(model.config.rope_parameters)
     scaling = {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
-    set_rope(model, {"general.architecture": "gemma3"} | scaling, None, "it")
+    set_rope(model, {"general.architecture": "gemma3", "gemma3.rope.freq_base": 1e6} | scaling, None, "it")
     before["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
     assert model.config.rope_parameters == before
+
+
+@pytest.mark.parametrize("said", [{"scaling.type": "none"}, {"scaling.type": "yarn", "scaling.factor": 1.0}, {}])
+def test_a_scaling_that_transformers_has_by_default_is_not_taken_for_the_file_s(said: dict[str, Any]) -> None:
+    model = copy.deepcopy(moe.gpt_oss(torch.float32))
+    model.config.rope_parameters = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0}
+    metadata = {"general.architecture": "gpt-oss"} | {f"gpt-oss.rope.{key}": value for key, value in said.items()}
+    set_rope(model, metadata, None, "file")
+    assert model.config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def test_a_gemma_3_of_sliding_layers_alone_has_its_frequencies() -> None:
+    model = copy.deepcopy(tiny_models.gemma())
+    rotary = next(part for part in model.modules() if "full_attention_inv_freq" in part._buffers)
+    del rotary._buffers["full_attention_inv_freq"]
+    set_rope(model, {"general.architecture": "gemma3", "gemma3.rope.freq_base": 1e5}, None, "file")
+    assert model.config.rope_parameters["full_attention"]["rope_theta"] == 1e5
+
+
+@pytest.mark.parametrize(("blocks", "scale"), [(2, 16), (46, 8)])
+def test_soft_caps_and_the_scale_of_queries_are_those_of_gemma_2(blocks: int, scale: int) -> None:
+    """The model of 46 blocks is that of 27B, which divides by the width per head."""
+    config = Gemma2Config(hidden_size=32, num_attention_heads=4, head_dim=16, num_hidden_layers=blocks)
+    said = {"attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0}
+    _set_attention(config, {"general.architecture": "gemma2"} | {f"gemma2.{key}": said[key] for key in said})
+    assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (20.0, 10.0)
+    assert config.query_pre_attn_scalar == scale
