@@ -28,7 +28,7 @@ def require_belonging(model: Any, info: Mapping[str, Any], name: str, remedy: st
     name : str
         What messages call it.
     remedy : str
-        What to do where shapes differ from the configuration.
+        What to do.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def require_belonging(model: Any, info: Mapping[str, Any], name: str, remedy: st
         if type(model).__name__ not in named:
             raise no_causal_model(name, named)
         raise ModelError(
-            f"{name} lacks {len(missing)} weights of its architecture, the first is {missing[0]!r}; get a whole copy"
+            f"{name} lacks {len(missing)} weights of its architecture, the first is {missing[0]!r}; {remedy}"
         )
     if mismatched := sorted(info["mismatched_keys"]):
         key, stored, configured = mismatched[0]

@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 22
 DIVISORS = "rope_freqs.weight"
 _LARGEST = {"gemma2": 46, "gemma3": 62}
 """Blocks of the models of 27B, whose queries are scaled by the width per head, not by that of a head."""
-_COPY = "get a sound copy of the file, or the model's folder"
+_COPY = "get a whole copy of the file, or the model's folder"
 
 
 def sha256_of(path: Path) -> str:

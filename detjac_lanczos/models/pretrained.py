@@ -17,7 +17,7 @@ _FOR_CONFIG = ("revision", "token", "subfolder", "cache_dir", "local_files_only"
 _NO_TOKENIZER = "Couldn't instantiate the backend tokenizer"
 _SPECIAL = re.compile(r"[<\[].*[>\]]")
 _FEW = 16
-_OTHER_CONFIG = "get the config.json that belongs to the weights"
+_WHOLE = "get a whole copy, with the config.json that belongs to its weights"
 _NO_CAUSAL_MODEL = ("Unrecognized configuration class", "does not recognize this architecture")
 
 
@@ -66,7 +66,7 @@ def load_weights(
             trust_remote_code=trust_remote_code,
             **lenient | options,
         )
-    require_belonging(model, info, name, _OTHER_CONFIG)
+    require_belonging(model, info, name, _WHOLE)
     if not any(hasattr(model.config, key) for key in from_pretrained if key != "quantization_config"):
         require_all_taken(model, info, name, packed="quantization_config" in stored)  # else it is changed on purpose
     align(model)
