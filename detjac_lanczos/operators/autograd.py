@@ -30,6 +30,8 @@ class AutogradSweeps:
     A column forwards is one tangent on a copy of the prompt of its own; in reverse, columns share one recorded pass.
     """
 
+    route = "autograd"
+
     def __init__(self, passes: Passes, network: FrozenNetwork, source: int, target: Place) -> None:
         check_reach(source, target, network.output_size)
         passes.end(target)

@@ -5,22 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.frozen.layout import Segment
+from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.float16 import FORWARDS, TRANSPOSED, fitting, scaled, unscaled
 from detjac_lanczos.operators.linear import MatrixFree
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from detjac_lanczos.operators.sweeps import Sweeps
-
-if TYPE_CHECKING:
-    from detjac_lanczos.operators.network import DetachedNetwork
 
 
 class Jacobian(MatrixFree):
@@ -30,7 +28,9 @@ class Jacobian(MatrixFree):
 
     Attributes
     ----------
-    network : DetachedNetwork
+    network : FrozenNetwork
+    sweeps : Sweeps
+        The network's products between source and target.
     source : int
         Block whose incoming residual stream is the input; −1 is the embeddings.
     target : Place
@@ -41,20 +41,23 @@ class Jacobian(MatrixFree):
     """
 
     def __init__(
-        self, network: DetachedNetwork, source: int, target: Place, prompt: int, token: int | None, position: int
+        self,
+        network: FrozenNetwork,
+        sweeps: Sweeps,
+        source: int,
+        target: Place,
+        prompt: int,
+        token: int | None,
+        position: int,
     ) -> None:
-        self.network, self.source, self.target = network, source, target
+        self.network, self.sweeps, self.source, self.target = network, sweeps, source, target
         self.prompt, self.token, self.position = prompt, token, position
         self.dtype, self.device = network.dtype, network.device
         joint = token is None
         self.segment = Segment(prompt, 0 if token is None else token, position, 1, joint)
         self.tokens = self.segment.length if joint else 1
-        self.sweeps = self._sweeps()
-        self.shape = (self.sweeps.d_out, self.sweeps.d_in * self.tokens)
+        self.shape = (sweeps.d_out, sweeps.d_in * self.tokens)
         self._batch = JacobianBatch([self])
-
-    @abstractmethod
-    def _sweeps(self) -> Sweeps: ...
 
     def _matmat(self, X: Tensor) -> Tensor:
         return self._batch._matmat([(0, X)])[0]
@@ -98,7 +101,7 @@ class Jacobian(MatrixFree):
         return {
             "family": network.family.name,
             "freeze": network.freeze,
-            "route": network.route,
+            "route": self.sweeps.route,
             "input": start,
             "target": str(self.target),
             "target_definition": after.get(str(self.target), str(self.target)),
@@ -111,7 +114,7 @@ class Jacobian(MatrixFree):
 
     def _sum(self) -> Tensor:
         """Return Σ J_i x_i over all tokens up to the output position: (d_out,)."""
-        joint = type(self)(self.network, self.source, self.target, self.prompt, None, self.position)
+        joint = type(self)(self.network, self.sweeps, self.source, self.target, self.prompt, None, self.position)
         return joint._matmat(joint.x[:, None])[:, 0]
 
     def __repr__(self) -> str:
@@ -128,9 +131,6 @@ class Jacobian(MatrixFree):
 
 class DetachedJacobian(Jacobian):
     """J of the detached network: y = Σ J_i x_i + offset. Made by ``network.jacobian(token)``."""
-
-    def _sweeps(self) -> Sweeps:
-        return self.network.sweeps(self.source, self.target)
 
     @property
     def offset(self) -> Tensor:
@@ -161,9 +161,6 @@ class OrdinaryJacobian(Jacobian):
     A nonlinear model is no sum of its ordinary Jacobians: Σ J_i x_i misses y, and the reconstruction says by how much.
     """
 
-    def _sweeps(self) -> Sweeps:
-        return self.network.ordinary_sweeps(self.source, self.target)
-
     @property
     def offset(self) -> Tensor:
         """What Σ J_i x_i misses of y: (d_out,). No part of the map, and no part of the reconstruction."""
@@ -178,7 +175,7 @@ class OrdinaryJacobian(Jacobian):
     @property
     def definition(self) -> dict[str, Any]:
         """What this operator is, in plain words."""
-        return super().definition | {"freeze": "nothing", "route": "autograd"}
+        return super().definition | {"freeze": "nothing"}
 
 
 class JacobianBatch:

@@ -36,7 +36,7 @@ class Candidate:
 class DetachedNetwork(FrozenNetwork):
     """A frozen network that gives its Jacobians; see `detach`, and `FrozenNetwork` for its attributes."""
 
-    route = "frozen"
+    route = FrozenSweeps.route
     """How products are computed: through the maps of the "frozen" network, or by "autograd"."""
 
     def sweeps(self, source: int, target: Place) -> AffineSweeps:
@@ -189,13 +189,13 @@ class DetachedNetwork(FrozenNetwork):
         prompt = self._prompt(prompt)
         place, block = target_place(target, self.blocks), source_block(source, self.blocks)
         end = self._position(prompt, position, "position")
-        kind = DetachedJacobian if frozen else OrdinaryJacobian
-        if isinstance(which, str) and which == "joint":
-            return kind(self, block, place, prompt, None, end)
-        start = self._position(prompt, which, "token")
-        if start > end:
+        joint = isinstance(which, str) and which == "joint"
+        start = None if joint else self._position(prompt, which, "token")
+        if start is not None and start > end:
             raise InputError(f"token {start} comes after position {end}: its Jacobian is zero; choose a later position")
-        return kind(self, block, place, prompt, start, end)
+        if frozen:
+            return DetachedJacobian(self, self.sweeps(block, place), block, place, prompt, start, end)
+        return OrdinaryJacobian(self, self.ordinary_sweeps(block, place), block, place, prompt, start, end)
 
     def jacobians(
         self,

@@ -92,7 +92,7 @@ class PinnedNetwork(DetachedNetwork):
     """
 
     passes: PinnedPasses = field(kw_only=True)
-    route = "autograd"
+    route = PinnedSweeps.route
 
     @property
     def plan(self) -> Plan:

@@ -19,6 +19,10 @@ class Sweeps(Protocol):
     """
 
     @property
+    def route(self) -> str:
+        """How products are computed: through the maps of the "frozen" network, or by "autograd"."""
+
+    @property
     def d_in(self) -> int:
         """Width of the source."""
 
@@ -45,6 +49,8 @@ class AffineSweeps(Sweeps, Protocol):
 
 class FrozenSweeps:
     """Sweeps through the maps of a frozen network."""
+
+    route = "frozen"
 
     def __init__(self, program: Program, lengths: Sequence[int], device: torch.device) -> None:
         self.program, self.lengths, self.device = program, lengths, device
