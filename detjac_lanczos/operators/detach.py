@@ -22,8 +22,9 @@ from detjac_lanczos.frozen.words import Freeze, require_freeze
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.network import DetachedNetwork
+from detjac_lanczos.operators.part_check import require_affine_parts
 from detjac_lanczos.operators.pinned import PinnedNetwork
-from detjac_lanczos.operators.self_check import check
+from detjac_lanczos.operators.self_check import check, self_check
 
 
 @torch.inference_mode(False)
@@ -133,7 +134,10 @@ def detach(
             )
         if budget is not None:
             raise InputError(f"memory is planned for declared families only, and {loaded.name} is none; leave it off")
-        return PinnedNetwork.attach(loaded, family, prompts, freeze)
+        pinned = PinnedNetwork.attach(loaded, family, prompts, freeze)
+        self_check(pinned)
+        require_affine_parts(pinned)
+        return pinned
     plan = None
     if budget is not None:
         lengths = [prompt.length for prompt in prompts]

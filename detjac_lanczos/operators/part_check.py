@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.frozen.calls import entering, leaving
 from detjac_lanczos.operators.autograd import ROWS_AT_ONCE
+from detjac_lanczos.operators.pinned import PinnedNetwork
 from detjac_lanczos.operators.self_check import require
-
-if TYPE_CHECKING:
-    from detjac_lanczos.operators.pinned import PinnedNetwork
 
 _BARS = {torch.float64: 1e-9, torch.float32: 5e-5, torch.float16: 0.01}
 """Largest defect of a sound part, relative to its values; 0.05 in bfloat16.

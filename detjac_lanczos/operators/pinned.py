@@ -28,10 +28,9 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.network import DetachedNetwork
-from detjac_lanczos.operators.part_check import require_affine_parts
 from detjac_lanczos.operators.passes import Passes
 from detjac_lanczos.operators.pins import Pins, pin
-from detjac_lanczos.operators.self_check import affine_defect, bar, self_check
+from detjac_lanczos.operators.self_check import affine_defect, bar
 from detjac_lanczos.operators.trace import Trace, same
 
 _OUTPUT = Place("output")
@@ -109,7 +108,7 @@ class PinnedNetwork(DetachedNetwork):
     def attach(
         cls, loaded: LoadedModel, structure: Structure, prompts: tuple[Prompt, ...], freeze: Freeze
     ) -> PinnedNetwork:
-        """Run the prompts, pin what is frozen, and check the result.
+        """Run the prompts and pin what is frozen.
 
         Parameters
         ----------
@@ -126,7 +125,7 @@ class PinnedNetwork(DetachedNetwork):
         Raises
         ------
         UnsupportedModelError
-            If a norm or an MLP is none by its values, or the self-check fails.
+            If a norm or an MLP is none by its values.
         ModelError
             If the forward pass is not finite.
         """
@@ -147,10 +146,7 @@ class PinnedNetwork(DetachedNetwork):
             attention, mlp = passes.trace.branches
             stages = ((Residual("attention", (), output=attention),), (Residual("mlp", (), output=mlp),))
             passes.family = family = replace(family, block=stages)
-        network = cls(loaded, family, prompts, freeze, passes.pins.named(), streams, passes=passes)
-        self_check(network)
-        require_affine_parts(network)
-        return network
+        return cls(loaded, family, prompts, freeze, passes.pins.named(), streams, passes=passes)
 
     def __repr__(self) -> str:
         """One line: model, family, prompts, what is frozen and how products are computed."""

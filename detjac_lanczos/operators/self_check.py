@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.models.dtypes import in_several_dtypes
-
-if TYPE_CHECKING:
-    from detjac_lanczos.operators.network import DetachedNetwork
+from detjac_lanczos.operators.network import DetachedNetwork
 
 BARS = {torch.float64: 1e-9, torch.float32: 5e-5, torch.float16: 0.03}
 """Largest relative error of a sound network; 0.1 in bfloat16.
