@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
-from detjac_lanczos.frozen.words import Way
+from detjac_lanczos.frozen.ways import Way
 
 _MAKER = "detjac_lanczos.operators.detach.make_plan"
 

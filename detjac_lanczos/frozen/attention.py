@@ -10,13 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.words.attention import Observer
 
 NAME = "detjac_observed"
 _OBSERVER = "_detjac_observer"
@@ -39,6 +36,14 @@ class Attended:
     mask: Tensor | None
     scaling: float
     softcap: float | None
+
+
+Tiles = Callable[[range, range, Tensor, Tensor], None]
+"""What is shown the tiles of a call: queries, keys, scores (heads, queries, keys, and one more where there is a sink),
+and weights (heads, queries, keys); keys that a tile leaves out have no weight."""
+
+Observer = Callable[[Attended], Tiles]
+"""What is shown each call, before its tiles."""
 
 
 def register() -> None:
@@ -114,14 +119,13 @@ def observed_attention(
         queries, keys = range(query.shape[2]), range(key.shape[2])
         output = torch.matmul(pin(lambda: weights(scores(queries, keys), keys)), value)
         return output.transpose(1, 2).contiguous(), None
-    if observer is not None:
-        observer.begin(attended)
+    show = None if observer is None else observer(attended)
     parts = []
     for queries, keys in _tiles(query, key, attention_mask):
         seen = scores(queries, keys)
         shares = weights(seen, keys)
-        if observer is not None:
-            observer.see(queries, keys, seen[0], shares[0])
+        if show is not None:
+            show(queries, keys, seen[0], shares[0])
         parts.append(torch.matmul(shares, value[:, :, keys.start : keys.stop]))
     output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return output.transpose(1, 2).contiguous(), None

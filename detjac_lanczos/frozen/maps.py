@@ -12,19 +12,16 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from detjac_kernels import epilogue, mix, mix_transposed
-from detjac_lanczos.frozen.layout import runs_of
+from detjac_lanczos.frozen.layout import Mixing, Tile, runs_of
 from detjac_lanczos.frozen.offloaded_factor import OffloadedFactor
 from detjac_lanczos.frozen.rebuilt import RebuiltMixing, RebuiltRows
 from detjac_lanczos.models.weights import Weight
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.layout import Mixing, Tile
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,7 @@ from typing import Any
 from detjac_lanczos.budget import format_bytes
 from detjac_lanczos.frozen.peak import capture_bytes, check_bytes, sweep_bytes
 from detjac_lanczos.frozen.sizes import NetworkShape
-from detjac_lanczos.frozen.ways import KINDS, WAYS, WIDTH, Rates, bytes_of, seconds_of
-from detjac_lanczos.frozen.words.word import Kind, Way
+from detjac_lanczos.frozen.ways import KINDS, WAYS, WIDTH, Kind, Rates, Way, bytes_of, seconds_of
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from detjac_lanczos.budget import format_bytes
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.sizes import BlockShape, NetworkShape
-from detjac_lanczos.frozen.ways import KINDS, WAYS, Rates, bytes_of, part_of, seconds_of
-from detjac_lanczos.frozen.words.word import Kind, Way
+from detjac_lanczos.frozen.ways import KINDS, WAYS, Kind, Rates, Way, bytes_of, part_of, seconds_of
 
 
 def make_plan(shape: NetworkShape, lengths: Sequence[int], memory: int | None, rates: Rates | None = None) -> Plan:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detjac_lanczos.frozen.mapped import let_go, mapped_zeros
 from detjac_lanczos.frozen.plan import Plan
-from detjac_lanczos.frozen.words import Kind, Way
+from detjac_lanczos.frozen.ways import Kind, Way
 
 
 class Tape:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from detjac_lanczos.frozen.sizes import BlockShape, NetworkShape
-from detjac_lanczos.frozen.words.word import Kind, Way
 
+Kind = Literal["mixing", "gates"]
+Way = Literal["keep", "offload", "rebuild"]
 KINDS: tuple[Kind, ...] = ("mixing", "gates")
 WAYS: tuple[Way, ...] = ("keep", "offload", "rebuild")
 WIDTH = 4

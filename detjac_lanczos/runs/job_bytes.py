@@ -15,8 +15,7 @@ from detjac_lanczos.frozen.peak import sweep_bytes
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.sizes import NetworkShape
-from detjac_lanczos.frozen.ways import Rates
-from detjac_lanczos.frozen.words.word import Kind, Way
+from detjac_lanczos.frozen.ways import Kind, Rates, Way
 from detjac_lanczos.solvers.forecast import forecast
 from detjac_lanczos.solvers.materialisation import chunk_width, turns
 from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, result_bytes, room_for, searching_bytes

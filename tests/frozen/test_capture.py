@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen import attention
+from detjac_lanczos.frozen.attention import Tiles
 from detjac_lanczos.frozen.precision import LiftToFloat64, require_exact_products
 from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
-from detjac_lanczos.frozen.words.attention import Observer
+from detjac_lanczos.frozen.words.attention import keep_sums, keep_weights
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
 from tests import tiny_models
@@ -307,14 +309,19 @@ def test_attention_to_later_positions_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(range(3), range(3)), (range(2, 4), range(1, 4))])
-def test_a_weight_of_the_very_next_position_is_refused(queries: range, keys: range) -> None:
-    record: Any = None
-    observer = Observer("block 1", record)
+@pytest.mark.parametrize(
+    "keep",
+    [
+        partial(keep_weights, "block 1", torch.zeros(1, 4, 4)),
+        partial(keep_sums, "block 1", torch.zeros(1, 4), torch.zeros(1, 4)),
+    ],
+)
+def test_a_weight_of_the_very_next_position_is_refused(queries: range, keys: range, keep: Tiles) -> None:
     visible = torch.tensor([[1.0 if key <= query else 0.0 for key in keys] for query in queries])[None]
-    observer.see(queries, keys, visible, visible)
+    keep(queries, keys, visible, visible)
     visible[0, 0, keys.index(queries.start + 1)] = 0.1
     with pytest.raises(UnsupportedModelError, match="block 1 attends to later positions"):
-        observer.see(queries, keys, visible, visible)
+        keep(queries, keys, visible, visible)
 
 
 def test_an_unsupported_family_is_refused_with_the_list() -> None:

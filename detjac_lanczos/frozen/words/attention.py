@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.frozen.attention import Attended, first_visible, observe_attention
+from detjac_lanczos.frozen.attention import Attended, Tiles, first_visible, observe_attention
 from detjac_lanczos.frozen.maps import Map, Mix
 from detjac_lanczos.frozen.rebuilt import parts_of
 from detjac_lanczos.frozen.sizes import BlockShape, attention_shape
+from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Attend:
 
     def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record P, (heads, n, n), or what it can be made from again."""
-        observe_attention(block.get_submodule(self.path), Observer(f"{name}{self.path}", record))
+        observe_attention(block.get_submodule(self.path), partial(_begin, f"{name}{self.path}", record))
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """Return heads and the width of queries."""
@@ -48,62 +46,58 @@ class Attend:
         return [Mix(tuple(weights), kv_heads=weights[0].shape[0] // groups)]
 
 
-@dataclass
-class Observer:
-    """Writes down what one attention module does, tile by tile, in the way that is planned for it."""
-
-    name: str
-    record: Tape
-    _weights: Tensor | None = field(default=None, init=False)
-    _lse: Tensor | None = field(default=None, init=False)
-    _query_scale: Tensor | None = field(default=None, init=False)
-
-    def begin(self, attended: Attended) -> None:
-        """Make room for what a call gives, before any of its tiles."""
-        self._weights = self._lse = self._query_scale = None
-        name = f"{self.name}.mixing.{self.record.prompt}"
-        heads, n = attended.query.shape[:2]
-        first = None
-        if self.record.way("mixing", name) == "rebuild":
-            first = first_visible(attended.mask, n)
-            if first is None:
-                warnings.warn(f"{name} is kept: its mask lets queries see more or less than a window", stacklevel=2)
-        wide = torch.promote_types(attended.query.dtype, torch.float32)
+def _begin(path: str, record: Tape, attended: Attended) -> Tiles:
+    """Make room for what a call of the module at a path gives, in the way that is planned, and return what fills it."""
+    name = f"{path}.mixing.{record.prompt}"
+    heads, n = attended.query.shape[:2]
+    first = None
+    if record.way("mixing", name) == "rebuild":
+        first = first_visible(attended.mask, n)
         if first is None:
-            self._weights = self.record.room(name, "mixing", (heads, n, n), wide, attended.query.device)
-            return
-        self._lse, self._query_scale = (attended.query.new_empty((heads, n), dtype=wide) for _ in range(2))
-        parts = {
-            "query": attended.query.contiguous(),
-            "key": attended.key.contiguous(),
-            "lse": self._lse,
-            "first": first,
-            "key_scale": attended.query.new_ones(n, dtype=wide),
-            "query_scale": self._query_scale,
-            "scaling": torch.tensor(attended.scaling, dtype=torch.float64),
-        }
-        if attended.softcap is not None:
-            parts["softcap"] = torch.tensor(attended.softcap, dtype=torch.float64)
-        for part, value in parts.items():
-            self.record.alone(f"{name}.{part}", value)
+            warnings.warn(f"{name} is kept: its mask lets queries see more or less than a window", stacklevel=2)
+    wide = torch.promote_types(attended.query.dtype, torch.float32)
+    if first is None:
+        return partial(keep_weights, path, record.room(name, "mixing", (heads, n, n), wide, attended.query.device))
+    lse, query_scale = (attended.query.new_empty((heads, n), dtype=wide) for _ in range(2))
+    parts = {
+        "query": attended.query.contiguous(),
+        "key": attended.key.contiguous(),
+        "lse": lse,
+        "first": first,
+        "key_scale": attended.query.new_ones(n, dtype=wide),
+        "query_scale": query_scale,
+        "scaling": torch.tensor(attended.scaling, dtype=torch.float64),
+    }
+    if attended.softcap is not None:
+        parts["softcap"] = torch.tensor(attended.softcap, dtype=torch.float64)
+    for part, value in parts.items():
+        record.alone(f"{name}.{part}", value)
+    return partial(keep_sums, path, lse, query_scale)
 
-    def see(self, queries: range, keys: range, scores: Tensor, weights: Tensor) -> None:
-        """Write down one tile: scores, (heads, queries, keys, and one more where there is a sink), and weights.
 
-        Keys that the tile leaves out have no weight.
-        """
-        beyond = max(queries.start + 1 - keys.start, 0)
-        if (weights[..., beyond:].triu(queries.start + 1 - keys.start - beyond) > 0).any():
-            raise UnsupportedModelError(f"{self.name} attends to later positions; only causal models are served")
-        rows = slice(queries.start, queries.stop)
-        if self._weights is not None:
-            self._weights[:, rows, keys.start : keys.stop] = weights.to(self._weights.device)
-        if self._lse is not None and self._query_scale is not None:
-            wide = scores.to(self._lse.dtype)
-            largest = wide.amax(-1)
-            total = (wide - largest[..., None]).exp_().sum(-1)
-            lse = largest + total.log()
-            self._lse[:, rows] = lse
-            # lse is as coarse as its size; the weights are not: what it lost goes to their scale.
-            rest = ((lse.double() - largest.double()).exp() / total.double()).to(lse.dtype)
-            self._query_scale[:, rows] = rest
+def keep_weights(path: str, kept: Tensor, queries: range, keys: range, scores: Tensor, weights: Tensor) -> None:
+    """Write the weights of a tile into those of all positions, (heads, n, n)."""
+    _require_causal(path, queries, keys, weights)
+    kept[:, queries.start : queries.stop, keys.start : keys.stop] = weights.to(kept.device)
+
+
+def keep_sums(
+    path: str, lse: Tensor, query_scale: Tensor, queries: range, keys: range, scores: Tensor, weights: Tensor
+) -> None:
+    """Write down what makes the weights of a tile from its scores: log-sum-exps and a scale, both (heads, n)."""
+    _require_causal(path, queries, keys, weights)
+    rows = slice(queries.start, queries.stop)
+    wide = scores.to(lse.dtype)
+    largest = wide.amax(-1)
+    total = (wide - largest[..., None]).exp_().sum(-1)
+    rounded = largest + total.log()
+    lse[:, rows] = rounded
+    # lse is as coarse as its size; the weights are not: what it lost goes to their scale.
+    query_scale[:, rows] = ((rounded.double() - largest.double()).exp() / total.double()).to(lse.dtype)
+
+
+def _require_causal(path: str, queries: range, keys: range, weights: Tensor) -> None:
+    """Raise :class:`UnsupportedModelError` where a tile has a weight of a later position."""
+    beyond = max(queries.start + 1 - keys.start, 0)
+    if (weights[..., beyond:].triu(queries.start + 1 - keys.start - beyond) > 0).any():
+        raise UnsupportedModelError(f"{path} attends to later positions; only causal models are served")

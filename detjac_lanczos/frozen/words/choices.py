@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from detjac_lanczos.frozen.maps import Map, Sum
 from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
+from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, Word, require_all
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from detjac_lanczos.frozen.experts import Experts
 from detjac_lanczos.frozen.maps import Bias, Linear, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape, ExpertShape
+from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.expert_matrices import expert_weight
 from detjac_lanczos.models.offloaded import tensor_of, with_values
 from detjac_lanczos.models.streaming import weight_from
 from detjac_lanczos.models.weights import Weight
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)

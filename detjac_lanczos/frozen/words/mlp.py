@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,11 @@ from detjac_lanczos.frozen.maps import Gate, Linear, Map, apply_rowwise
 from detjac_lanczos.frozen.rebuilt import RebuiltRows
 from detjac_lanczos.frozen.sizes import BlockShape, GateShape
 from detjac_lanczos.frozen.sources import sources_of
+from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.projections import linear_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.linear_modules import has_bias, linear_shape
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)

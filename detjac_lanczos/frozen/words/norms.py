@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +12,10 @@ from detjac_kernels import rms_reciprocal
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
 from detjac_lanczos.frozen.sizes import BlockShape
+from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.adapters import running_module
 from detjac_lanczos.models.offloaded import tensor_of
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)

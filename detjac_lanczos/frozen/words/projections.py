@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map
 from detjac_lanczos.frozen.sizes import NOTHING, BlockShape
+from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words.parts import PartOf
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.linear_modules import bias_of, linear_shape, weight_of
 from detjac_lanczos.models.weights import Part, PerHeadWeight
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.tape import Tape
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError, first_line
 from detjac_lanczos.frozen.maps import Map
 from detjac_lanczos.frozen.sizes import BlockShape
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.tape import Tape
+from detjac_lanczos.frozen.tape import Tape
 
 Freeze = Literal["gate", "up", "half"]
-Kind = Literal["mixing", "gates"]
-Way = Literal["keep", "offload", "rebuild"]
 Coefficients = Mapping[str, Tensor]
 
 
