@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,17 +24,15 @@ from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.mapped import is_mapped, mapped_elsewhere
+from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.ways import Rates
-from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.offloaded import execution_devices
 from detjac_lanczos.whole_file import whole_file
-
-if TYPE_CHECKING:
-    from detjac_lanczos.frozen.network import FrozenNetwork
 
 FORMAT = 5
 
@@ -42,41 +40,85 @@ KIND = "detjac network"
 FILE_NAME = "network.safetensors"
 
 
-def save(network: FrozenNetwork, path: Path) -> Path:
-    """Write a network under another name beside ``path`` and rename it; see `FrozenNetwork.save`."""
-    tensors = _tensors(network)
-    devices = execution_devices(network.model)
-    description = {
-        "model": network.loaded.name,
-        "fingerprint": network.loaded.fingerprint,
-        "dtype": str(network.dtype).removeprefix("torch."),
-        "family": network.family.name,
-        "freeze": network.freeze,
-        "dropped": sorted(network.dropped),
-        "altered": network.altered,
-        "plan": None if network.planned is None else network.planned.record,
-        "elsewhere": [
-            name for name, value in network.coefficients.items() if is_mapped(value) or value.device not in devices
-        ],
-        "prompts": [
-            {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in network.prompts
-        ],
-    }
-    header = {"kind": KIND, "format": str(FORMAT), "network": json.dumps(description)}
-    header["checksum"] = _checksum(tensors, header["network"])
-    path = _file(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as beside:
-            save_file(tensors, beside, metadata=header)
-    except (OSError, ValueError, SafetensorError) as error:  # ValueError: a null byte in the name
-        raise RunFileError(f"cannot write {path} ({error}); choose a place that can be written") from error
-    return path
+class StoredNetwork(FrozenNetwork):
+    """A frozen network that is written to a file and read back."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write coefficients and streams to one safetensors file, whole or not at all; the weights stay out of it.
+
+        Parameters
+        ----------
+        path : str or Path
+            A file ending in ``.safetensors``, or a folder (made if missing) for ``network.safetensors``.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        RunFileError
+            If it cannot be written.
+        """
+        tensors = _tensors(self)
+        devices = execution_devices(self.model)
+        description = {
+            "model": self.loaded.name,
+            "fingerprint": self.loaded.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "family": self.family.name,
+            "freeze": self.freeze,
+            "dropped": sorted(self.dropped),
+            "altered": self.altered,
+            "plan": None if self.planned is None else self.planned.record,
+            "elsewhere": [
+                name for name, value in self.coefficients.items() if is_mapped(value) or value.device not in devices
+            ],
+            "prompts": [
+                {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in self.prompts
+            ],
+        }
+        header = {"kind": KIND, "format": str(FORMAT), "network": json.dumps(description)}
+        header["checksum"] = _checksum(tensors, header["network"])
+        path = _file(Path(path))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as beside:
+                save_file(tensors, beside, metadata=header)
+        except (OSError, ValueError, SafetensorError) as error:  # ValueError: a null byte in the name
+            raise RunFileError(f"cannot write {path} ({error}); choose a place that can be written") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, model: LoadedModel | Any) -> Self:
+        """Read a network back and join it to its model; its sweeps are the same bit for bit.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file, or the folder that holds it.
+        model : LoadedModel, or anything `load_model` takes
+            The model it was made from: its weights must have the same fingerprint.
+
+        Returns
+        -------
+        Self
+
+        Raises
+        ------
+        RunFileError
+            If the file is missing, truncated, foreign or newer than this version, or belongs to other weights, or
+            the model lies on several devices.
+        InputError, ModelError
+            As `load_model`, or if no family declares the model.
+        """
+        loaded = load_model(model)
+        return cls(loaded, **_joined(_file(Path(path)), loaded))
 
 
-def load(path: Path, loaded: LoadedModel) -> dict[str, Any]:
-    """Return the fields of a `FrozenNetwork` but its model; see `FrozenNetwork.load`."""
-    path = _file(path)
+def _joined(path: Path, loaded: LoadedModel) -> dict[str, Any]:
+    """Return the fields of a network but its model, where that is the one it was made from."""
     devices = sorted(map(str, execution_devices(loaded.model)))
     if len(devices) > 1:
         raise RunFileError(f"a saved network joins a model on one device, not on {', '.join(devices)}; load it on one")

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from detjac_lanczos.errors import OperatorError, first_line
+from detjac_lanczos.frozen.affine import AffineNetwork
 from detjac_lanczos.frozen.layout import Segment
-from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
 from detjac_lanczos.models.saved_weights import weights_read_again
@@ -32,7 +32,7 @@ class AutogradSweeps:
 
     route = "autograd"
 
-    def __init__(self, passes: Passes, network: FrozenNetwork, source: int, target: Place) -> None:
+    def __init__(self, passes: Passes, network: AffineNetwork, source: int, target: Place) -> None:
         check_reach(source, target, network.output_size)
         passes.end(target)
         self.passes, self.network, self.source, self.target = passes, network, source, target

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.frozen.affine import AffineNetwork
 from detjac_lanczos.frozen.layout import Segment
-from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.float16 import FORWARDS, TRANSPOSED, fitting, scaled, unscaled
@@ -28,7 +28,7 @@ class Jacobian(MatrixFree):
 
     Attributes
     ----------
-    network : FrozenNetwork
+    network : AffineNetwork
     sweeps : Sweeps
         The network's products between source and target.
     source : int
@@ -42,7 +42,7 @@ class Jacobian(MatrixFree):
 
     def __init__(
         self,
-        network: FrozenNetwork,
+        network: AffineNetwork,
         sweeps: Sweeps,
         source: int,
         target: Place,

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.affine import AffineNetwork
 from detjac_lanczos.frozen.indices import whole_number
-from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, source_block, target_place
 from detjac_lanczos.frozen.prompt import decode
+from detjac_lanczos.frozen.store import StoredNetwork
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.jacobian import DetachedJacobian, Jacobian, JacobianBatch, OrdinaryJacobian
@@ -33,7 +34,7 @@ class Candidate:
     probability: float
 
 
-class DetachedNetwork(FrozenNetwork):
+class DetachedNetwork(AffineNetwork, StoredNetwork):
     """A frozen network that gives its Jacobians; see `detach`, and `FrozenNetwork` for its attributes."""
 
     route = FrozenSweeps.route

@@ -1,0 +1,207 @@
+"""A frozen network as an affine map between any two of its places: its program, what goes in and out, its offset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.frozen.capture import branch_values
+from detjac_lanczos.frozen.layout import Layout, Segment
+from detjac_lanczos.frozen.maps import Linear, Map, apply_from_afar, device_of
+from detjac_lanczos.frozen.network import FrozenNetwork
+from detjac_lanczos.frozen.places import Place, check_reach
+from detjac_lanczos.frozen.precision import in_own_precision
+from detjac_lanczos.frozen.stage import Branch, Stage
+from detjac_lanczos.frozen.sweep import Program, forward
+from detjac_lanczos.frozen.widths import width_after
+from detjac_lanczos.frozen.words import Softcap, as_written
+from detjac_lanczos.models.weights import DenseWeight
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AffineNetwork(FrozenNetwork):
+    """A frozen network that is applied: y = Σ J_i x_i + r between any two of its places."""
+
+    _programs: dict[tuple[int, str, int | None, Tensor | None], Program] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _values: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def program(self, source: int, target: Place) -> Program:
+        """Return the stages from a source to a target.
+
+        Parameters
+        ----------
+        source : int
+            −1 for the embeddings, or the block that the stream enters.
+        target : Place
+
+        Returns
+        -------
+        Program
+
+        Raises
+        ------
+        InputError
+            If the target lies before the source or is a branch that blocks lack, or the rows of a probe do not fit the
+            output.
+        UnsupportedModelError
+            If the way to the logits is not built as the family declares.
+        """
+        key = (source, target.kind, target.index, self._asked_before(target.rows))
+        if key not in self._programs:
+            self._programs[key] = self._program(source, target)
+        return self._programs[key]
+
+    def _program(self, source: int, target: Place) -> Program:
+        blocks = self.blocks
+        check_reach(source, target, self.output_size)
+        last = blocks - 1 if target.kind == "residual" else blocks if target.index is None else target.index
+        stages = [stage for stage in self.stages if source <= stage.block <= last]
+        width = self.output_size if last == blocks else self.hidden_size
+        if target.kind in ("attention", "mlp"):
+            name = f"{self.family.branch(target.kind).role}.{target.index}"
+            end = next(i for i, stage in enumerate(stages) if any(b.name == name for b in stage.branches))
+            only = tuple(b for b in stages[end].branches if b.name == name)
+            stages = [*stages[:end], replace(stages[end], branches=only, residual=False)]
+        elif target.kind in ("logits", "probe"):
+            reading = self._reading(target, self.streams.output)
+            stages.append(Stage((Branch(target.kind, reading),), residual=False))
+            width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
+        stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
+        return Program(tuple(stages), stream.shape[1], width, blocks)
+
+    def _reading(self, target: Place, output: Tensor) -> tuple[Map, ...]:
+        """Return the maps from the output to logits or a probe, frozen at rows of outputs (n, d)."""
+        if target.rows is not None:
+            return (Linear(DenseWeight(target.rows.to(self.device, self.dtype))),)
+        model = self.family.causal_model_of(self.model)
+        where, width, end = "the way to the logits", self.output_size, self.streams.logits.shape[1]
+        reading: list[Map] = []
+        for word in self.family.logits:
+            seen = {}
+            if isinstance(word, Softcap):
+                logits = apply_from_afar(reading, output, torch.arange(len(output)))
+                seen["softcap"] = logits.to(device_of(reading) or self.device)
+            with self.family.fits(where, as_written(word)):
+                steps = word.maps(model, "", seen, self.freeze)
+                width = width_after(steps, width)
+            reading += steps
+        with self.family.fits(where):
+            if width != end:
+                raise ValueError(f"it gives rows {width} wide, and there are {end} logits")
+        return tuple(reading)
+
+    def _asked_before(self, rows: Tensor | None) -> Tensor | None:
+        """Return the rows of an earlier probe where they are equal: each probe holds a copy of its own."""
+        if rows is None:
+            return None
+        known = (other for *_, other in self._programs if other is not None)
+        alike = (other for other in known if (other.dtype, other.device) == (rows.dtype, rows.device))
+        return next((other for other in alike if torch.equal(other, rows)), rows)
+
+    @in_own_precision
+    def value(self, target: Place, prompt: int, position: int) -> Tensor:
+        """Return the value of a target at a position of a prompt, (d_out,): that of the model's nonlinear pass.
+
+        An altered network has no such pass; its values are what it makes of the embeddings, read by the model's head.
+
+        Parameters
+        ----------
+        target : Place
+        prompt, position : int
+            From 0.
+
+        Returns
+        -------
+        Tensor, shape (d_out,)
+
+        Raises
+        ------
+        InputError, UnsupportedModelError
+            As in `program`.
+        """
+        if target.kind in ("logits", "probe"):
+            y = self.value(Place("output"), prompt, position)[None]
+            return apply_from_afar(self._reading(target, y), y, torch.zeros(1, dtype=torch.long))[0]
+        if self.altered:
+            return self._affine(-1, target, prompt, position, self.inputs(-1, prompt)[: position + 1])
+        row = self.start_of(prompt) + position
+        match target.kind:
+            case "layer":
+                assert target.index is not None
+                return self.streams.residual[target.index + 1][row]
+            case "residual":
+                return self.streams.residual[-1][row]
+            case "attention" | "mlp":
+                assert target.index is not None
+                return self._branch_values(target.kind, target.index)[row]
+        return self.streams.output[row]
+
+    def _branch_values(self, role: str, index: int) -> Tensor:
+        if (role, index) not in self._values:
+            values = branch_values(self.model, self.family, self.prompts, role, index)
+            self._values[role, index] = values.to(self.device)
+        return self._values[role, index]
+
+    def inputs(self, source: int, prompt: int) -> Tensor:
+        """Return what enters at every position of a prompt, the embeddings (−1) or a block's stream: (n, d).
+
+        The stream of an altered network is its own, as its values are.
+
+        Parameters
+        ----------
+        source : int
+            As in `program`.
+        prompt : int
+            From 0.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
+        """
+        if self.altered and source > 0:
+            return self._altered_stream(source, prompt)
+        start = self.start_of(prompt)
+        stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
+        return stream[start : start + self.lengths[prompt]]
+
+    def _altered_stream(self, source: int, prompt: int) -> Tensor:
+        key = ("stream", source, prompt)
+        if key not in self._values:
+            before = Place("layer", source - 1)
+            rows = [self.value(before, prompt, position) for position in range(self.lengths[prompt])]
+            self._values[key] = torch.stack(rows)
+        return self._values[key]
+
+    def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:
+        """Return the affine part r of y = Σ J_i x_i + r: (d_out,); zero in a network without biases.
+
+        Parameters
+        ----------
+        source, target
+            As in `program`.
+        prompt, position : int
+            From 0.
+
+        Returns
+        -------
+        Tensor, shape (d_out,)
+
+        Raises
+        ------
+        InputError, UnsupportedModelError
+            As in `program`.
+        """
+        program = self.program(source, target)
+        if not program.affine:
+            return torch.zeros(program.d_out, dtype=self.dtype, device=self.device)
+        zeros = torch.zeros(position + 1, program.d_in, dtype=self.dtype, device=self.device)
+        return self._affine(source, target, prompt, position, zeros)
+
+    def _affine(self, source: int, target: Place, prompt: int, position: int, rows: Tensor) -> Tensor:
+        """Return what the network makes of rows (position + 1, d_in): (d_out,)."""
+        layout = Layout([Segment(prompt, 0, position, 1, joint=True)], self.lengths, self.device)
+        return forward(self.program(source, target), rows, layout, affine=True)[0]
