@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detjac_lanczos.runs.analysis import analyze
     from detjac_lanczos.runs.claims import Claim, Verification
-    from detjac_lanczos.runs.disk import load_run
     from detjac_lanczos.runs.job_plan import JobPlan
+    from detjac_lanczos.runs.loading import load_run
     from detjac_lanczos.runs.planning import plan
     from detjac_lanczos.runs.run import DecodedVector, Run, TokenResult
     from detjac_lanczos.runs.verification import verify
@@ -31,8 +31,8 @@ __all__ = [
 _MODULES = {
     "analysis": ("analyze",),
     "claims": ("Claim", "Verification"),
-    "disk": ("load_run",),
     "job_plan": ("JobPlan",),
+    "loading": ("load_run",),
     "planning": ("plan",),
     "run": ("DecodedVector", "Run", "TokenResult"),
     "verification": ("verify",),

@@ -7,21 +7,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
+from torch import Tensor
 
 from detjac_lanczos.errors import RunFileError, first_line
+from detjac_lanczos.reading.figures import save_figures
+from detjac_lanczos.reading.page import render_page
 from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, replaced_folder
 from detjac_lanczos.runs.record import FORMAT
-from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.runs.schema import first_fault
 
 _ADVICE = "give the folder that `detjac svd --out` wrote"
 
 
-def save_run(run: Run, folder: str | os.PathLike[str]) -> Path:
+def write_run(record: dict[str, Any], vectors: dict[str, Tensor], folder: str | os.PathLike[str]) -> Path:
     """Write a run and return its folder.
 
     Raises
@@ -29,52 +30,29 @@ def save_run(run: Run, folder: str | os.PathLike[str]) -> Path:
     InputError
         If the folder cannot be written, or holds anything but a run.
     """
-    from detjac_lanczos.reading.figures import save_figures
-
     with replaced_folder(folder) as work:
-        (work / RECORD).write_text(json.dumps(run.record, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
-        (work / VECTORS).write_bytes(to_safetensors(run.vectors))
-        (work / PAGE).write_text(run.page(), "utf-8")
-        save_figures(run.record, run.vectors, work / FIGURES)
+        (work / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
+        (work / VECTORS).write_bytes(to_safetensors(vectors))
+        (work / PAGE).write_text(render_page(record, vectors), "utf-8")
+        save_figures(record, vectors, work / FIGURES)
     return Path(folder)
 
 
-def load_run(folder: str | os.PathLike[str]) -> Run:
-    """Read a run that `Run.save` or ``detjac svd --out`` wrote.
-
-    Parameters
-    ----------
-    folder : path
-
-    Returns
-    -------
-    Run
+def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the record and the vectors of a run folder.
 
     Raises
     ------
     RunFileError
         If the folder is missing, foreign, truncated, damaged, or written by a newer version.
     """
-    path = Path(os.path.expanduser(folder))  # unlike Path's own, no error in the home of nobody
     record = _record(path)
     try:
-        vectors = load_file(path / VECTORS)
+        return record, load_file(path / VECTORS)
     except FileNotFoundError:
         raise RunFileError(f"{path / VECTORS} is missing; make the run again") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise RunFileError(
-            f"{path / VECTORS} is truncated or damaged ({first_line(error)}); make the run again"
-        ) from None
-    run = Run(record, vectors)
-    try:
-        fault = _mismatch(run)
-    except KeyError as error:
-        fault = f"lacks {error.args[0]}"
-    except IndexError as error:
-        fault = f"lacks {first_line(error)}"
-    if fault:
-        raise RunFileError(f"{path / RECORD} {fault}; make the run again")
-    return run
+        raise _damaged(path / VECTORS, error) from None
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -101,80 +79,6 @@ def _record(path: Path) -> dict[str, Any]:
     if fault := first_fault(record):
         raise RunFileError(f"{place} {fault}; make the run again")
     return record
-
-
-def _mismatch(run: Run) -> str | None:
-    """Return what does not fit between the record's parts and the vectors; every token has its triplets and names."""
-    record, vectors = run.record, run.vectors
-    prompts = len(record["prompts"])
-    if not prompts or not record["tokens"] or not record["work"]["dense_row_sweeps"] > 0:
-        return "lacks prompts, tokens or work"
-    for name in ("token_ids", "prompt_tokens", "predictions", "reconstructions"):
-        if len(record[name]) != prompts:
-            return f"lacks {name} of each of its {prompts} prompts"
-    for prompt, (ids, names) in enumerate(zip(record["token_ids"], record["prompt_tokens"], strict=True)):
-        known = len(names) if f"embeds.{prompt}" not in vectors else 0
-        if not names or not record["predictions"][prompt] or len(ids) != known:
-            return f"lacks tokens or predictions of prompt {prompt}"
-    for prompt in range(prompts):
-        for kind in ("detached", "ordinary"):
-            written = kind == "detached" or record["reconstructions"][prompt]["ordinary_relative_error"] is not None
-            if written and vectors[f"reconstruction.{kind}.{prompt}"].shape != vectors[f"y.{prompt}"].shape:
-                return f"lacks a vector reconstruction.{kind}.{prompt} of the length of y.{prompt}"
-    for token in run.tokens:
-        if fault := _token_mismatch(run, token):
-            return f"{fault} of {token.name}"
-    return None
-
-
-def _token_mismatch(run: Run, token: TokenResult) -> str | None:
-    record, names = token.record, run.record["prompt_tokens"][token.prompt]
-    if (
-        not 0 <= token.index < len(names)
-        or token.prompt < 0
-        or run.vectors[f"x.{token.prompt}.{token.index}"].ndim != 1
-    ):
-        return "lacks the input"
-    k = len(record["singular_values"])
-    shapes = (token.U.shape[-1], token.S.shape[-1], token.V.shape[-1], len(record["residuals"]))
-    several = k > 0 or run.record["options"]["threshold"] is not None
-    sized = several and token.U.ndim == token.V.ndim == 2 and all(size == k for size in shapes)
-    if not sized or not all(part.dtype in (torch.float32, torch.float64) for part in (token.U, token.S, token.V)):
-        return f"lacks {k} triplets"
-    claim = (record["certificate"] or {}).get("completeness")
-    if claim is not None and not _has_guards(token, claim, k):
-        return "lacks guards, bounds or steps of the claim"
-    unknown = None in record["singular_values"]
-    if any(None in pair[1 if token.estimated else 0 :] for pair in record["residuals"]) and not unknown:
-        return "lacks residuals"
-    if (token.estimated or token.survey) and not _has_survey(run, token, k):
-        return "lacks what the survey estimated, or its basis,"
-    if any(len(record[side]) != (0 if unknown else k) for side in ("left", "right")):
-        return f"lacks decodings for the {k} triplets"
-    if (record["stable_rank"] is None) != (record["stable_rank_interval"] is None):
-        return "lacks the stable rank or its interval"
-    return None
-
-
-def _has_survey(run: Run, token: TokenResult, k: int) -> bool:
-    """Whether the estimates of a survey and its basis are there."""
-    survey, basis = token.survey, run.vectors["survey.basis"]
-    sized = basis.ndim == 2 and k <= basis.shape[0] <= basis.shape[1] == token.U.shape[0]
-    sized = sized and basis.dtype in (torch.float32, torch.float64) and bool(basis.isfinite().all())
-    return sized and survey is not None and len(survey["values"]) == len(survey["residuals"]) == k
-
-
-def _has_guards(token: TokenResult, claim: dict[str, Any], k: int) -> bool:
-    """Whether the guards of a claim of completeness, its bounds and its steps are there."""
-    guards, count = token.guards, claim["guards"]
-    there = (guards is None and count == 0) or (
-        guards is not None
-        and guards.U.shape == (token.U.shape[0], count)
-        and guards.V.shape == (token.V.shape[0], count)
-        and guards.S.shape == (count,)
-    )
-    sized = claim["k"] == k and len(claim["upper"]) == k + count + 1 and 0 <= claim["delta"] < 1
-    return there and sized and (bool(claim["steps"]) or claim["delta"] == 0)
 
 
 def _damaged(path: Path, error: Exception) -> RunFileError:

@@ -14,7 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from detjac_lanczos.operators import Reconstruction
 from detjac_lanczos.operators.network import Candidate
+from detjac_lanczos.reading.page import render_page
 from detjac_lanczos.reading.record_values import ESTIMATE, SUCCESSFUL, asked_for
+from detjac_lanczos.reading.table import render_table
+from detjac_lanczos.runs.disk import write_run
 from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate
@@ -262,8 +265,6 @@ class Run:
         -------
         str
         """
-        from detjac_lanczos.reading.page import render_page
-
         return render_page(self.record, self.vectors)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
@@ -303,14 +304,10 @@ class Run:
         InputError
             If the folder cannot be written, or holds anything but a run.
         """
-        from detjac_lanczos.runs.disk import save_run
-
-        return save_run(self, folder)
+        return write_run(self.record, self.vectors, folder)
 
     def __str__(self) -> str:
         """Return the table that ``detjac svd`` prints."""
-        from detjac_lanczos.reading.table import render_table
-
         return render_table(self.record)
 
     def __repr__(self) -> str:

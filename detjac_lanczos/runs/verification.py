@@ -16,7 +16,7 @@ from detjac_lanczos.runs.choices import replay_choices
 from detjac_lanczos.runs.claims import Verification
 from detjac_lanczos.runs.coherence import coherence_claims
 from detjac_lanczos.runs.completeness import completeness_claims
-from detjac_lanczos.runs.disk import load_run
+from detjac_lanczos.runs.loading import load_run
 from detjac_lanczos.runs.notes import loading_notes, wording_notes
 from detjac_lanczos.runs.output_claims import input_claims, output_claims
 from detjac_lanczos.runs.place_names import parse_place

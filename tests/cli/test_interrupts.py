@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from detjac_lanczos.models import load_model
-from detjac_lanczos.reading import figures
-from detjac_lanczos.runs import analyze, load_run
+from detjac_lanczos.runs import analyze, disk, load_run
 from detjac_lanczos.runs.progress import ProgressReporter
 from tests.command_line import call
 from tests.tiny_llama import PROMPT
@@ -31,7 +30,7 @@ STAGES = {
     "loading": ("detjac_lanczos.models.load", "fingerprint_of"),
     "detaching": ("detjac_lanczos.operators.detach", "capture"),
     "decoding": ("detjac_lanczos.runs.analysis", "read_tokens"),
-    "drawing": ("detjac_lanczos.reading.figures", "save_figures"),
+    "drawing": ("detjac_lanczos.runs.disk", "save_figures"),
     "writing": ("detjac_lanczos.runs.folder", "_sync"),
     "renaming": ("detjac_lanczos.runs.folder", "_exchange"),
     "clearing up": ("shutil", "rmtree"),
@@ -42,7 +41,7 @@ STAGES = {
 def standing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run, without figures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save_figures", lambda *_: [])
+        patch.setattr(disk, "save_figures", lambda *_: [])
         return analyze(load_model(folder), PROMPT, 2, tokens=[0]).save(tmp_path_factory.mktemp("standing") / "out")
 
 
@@ -68,7 +67,7 @@ def test_an_interrupt_at_any_stage_leaves_a_whole_folder(
         signal.raise_signal(number)
 
     out = Path(shutil.copytree(standing, tmp_path / "out"))
-    monkeypatch.setattr(figures, "save_figures", lambda *_: [])
+    monkeypatch.setattr(disk, "save_figures", lambda *_: [])
     module, name = STAGES[stage]
     place = importlib.import_module(module)
     monkeypatch.setattr(place, name, _interrupted(getattr(place, name), interrupt))
@@ -119,7 +118,7 @@ def test_an_interrupt_that_python_dropped_is_raised_again(
 ) -> None:
     """Nothing is written, or, from the writing on, all of it."""
     hook = sys.unraisablehook
-    monkeypatch.setattr(figures, "save_figures", lambda *_: [])
+    monkeypatch.setattr(disk, "save_figures", lambda *_: [])
     module, name = STAGES[stage]
     place = importlib.import_module(module)
     monkeypatch.setattr(place, name, _interrupted(getattr(place, name), _Interrupting))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from detjac_lanczos import models
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.reading import figures
-from detjac_lanczos.runs import load_run, verify
+from detjac_lanczos.runs import disk, load_run, verify
 from tests.command_line import call, refused
 from tests.tiny_llama import PROMPT
 
@@ -87,7 +87,7 @@ def test_a_disk_that_filled_up_meanwhile_costs_no_result(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(figures, "save_figures", full)
+    monkeypatch.setattr(disk, "save_figures", full)
     options = ("-k", 2, "--tokens", 0, "--out", tmp_path / "out", "-q")
     assert call("svd", PROMPT, "--model", folder, *options) == 2
     out, err = capsys.readouterr()

@@ -249,7 +249,7 @@ def test_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -
     tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("stage", ["to_safetensors", "_page", "_sync"])
+@pytest.mark.parametrize("stage", ["to_safetensors", "render_page", "_sync"])
 @pytest.mark.parametrize("there", [True, False])
 def test_interrupt_while_saving_leaves_the_folder_as_it_was(
     run: Run, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, there: bool
@@ -261,13 +261,7 @@ def test_interrupt_while_saving_leaves_the_folder_as_it_was(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    match stage:
-        case "to_safetensors":
-            monkeypatch.setattr(disk, "to_safetensors", interrupt)
-        case "_page":
-            monkeypatch.setattr(Run, "page", interrupt)
-        case "_sync":
-            monkeypatch.setattr(folder, "_sync", interrupt)
+    monkeypatch.setattr(folder if stage == "_sync" else disk, stage, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run.save(out)
     assert out.exists() == there
@@ -382,7 +376,7 @@ def test_a_mount_bound_from_the_same_file_system_is_known(
 
 
 def test_a_mount_point_is_filled_without_figures_too(run: Run, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detjac_lanczos.reading.figures.save_figures", lambda *_: [])
+    monkeypatch.setattr(disk, "save_figures", lambda *_: [])
     run.save(mounted)
     assert _entries(mounted) == ["report.html", "run.json", "vectors.safetensors"]
 

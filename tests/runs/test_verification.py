@@ -16,7 +16,7 @@ from detjac_lanczos import detach
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import JacobianBatch
-from detjac_lanczos.runs import Run, analyze, disk, load_run, verify
+from detjac_lanczos.runs import Run, analyze, load_run, loading, verify
 from detjac_lanczos.runs.coherence import coherence_claims
 from detjac_lanczos.runs.notes import WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
@@ -307,7 +307,7 @@ def _harmed(run: Run, harms: Sequence[tuple[int, tuple[Any, ...], Any]]) -> Run 
     changed = [how(record["tokens"][index], path) for index, path, how in harms]
     harmed = Run(record, run.vectors)
     try:
-        noticed = first_fault(record) or disk._mismatch(harmed)
+        noticed = first_fault(record) or loading._mismatch(harmed)
     except (KeyError, IndexError):
         return None
     return harmed if all(changed) and not noticed else None
