@@ -14,6 +14,7 @@ from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
+from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze, require_freeze
 from detjac_lanczos.models.loaded import context_length_of
@@ -90,12 +91,7 @@ def plan(
         raise ModelError(f"{name} has no blocks; give a configuration with one or more")
     shape = replace(family.shape(whole, freeze), scratch=scratch(whole, kind))
     budget = read_memory(memory)
-    check_k([(shape.output_size, shape.embedding_size)], k)
-    context = context_length_of(whole)
-    if context is not None and tokens > context:
-        raise InputError(f"tokens must be {context:,} or fewer, as the context of {name}, not {tokens:,}")
-    if width > shape.hidden_size:
-        raise InputError(f"width must be {shape.hidden_size} or less, the width of the stream of {name}, not {width}")
+    _check_sizes(whole, name, shape, tokens, width, k)
     precision = next(whole.parameters()).dtype
     found = machine(device, precision)
     limit = budget or found.memory
@@ -105,12 +101,13 @@ def plan(
     resident = weights.total()
     if kind is None and resident + demand.least(tokens, width) > limit:
         resident = _streaming(weights, inside)
-    schedule = _schedule(demand, tokens, width, limit, resident)
     streamed = weights.total() - resident
+    schedule = _schedule(demand, tokens, width, limit, resident)
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
+    factors = schedule.resident + schedule.staged
 
     def peak(held: int) -> int:
-        return resident + max(schedule.peak(width), schedule.resident + schedule.staged + held)
+        return resident + max(schedule.peak(width), factors + held)
 
     def job(label: str, asked: Asked, lengths: list[int]) -> Job:
         columns = asked.row_sweeps / sum(map(demand.cost, lengths))
@@ -126,10 +123,17 @@ def plan(
             seconds=pace.seconds(found, schedule, lengths, columns, asked.passes),
         )
 
-    every = demand.alone(list(range(tokens, 0, -1)), width, schedule.rebuilt)
-
-    room = limit - resident - schedule.resident - schedule.staged
-    made = JobPlan(
+    lengths = list(range(tokens, 0, -1))
+    every = demand.alone(lengths, width, schedule.rebuilt)
+    joint = job("joint", demand.together(tokens, width, schedule.rebuilt), [tokens])
+    at_once = tokens
+    changes: tuple[str, ...] = ()
+    if joint.peak > limit:
+        others = _other_ways(demand, whole, family, kind, stored)
+        changes = advice(demand, limit, tokens, width, resident, others)
+    elif max(every.bytes, every.otherwise) > (room := limit - resident - factors):
+        at_once = demand.at_once(tokens, width, schedule.rebuilt, room)
+    return JobPlan(
         model=name,
         dtype=str(precision).removeprefix("torch."),
         freeze=freeze,
@@ -143,30 +147,41 @@ def plan(
         weights=dict(weights.most_common()),
         resident_weights=resident,
         schedule=schedule,
-        working=schedule.peak(width) - schedule.resident - schedule.staged,
-        joint=job("joint", demand.together(tokens, width, schedule.rebuilt), [tokens]),
-        every_token=job("tokens", every, [tokens] if every.method == "dense" else list(range(tokens, 0, -1))),
-        at_once=tokens,
+        working=schedule.peak(width) - factors,
+        joint=joint,
+        every_token=job("tokens", every, [tokens] if every.method == "dense" else lengths),
+        at_once=at_once,
         capture_seconds=capture_seconds(whole, weights, streamed, tokens, found),
-        advice=(),
+        advice=changes,
     )
-    if made.peak <= limit:
-        every_fits = max(every.bytes, every.otherwise) <= room
-        return made if every_fits else replace(made, at_once=demand.at_once(tokens, width, schedule.rebuilt, room))
-    otherwise = []
+
+
+def _check_sizes(model: Any, name: str, shape: NetworkShape, tokens: int, width: int, k: int) -> None:
+    check_k([(shape.output_size, shape.embedding_size)], k)
+    context = context_length_of(model)
+    if context is not None and tokens > context:
+        raise InputError(f"tokens must be {context:,} or fewer, as the context of {name}, not {tokens:,}")
+    if width > shape.hidden_size:
+        raise InputError(f"width must be {shape.hidden_size} or less, the width of the stream of {name}, not {width}")
+
+
+def _other_ways(
+    demand: Demand, model: Any, family: Family, kind: Quantization | None, stored: Quantization | None
+) -> list[Otherwise]:
+    """Return how else the weights could be held: packed if they are not, and if they are, as they are stored."""
+    other: Quantization | None = "nf4" if kind is None else stored
+    if other == kind:
+        return []
+    weights = weight_bytes(model, other)
     if kind is None:
-        packed = replace(demand, shape=replace(shape, scratch=scratch(whole, "nf4")))
-        words = "pack the weights (quantization nf4)"
-        otherwise.append(Otherwise(words, weight_bytes(whole, "nf4").total(), packed))
-    elif stored is None:
-        plain = replace(demand, shape=replace(shape, scratch=0))
-        held = _streaming(weight_bytes(whole), _inside(whole, family, None))
-        otherwise.append(Otherwise("leave the weights unpacked, so that they stream", held, plain))
-    elif kind != stored:
-        as_stored = replace(demand, shape=replace(shape, scratch=scratch(whole, stored)))
-        words = f"leave the weights as they are stored (quantization {stored})"
-        otherwise.append(Otherwise(words, weight_bytes(whole, stored).total(), as_stored))
-    return replace(made, advice=advice(demand, limit, tokens, width, resident, otherwise))
+        change, held = f"pack the weights (quantization {other})", weights.total()
+    elif other is None:
+        change = "leave the weights unpacked, so that they stream"
+        held = _streaming(weights, _inside(model, family, None))
+    else:
+        change, held = f"leave the weights as they are stored (quantization {other})", weights.total()
+    shape = replace(demand.shape, scratch=scratch(model, other))
+    return [Otherwise(change, held, replace(demand, shape=shape))]
 
 
 def _inside(model: Any, family: Family, kind: Quantization | None) -> list[int]:
