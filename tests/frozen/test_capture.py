@@ -93,7 +93,9 @@ def test_the_observed_pass_is_the_models_own_eager_pass_bit_for_bit(name: str, d
         model.set_experts_implementation("eager")
     with torch.no_grad():
         out = model(input_ids=torch.tensor([IDS]), use_cache=False, output_hidden_states=True)
-    assert torch.equal(detach(tiny_models.loaded(model), input_ids=IDS).streams.output, out.hidden_states[-1][0])
+    streams = detach(tiny_models.loaded(model), input_ids=IDS).streams
+    assert torch.equal(streams.output, out.hidden_states[-1][0])
+    assert torch.equal(streams.model_output, out.hidden_states[-1][0])
 
 
 @pytest.mark.parametrize("make", MAKERS)

@@ -97,6 +97,9 @@ def test_rows_move_once_each_way_and_nothing_moves_on_one_device(forwards: bool)
         many, few = 6 * 5 * row, 5 * row  # positions 3 to 8 before the last mixing, one after it
         there, back = (many, few) if forwards else (few, many)
         assert transfers(devices, J, forwards) == [(FIRST, SECOND, there), (SECOND, FIRST, back)]
+        # Granite's multipliers are numbers, which lie nowhere.
+        J = detach(load_model(moved_to(MODELS["Granite"](torch.float64))), input_ids=IDS).jacobian(3, target="logits")
+        assert transfers(devices, J, forwards) == []
 
 
 @pytest.mark.parametrize("forwards", [True, False])

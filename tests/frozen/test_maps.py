@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.activations import _RATIOS, ratio
+from detjac_lanczos.frozen.experts import Experts
 from detjac_lanczos.frozen.fold import fold, fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing, Segment, runs_of
 from detjac_lanczos.frozen.maps import (
@@ -21,6 +22,7 @@ from detjac_lanczos.frozen.maps import (
     Linear,
     Map,
     Mix,
+    Nested,
     RowScale,
     Sum,
     apply_rowwise,
@@ -61,12 +63,29 @@ class Draw:
             case "linear":
                 out = self.integer(1, 9)
                 return Linear(DenseWeight(self.normal(out, width))), out
+            case "experts":
+                return self.experts(width), width
         f = self.integer(1, 9)
         halves = tuple(
             (Linear(DenseWeight(self.normal(f, width))), Bias(self.normal(f)), Gate(self.normal(POSITIONS, f)))
             for _ in range(2)
         )
         return Sum(halves), f
+
+    def experts(self, width: int) -> Experts:
+        """Two experts: some positions meet both, some one, some none."""
+        routed = (torch.tensor([0, 2, 3, 6]), torch.tensor([2, 3, 7]))
+        chains = [
+            (
+                RowScale(self.normal(len(at)).exp()),
+                Linear(DenseWeight(self.normal(5, width))),
+                Bias(self.normal(5)),
+                Gate(self.normal(len(at), 5)),
+                Linear(DenseWeight(self.normal(width, 5))),
+            )
+            for at in routed
+        ]
+        return Experts(tuple(chains), routed, width)
 
     def mix(self, width: int) -> tuple[Mix, int]:
         kv_heads = next(h for h in (3, 2, 1) if width % h == 0)
@@ -103,8 +122,8 @@ def copied(chain: Sequence[Map]) -> tuple[Map, ...]:
                 return Gate(step.g.clone())
             case Mix():
                 return Mix(tuple(p.clone() for p in step.probabilities), step.kv_heads, step.transposed)
-            case Sum():
-                return Sum(tuple(copied(part) for part in step.chains))
+            case Nested():
+                return step.rebuilt([copied(part) for part in step.chains])
         return step
 
     return tuple(map(one, chain))
@@ -119,12 +138,12 @@ def dense(chain: Sequence[Map], width: int) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-ROWWISE = st.sampled_from(["row", "column", "gate", "bias", "linear", "sum"])
+ROWWISE = st.sampled_from(["row", "column", "gate", "bias", "linear", "sum", "experts"])
 
 
 @settings(max_examples=80, deadline=None)
 @given(
-    kind=st.sampled_from(["row", "column", "gate", "linear", "sum", "mix"]),
+    kind=st.sampled_from(["row", "column", "gate", "linear", "sum", "experts", "mix"]),
     width=st.integers(1, 7),
     seed=st.integers(0, 999),
 )
@@ -150,6 +169,9 @@ def test_each_transpose_is_the_adjoint(kind: str, width: int, seed: int) -> None
     width=st.integers(1, 6),
     seed=st.integers(0, 999),
 )
+@example(before=["gate", "row", "bias", "row"], after=[], mixes=False, width=3, seed=0)
+@example(before=["linear", "gate", "column"], after=["column"], mixes=False, width=3, seed=0)
+@example(before=["linear", "gate"], after=["gate", "column"], mixes=False, width=3, seed=0)
 def test_folding_and_fusing_keep_the_affine_map(
     before: list[str], after: list[str], mixes: bool, width: int, seed: int
 ) -> None:
@@ -192,8 +214,24 @@ def test_columns_share_the_rows_of_a_gate(widths: tuple[int, ...]) -> None:
     assert torch.equal(x, expected)
 
 
-def test_a_fused_gemm_cannot_be_transposed() -> None:
-    fused = fuse(Draw(0).chain(["column", "linear"], 3))
+@settings(max_examples=40, deadline=None)
+@given(kinds=st.lists(ROWWISE, max_size=4), width=st.integers(1, 6), seed=st.integers(0, 999))
+@example(kinds=["sum"], width=3, seed=0)
+@example(kinds=["experts"], width=3, seed=0)
+def test_what_is_added_is_added_once(kinds: list[str], width: int, seed: int) -> None:
+    draw, at = Draw(seed), layout()
+    chain = draw.chain(kinds, width)
+    x = draw.normal(at.rows, width)
+    expected = run(chain, x, at.positions, at.square)
+    add = draw.normal(*expected.shape)
+    for steps in (chain, fuse(chain)):
+        found = apply_rowwise(steps, x, at.positions, add.clone())
+        assert (found - (expected + add)).norm() <= 1e-12 * (expected.norm() + add.norm())
+
+
+@pytest.mark.parametrize("kinds", [["column", "linear"], ["linear", "gate"], ["linear", "column"]])
+def test_a_fused_gemm_cannot_be_transposed(kinds: list[str]) -> None:
+    fused = fuse(Draw(0).chain(kinds, 3))
     with pytest.raises(ValueError, match="before it is fused"):
         transpose(fused)
 

@@ -1,8 +1,11 @@
-"""The caller's autocast reaches neither the capture nor the sweeps: float32 means float32."""
+"""float32 means float32: the caller's autocast reaches neither the capture nor the sweeps; rounding is refused."""
 
 import pytest
 import torch
 
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen import precision
+from detjac_lanczos.frozen.precision import require_exact_products
 from detjac_lanczos.operators import detach, mlp
 from tests import tiny_models
 
@@ -24,3 +27,17 @@ def test_an_ambient_autocast_changes_nothing(make) -> None:
                 expected = one.dense()
             torch.testing.assert_close(other.dense(), expected)
             torch.testing.assert_close(one.y, other.y)
+
+
+def test_products_are_as_torch_is_set_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was measured under another setting."""
+    monkeypatch.setattr(precision, "_products_are_exact", lambda device, setting: setting != "bf16")
+    cpu, matmul = torch.device("cpu"), torch.backends.mkldnn.matmul
+    require_exact_products(torch.float32, cpu)
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        require_exact_products(torch.float64, cpu)
+        with pytest.raises(InputError, match="round the factors of float32 products"):
+            require_exact_products(torch.float32, cpu)
+    finally:
+        matmul.fp32_precision = before

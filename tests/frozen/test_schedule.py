@@ -120,6 +120,8 @@ def test_two_neighbouring_blocks_of_offloaded_factors_are_on_a_device_at_once(ah
     assert plan.offloaded == sum(of_blocks)
     assert plan.staged == (max(map(sum, pairwise(of_blocks))) if ahead else 0)
     assert plan.peak(4) - replace(plan, ahead=False).peak(4) == plan.staged
+    alone = replace(plan, shape=network_shape(LARGE), mixing=("offload",), gates=("keep",))
+    assert alone.staged == (P[LARGE] if ahead else 0)
     assert Plan.from_record(json.loads(json.dumps(plan.record)), shape, lengths) == plan
 
 

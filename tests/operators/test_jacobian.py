@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, detach, head, layer, mlp, probe
+from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, detach, expert, head, layer, mlp, probe
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
 from tests.tiny_models import undeclared
+from tests.tiny_models.moe import gpt_oss, qwen3_moe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -218,13 +219,16 @@ def test_sums_of_what_cannot_be_added_are_refused(network: DetachedNetwork) -> N
         batch.matmat_sum([(0, normal(24, 2)), (1, normal(24, 3))])
 
 
-def test_float32_batches_do_not_depend_on_their_company() -> None:
-    network = network_of("llama", torch.float32)
-    batch = network.jacobians()
-    X = [(i, normal(24, 3, seed=i, dtype=torch.float32)) for i in range(len(batch))]
-    for found, (i, block) in zip(batch.matmat(X), X, strict=True):
-        alone = batch.operators[i].matmat(block)
-        assert (found - alone).norm() <= 1e-6 * alone.norm()
+@pytest.mark.parametrize(
+    ("dtype", "bar"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str
+)
+def test_lower_precisions_do_not_depend_on_their_company(dtype: torch.dtype, bar: float) -> None:
+    batch = network_of("llama", dtype).jacobians()
+    X = [(i, normal(24, 3, seed=i, dtype=dtype)) for i in range(len(batch))]
+    for name in ("matmat", "rmatmat"):
+        for found, (i, block) in zip(getattr(batch, name)(X), X, strict=True):
+            alone = getattr(batch.operators[i], name)(block)
+            assert (found - alone).double().norm() <= bar * alone.double().norm()
 
 
 def test_products_of_no_columns_have_none(network: DetachedNetwork) -> None:
@@ -336,6 +340,40 @@ def test_a_dropped_branch_adds_nothing(make: str, freeze: Any, place: Any) -> No
     branch = network.jacobian("joint", target=place)
     assert not branch.dense().any()
     assert not branch.offset.any()
+
+
+def test_what_is_dropped_is_of_one_block_and_one_expert() -> None:
+    """Their numbers are whole: block 1 is not the beginning of block 10, nor expert 1 that of expert 10."""
+    deep = detach((tiny_models.llama(num_hidden_layers=12), None), input_ids=[3, 1, 4, 1, 5])
+    many = detach((qwen3_moe(num_experts=12, num_experts_per_tok=6), None), input_ids=tiny_models.prompt_ids(12)[0])
+    assert {"blocks.0.mlp.experts.1.positions", "blocks.0.mlp.experts.10.positions"} <= many.coefficients.keys()
+    for network, item, prefix in (
+        (deep, mlp(1), "blocks.1."),
+        (deep, attention(1), "blocks.1."),
+        (deep, head(1, 2), "blocks.1."),
+        (many, expert(0, 1), "blocks.0.mlp.experts.1."),
+    ):
+        dropped = network.replace(drop=item).coefficients
+        changed = {name for name, value in network.coefficients.items() if not torch.equal(dropped[name], value)}
+        assert changed and all(name.startswith(prefix) for name in changed), (item, changed)
+
+
+def test_parts_dropped_one_after_another_are_dropped_together(network: DetachedNetwork) -> None:
+    """Biases of a branch leave with it and stay away."""
+    items = [mlp(1), attention(2), head(0, 1)]
+    together, after = network.replace(drop=items), network
+    for item in items:
+        after = after.replace(drop=item)
+    assert after.dropped == together.dropped
+    for target in ("output", mlp(1), attention(2)):
+        one, other = (n.jacobian("joint", target=target) for n in (after, together))
+        assert torch.equal(one.offset, other.offset) and torch.equal(one.dense(), other.dense())
+
+
+def test_biases_of_experts_alone_make_an_offset() -> None:
+    network = detach((gpt_oss(attention_bias=False), None), input_ids=[3, 1, 4, 1, 5])
+    J = network.jacobian("joint")
+    assert J.offset.any() and J.reconstruction.norm_error <= 1e-13
 
 
 def test_an_altered_network_has_its_own_output_and_no_reconstruction(network: DetachedNetwork, tmp_path: Any) -> None:

@@ -5,6 +5,7 @@ Each change is made to a tiny Llama; what is served is held against reverse mode
 
 import copy
 import functools
+import itertools
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -433,7 +434,7 @@ def test_a_function_set_as_a_forward_is_refused() -> None:
 
 @pytest.mark.parametrize("drop", [dl.mlp(0), dl.attention(1)])
 def test_an_altered_network_rebuilds_its_own_output_from_its_own_streams(drop: Any) -> None:
-    network = detach((tiny_models.llama(bias=True), None), input_ids=[3, 1, 4, 1, 5]).replace(drop=drop)
-    for block in range(network.blocks):
-        J = network.jacobian("joint", source=dl.layer(block))
+    network = detach((tiny_models.llama(bias=True), None), input_ids=[[3, 1, 4, 1, 5], [2, 7, 1]]).replace(drop=drop)
+    for prompt, block in itertools.product(range(2), range(network.blocks)):
+        J = network.jacobian((prompt, "joint"), source=dl.layer(block))
         torch.testing.assert_close(J.dense() @ J.x + J.offset, J.y, rtol=1e-12, atol=1e-12)
