@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -57,3 +58,27 @@ def test_cosines_of_an_estimate_are_with_the_output_of_their_own_prompt() -> Non
     batch, triplets = prompts.jacobians(), truncated(prompts, 24)
     found, measured = estimate_contributions(batch, triplets), contributions(batch, triplets)
     assert [part.cosine for part in found] == pytest.approx([part.cosine for part in measured], rel=1e-9)
+
+
+def batch_of(J: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Any:
+    """Return a batch of one operator, all that an estimate asks of one."""
+    operator = SimpleNamespace(prompt=0, x=x, y=y)
+    parts = {"shapes": [J.shape], "operators": [operator], "device": J.device, "dtype": J.dtype}
+    return SimpleNamespace(**parts, rmatmat_shared=lambda Y: [J.T @ Y])
+
+
+def test_the_cosine_of_an_estimate_is_one() -> None:
+    """J x = y: a length that is estimated too short makes no cosine above 1."""
+    y = torch.ones(8, dtype=torch.float64)
+    first = torch.eye(8, dtype=torch.float64)[:, :1]
+    found = SimpleNamespace(U=first, S=torch.ones(1, dtype=torch.float64), V=first)
+    batch = batch_of(torch.eye(8, dtype=torch.float64), y, y)
+    parts = [estimate_contributions(batch, [found], seed=seed)[0] for seed in range(8)]
+    assert min(part.share for part in parts) < 0.95
+    assert max(part.cosine for part in parts) <= 1
+
+
+def test_an_estimate_of_a_token_without_influence_is_zero() -> None:
+    found = SimpleNamespace(U=torch.zeros(2, 1), S=torch.zeros(1), V=torch.zeros(2, 1))
+    (part,) = estimate_contributions(batch_of(torch.zeros(2, 2), torch.ones(2), torch.ones(2)), [found])
+    assert (part.share, part.cosine, part.captured) == (0, 0, 1)

@@ -12,7 +12,7 @@ from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.words import Project, Scale, Softcap
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, detach, layer, mlp, probe
-from detjac_lanczos.reading import decode_left, decode_right
+from detjac_lanczos.reading import decode_left, decode_right, head
 from detjac_lanczos.reading.head import head_of
 from tests import tiny_models
 from tests.tiny_models.dense import DENSE
@@ -117,6 +117,16 @@ def test_logits_that_are_not_understood_are_not_decoded(change: Any) -> None:
         decode_left(network, J.y[:, None] / J.y.norm(), J.y)
 
 
+def test_a_scale_is_fitted_to_all_rows_of_the_head_and_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is read some rows at a time, each with its part of the bias."""
+    monkeypatch.setattr(head, "_ROWS", 16)
+    model = UNDECLARED["Cohere"](torch.float64)
+    model.lm_head.bias = torch.nn.Parameter(3 * torch.randn(tiny_models.VOCABULARY, dtype=torch.float64))
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(4, 6))
+    assert network.route == "autograd"
+    assert head_of(network).scale == pytest.approx(model.logit_scale, rel=1e-9)
+
+
 @pytest.mark.parametrize("make", ["llama", "gemma"])
 def test_left_vectors_in_the_stream_pass_the_final_norm_first(make: str) -> None:
     network = detach(
@@ -135,6 +145,18 @@ def test_left_vectors_in_the_stream_pass_the_final_norm_first(make: str) -> None
             assert entries[0].score == pytest.approx(float(shares[:, j].max()), rel=1e-6)
 
 
+def test_vectors_of_any_prompt_and_position_are_weighed_by_the_length_of_the_output_there() -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama()), input_ids=tiny_models.prompt_ids(4, 6, 5))
+    weight, table = (part.weight.detach() for part in (network.model.model.norm, network.model.get_output_embeddings()))
+    for prompt, position in ((0, 3), (1, 0), (1, 2), (2, 4)):
+        J = network.jacobian((prompt, 0), target="residual", position=position)
+        row = network.start_of(prompt) + position
+        (decoded,), _ = decode_left(network, J.y[:, None] / J.y.norm(), J.y, "residual", top=3, row=row)
+        seen = torch.nn.functional.normalize(weight * J.y, dim=0)
+        shares = torch.softmax(network.streams.output[row].norm() * (table @ seen), dim=0)
+        assert [entry.score for entry in decoded] == pytest.approx(shares.topk(3).values.tolist(), rel=1e-6)
+
+
 def test_the_length_of_an_altered_networks_output_is_its_own(network: DetachedNetwork) -> None:
     altered = network.replace(drop=mlp(0))
     U, _, y = triplets_of(altered, target="residual")
@@ -150,7 +172,10 @@ def test_vectors_at_the_logits_are_their_own_logits(network: DetachedNetwork) ->
     U, _, y = triplets_of(network, target="logits")
     decoded, signs = decode_left(network, U, y, "logits", top=5)
     expected = (U * signs).topk(5, dim=0)
+    shares = torch.softmax(y.norm() * U * signs, dim=0).gather(0, expected.indices)
     assert [[entry.id for entry in entries] for entries in decoded] == expected.indices.T.tolist()
+    for j, entries in enumerate(decoded):
+        assert [entry.score for entry in entries] == pytest.approx(shares[:, j].tolist(), rel=1e-9)
     everything, _ = decode_left(network, U, y, "logits", top=tiny_models.VOCABULARY)
     assert all(sum(entry.score for entry in entries) == pytest.approx(1, rel=1e-12) for entries in everything)
 

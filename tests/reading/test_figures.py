@@ -10,6 +10,7 @@ import pytest
 
 from detjac_lanczos.errors import DetjacError
 from detjac_lanczos.reading import figures, plot_contributions, plot_reconstruction, plot_spectra, save_figures
+from detjac_lanczos.reading.record_values import percent
 from detjac_lanczos.runs import Run
 
 pytest.importorskip("matplotlib")
@@ -20,6 +21,7 @@ def test_spectra_are_the_singular_values(run: Run) -> None:
     assert axes.get_yscale() == "log"
     for line, token in zip(axes.get_lines(), run.record["tokens"], strict=True):
         np.testing.assert_array_equal(np.asarray(line.get_ydata()), token["singular_values"])
+        assert list(line.get_xdata()) == [1, 2, 3, 4]
 
 
 def test_reconstruction_lies_on_the_diagonal(run: Run) -> None:
@@ -58,6 +60,55 @@ def test_contributions_are_the_shares(run: Run) -> None:
     kept = [share * part**0.5 for share, part in zip(shares, captured, strict=True)]
     assert widths[len(shares) :] == pytest.approx(kept)
     assert min(captured) > 0 and max(captured) < 1
+    assert [text.get_text() for text in axes.texts] == [percent(share) for share in shares]
+
+
+def test_names_at_the_ends_of_lines_keep_apart_though_the_lines_meet(run: Run) -> None:
+    """The last value of one is zero, which no log scale has a place for."""
+    ends = [0.0, 1.0, 1.0, 1.001, 3.0]
+    tokens = [token | {"singular_values": [5.0, end]} for token, end in zip(run.record["tokens"], ends, strict=False)]
+    (axes,) = plot_spectra(run.record | {"tokens": tokens}).axes
+    low, high = np.log10(axes.get_ylim())
+    heights = sorted(float(np.log10(text.xy[1])) for text in axes.texts)  # type: ignore[attr-defined]
+    assert len(heights) == len(ends)
+    assert np.diff(heights).min() >= 0.04 * (high - low)
+
+
+def test_each_prompt_has_figures_of_its_own(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    class Drawing:
+        def __init__(self, name: str, prompt: int) -> None:
+            self.drawn = name, prompt
+
+        def savefig(self, path: Path, **_: Any) -> None:
+            drawn.append((path.stem, *self.drawn))
+
+    for name in ("spectra", "reconstruction", "contributions"):
+        monkeypatch.setattr(figures, f"plot_{name}", lambda *given, name=name: Drawing(name, given[-1]))
+    save_figures(run.record | {"prompts": ["one", "two"]}, run.vectors, tmp_path)
+    names = {("spectra", 0), ("reconstruction", 0), ("contributions", 0)}
+    names |= {(name, 1) for name, _ in names}
+    assert set(drawn) == {(f"{name}-1" if prompt else name, name, prompt) for name, prompt in names}
+
+
+def test_the_second_prompt_is_drawn_with_its_own_figures(run: Run) -> None:
+    first, vectors = run.record["reconstructions"][0], dict(run.vectors)
+    second = first | {"relative_error": 2e-3, "norm_error": 3e-3, "ordinary_relative_error": 0.75}
+    record = run.record | {
+        "prompts": ["one", "two"],
+        "reconstructions": [first, second],
+        "tokens": [token | {"prompt": 1} for token in run.record["tokens"][:2]],
+        "prompt_tokens": run.record["prompt_tokens"] * 2,
+    }
+    for name in ("y", "reconstruction.detached", "reconstruction.ordinary"):
+        vectors[f"{name}.1"] = vectors[f"{name}.0"] + 1
+    (axes,) = plot_reconstruction(record, vectors, 1).axes
+    labels = [str(line.get_label()) for line in axes.get_lines()]
+    assert any(label.endswith("error 0.75") for label in labels)
+    assert any(label.endswith("error 2.0\u00a0×\u00a010⁻³") for label in labels)
+    np.testing.assert_array_equal(np.asarray(axes.get_lines()[-1].get_xdata()), vectors["y.1"].double().numpy())
+    assert len(plot_contributions(record, 1).axes[0].patches) == 4 and not plot_contributions(record, 0).axes[0].patches
 
 
 def test_odd_tokens_are_drawn_without_a_missing_glyph(odd_record: dict[str, Any], run: Run, tmp_path: Path) -> None:

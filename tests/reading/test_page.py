@@ -13,9 +13,10 @@ import torch
 from detjac_lanczos.cli.parser import make_parser
 from detjac_lanczos.frozen.places import Place, attention, layer, mlp, probe
 from detjac_lanczos.reading import render_page
-from detjac_lanczos.reading.page.charts import Axis, scatter, spectra
-from detjac_lanczos.reading.page.markup import dotted
+from detjac_lanczos.reading.page.charts import Axis, log_range, scatter, spectra, spectrum
+from detjac_lanczos.reading.page.markup import dotted, text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
+from detjac_lanczos.reading.page.token_card import reading_cells, token_card
 from detjac_lanczos.reading.record_values import percent
 from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run, analyze
@@ -262,3 +263,160 @@ def test_a_large_scatter_is_thinned_and_keeps_its_ends() -> None:
     assert svg.count("h0") == 2000
     x = Axis(-1.08, 1.08, 52, 542)
     assert f"M{x(-1):.1f} " in svg and f"M{x(1):.1f} " in svg
+
+
+def test_a_larger_estimate_is_higher_up_and_a_larger_truth_further_right() -> None:
+    svg = scatter([0.0, 1.0], [("dot", [0.5, 0.75])], ("", ""), "")
+    (left, low), (right, high) = ((float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", svg))
+    assert left < right and high < low
+    x, y = Axis(-0.04, 1.04, 52, 542), Axis(-0.04, 1.04, 0.75 * 552 - 44, 10)
+    assert (left, right) == (pytest.approx(x(0.0), abs=0.06), pytest.approx(x(1.0), abs=0.06))
+    assert (low, high) == (pytest.approx(y(0.5), abs=0.06), pytest.approx(y(0.75), abs=0.06))
+
+
+def test_values_that_are_zero_all_but_leave_a_chart_alone() -> None:
+    low, high = log_range([1.0, 1e-30, 0.0])
+    assert high - low <= 12 * 1.12 + 1e-9 and low < high - 11
+    heights = re.findall(r'cy="(-?[\d.]+)"', spectrum([1.0, 0.0], log_range([1.0]), ""))
+    assert len(heights) == 2 and all(0 <= float(height) <= 190 for height in heights)
+
+
+def test_lines_that_end_together_begin_at_the_first_index_and_have_names_apart() -> None:
+    svg = spectra([("one", [3.0, 1.0]), ("two", [3.0, 1.0]), ("three", [2.0, 1.0])], "")
+    names = sorted(float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)">[a-z]+<', svg))
+    assert len(names) == 3 and all(below - above >= 14.9 for above, below in itertools.pairwise(names))
+    paths, dots = (
+        re.findall(r'<path d="M([\d.]+ [\d.]+)L', svg.replace(" L", "L")),
+        re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg),
+    )
+    assert paths == [" ".join(dot) for dot in dots[::2]]
+    assert float(dots[0][0]) == 56 < float(dots[1][0])
+
+
+def test_a_text_may_stand_in_an_attribute() -> None:
+    assert not set(text("\"'<>")) & set("\"'<>")
+
+
+def known_token(run: Run) -> dict[str, Any]:
+    """A token of which every figure is another one."""
+    sides: dict[str, Any] = {
+        side: [
+            [
+                {"token": f"{side}{j}", "id": 1, "score": 0.5, "logit": None},
+                {"token": "second", "id": 2, "score": 0.25, "logit": None},
+            ]
+            for j in range(2)
+        ]
+        for side in ("left", "right")
+    }
+    known = {"singular_values": [4.0, 2.0], "residuals": [[0.0, 0.04], [0.0, 0.0]], "floor": 1e-9}
+    known |= {"stable_rank": 2.5, "stable_rank_interval": [2.0, 3.0], "status": "converged"}
+    known |= {"contribution": {"share": 0.6, "cosine": -0.25, "captured": 0.8}}
+    return run.record["tokens"][0] | sides | known
+
+
+def test_a_card_has_each_figure_in_its_place(run: Run) -> None:
+    card = token_card(known_token(run), (0.0, 1.0))
+    rows = re.findall(r'<tr role="row"><th scope="row".*?</tr>', card)
+    said = [re.sub(r"<[^>]*>", "|", row) for row in rows]
+    assert [re.findall(r"σ.|left\d|right\d|[\d.]+ %|0\.\d\d\b", row) for row in said] == [
+        ["σ₁", "left0", "50.0 %", "25.0 %", "right0", "0.50", "0.25"],
+        ["σ₂", "left1", "50.0 %", "25.0 %", "right1", "0.50", "0.25"],
+    ]
+    assert rows[0].count("--w:100%") == rows[0].count("--w:50%") == 2
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", card))
+    assert facts["Contribution ‖J x‖ / ‖y‖"] == "60.0 %"
+    assert facts["Cosine of J x with y"] == "-0.250"
+    assert facts["Share of J x in these 2"] == "80.0 %"
+    assert facts["Largest relative residual"] == "1.0\u00a0×\u00a010⁻²"
+    assert facts["Stable rank ‖J‖²<sub>F</sub> / σ₁²"].endswith("[2, 3]</span>")
+    (claim,) = re.findall(
+        r'class="claim">(.*?)</p>', token_card(known_token(run) | {"certificate": {"line": "<b>"}}, (0, 1))
+    )
+    assert claim == "&lt;b&gt;"
+
+
+def test_cells_of_a_token_read_its_leading_triplet(run: Run) -> None:
+    cells = reading_cells(known_token(run))
+    assert re.findall(r"left\d|right\d|second", cells) == ["left0", "second", "right0", "second"]
+    assert "width:60.0%" in cells and "60.0 %" in cells
+
+
+@pytest.fixture
+def two_prompts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A record of two prompts whose figures differ, and its vectors."""
+    record, vectors = dict(run.record), dict(run.vectors)
+    first, second = known_token(run), run.record["tokens"][1]
+    smaller = {"singular_values": [1.0, 0.5], "stable_rank": 1.25, "stable_rank_interval": [1.0, 1.5], "token": "small"}
+    smaller |= {"contribution": {"share": 0.1, "cosine": 1.0, "captured": 0.9}, "residuals": [[0.0, 0.0]] * 2}
+    both = [first | {"token": "large"}, second | {name: first[name] for name in ("left", "right")} | smaller]
+    record["tokens"] = both + [token | {"prompt": 1} for token in both]
+    record["tokens"][0] |= {"status": "breakdown_exact"}
+    for name in ("prompts", "prompt_tokens", "predictions", "reconstructions", "token_ids"):
+        record[name] = list(record[name]) * 2
+    record["prompts"] = ["one", "two"]
+    record["predictions"][1] = [
+        {"token": "said", "probability": 0.5},
+        {"token": "or", "probability": 0.25},
+    ]
+    errors = {"relative_error": 1e-3, "norm_error": 2e-3, "ordinary_relative_error": 0.75, "offset_share": 0.0}
+    record["reconstructions"][1] = record["reconstructions"][0] | errors
+    record["work"] = record["work"] | {"row_sweeps": 1000.0, "dense_row_sweeps": 4000.0}
+    size = len(vectors["y.0"])
+    vectors["y.1"] = torch.linspace(-5, 5, size)
+    vectors["reconstruction.detached.1"], vectors["reconstruction.ordinary.1"] = (
+        vectors["y.1"],
+        torch.full((size,), 5.0),
+    )
+    return record, vectors
+
+
+def test_a_page_of_two_prompts_has_each_figure_in_its_place(two_prompts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    page = render_page(*two_prompts)
+    heading, _, second = page.split("<section><h2>")[0], *page.split("<h2><bdi>")[1:]
+    assert second.startswith("two<")
+    key = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?) <small>", heading))
+    assert key["Work"] == "25 %" and key["Tokens certified"] == "4 of 4"
+    bars = re.findall(r'class="tok">(\w+)</bdi></span><span class="meter".*?width:([\d.]+)%.*?num">([\d.]+ %)', second)
+    assert bars == [("said", "100.0", "50.0 %"), ("or", "50.0", "25.0 %")]
+    assert "to 1.0\u00a0×\u00a010⁻³." in second and "miss it by 0.75." in second
+    facts = {name: re.sub(r"<[^>]*>", "", said) for name, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", second)}
+    assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("large 4.000", "small 1.000")
+    assert (facts["Largest stable rank"], facts["Smallest stable rank"]) == ("large 2.5", "small 1.25")
+    assert facts["Largest share of J x captured"] == "small 90.0 %"
+    assert "1,000 row-sweeps against 4,000 for dense" in page
+
+
+def test_estimates_are_drawn_against_the_output_of_their_own_prompt(
+    two_prompts: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    """Of the second prompt the detached ones lie on the diagonal, the ordinary ones all at the top."""
+    svg = render_page(*two_prompts).split("<h2><bdi>")[2].split("<svg")[1]
+    _, x1, x2, y1, y2 = (
+        0,
+        *map(float, re.findall(r'diagonal" d="M([\d.]+) [\d.]+L([\d.]+)', svg)[0]),
+        *map(float, re.findall(r'diagonal" d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)', svg)[0]),
+    )
+    dots = re.findall(r"M([\d.]+) ([\d.]+)h0", svg)
+    assert all((float(x) - x1) / (x2 - x1) == pytest.approx((float(y) - y1) / (y2 - y1), abs=1e-3) for x, y in dots)
+    assert len({y for _, y in re.findall(r"M([\d.]+) ([\d.]+)l5 5", svg)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [(-1, "the last position of each prompt"), (-2, "position -2 of each prompt"), (1, "position")],
+)
+def test_the_position_is_told_as_it_was_asked_for(
+    two_prompts: tuple[dict[str, Any], dict[str, Any]], position: int, words: str
+) -> None:
+    record, vectors = two_prompts
+    page = render_page(record | {"options": record["options"] | {"position": position}}, vectors)
+    (said,) = re.findall(r"<dt>Output y</dt><dd>.*?, ([^,]*)</dd>", page)
+    assert said == (words if position < 0 else f"position {record['definition']['position']}")
+
+
+def test_the_name_of_a_model_is_text(run: Run) -> None:
+    reader = Reader()
+    reader.feed(render_page(run.record | {"model": "<script>a</script>"}, run.vectors))
+    reader.close()
+    assert reader.open == [] and "script" not in reader.tags and "<script>a</script>" in reader.text

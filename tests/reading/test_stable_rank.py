@@ -1,6 +1,7 @@
 """The estimate is unbiased and its interval covers: counted over many independent draws on known spectra."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,27 +127,35 @@ def test_every_token_of_a_network(network: DetachedNetwork) -> None:
         assert one.interval[0] <= one.value <= one.interval[1]
 
 
+SURVEYED = Missed(
+    share=0.25,
+    frobenius=6.0,
+    residuals=torch.ones(1),
+    values=torch.tensor([3.0]),
+    sigma_1=(2.0, 4.0),
+    confidence=0.99,
+    operators=1,
+    probes=16,
+    basis=torch.eye(3)[:1],
+)
+"""‖J‖² = 36, of which 9 are estimated by 16 probes; σ_1 lies between 2 and 4."""
+
+
 def test_a_survey_divides_each_end_by_the_other_end_of_its_value() -> None:
-    """‖J‖² = 36, of which 9 are estimated by 16 probes; σ_1 lies between 2 and 4."""
-    missed = Missed(
-        share=0.25,
-        frobenius=6.0,
-        residuals=torch.ones(1),
-        values=torch.tensor([3.0]),
-        sigma_1=(2.0, 4.0),
-        confidence=0.99,
-        operators=1,
-        probes=16,
-        basis=torch.eye(3)[:1],
-    )
-    found = surveyed_stable_rank(missed)
+    found = surveyed_stable_rank(SURVEYED)
     ends = (27 + 9 * 16 / chi2.ppf(0.975, 16)) / 4**2, (27 + 9 * 16 / chi2.ppf(0.025, 16)) / 2**2
     assert found.value == pytest.approx(36 / 3**2)
     assert found.interval == pytest.approx(ends, rel=1e-9)
     assert found.confidence == pytest.approx(0.95 + 0.99 - 1)
 
 
+def test_no_survey_leaves_a_stable_rank_below_one() -> None:
+    assert surveyed_stable_rank(replace(SURVEYED, sigma_1=(2.0, 9.0))).interval[0] == 1
+
+
 def test_a_zero_operator_has_stable_rank_zero() -> None:
+    nothing = replace(SURVEYED, share=0.0, frobenius=0.0, values=torch.zeros(1), sigma_1=(0.0, 0.0))
+    assert (surveyed_stable_rank(nothing).value, surveyed_stable_rank(nothing).interval) == (0, (0, 0))
     batch: Any = Diagonal(torch.zeros(64, dtype=torch.float64))
     one = stable_ranks(batch, [known(batch.s)])[0]
     assert (one.value, one.interval) == (0, (0, 0))

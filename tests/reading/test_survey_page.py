@@ -8,6 +8,7 @@ import pytest
 
 from detjac_lanczos.reading import render_page
 from detjac_lanczos.reading.page.markup import dotted
+from detjac_lanczos.reading.page.survey import certificates_of_survey, survey_sections
 from detjac_lanczos.runs import Run, analyze
 from tests import tiny_models
 from tests.reading.conftest import ODD_TOKENS
@@ -79,3 +80,47 @@ def test_a_long_prompt_is_shortened_where_it_is_a_title(survey: Run) -> None:
     page = render_page(record, survey.vectors)
     heading = re.search(r"<h1.*?</h1>", page, re.DOTALL)
     assert heading is not None and "begin" in heading[0] and "end" in heading[0] and len(heading[0]) < 800
+
+
+@pytest.fixture
+def known(survey: Run) -> list[dict[str, Any]]:
+    """An estimate, a flagged one and a polished token of which every figure is another one."""
+    estimate = next(token for token in survey.record["tokens"] if token["status"] == "estimate")
+    polished = next(token for token in survey.record["tokens"] if token["status"] == "converged")
+
+    def told(token: dict[str, Any], name: str, found: float, **measured: Any) -> dict[str, Any]:
+        own = {"token": name, "singular_values": [found, 0.1], "survey": token["survey"] | measured}
+        return copy.deepcopy(token | own)
+
+    return [
+        told(estimate, "plain", 2.5, values=[3.0, 1.0], sigma_1=[2.0, 4.0], share=0.25, flagged=False),
+        told(estimate, "doubt", 5.5, values=[6.0, 1.0], sigma_1=[5.0, 8.0], share=0.5, flagged=True),
+        told(polished, "sure", 1.0, values=[1.5, 1.0], sigma_1=[0.5, 2.0], share=0.05, flagged=True),
+    ]
+
+
+def test_each_estimate_is_in_its_place(known: list[dict[str, Any]]) -> None:
+    page = survey_sections(known, (-1.0, 1.0), "")
+    rows = re.findall(r'class="num first">(.*?)</td><td class="num">(.*?)</td><td class="num">(.*?)</td>', page)
+    assert rows == [("≈ 3.000", "2.000", "4.000"), ("≈ 6.000", "5.000", "8.000"), ("1.000", "0.5000", "2.000")]
+    assert re.findall(r'<td class="num">([\d.]+ %)<span class="meter" aria-hidden="true"><i style="width:(.*?)%', page)[
+        :5:2
+    ] == [("25.0 %", "25.0"), ("50.0 %", "50.0"), ("5.00 %", "5.0")]
+    facts = {name: re.sub(r"<[^>]*>", "", said) for name, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)}
+    assert facts["Tokens estimated"] == "2 1 flagged" and facts["Tokens polished"] == "1"
+    assert facts["Median share of ‖J‖² missed"] == "25.0 %"
+    assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("doubt 6.000", "sure 1.000")
+    assert facts["Largest share missed"] == "doubt 50.0 %"
+    assert certificates_of_survey(known) == "2 estimated, 1 of these flagged"
+    assert "with probability 0.99 for all 14 tokens at once" in page
+
+
+def test_a_bar_runs_from_what_was_found_to_what_may_be(known: list[dict[str, Any]]) -> None:
+    page = survey_sections(known, (-1.0, 1.0), "")
+    assert "plain: σ₁ ≈ 3.000, from 2.000 to 4.000<" in page
+    assert "doubt: σ₁ ≈ 6.000, from 5.000 to 8.000<" in page
+    assert "sure: σ₁ = 1.000<" in page
+    (low, high, middle) = map(
+        float, re.findall(r'd="M[\d.]+ ([\d.]+)V([\d.]+)"/><circle cx=".*?" cy="([\d.]+)"', page)[0]
+    )
+    assert high < middle < low

@@ -1,11 +1,19 @@
 """The table says what the record says, within its width, whatever the tokens are."""
 
+import re
 from typing import Any
 
 import pytest
 
 from detjac_lanczos.reading import render_table
-from detjac_lanczos.reading.record_values import needs_advice, percent, relative_residual, significant
+from detjac_lanczos.reading.record_values import (
+    needs_advice,
+    percent,
+    relative_residual,
+    scientific,
+    significant,
+    text_read,
+)
 from detjac_lanczos.reading.visible import columns, visible
 from detjac_lanczos.runs import Run
 
@@ -107,3 +115,40 @@ def test_advice_is_for_what_stopped_short_of_its_triplets_or_of_its_claim(
     status: str, completeness: Any, needed: bool
 ) -> None:
     assert needs_advice({"status": status, "certificate": {"completeness": completeness}}) is needed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(5.46e-7, "5.5 × 10⁻⁷"), (3.2e12, "3.2 × 10¹²"), (0.0, "0"), (None, "–")],
+)
+def test_powers_of_ten_keep_their_sign(value: float | None, text: str) -> None:
+    assert scientific(value).replace("\u00a0", " ") == text
+
+
+def test_a_text_whose_tokens_read_otherwise_is_told_by_the_tokens_up_to_the_position() -> None:
+    """Tokens without the spaces between them, as some tokenizers have them, are no end of the text."""
+    record = {"prompts": ["one two three"], "prompt_tokens": [["<s>", "one", "two", "three"]]}
+    assert text_read(record | {"options": {"position": 1}}, 0) == "<s>one"
+
+
+def test_each_figure_is_in_its_place(run: Run) -> None:
+    """Of two prompts, the second one's."""
+    record = dict(run.record)
+    words = {side: [[{"token": f"{side}{j}"}] for j in range(4)] for side in ("left", "right")}
+    token = record["tokens"][0] | words | {"stable_rank": 2.5, "stable_rank_interval": [2.0, 3.0]}
+    token |= {"singular_values": [4.0, 2.0, 1.0, 0.5], "residuals": [[0.0, 0.04]] + [[0.0, 0.0]] * 3, "floor": 1e-9}
+    errors = {"relative_error": 1e-3, "norm_error": 2e-3, "ordinary_relative_error": 0.75}
+    record["tokens"] = [token, token | {"prompt": 1}]
+    for name in ("prompts", "prompt_tokens", "predictions", "reconstructions"):
+        record[name] = record[name] * 2
+    record["predictions"][1] = [{"token": "said", "probability": 0.25}]
+    record["reconstructions"][1] = record["reconstructions"][0] | errors
+    record["work"] = record["work"] | {"row_sweeps": 1000.0, "dense_row_sweeps": 4000.0, "columns": 12, "passes": 3}
+    table = render_table(record)
+    first, second = table.split("“")[1:]
+    assert "25.0 %" not in first and "next token      said 25.0 %" in second
+    assert "reconstruction  1.00e-03 (std/std) · 2.00e-03 (norm/norm) · with ordinary Jacobians 0.75\n" in second
+    assert "1.00e-03" not in first
+    assert re.search(r"   2\.5 \[2, 3\] +1\.0e-02\n", second)
+    assert re.search(r"left +left0 +right +right0\n", second)
+    assert "1,000 row-sweeps · 25 % of dense (4,000) · 12 columns · 3 passes" in second

@@ -2,6 +2,8 @@
 
 import io
 import logging
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,3 +62,49 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress.say("something")
     progress(HALF_FOUND)
     assert capsys.readouterr().err == ""
+
+
+def test_elsewhere_a_line_is_shown_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passes at seconds 1, 6, 7 and 12: those at 6 and at 12 are told."""
+    clock = iter([0.0, 1.0, 6.0, 6.0, 7.0, 12.0, 12.0])
+    monkeypatch.setattr("detjac_lanczos.runs.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    progress = ProgressReporter(1e-3)
+    for passes in (1, 2, 3, 4):
+        progress(replace(HALF_FOUND, passes=passes))
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1] for line in told] == [" pass 2", " pass 4"]
+
+
+def test_a_residual_at_the_tolerance_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    ProgressReporter(1e-4, verbose=True)(HALF_FOUND)
+    assert "4 of 8 triplets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "lines"), [({"quiet": True}, 0), ({"verbose": True}, 2)])
+def test_on_a_terminal_too_quiet_is_quiet_and_verbose_is_lines(
+    options: dict[str, bool], lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with ProgressReporter(1e-3, **options) as progress:
+        progress.stage("loading")
+        progress(HALF_FOUND)
+    assert terminal.getvalue().count("\n") == lines == len(terminal.getvalue().splitlines())
+
+
+def test_the_log_is_the_callers_again_afterwards() -> None:
+    package = logging.getLogger("detjac_lanczos")
+    before = package.propagate, list(package.handlers)
+    with ProgressReporter(1e-3):
+        assert not package.propagate
+    assert (package.propagate, package.handlers) == before
+
+
+def test_what_stops_the_work_is_asked_at_every_stage_and_pass() -> None:
+    asked = []
+    progress = ProgressReporter(1e-3, quiet=True, check=lambda: asked.append(None))
+    progress.stage("loading")
+    progress(HALF_FOUND)
+    assert len(asked) == 2

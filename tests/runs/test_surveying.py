@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
 from detjac_lanczos.reading import contribution, contributions, estimate_contributions, render_table
+from detjac_lanczos.reading.survey_table import survey_line, survey_summary
 from detjac_lanczos.runs import Run, analyze, load_run, verify
 from detjac_lanczos.runs.surveying import name_the_survey
 from detjac_lanczos.solvers import svd_batch
@@ -218,6 +220,27 @@ def test_the_table_has_a_line_for_each_token_and_says_what_is_claimed(survey: Ru
     refused = copy.deepcopy(survey.record)
     refused["tokens"][0] |= {"status": "not_finite", "survey": None, "advice": "the operator gave a NaN"}
     assert "not_finite: the operator gave a NaN" in render_table(refused)
+
+
+def test_a_line_has_the_estimate_its_interval_and_what_was_missed(survey: Run) -> None:
+    known = {"values": [3.0, 2.0, 1.0], "sigma_1": [2.0, 4.0], "share": 0.25}
+    lines = {}
+    for token in survey.record["tokens"]:
+        told = token | {"survey": token["survey"] | known, "singular_values": [2.5, 2.0, 1.0]}
+        lines[token["status"]] = survey_line(told, 110)
+    assert re.search(r" ≈3\.000 +2\.000, 4\.000 +25\.0 % ", lines["estimate"])
+    assert re.search(r" 2\.500 +2\.000, 4\.000 +25\.0 % ", lines["converged"])
+
+
+def test_what_became_of_tokens_is_counted(survey: Run) -> None:
+    """Of four tokens one was polished, one refused; the polished one and one of two estimates were flagged."""
+    token = _estimated(survey.record)
+    flagged, plain = (token | {"survey": token["survey"] | {"flagged": flag}} for flag in (True, False))
+    tokens = [flagged, plain, flagged | {"status": "converged"}, token | {"status": "not_finite", "survey": None}]
+    counted, claimed = survey_summary(tokens)
+    assert counted.startswith("2 of 4 tokens estimated, 1 polished; 2 flagged")
+    assert counted.endswith(", 1 of them left")
+    assert "probability 0.99 for all 10 tokens at once" in claimed
 
 
 @pytest.mark.parametrize(
