@@ -9,6 +9,7 @@ from torch import Tensor
 from triton import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from detjac_kernels import choice
 from detjac_kernels.choice import ChoiceTable, Road
 
 VALUE = torch.arange(6.0) + 1
@@ -145,3 +146,46 @@ def test_nothing_is_measured_where_it_must_not_be() -> None:
     table.run("a", made, 1e-3, measure=False)
     table.run("b", roads(FakeRoad("only")), 1e-3)
     assert (table.choices(), timer.asked, made["first"].runs) == ({}, [], 1)
+
+
+def test_every_number_of_two_products_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_PIECE", 4)
+    other = VALUE.clone()
+    other[-1] += 1
+    table = ChoiceTable(FakeTimer({"first": 2.0, "other": 1.0}))
+    table.run("a", roads(FakeRoad("first"), FakeRoad("other", other)), 0.1)
+    assert table.failures()["a"]["other"] == "differs by 1.0e-01, more than 1e-01"
+    table.run("b", roads(FakeRoad("first"), FakeRoad("other", other)), 0.11)
+    assert table.choices() == {"a": "first", "b": "other"}
+
+
+def test_a_product_that_is_zero_is_compared_too() -> None:
+    table = ChoiceTable(FakeTimer({"first": 2.0, "other": 1.0}))
+    for key, found in (("same", torch.zeros(6)), ("off", torch.full((6,), 1e-2))):
+        table.run(key, roads(FakeRoad("first", torch.zeros(6)), FakeRoad("other", found)), 1e-4)
+    assert table.choices() == {"same": "other", "off": "first"}
+
+
+def test_a_road_takes_the_middle_of_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milliseconds between events, and memory that no cache holds written before each."""
+    taken, written = iter([9.0, 2.0, 7.0, 1.0, 3.0]), []
+
+    class Event:
+        def __init__(self, **_: object) -> None: ...
+
+        def record(self) -> None: ...
+
+        synchronize = record
+
+        def elapsed_time(self, _: object) -> float:
+            return next(taken)
+
+    class Cold:
+        def zero_(self) -> None:
+            written.append(None)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: Cold())
+    road = FakeRoad("road")
+    assert choice.seconds_on_device(road) == pytest.approx(3e-3)
+    assert road.runs == len(written) == choice.REPEATS

@@ -1,6 +1,7 @@
 """Products with every prologue and epilogue against float64, on every road; a recorded choice of roads is obeyed."""
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,3 +160,33 @@ def test_the_reciprocal_root_mean_square_is_at_least_float32(dtype: torch.dtype)
     wide = torch.promote_types(dtype, torch.float32)
     assert found.dtype is wide
     assert torch.all((found.double() - exact).abs() <= 4 * EPS[wide] * exact)
+
+
+@pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
+@pytest.mark.parametrize("faster", ["default", "onednn"])
+def test_the_faster_road_is_taken_though_it_was_slow_once(monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
+    seconds = {road: iter([9.0, 1.0, 9.0] if road == faster else [2.0] * 3) for road in roads._ROADS}
+    now = [0.0]
+
+    def taking(road: str) -> Callable[..., Tensor]:
+        def run(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+            now[0] += next(seconds[road], 0.0)
+            return roads._default(x, weight, add)
+
+        return run
+
+    for road in roads._ROADS:
+        monkeypatch.setitem(roads._ROADS, road, taking(road))
+    monkeypatch.setattr(roads, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    linear(torch.randn(6, 16), torch.randn(12, 16))
+    assert list(roads.choices().values()) == [faster]
+
+
+@pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
+def test_a_choice_is_for_its_own_shape_and_direction_alone() -> None:
+    weight = torch.randn(12, 16)
+    for rows in (5, 8, 9):
+        linear(torch.randn(rows, 16), weight)
+    linear(torch.randn(8, 16), torch.randn(16, 12).t())
+    linear(torch.randn(8, 12), torch.randn(16, 12))
+    assert len(roads.choices()) == 4

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detjac_lanczos.reading.visible import columns, fit, shortened, visible
+from detjac_lanczos.reading.visible import columns, fit, joined, shortened, visible, wrapped
 
 ANY_TEXT = st.text(st.characters(), max_size=30)
 
@@ -53,7 +53,8 @@ def test_fitted_text_is_exactly_as_wide_as_asked(token: str, width: int) -> None
 
 def test_east_asian_characters_take_two_columns_and_marks_none() -> None:
     assert columns("金門") == 4
-    assert columns("e\u0301") == 1
+    assert columns("Ａ") == 2
+    assert columns("e\u0301") == columns("a\u20dd") == 1
     assert fit("金門大橋", 6) == "金門… "
 
 
@@ -62,3 +63,10 @@ def test_shortened_text_is_no_longer_than_asked_and_whole_where_it_fits(text: st
     found = shortened(text, length)
     assert len(found) <= length
     assert found == text or (len(text) > length and " … " in found)
+
+
+def test_a_line_holds_as_much_as_it_is_wide() -> None:
+    assert [joined(["ab", "cd", "e"], " ", width) for width in (4, 5, 6, 7)] == ["ab", "ab cd", "ab cd", "ab cd e"]
+    assert joined(["abcdef", "g"], " ", 4) == "abc…"
+    assert wrapped("ab cd efgh", 5, " ") == ["ab cd", " efgh"]
+    assert wrapped("ab cd efgh", 4, " ") == ["ab", " cd", " efg", " h"]

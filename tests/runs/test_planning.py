@@ -231,6 +231,19 @@ def test_a_plan_says_its_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["tol"] == 1e-6
 
 
+def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"width": 5, "k": 7, "tol": 1e-4, "quantization": "nf4", "dtype": "bfloat16", "freeze": "half"}
+    words = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    assert main(["plan", "--tokens", "9", "--device", "h200", "--memory", "3GiB", *words, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (asked | {"tokens": 9, "memory": 3 * 2**30}).items() <= record.items()
+    assert "H200" in record["device"]["name"]
+    assert main(["plan", "--tokens", "9", "--device", "h100", "--json"]) == 0
+    assert {"k": 8, "tol": 1e-3, "freeze": "gate", "quantization": None}.items() <= json.loads(
+        capsys.readouterr().out
+    ).items()
+
+
 def test_a_plan_is_of_the_width_that_a_search_begins_with(capsys: pytest.CaptureFixture[str]) -> None:
     A = torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
     width = svd(A, 4, method="lanczos").choices["block"]

@@ -12,11 +12,12 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from bench.cases import KS, SPECTRA, TOLERANCES, WIDTHS, Case, Problem, make_problem
+from bench.cases import KS, SPECTRA, TOLERANCES, WIDTHS, Case, Problem, make_problem, values_of
 from bench.coverage import DELTA, count, judge, main, missed, probes_told_more, solve
 from bench.coverage_page import page
 from bench.spectral_operator import SpectralOperator
-from detjac_lanczos.solvers import SVDResult, check_operator, svd
+from detjac_lanczos.solvers import Status, SVDResult, check_operator, svd
+from tests.solvers.spectra import spectrum
 
 SIZE = 96
 
@@ -173,3 +174,83 @@ def test_spectra_are_counted_apart_and_put_together(tmp_path) -> None:
     text = page_file.read_text()
     assert "Made by `make coverage`: 1 seeds" in text
     assert "By hand." in text
+
+
+def test_a_noise_floor_is_right_only_where_nothing_better_was_possible(solved: tuple[Case, Problem, SVDResult]) -> None:
+    case, problem, result = solved
+    stopped = replace(result, status=Status.NOISE_FLOOR)
+    few = replace(problem, exact=problem.exact * (np.arange(len(problem.exact)) < 3))
+    assert judge(case, problem, stopped)["wrong status"] == 1
+    assert judge(case, few, stopped)["wrong status"] == 0
+    assert judge(case, few, replace(result, status=Status.BUDGET))["wrong status"] == 1
+
+
+@pytest.mark.parametrize(("beyond", "lacks"), [(0.5, False), (2.0, True)])
+def test_a_value_is_missed_that_lies_beyond_the_tolerance(
+    solved: tuple[Case, Problem, SVDResult], beyond: float, lacks: bool
+) -> None:
+    case, problem, result = solved
+    higher = result.S.double().numpy() * (1 + beyond * case.tol)
+    exact = np.concatenate([higher, problem.exact[case.k :]])
+    assert missed(case, replace(problem, exact=exact), result) is lacks
+    below = np.concatenate([result.S.double().numpy(), higher])
+    assert not missed(case, replace(problem, exact=below), result)
+
+
+@pytest.mark.parametrize("way", ["matmat", "rmatmat"])
+def test_residuals_are_held_to_the_tolerance(solved: tuple[Case, Problem, SVDResult], way: str) -> None:
+    case, problem, result = solved
+    exact = problem.exact_operator
+    products = {"matmat": exact.matmat, "rmatmat": exact.rmatmat}
+    longer = SimpleNamespace(**(products | {way: lambda block: (1 + 2.5 * case.tol) * products[way](block)}))
+    assert judge(case, replace(problem, exact_operator=longer), result)["false TRIPLETS"] == 1
+    assert judge(case, problem, result)["false TRIPLETS"] == 0
+
+
+def test_seeds_add_up_over_several_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.coverage.count", lambda *_: Counter({"solves": 2, "claims": 1}))
+    record, files = tmp_path / "coverage.json", ["--page", str(tmp_path / "coverage.md"), "--spectra", "zero"]
+    for more in (["--seeds", "1"], ["--seeds", "3"], ["--seeds", "9", "--minutes", "0"]):
+        assert main([*more, "--out", str(record), *files]) == 0
+    found = json.loads(record.read_text())
+    assert found["seeds"] == {"zero": [0, 1, 2]}
+    assert len(found["cases"]) == len(KS) * len(TOLERANCES) * len(WIDTHS)
+    assert all(case == {"solves": 6, "claims": 3} for case in found["cases"].values())
+
+
+@pytest.mark.parametrize("claim", ["BOUND", "COMPLETE"])
+def test_a_count_is_sound_up_to_what_is_still_likely(claim: str) -> None:
+    name = Case("root", 8, 1e-3, 4).name
+    unlikely = next(count for count in range(101) if binom.sf(count - 1, 100, 0.05) <= 1e-4)
+    for false, sound in ((unlikely - 1, True), (unlikely, False)):
+        cases = {name: {"solves": 100, "BOUND": 100, "COMPLETE": 100, f"false {claim}": false}}
+        record = {"seeds": {"root": [0]}, "seeds wanted": 1, "delta": 0.05, "torch": "2", "cases": cases}
+        assert page(record)[1] is sound
+
+
+def test_problems_are_as_various_as_the_page_says() -> None:
+    case = Case("root", 1, 1e-3, 1)
+    problems = [make_problem(case, seed).operator for seed in range(400)]
+    sizes = sorted(min(problem.shape) for problem in problems)
+    assert sizes[0] == 64 and 560 < sizes[-1] <= 600
+    assert 0.4 <= np.mean(np.array(sizes) < 85) <= 0.6
+    assert 0.06 <= np.mean(np.array(sizes) > 300) <= 0.17
+    shapes = Counter(problem.shape[0] / problem.shape[1] for problem in problems)
+    scales = Counter(round(float(np.log10(problem.values[0] / spectrum("root", 64, 8)[0]))) for problem in problems)
+    dtypes = Counter(problem.dtype for problem in problems)
+    assert set(shapes) == {0.5, 1.0, 2.0} and set(scales) == {-30, 0, 30}
+    assert set(dtypes) == {torch.float32, torch.float64}
+    assert all(min(kinds.values()) >= 90 for kinds in (shapes, scales, dtypes))
+    assert make_problem(replace(case, tol=1e-6), 1).operator.dtype is torch.float64
+
+
+def test_spectra_have_the_ranks_and_the_repeated_values_that_they_are_named_after() -> None:
+    ranks = {name: int((values_of(Case(name, 8, 1e-3, 4), 96) > 0).sum()) for name in ("rank 3", "rank k", "zero")}
+    assert ranks == {"rank 3": 3, "rank k": 8, "zero": 0}
+    values = values_of(Case("duplicates", 8, 1e-3, 4), 96)
+    assert np.all(np.diff(values) <= 0)
+    (times,) = (count for count in Counter(values).values() if count > 1)
+    assert times == 10 > max(WIDTHS) and np.ptp(values[4:14]) == 0
+    hidden = make_problem(Case("hidden", 8, 1e-3, 4), seed=3, largest=SIZE)
+    found = hidden.exact_operator.matmat(hidden.start.double()).norm(dim=0).numpy()
+    np.testing.assert_allclose(found, np.delete(hidden.exact[:9], 4), rtol=1e-5)

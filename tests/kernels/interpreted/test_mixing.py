@@ -122,13 +122,45 @@ def test_a_kernel_that_is_off_by_more_than_rounding_is_not_taken(
     assert failures["kernel"].startswith("differs by")
 
 
+class Keys(list[str]):
+    """A table that notes what it is asked for."""
+
+    def run(self, key: str, *_: object, **__: object) -> Tensor:
+        self.append(key)
+        return torch.zeros(1)
+
+
 def test_what_a_choice_depends_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes up to the next power of two share a choice."""
     monkeypatch.setattr(mixing_roads, "triton_runs", lambda values: True)
-    monkeypatch.setattr(mixing_roads, "TABLE", table := ChoiceTable(lambda road: 1.0))
-    for softcap in (None, 5.0):
-        parts = attention(2, 1, 40, 16, start=0, window=9, scaling=0.3, softcap=softcap)
-        mixing_roads.mix_rebuilt(*parts, torch.randn(1, 40, 16), scaling=0.3, softcap=softcap)
-    assert len(table.choices()) == 2
+    monkeypatch.setattr(mixing_roads, "TABLE", keys := Keys())
+    half = torch.bfloat16
+    rebuilt = {"heads": 4, "kv_heads": 2, "queries": 40, "keys": 40, "head_dim": 16, "columns": 16, "softcap": None}
+    others = [{"heads": 8}, {"kv_heads": 1}, {"queries": 20}, {"keys": 80}, {"head_dim": 32}, {"columns": 40}]
+    for change in [{}, *others, {"softcap": 5.0}, {"dtype": half}]:
+        case = {"dtype": torch.float32} | rebuilt | change
+        q = torch.zeros(case["heads"], case["queries"], case["head_dim"])
+        k = torch.zeros(case["kv_heads"], case["keys"], case["head_dim"])
+        lse, first = torch.zeros(case["heads"], case["queries"]), torch.zeros(case["queries"]).int()
+        options = {"scaling": 0.3, "softcap": case["softcap"]}
+        values = torch.zeros(case["kv_heads"], case["keys"], case["columns"], dtype=case["dtype"])
+        mixing_roads.mix_rebuilt(q, k, lse, first, values, **options)
+        mixing_roads.mix_rebuilt_transposed(q, k, lse, first, values, **options)
+    for groups, rows, columns, width, dtype in (
+        (2, 40, 40, 16, torch.float32),
+        (1, 40, 40, 16, torch.float32),
+        (2, 80, 40, 16, torch.float32),
+        (2, 40, 80, 16, torch.float32),
+        (2, 40, 40, 40, torch.float32),
+        (2, 40, 40, 16, half),
+    ):
+        p = torch.zeros(groups, rows, columns, dtype=dtype)
+        mixing_roads.mix(p, torch.zeros(groups, columns, width, dtype=dtype))
+        mixing_roads.mix_transposed(p, torch.zeros(groups, rows, width, dtype=dtype))
+    assert len(keys) == len(set(keys)) == 2 * 9 + 2 * 6
+    mixing_roads.mix(torch.zeros(2, 64, 33), torch.zeros(2, 33, 9))
+    mixing_roads.mix(torch.zeros(2, 40, 40), torch.zeros(2, 40, 16))
+    assert keys[-1] == keys[-2]
 
 
 def test_precisions_without_a_kernel_are_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,10 @@ def test_classes_keep_what_differs_apart() -> None:
         for transposed in (False, True)
     }
     assert len(made) == 12
+    for packed in (random_packed(64, 256, nested=False), random_packed(128, 128, nested=False)):
+        made.add(packed_roads.shape_class(x, packed, False))
+    made.add(packed_roads.shape_class(x, random_packed(64, 128, nested=False, block=128), False))
+    assert len(made) == 15
     packed = random_packed(64, 128, nested=False)
     assert packed_roads.shape_class(x, packed, False) == packed_roads.shape_class(x[:20], packed, False)
 
