@@ -1,10 +1,15 @@
 """docs/families.md is what `bench.families` wrote, and has a row for every declared family."""
 
 import json
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from bench import exactness, families
+from bench.exactness import Figures
 from bench.families import PAGE, RECORD, record
 from bench.family_page import page
 from bench.undeclared import row as undeclared_row
@@ -58,3 +63,54 @@ def test_what_is_recorded_can_be_measured_again(found: dict[str, Any], name: str
     for precision, bar, left_out in (("float64", 1e-11, ("offset", *AGAINST_FLOAT64)), ("float32", 1e-5, ("offset",))):
         for figures in (again[precision], row[precision]):
             assert all(0 < value <= bar for key, value in figures.items() if key not in left_out)
+
+
+def test_a_row_has_the_worst_of_every_model_and_every_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(make: Any, dtype: torch.dtype, freeze: str) -> Figures:
+        asked.append((dtype, freeze))
+        return Figures(norm=float(freeze == "up"), entry=float(freeze == "gate"), offset=0.25 * len(asked))
+
+    monkeypatch.setattr(families, "measure", measure)
+    for name, choices in (("Ministral 3", ["gate", "up", "half"]), ("OPT (post-norm)", ["gate"])):
+        asked.clear()
+        row = record(next(family for family in FAMILIES if family.name == name))
+        assert row["freeze"] == choices
+        assert asked == [(d, freeze) for _ in row["models"] for freeze in choices for d in families.PRECISIONS]
+        for precision in ("float64", "float32"):
+            assert row[precision]["norm"] == float("up" in choices) and row[precision]["entry"] == 1
+        assert row["offset"] == [0.25, 0.25 * len(asked)]
+
+
+def test_errors_of_one_token_are_not_hidden_by_larger_ones() -> None:
+    """Of three tokens the smallest is off by a tenth; of a token without influence anything is wrong."""
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64) * torch.tensor([1e3, 1.0, 1e-3])[:, None]
+    found = expected.clone()
+    found[:, 2] *= 1.1
+    assert exactness._worst_token(found, expected) == pytest.approx((0.1, 0.1))
+    assert exactness._errors(found, expected)[0] < 1e-6
+    zero = torch.zeros(5, 4)
+    assert exactness._errors(zero, zero) == (0.0, 0.0)
+    assert exactness._errors(zero + 1e-30, zero) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("way", ["matmat", "rmatmat"])
+def test_a_transpose_that_is_none_is_seen(way: str) -> None:
+    A = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    products = {"matmat": lambda X: A @ X, "rmatmat": lambda Y: A.T @ Y}
+
+    def adjointness() -> float:
+        joint = SimpleNamespace(shape=A.shape, dtype=A.dtype, **products)
+        return exactness._adjointness(joint, torch.Generator().manual_seed(1)).adjoint
+
+    assert adjointness() < 1e-14
+    true = products[way]
+    products[way] = lambda block: 2 * true(block)
+    assert adjointness() > 1e-3
+
+
+def test_figures_are_the_worse_of_two() -> None:
+    one, other = Figures(norm=1.0, offset=2.0), Figures(norm=3.0, pinned=4.0)
+    assert one.worst(other) == other.worst(one) == Figures(norm=3.0, pinned=4.0, offset=2.0)

@@ -182,6 +182,29 @@ def test_the_python_call_repeats_the_run(run: Run) -> None:
     assert ast.unparse(call.value.args[0]) == "(model, tokenizer)"
 
 
+def _said(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the options of the call of `analyze` and of `load_model` in it, as they are written."""
+    call = ast.parse(python_call(record)).body[-2]
+    assert isinstance(call, ast.Assign) and isinstance(call.value, ast.Call)
+    inner = call.value.args[0]
+    calls = (call.value.keywords, inner.keywords if isinstance(inner, ast.Call) else [])
+    outer, loading = ({str(k.arg): ast.unparse(k.value) for k in keywords} for keywords in calls)
+    return outer, loading
+
+
+def test_the_python_call_says_how_the_model_was_loaded_and_what_was_chosen(run: Run) -> None:
+    record = dict(run.record) | {"live": False, "device": "cuda:0", "quantization": "nf4", "freeze": "half"}
+    record |= {"position_ids": [[3, 4]], "options": run.record["options"] | {"tokens": [[0, 1], [0, 3]]}}
+    outer, loading = _said(record)
+    assert loading == {"dtype": "'float32'", "quantization": "'nf4'", "device": "'cuda:0'"}
+    chosen = {"freeze": "'half'", "position_ids": "[[3, 4]]", "tokens": "[(0, 1), (0, 3)]"}
+    assert chosen.items() <= outer.items()
+    assert "device" not in _said(record | {"loading": {"device_map": "auto"}})[1]
+    embedded = record | {"prompts": [None, None], "token_ids": [[], []]}
+    assert _said(embedded)[0]["inputs_embeds"] == "[stored['embeds.0'], stored['embeds.1']]"
+    assert "input_ids" not in _said(embedded)[0]
+
+
 COMMANDS = (
     (),
     ("--source", "layer(1)", "--target", "mlp(2)", "--position=-2", "--chat", "--block", "3", "--freeze", "half"),
