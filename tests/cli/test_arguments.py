@@ -1,5 +1,6 @@
 """Arguments, the list of models and the bench: what is said before any work."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import detjac_lanczos
 from detjac_lanczos.cli.parser import make_parser
+from detjac_lanczos.runs import plan
 from tests.command_line import call, in_process, refused
 from tests.tiny_llama import PROMPT
 
@@ -34,6 +36,11 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["svd", "\udcff\udcfe"], "UTF-8"),
         (["svd", PROMPT, "--seed", "9" * 25], "18 digits"),
         (["svd", PROMPT, "--tol", "2"], "between 0 and 1"),
+        (["svd", PROMPT, "--tol", "0"], "between 0 and 1"),
+        (["svd", PROMPT, "--energy", "1"], "between 0 and 1"),
+        (["svd", PROMPT, "--delta", "nan"], "between 0 and 1"),
+        (["svd", PROMPT, "--threshold", "0"], "above 0"),
+        (["svd", PROMPT, "--threshold", "inf"], "above 0"),
         (["svd", PROMPT, "--dtype", "int8"], "int8"),
         (["svd", PROMPT, "--method", "magic"], "magic"),
         (["svd", PROMPT, "--colour"], "--colour"),
@@ -51,6 +58,21 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_bad_arguments_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in refused(capsys, *arguments)
+
+
+def test_defaults_of_a_plan_are_those_of_the_library() -> None:
+    planned = vars(make_parser().parse_args(["plan", "--tokens", "8"]))
+    usual = {name: option.default for name, option in inspect.signature(plan).parameters.items()}
+    common = (planned.keys() & usual.keys()) - {"model", "tokens"}
+    assert len(common) == len(usual) - 2
+    assert {name: planned[name] for name in common} == {name: usual[name] for name in common}
+
+
+def test_the_bench_gets_every_word_and_runs_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(subprocess, "call", lambda command, cwd: called.append((command[1:], cwd)) or 3)
+    assert call("bench", "--parts", "floor", "-5x") == 3
+    assert called == [(["-m", "bench", "--parts", "floor", "-5x"], Path(detjac_lanczos.__file__).parents[1])]
 
 
 def test_tokens_from_the_end_need_no_equals_sign() -> None:

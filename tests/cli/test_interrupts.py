@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from detjac_lanczos.cli.process import noted_interrupts
 from detjac_lanczos.models import load_model
 from detjac_lanczos.runs import analyze, disk, load_run
 from detjac_lanczos.runs.progress import ProgressReporter
@@ -145,3 +146,32 @@ def test_an_interrupt_that_python_dropped_ends_the_search_at_the_next_pass(
     monkeypatch.setattr(ProgressReporter, "__call__", counted)
     assert call("svd", PROMPT, "--model", folder, "--method", "lanczos", "--block", 1, "-q") == 130
     assert passes == [1, 2]
+
+
+class _Failing:
+    """Raises something else in a finalizer."""
+
+    def __del__(self) -> None:
+        raise ValueError("no interrupt")
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_other_errors_that_python_drops_are_shown_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: shown.append(dropped.exc_type))
+    with noted_interrupts() as interrupts:
+        _Failing()
+    assert shown == [ValueError] and interrupts.noted is None
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_signal_that_someone_else_handles_stays_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: theirs.append(number))
+    try:
+        with noted_interrupts() as interrupts:
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert theirs == [signal.SIGTERM] * 2 and interrupts.noted is None

@@ -67,7 +67,9 @@ def test_work_that_stops_short_is_no_success(folder: Path, capsys: pytest.Captur
 
 def test_a_survey_that_was_asked_for_is_a_success(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("svd", PROMPT, "--model", folder, "-k", 3, "--method", "shared_basis", "--polish", 2, "--json") == 0
-    record = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert "estimates are no claims: --polish flagged" in err
+    record = json.loads(out)
     assert sorted(token["status"] for token in record["tokens"]) == ["converged"] * 2 + ["estimate"] * 4
     assert "--polish" in refused(capsys, "svd", PROMPT, "--model", folder, "--polish", "all")
 

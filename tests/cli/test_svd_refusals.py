@@ -103,3 +103,11 @@ def test_output_folder_is_tried_before_the_work(tmp_path: Path, capsys: pytest.C
         line = capsys.readouterr().err
         assert "no-such-model" not in line and "names no folder" not in line
     assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]
+
+
+def test_verbose_errors_have_a_traceback_and_end_in_their_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("svd", PROMPT, "--model", tmp_path / "nowhere", "--verbose") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("Traceback") for line in lines) and lines[-1].startswith("detjac: no model at")

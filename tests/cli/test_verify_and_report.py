@@ -104,3 +104,26 @@ def test_a_page_that_cannot_be_written_is_one_line(
 @pytest.mark.parametrize("command", ["verify", "report"])
 def test_folder_without_a_run_is_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "run.json" in refused(capsys, command, tmp_path)
+
+
+def test_every_claim_is_listed_where_one_wants_it_and_json_stays_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
+    listed = []
+    for options in ((), ("--verbose",)):
+        capsys.readouterr()
+        assert call("verify", out, *options) == 0
+        listed.append(sum(line.startswith("holds  ") for line in capsys.readouterr().out.splitlines()))
+    assert call("verify", out, "--verbose", "--json") == 0
+    assert listed == [0, len(json.loads(capsys.readouterr().out)["claims"])]
+
+
+def test_a_page_is_opened_where_one_asks_for_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
+    assert call("report", out) == 0 and opened == []
+    assert call("report", out, "--open") == 0 and opened == [(out / "report.html").as_uri()]

@@ -358,6 +358,27 @@ def test_the_table_is_aligned_and_within_a_terminal(capsys: pytest.CaptureFixtur
     assert any("rebuild" in line or "offload" in line for line in memory)
 
 
+@pytest.mark.parametrize(
+    ("model", "tokens", "memory"), [("smollm2", 8, None), ("smollm2", 1024, "1GB"), (LLAMA_70B, 8, None)]
+)
+def test_the_table_adds_up_to_the_peak(model: Any, tokens: int, memory: str | None) -> None:
+    """But for what is offloaded, and weights that stream: of these, what is here counts."""
+    found = plan(model, tokens, device="h100", memory=memory)
+    before, after = str(found).split("work  ")
+    unit, scale = ("GiB", 1024**3) if found.peak >= 1024**3 else ("MiB", 1024**2)
+    assert f"memory{unit:>46}\n" in before and f"peak {unit}" in after
+    rows = [(line[20:40].strip(), float(line[40:52])) for line in before.splitlines() if line[49:50] == "."]
+    *parts, (_, peak) = rows
+    left_out = {"offloaded"} | (set(found.weights) if found.streams_weights else set())
+    assert peak == pytest.approx(found.peak / scale, abs=0.0051)
+    assert sum(size for label, size in parts if label not in left_out) == pytest.approx(
+        peak, abs=0.005 * (len(rows) + 1)
+    )
+    for label, job in (("all tokens jointly", found.joint), ("every token", found.every_token)):
+        (line,) = [line for line in after.splitlines() if line.startswith(label)]
+        assert line.split()[-5:-3] == [f"{job.rows:,}", str(job.passes)]
+
+
 def test_an_embedded_name_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     whole, _, _ = outline("smollm2")

@@ -233,12 +233,13 @@ def test_a_line_has_the_estimate_its_interval_and_what_was_missed(survey: Run) -
 
 
 def test_what_became_of_tokens_is_counted(survey: Run) -> None:
-    """Of four tokens one was polished, one refused; the polished one and one of two estimates were flagged."""
+    """Of five tokens two were polished, one refused; both polished ones and one of two estimates were flagged."""
     token = _estimated(survey.record)
     flagged, plain = (token | {"survey": token["survey"] | {"flagged": flag}} for flag in (True, False))
-    tokens = [flagged, plain, flagged | {"status": "converged"}, token | {"status": "not_finite", "survey": None}]
+    polished, refused = flagged | {"status": "converged"}, token | {"status": "not_finite", "survey": None}
+    tokens = [flagged, plain, polished, polished, refused]
     counted, claimed = survey_summary(tokens)
-    assert counted.startswith("2 of 4 tokens estimated, 1 polished; 2 flagged")
+    assert counted.startswith("2 of 5 tokens estimated, 2 polished; 3 flagged")
     assert counted.endswith(", 1 of them left")
     assert "probability 0.99 for all 10 tokens at once" in claimed
 
