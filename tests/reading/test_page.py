@@ -316,6 +316,13 @@ def test_lines_that_end_together_begin_at_the_first_index_and_have_names_apart()
     assert float(dots[0][0]) == 56 < float(dots[1][0])
 
 
+def test_names_of_lines_that_end_at_the_top_stay_below_it() -> None:
+    svg = spectra([*((str(i), [3.0, 3.0]) for i in range(8)), ("last", [3.0, 0.1])], "")
+    names = sorted(float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)">(?:\d|last)<', svg))
+    assert len(names) == 9 and names[0] >= 14 and names[-1] <= 304
+    assert all(below - above >= 14.9 for above, below in itertools.pairwise(names))
+
+
 def test_a_text_may_stand_in_an_attribute() -> None:
     assert not set(text("\"'<>")) & set("\"'<>")
 
