@@ -369,9 +369,10 @@ def test_a_module_that_cannot_be_copied_is_named() -> None:
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_a_forward_pass_that_is_not_finite_is_refused(make: Any) -> None:
+@pytest.mark.parametrize(("part", "value"), [("layers.0.mlp.down_proj", float("nan")), ("norm", float("inf"))])
+def test_a_forward_pass_that_is_not_finite_is_refused(make: Any, part: str, value: float) -> None:
     model = make()
-    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    model.model.get_submodule(part).weight.data.view(-1)[0] = value
     with pytest.raises(ModelError, match="not finite"):
         detach(LoadedModel(model, None, "broken", ""), input_ids=IDS)
 
@@ -383,6 +384,9 @@ def test_embeddings_in_place_of_ids_give_the_same_network(make: Any) -> None:
     by_ids, by_embeds = detach(loaded, input_ids=IDS), detach(loaded, inputs_embeds=embeddings_of(model, IDS))
     assert torch.equal(by_ids.jacobian(0).dense(), by_embeds.jacobian(0).dense())
     assert torch.equal(by_ids.streams.output, by_embeds.streams.output)
+    single = detach(loaded, inputs_embeds=embeddings_of(model, IDS).float())
+    assert single.jacobian(0).x.dtype is torch.float64
+    assert single.reconstruction.norm_error <= 1e-13
 
 
 @pytest.mark.parametrize("make", MAKERS)

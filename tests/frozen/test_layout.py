@@ -12,9 +12,10 @@ from torch import Tensor
 from detjac_lanczos.frozen import layout as layouts
 from detjac_lanczos.frozen import sweep
 from detjac_lanczos.frozen.layout import Layout, Segment
-from detjac_lanczos.frozen.maps import Mix
+from detjac_lanczos.frozen.maps import Linear, Mix, Sum
 from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.sweep import Program, forward, transposed
+from detjac_lanczos.models.weights import DenseWeight
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp
 from tests import tiny_models
 
@@ -107,6 +108,25 @@ def test_pruning_to_the_output_position_changes_nothing(network: DetachedNetwork
             y = torch.eye(24, dtype=torch.float64)
             pruned, full = transposed(program, y, at), transposed(kept, y, at)
         assert (pruned - full).norm() <= 1e-14 * full.norm()
+
+
+@pytest.mark.parametrize("kind", ["linear", "sum"])
+def test_branches_of_one_map_that_mix_no_positions(kind: str) -> None:
+    """Only a row that enters at the output position has a part in it; the map may not overwrite what it reads."""
+    W = torch.randn(24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    linear = Linear(DenseWeight(W))
+    step = linear if kind == "linear" else Sum(((linear,),))
+    program = Program((Stage((Branch("b", (step,)),)),), 24, 24, 1)
+    assert program.last_mixing == -1
+    segments = [Segment(0, 0, 3, 2, joint=True), Segment(1, 1, 3, 1), Segment(1, 3, 3, 3)]
+    at = Layout(segments, LENGTHS, torch.device("cpu"))
+    x = torch.randn(len(at.source), 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ends = torch.cat([x[6:8], torch.zeros_like(x[:1]), x[9:]])
+    y = ends + ends @ W.T
+    torch.testing.assert_close(forward(program, x, at), y, rtol=1e-12, atol=1e-12)
+    back = torch.zeros_like(x)
+    back[[6, 7, 9, 10, 11]] = (y + y @ W)[[0, 1, 3, 4, 5]]
+    torch.testing.assert_close(transposed(program, y, at), back, rtol=1e-12, atol=1e-12)
 
 
 def test_work_is_counted_in_rows_through_blocks(network: DetachedNetwork) -> None:

@@ -176,6 +176,7 @@ def test_a_saved_network_keeps_its_positions(tmp_path: Path) -> None:
         ({"position_ids": [0, 1]}, "rows of 3"),
         ({"position_ids": [[0, 1, 2]] * 2}, "rows of 3"),
         ({"position_ids": [0.0, 1.0, 2.0]}, "must be integers"),
+        ({"position_ids": [False, True, True]}, "must be integers"),
         ({"position_ids": [0, 1, -1]}, r"position -1 cannot be used; positions go from 0 to 63"),
         ({"position_ids": [0, 1, 64]}, "position 64 cannot be used"),
         ({"input_ids": [[1] * 3, [1] * 2], "attention_mask": [[1] * 3] * 2}, "rows of 3, 2"),
@@ -229,6 +230,9 @@ def test_longrope_follows_the_longest_row_of_a_batch(side: str) -> None:
         with LiftToFloat64():
             output = torch.cat(of_the_batch(model, input_ids=ids, attention_mask=mask)[0])
         assert (network.streams.output - output).norm() <= 1e-12 * output.norm()
+    if side == "right":  # nor where the longest row has no padding itself
+        with pytest.raises(InputError, match=r"longrope .* from 4 tokens on"):
+            detach(tiny_models.loaded(longrope(4)), input_ids=ids[:, :-2], attention_mask=mask[:, :-2])
 
 
 def test_branches_of_a_prompt_beyond_longropes_original_length_are_those_of_its_streams() -> None:

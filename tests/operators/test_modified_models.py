@@ -121,6 +121,14 @@ def with_fewer_blocks_than_it_holds(model: Any) -> None:
     model.config.num_hidden_layers = 2
 
 
+def with_blocks_that_run_twice(model: Any) -> None:
+    def forward(self: Any, **inputs: Any) -> Any:
+        once = type(self).forward(self, **inputs)
+        return type(self).forward(self, inputs_embeds=once.last_hidden_state, use_cache=False)
+
+    set_forward(model.model, forward)
+
+
 OTHER_OUTPUT = "self-check: at the prompt it does not give the model's output"
 OTHER_SUM = r"blocks\.1 is not built as Llama 2 / 3 is: it adds something else"
 
@@ -137,6 +145,7 @@ REFUSED: dict[Change, str] = {
     with_attention_both_ways: "self-check: its pass is not the model's own",
     with_a_compiled_forward_that_is_not_its_own: r"set as the forward of model\.layers\.1\.mlp",
     with_fewer_blocks_than_it_holds: "block 2 of LlamaForCausalLM does not run once in a pass",
+    with_blocks_that_run_twice: "block 0 of LlamaForCausalLM does not run once in a pass",
 }
 
 
@@ -221,6 +230,22 @@ def test_what_is_served_is_the_changed_model(change: Change, freeze: Any) -> Non
     )
     assert max(errors(jacobians(network), expected)) <= 1e-11
     assert network.reconstruction.norm_error <= 1e-13
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_blocks_may_add_to_the_stream_in_place(block: int) -> None:
+    def forward(self: Any, hidden_states: Tensor, **inputs: Any) -> Tensor:
+        hidden_states += self.self_attn(hidden_states=self.input_layernorm(hidden_states), **inputs)[0]
+        hidden_states += self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states
+
+    model = DENSE["Llama"](torch.float64)
+    expected = detach((model, None), input_ids=tokens())
+    set_forward(model.model.layers[block], forward)
+    network = detach((model, None), input_ids=tokens())
+    for source in ("embeddings", dl.layer(block)):
+        J, plain = (n.jacobian("joint", source=source) for n in (network, expected))
+        assert torch.equal(J.x, plain.x) and torch.equal(J.dense(), plain.dense())
 
 
 SHARED = {
