@@ -78,6 +78,17 @@ def test_coefficients_made_again_under_windows_give_the_same_map(
         assert (found - expected).double().norm() <= bar * expected.double().norm()
 
 
+@pytest.mark.parametrize("way", ["keep", "rebuild"])
+def test_rows_lie_in_the_order_of_their_operators(way: Any) -> None:
+    """Also where each position has one row and a later prompt comes first."""
+    net = network("llama", way, freeze="half")
+    batch = net.jacobians([(1, 4), (0, 39), (0, 36)])
+    X = [(i, torch.randn(24, 1, generator=torch.Generator().manual_seed(i), dtype=torch.float64)) for i in range(3)]
+    for found, (i, x) in zip(batch.matmat(X), X, strict=True):
+        alone = batch.operators[i].matmat(x)
+        assert (found - alone).norm() <= 1e-13 * alone.norm()
+
+
 class Largest(TorchDispatchMode):
     """The most numbers that any tensor made meanwhile has."""
 

@@ -235,6 +235,22 @@ def test_longrope_follows_the_longest_row_of_a_batch(side: str) -> None:
             detach(tiny_models.loaded(longrope(4)), input_ids=ids[:, :-2], attention_mask=mask[:, :-2])
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_dynamic_frequencies_follow_the_longest_row_of_a_batch(side: str) -> None:
+    ids, mask = padded(side)
+    rope = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 3.0}
+    model = tiny_models.llama(max_position_embeddings=8, rope_parameters=rope)
+    loaded = tiny_models.loaded(model)
+    if side == "right":
+        with pytest.raises(InputError, match=r"dynamic frequencies .* from 8 tokens on"):
+            detach(loaded, input_ids=ids, attention_mask=mask)
+        return
+    network = detach(loaded, input_ids=ids, attention_mask=mask)
+    with LiftToFloat64():
+        output = torch.cat(of_the_batch(model, input_ids=ids, attention_mask=mask)[0])
+    assert (network.streams.output - output).norm() <= 1e-12 * output.norm()
+
+
 def test_branches_of_a_prompt_beyond_longropes_original_length_are_those_of_its_streams() -> None:
     network = detach(tiny_models.loaded(longrope(4)), input_ids=tiny_models.prompt_ids(12)[0])
     for target in (attention(1), mlp(2)):

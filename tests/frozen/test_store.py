@@ -187,6 +187,11 @@ def test_a_description_that_was_changed_is_refused(tmp_path: Path) -> None:
         save_file(tensors, path, metadata=header | {"network": json.dumps(description)})
         with pytest.raises(RunFileError, match="checksum"):
             DetachedNetwork.load(path, loaded)
+    logits = tensors["logits"]
+    for other in (logits.view(-1), logits.view(torch.int64)):
+        save_file(tensors | {"logits": other}, path, metadata=header)
+        with pytest.raises(RunFileError, match="checksum"):
+            DetachedNetwork.load(path, loaded)
     for metadata, words in (
         ({"network": "[]"}, "damaged"),
         ({"format": "five"}, "damaged"),

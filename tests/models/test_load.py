@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, alignment, load_model
+from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.loading import options_from
 from tests import tiny_models
 
@@ -48,6 +50,42 @@ def test_swapped_rows_change_the_fingerprint(live: tuple[Any, Any]) -> None:
         weight = model.model.embed_tokens.weight
         weight.copy_(weight.flip(0))
     assert load_model(model).fingerprint != before
+
+
+def holder(weight: torch.Tensor, name: str = "weight") -> nn.Module:
+    module = nn.Module()
+    module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    return module
+
+
+def test_the_same_bytes_under_another_name_shape_or_dtype_have_another_fingerprint() -> None:
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)).half()
+    others = (holder(weight, "bias"), holder(weight.view(8, 6)), holder(weight.view(torch.bfloat16)))
+    assert len({fingerprint_of(module) for module in (holder(weight), *others)}) == 4
+
+
+def test_where_a_tensor_begins_has_no_part_in_its_fingerprint() -> None:
+    values = torch.randn(9, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    apart = torch.empty(9001, dtype=torch.bfloat16)[1:].view(9, 1000).copy_(values)
+    assert apart.data_ptr() % 8
+    assert fingerprint_of(holder(apart)) == fingerprint_of(holder(values))
+
+
+def test_a_view_counts_beside_what_it_is_a_view_of() -> None:
+    both = holder(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))
+    both.register_parameter("first_rows", nn.Parameter(both.get_parameter("weight")[:2], requires_grad=False))
+    before = fingerprint_of(both)
+    both.get_parameter("weight")[5] += 1
+    assert fingerprint_of(both) != before
+
+
+@pytest.mark.parametrize("at", [0, 1, 4095, 4096, -2, -1])
+def test_one_other_bit_anywhere_is_another_fingerprint(at: int) -> None:
+    """Two blocks of words, and bytes left over that are no whole word."""
+    weight = torch.randn(2 * 4096 + 7, generator=torch.Generator().manual_seed(0)).half()
+    changed = weight.clone()
+    changed.view(torch.int16)[at] ^= 1
+    assert fingerprint_of(holder(changed)) != fingerprint_of(holder(weight))
 
 
 def test_a_live_model_is_returned_untouched(live: tuple[Any, Any]) -> None:

@@ -15,7 +15,7 @@ from transformers.utils.peft_utils import check_peft_version
 
 from detjac_lanczos.errors import RunFileError, UnsupportedModelError
 from detjac_lanczos.models import load_model
-from detjac_lanczos.models.linear_modules import bias_of, weight_of
+from detjac_lanczos.models.linear_modules import bias_of, embedding_table, weight_of
 from detjac_lanczos.operators import DetachedNetwork, detach, layer, mlp
 from detjac_lanczos.reading import decode_left, decode_right
 from detjac_lanczos.runs import analyze
@@ -138,9 +138,11 @@ def test_several_adapters_add_up_and_others_rest(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_disabled_adapters_leave_the_base_model(name: str) -> None:
-    model = adapted(name)
-    with model.disable_adapter():
-        assert_equal_networks(model, MODELS[name](torch.float64))
+    norm = {"Llama": "norm", "GPT-2": "ln_f"}[name]
+    for options in ({}, {"modules_to_save": ["lm_head", norm]}):
+        model = adapted(name, **options)
+        with model.disable_adapter():
+            assert_equal_networks(model, MODELS[name](torch.float64))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -165,6 +167,17 @@ def test_decoding_reads_the_adapted_head_and_table() -> None:
     for found, wanted in zip(left + right, expected + nearest, strict=True):
         assert [entry.id for entry in found] == [entry.id for entry in wanted]
         assert [entry.score for entry in found] == pytest.approx([entry.score for entry in wanted], rel=1e-10)
+
+
+def test_a_table_is_the_sum_of_its_adapters_or_refused() -> None:
+    model = adapted("Llama", target_modules=["embed_tokens", "v_proj"])
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["embed_tokens"]))
+    drawn(model).base_model.set_adapter(["default", "second"])
+    expected = merged_by_hand("Llama", model, ("default", "second")).get_input_embeddings().weight
+    torch.testing.assert_close(embedding_table(model.get_input_embeddings()), expected.detach())
+    model = adapted("Llama", target_modules=["embed_tokens", "v_proj"], use_dora=True)
+    with pytest.raises(UnsupportedModelError, match="the embedding has a DoRA adapter"):
+        embedding_table(model.get_input_embeddings())
 
 
 def test_adapters_put_into_a_model_by_transformers_are_read_too() -> None:
@@ -235,6 +248,9 @@ def test_the_fingerprint_knows_which_adapters_run(tmp_path: Path) -> None:
     assert DetachedNetwork.load(path, load_model(model)).reconstruction.norm_error <= 1e-13
     state(lambda: model.base_model.model.model.layers[0].self_attn.v_proj.set_scale("default", 2.0))
     state(model.merge_adapter)
+    model = adapted("Llama", modules_to_save=["lm_head"])
+    state(lambda: None)
+    state(lambda: model.get_base_model().lm_head.enable_adapters(False))
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -257,6 +273,27 @@ def test_an_adapted_weight_multiplies_rows_from_both_sides(dora: bool) -> None:
         ):
             assert found.dtype is dtype
             assert (found - wanted).norm() <= bar * wanted.norm()
+
+
+PARTS: list[Callable[[Tensor], Tensor]] = [
+    lambda rows: rows.chunk(2)[0],
+    lambda rows: rows[1::2],
+    lambda rows: rows.unflatten(0, (4, -1))[:, 2:5],
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("choice", ["biases", "DoRA"])
+def test_a_part_of_an_adapted_module_is_that_part_of_the_merged_one(choice: str, part: Any) -> None:
+    model = adapted("Llama", **CHOICES[choice])
+    plain = merged_by_hand("Llama", model)
+    module, expected = (m.get_submodule("model.layers.1.self_attn.q_proj") for m in (model.get_base_model(), plain))
+    weight, bias = weight_of(module, "q_proj", part), bias_of(module, part)
+    W = part(expected.weight.detach()).reshape(-1, expected.in_features)
+    y = torch.randn(5, len(W), dtype=torch.float64)
+    torch.testing.assert_close(weight.dense(), W)
+    torch.testing.assert_close(weight.apply_transposed(y), y @ W)
+    torch.testing.assert_close(bias, part(expected.bias.detach()).flatten())
 
 
 def test_low_precision_reconstructs() -> None:

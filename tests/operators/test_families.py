@@ -205,8 +205,12 @@ def test_a_dropped_expert_is_one_whose_output_is_zero(name: str) -> None:
     whole = network.jacobian("joint", target=mlp(2)).dense()
     found = network.replace(drop=[expert(2, used)])
     route = next(key for key in network.coefficients if key.endswith(f".experts.{used}.weight"))
-    with pytest.raises(InputError, match=rf"cannot replace {re.escape(route)}: folding moved it"):
-        network.replace({route: 2 * network.coefficients[route]})
+    for fixed in (route, route.replace(".weight", ".positions")):
+        with pytest.raises(InputError, match=rf"cannot replace {re.escape(fixed)}: folding moved it"):
+            network.replace({fixed: 2 * network.coefficients[fixed]})
+    in_use = sorted(int(key[-2]) for key in routes if key[1] == "2")
+    with pytest.raises(InputError, match=f"goes to expert 99 of block 2; they go to {', '.join(map(str, in_use))}$"):
+        network.replace(drop=expert(2, 99))
     experts = next(m for path, m in model.named_modules() if ".layers.2." in path and path.endswith(".experts"))
     experts.down_proj.data[used] = 0
     if hasattr(experts, "down_proj_bias"):

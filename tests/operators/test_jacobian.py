@@ -442,7 +442,7 @@ def test_replaced_coefficients_take_effect_and_bad_ones_are_refused(network: Det
     for bad in bads:
         with pytest.raises(InputError, match="cannot replace"):
             network.replace(bad)
-    for item in (head(0, 4), head(3, 0), mlp(3), attention(-1), layer(0), None, "mlp"):
+    for item in (head(0, 4), head(0, -1), head(3, 0), expert(0, -1), mlp(3), attention(-1), layer(0), None, "mlp"):
         with pytest.raises(InputError, match=r"cannot drop|block 0 has heads"):
             network.replace(drop=[item])
     for items in (None, "mlp", 3):
