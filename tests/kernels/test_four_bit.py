@@ -1,5 +1,6 @@
 """4-bit weights: the decoder against one written value by value, and products against the decoded matrix."""
 
+import threading
 from dataclasses import replace
 from functools import partial
 from threading import Barrier
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detjac_kernels import decoded, four_bit, roads
+from bench.allocations import with_peak
+from detjac_kernels import decoded, four_bit, roads, scratch
 from detjac_kernels.four_bit import Nested, Packed4, packed_linear, packed_linear_transposed
 from tests.threads import at_once
 
@@ -170,3 +172,19 @@ def test_tensors_with_gaps_are_refused(change: str) -> None:
     packed = packed_of(6, 64, 64, nested=False)
     with pytest.raises(ValueError, match="must be contiguous"):
         replace(packed, **{change: getattr(packed, change).repeat_interleave(2)[::2]})
+
+
+def test_a_block_that_splits_a_byte_is_refused() -> None:
+    packed = packed_of(6, 64, 64, nested=False)
+    with pytest.raises(ValueError, match="not those of a 4-bit matrix"):
+        replace(packed, block=63, absmax=torch.ones(7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_what_a_matrix_passes_through_is_what_is_counted(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "_local", threading.local())
+    packed = packed_of(512, 512, 64, nested=True)
+    assert packed.pairs.nbytes == four_bit.PAIRS_BYTES
+    _, measured, _ = with_peak(lambda: packed.decode(range(512), dtype))
+    counted = decoded.scratch_bytes(512, 512, dtype.itemsize, coded=True)
+    assert measured <= counted <= 1.05 * measured

@@ -185,8 +185,9 @@ def test_the_faster_road_is_taken_though_it_was_slow_once(monkeypatch: pytest.Mo
 @pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
 def test_a_choice_is_for_its_own_shape_and_direction_alone() -> None:
     weight = torch.randn(12, 16)
-    for rows in (5, 8, 9):
+    for rows, classes in ((5, 1), (8, 1), (9, 2)):
         linear(torch.randn(rows, 16), weight)
+        assert len(roads.choices()) == classes
     linear(torch.randn(8, 16), torch.randn(16, 12).t())
     linear(torch.randn(8, 12), torch.randn(16, 12))
     assert len(roads.choices()) == 4

@@ -117,12 +117,12 @@ def test_other_kernels_and_other_capabilities_are_measured_anew(
     monkeypatch.setattr(kept_choices, "user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
     found = set()
-    for capability in ((9, 0), (8, 0)):
+    for capability in ((9, 0), (8, 0), (8, 9)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, pair=capability: pair)
         for sources in ("these kernels", "changed kernels"):
             monkeypatch.setattr(kept_choices, "_sources", lambda digest=sources: digest)
             found.add(kept_choices.kept_choices.__wrapped__("packed", torch.device("cuda", 0)).path)
-    assert len(found) == 4
+    assert len(found) == 6
 
 
 def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

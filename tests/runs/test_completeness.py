@@ -90,6 +90,8 @@ LINE = "difference between the certificate of token 0 of prompt 0 and its line"
         ("number", lambda number: number + 1, BOUND),
         ("steps", lambda steps: [2], BOUND),
         ("products", lambda products: products - 1, PARTS),
+        ("products", lambda products: products + 1, PARTS),
+        ("delta", lambda delta: 0.1 * delta, PARTS),
         ("tau", lambda tau: 0.5 * tau, BOUND),
         ("tau", lambda tau: 1.01 * tau, BOUND),
         ("upper", lambda upper: [0.9 * bound for bound in upper], BOUNDS),
@@ -220,3 +222,12 @@ def test_guards_that_are_not_there_are_named(copy: Path) -> None:
     save_file(vectors, copy / "vectors.safetensors")
     with pytest.raises(RunFileError, match="lacks guards"):
         load_run(copy)
+
+
+def test_no_probe_takes_fewer_products_than_it_has_steps(complete: Run, tiny: LoadedModel) -> None:
+    def change(record: dict[str, Any]) -> None:
+        token = record["tokens"][0]
+        steps = sum(token["certificate"]["completeness"]["steps"])
+        token["certificate"]["completeness"]["products"] = token["work"]["probe_products"] = steps - 1
+
+    assert PARTS in _failed(forged(complete, change), tiny)

@@ -91,3 +91,14 @@ def test_goals_exclude_each_other(tiny: LoadedModel) -> None:
     with pytest.raises(InputError, match="k and energy are given"):
         analyze(tiny, PROMPT, 3, energy=0.5)
     assert analyze(tiny, PROMPT, tokens=0, method="lanczos").record["options"]["k"] == 8
+
+
+def test_a_share_that_a_budget_cut_short_is_held_from_both_sides(tiny: LoadedModel) -> None:
+    run = analyze(tiny, PROMPT, energy=0.99, method="lanczos", max_products=30, tokens=[1, 2])
+    assert {token.status for token in run.tokens} == {"budget"}
+    assert verify(run, tiny).ok
+    low, high = run.tokens[0].record["energy"]
+    assert low < 0.99
+    for wrong in ([0.001, 0.002], [0.9999, 0.99999], [high, low]):
+        false = forged(run, lambda record, wrong=wrong: record["tokens"][0].__setitem__("energy", wrong))
+        assert any("share of the energy of token 1" in claim.what for claim in verify(false, tiny).failed), wrong

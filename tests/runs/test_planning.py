@@ -312,6 +312,21 @@ def test_tokens_at_once_are_the_most_that_fit() -> None:
         assert demand.at_once(200, 4, (False, False), room) == max(fitting, default=0)
 
 
+def test_so_many_tokens_at_once_fit_beside_weights_and_factors() -> None:
+    whole = plan("smollm2", 64, device="h100")
+    memory = (whole.joint.peak + whole.every_token.peak) // 2
+    found = plan("smollm2", 64, device="h100", memory=memory)
+    assert found.fits and 0 < found.at_once < 64
+    demand = Demand(found.schedule.shape, found.k, found.tol, Rates.of(torch.device("cuda")))
+
+    def held(count: int) -> int:
+        asked = demand.alone(list(range(64, 64 - count, -1)), found.width, found.schedule.rebuilt)
+        return max(asked.bytes, asked.otherwise)
+
+    room = memory - found.resident_weights - found.schedule.resident - found.schedule.staged
+    assert held(found.at_once) <= room < held(found.at_once + 1)
+
+
 def test_each_advice_is_enough_and_no_more() -> None:
     asked: dict[str, Any] = {"device": "a100", "dtype": "bfloat16", "quantization": "nf4"}
     needed = {width: plan(LLAMA_70B, 4096, width=width, memory="50GB", **asked).advice[-1] for width in (1, 2, 4)}

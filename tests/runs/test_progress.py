@@ -94,9 +94,10 @@ def test_on_a_terminal_too_quiet_is_quiet_and_verbose_is_lines(
     assert terminal.getvalue().count("\n") == lines == len(terminal.getvalue().splitlines())
 
 
-def test_the_log_is_the_callers_again_afterwards() -> None:
+def test_the_log_is_the_callers_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     package = logging.getLogger("detjac_lanczos")
-    before = package.propagate, list(package.handlers)
+    monkeypatch.setattr(package, "propagate", True)
+    before = True, list(package.handlers)
     with ProgressReporter(1e-3):
         assert not package.propagate
     assert (package.propagate, package.handlers) == before

@@ -18,7 +18,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
 from detjac_lanczos.reading import contribution, contributions, estimate_contributions, render_table
 from detjac_lanczos.reading.survey_table import survey_line, survey_summary
-from detjac_lanczos.runs import Run, analyze, load_run, verify
+from detjac_lanczos.runs import Run, analyze, load_run, surveying, verify
 from detjac_lanczos.runs.surveying import name_the_survey
 from detjac_lanczos.solvers import svd_batch
 from tests.runs.conftest import forged, harm
@@ -273,6 +273,8 @@ def test_auto_names_the_survey_where_it_writes_many_matrices_out() -> None:
     dense = svd_batch(matrices, 2, method="dense")
     assert all("'shared_basis' gives estimates" in result.why for result in name_the_survey(dense))
     assert all(one is other for one, other in zip(dense[:23], name_the_survey(dense[:23]), strict=True))
+    small = svd_batch([matrix[:256] for matrix in matrices], 2, method="dense")
+    assert not any("shared_basis" in result.why for result in name_the_survey(small))
     lanczos = svd_batch(matrices[:1], 2, method="lanczos")
     assert name_the_survey(lanczos * 24)[0].why == "asked for"
 
@@ -283,3 +285,20 @@ def test_a_survey_whose_basis_fills_the_output_is_whole(tiny: LoadedModel) -> No
     for token, operator in zip(run.tokens, found.operators, strict=True):
         true = torch.linalg.svdvals(operator.dense().double())
         torch.testing.assert_close(token.S.double(), true, rtol=1e-3, atol=1e-5 * float(true[0]))
+
+
+def test_a_polish_has_the_block_the_seed_and_the_delta_of_the_run(tiny: LoadedModel) -> None:
+    options = {"method": "shared_basis", "polish": 1, "certify": "complete", "delta": 1e-3, "seed": 7, "block": 5}
+    run = analyze(tiny, PROMPT, K, **options)
+    (certificate,) = (token.certificate for token in run.tokens if token.certificate is not None)
+    assert certificate.completeness is not None
+    assert (certificate.completeness.delta, certificate.completeness.seed) == (1e-3, 7)
+    assert run.record["choices"]["solver"]["polish"]["block"] == 5
+
+
+def test_only_flagged_tokens_are_polished_where_one_asks_for_them(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surveying, "flagged", lambda surveyed: [1, 4])
+    run = analyze(tiny, PROMPT, K, method="shared_basis", polish="flagged")
+    assert [token.index for token in run.tokens if not token.estimated] == [1, 4]

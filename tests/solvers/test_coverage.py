@@ -13,7 +13,7 @@ import torch
 from scipy.stats import binom
 
 from bench.cases import KS, SPECTRA, TOLERANCES, WIDTHS, Case, Problem, make_problem, values_of
-from bench.coverage import DELTA, count, judge, main, missed, probes_told_more, solve
+from bench.coverage import DELTA, _distinct_within, count, judge, main, missed, probes_told_more, solve
 from bench.coverage_page import page
 from bench.spectral_operator import SpectralOperator
 from detjac_lanczos.solvers import Status, SVDResult, check_operator, svd
@@ -182,6 +182,8 @@ def test_a_noise_floor_is_right_only_where_nothing_better_was_possible(solved: t
     few = replace(problem, exact=problem.exact * (np.arange(len(problem.exact)) < 3))
     assert judge(case, problem, stopped)["wrong status"] == 1
     assert judge(case, few, stopped)["wrong status"] == 0
+    faint = replace(problem, exact=few.exact + 10 * result.floor)
+    assert judge(case, faint, stopped)["wrong status"] == 0
     assert judge(case, few, replace(result, status=Status.BUDGET))["wrong status"] == 1
 
 
@@ -190,11 +192,11 @@ def test_a_value_is_missed_that_lies_beyond_the_tolerance(
     solved: tuple[Case, Problem, SVDResult], beyond: float, lacks: bool
 ) -> None:
     case, problem, result = solved
-    higher = result.S.double().numpy() * (1 + beyond * case.tol)
-    exact = np.concatenate([higher, problem.exact[case.k :]])
-    assert missed(case, replace(problem, exact=exact), result) is lacks
-    below = np.concatenate([result.S.double().numpy(), higher])
-    assert not missed(case, replace(problem, exact=below), result)
+    found = result.S.double().numpy()
+    last = np.where(np.arange(case.k) == case.k - 1, 1 + beyond * case.tol, 1.0)
+    assert missed(case, replace(problem, exact=found * last), result) is lacks
+    following = np.concatenate([found, found[-1:] * (1 + beyond * case.tol)])
+    assert not missed(case, replace(problem, exact=following), result)
 
 
 @pytest.mark.parametrize("way", ["matmat", "rmatmat"])
@@ -254,3 +256,14 @@ def test_spectra_have_the_ranks_and_the_repeated_values_that_they_are_named_afte
     hidden = make_problem(Case("hidden", 8, 1e-3, 4), seed=3, largest=SIZE)
     found = hidden.exact_operator.matmat(hidden.start.double()).norm(dim=0).numpy()
     np.testing.assert_allclose(found, np.delete(hidden.exact[:9], 4), rtol=1e-5)
+
+
+def test_each_value_needs_an_exact_one_of_its_own() -> None:
+    assert _distinct_within(np.array([3.0, 3.0]), np.array([3.1, 2.9, 1.0]), 0.2)
+    assert not _distinct_within(np.array([3.0, 3.0]), np.array([3.1, 1.0]), 0.2)
+
+
+def test_a_page_is_as_far_as_the_spectrum_with_the_fewest_seeds() -> None:
+    cases = {Case(name, 8, 1e-3, 4).name: {"solves": 1} for name in ("root", "zero")}
+    record = {"seeds wanted": 3, "delta": 0.05, "torch": "2", "cases": cases, "seeds": {"root": [0, 1, 2], "zero": [0]}}
+    assert "1 of 3 seeds at least (**partial**)" in page(record)[0]
