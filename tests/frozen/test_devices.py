@@ -67,12 +67,15 @@ def test_a_spread_network_gives_the_same_numbers(name: str) -> None:
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("name", "way"), [("Gemma 2", "rebuild"), ("gpt-oss", "offload")])
-def test_so_does_one_that_keeps_less(name: str, way: Any) -> None:
-    expected = results(detach(load_model(MODELS[name](torch.float64)), input_ids=IDS))
+@pytest.mark.parametrize(
+    ("name", "way", "freeze"),
+    [("Gemma 2", "rebuild", "gate"), ("gpt-oss", "offload", "gate"), ("Llama biased", "offload", "half")],
+)
+def test_so_does_one_that_keeps_less(name: str, way: Any, freeze: Any) -> None:
+    expected = results(detach(load_model(MODELS[name](torch.float64)), input_ids=IDS, freeze=freeze))
     with Devices() as devices, every_block(way):
         model = spread(MODELS[name](torch.float64), devices)
-        found = results(detach(load_model(model), input_ids=IDS, memory="1GB"))
+        found = results(detach(load_model(model), input_ids=IDS, freeze=freeze, memory="1GB"))
         for a, b in zip(found, expected, strict=True):
             assert torch.equal(a, b) if way == "offload" else (a - b).norm() <= 1e-12 * b.norm()
 

@@ -89,6 +89,16 @@ def test_rows_lie_in_the_order_of_their_operators(way: Any) -> None:
         assert (found - alone).norm() <= 1e-13 * alone.norm()
 
 
+@pytest.mark.filterwarnings("ignore:forward hooks on")
+def test_hooks_on_an_activation_have_no_part_in_gates_made_again() -> None:
+    model = tiny_models.llama()
+    expected = detach((model, None), input_ids=IDS[1]).jacobian("joint").dense()
+    model.model.layers[1].mlp.act_fn.register_forward_hook(lambda module, args, out: 2 * out)
+    with every_block("rebuild"):
+        found = detach((model, None), input_ids=IDS[1], memory="1GB").jacobian("joint").dense()
+    assert (found - expected).norm() <= 1e-13 * expected.norm()
+
+
 class Largest(TorchDispatchMode):
     """The most numbers that any tensor made meanwhile has."""
 

@@ -26,7 +26,7 @@ from tests import tiny_models
 from tests.every_block import every_block
 from tests.offloading import Counts, in_host_memory, on_disk
 from tests.threads import at_once
-from tests.tiny_models.moe import MOE
+from tests.tiny_models.moe import MOE, mixtral
 from tests.tiny_models.packed import quantised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -254,6 +254,16 @@ def test_a_head_that_is_tied_in_name_alone_counts_in_the_fingerprint() -> None:
     hook = apart.lm_head._hf_hook
     hook.weights_map = {"weight": 2 * hook.weights_map["weight"]}
     assert load_model(tied).fingerprint != load_model(apart).fingerprint
+
+
+def test_experts_that_are_offloaded_are_differentiated_one_by_one() -> None:
+    """Each expert's matrices are a part of one tensor, that begins elsewhere in it."""
+    found, expected = (
+        detach(load_model(put(mixtral())), input_ids=IDS[0]).jacobian("joint", frozen=False)
+        for put in (in_host_memory, lambda model: model)
+    )
+    u = torch.eye(24, 3, dtype=torch.float64)
+    torch.testing.assert_close(found.rmatmat(u), expected.rmatmat(u), rtol=1e-12, atol=1e-12)
 
 
 def test_adapters_on_an_offloaded_model(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_
 from detjac_lanczos.models.decoded import runs_of
 from detjac_lanczos.models.decoded_modules import Decoded
 from detjac_lanczos.models.dequantized import distance_of_own_products
+from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.linear_modules import weight_of
 from detjac_lanczos.models.packed_modules import is_packed, require_linear
 from detjac_lanczos.models.weights import DenseWeight
+from tests import tiny_models
 from tests.tiny_models.packed import decoded
 
 KINDS = ["nf4", "nf4 nested", "fp4", "fp4 nested", "int8"]
@@ -130,6 +132,8 @@ def test_any_other_format_is_read_through_its_own_dequantize(turned: bool) -> No
     assert torch.allclose(weight.apply(x), x @ module.matrix()[3::2].T)
     assert torch.allclose(weight.apply_transposed(y), y @ module.matrix()[3::2])
     assert torch.equal(weight.dense(), module.matrix()[3::2])
+    assert weight.dense(torch.float64).dtype is torch.float64
+    assert torch.allclose(weight.apply(x.double()), x.double() @ module.matrix()[3::2].T.double())
 
 
 def test_products_that_round_activations_are_told_from_their_weights() -> None:
@@ -203,6 +207,17 @@ def test_plain_modules_are_not_taken_for_packed_ones() -> None:
     plain = nn.Linear(4, 4)
     assert not any(map(is_packed, (plain, nn.Embedding(3, 4), nn.Sequential(Foreign()), nn.LayerNorm(4))))
     assert is_packed(Foreign())
+    model = tiny_models.llama()
+    assert callable(model.dequantize)  # of transformers' own, for the modules inside
+    assert not is_packed(model)
+
+
+def test_a_bias_beside_packed_weights_is_made_of_numbers() -> None:
+    model = nn.Sequential(Foreign())
+    fingerprint_of(model, finite_as="it")
+    model[0].bias[3] = math.nan
+    with pytest.raises(ModelError, match=r"weight '0\.bias' holds 1 NaN"):
+        fingerprint_of(model, finite_as="it")
 
 
 @pytest.mark.parametrize("kind", ["nf4 nested", "int8"])
@@ -212,6 +227,9 @@ def test_the_module_of_a_copy_is_differentiable_in_every_mode(kind: str) -> None
     matrix = decoded(module).double()
     x, v, u = torch.randn(2, 3, 10).double(), torch.randn(2, 3, 10).double(), torch.randn(4, 2, 3, 12).double()
     assert torch.allclose(copied(x), x @ matrix.T + module.bias)
+    assert copied(x.bfloat16()).dtype is torch.bfloat16
+    across = torch.func.vmap(copied, in_dims=1, out_dims=1)(x)
+    assert torch.allclose(across, x @ matrix.T + module.bias)
     assert torch.allclose(torch.func.jvp(copied, (x,), (v,))[1], v @ matrix.T)
     _, pull = torch.func.vjp(copied, x)
     assert torch.allclose(torch.func.vmap(pull)(u)[0], u @ matrix)

@@ -81,6 +81,16 @@ def test_every_declared_family_has_a_tiny_model() -> None:
     assert served == {family.name for family in FAMILIES}
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_input_is_what_its_definition_says(name: str) -> None:
+    model, network = case(name, RULES[name][0], torch.float64)
+    table = model.get_input_embeddings().weight.detach()[tokens()]
+    rows = "the rows of the embedding table"
+    said = {rows: 1.0, f"{rows} times sqrt(hidden size)": table.shape[1] ** 0.5}
+    expected = said[network.jacobian(0).definition["input"]] * table
+    torch.testing.assert_close(network.streams.embeddings[: len(table)], expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(("name", "freeze"), CASES)
 def test_transposed_sweeps_agree_with_reverse_mode(name: str, freeze: str) -> None:
     model, network = case(name, freeze, torch.float64)

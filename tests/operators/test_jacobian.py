@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.frozen.maps import ColumnScale
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, detach, expert, head, layer, mlp, probe
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
 from tests.tiny_models import undeclared
+from tests.tiny_models.dense import gemma2
 from tests.tiny_models.moe import gpt_oss, qwen3_moe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -489,6 +491,9 @@ def test_what_cannot_be_is_one_clear_line(network: DetachedNetwork) -> None:
         network.jacobians([])
     assert network.jacobian(-1).token == 11
     assert network.jacobian(0, position=-2).position == 10
+    for negative in (-1, -2, -3):
+        J = network.jacobian(0, source=layer(negative), target=mlp(negative))
+        assert (J.source, J.target.index) == (3 + negative, 3 + negative)
     assert network.jacobian(np.int64(3), target=layer(np.int64(1))).token == 3
     assert type(network.jacobian(torch.tensor(3)).token) is int
 
@@ -612,6 +617,25 @@ def test_the_definition_says_what_the_operator_is(network: DetachedNetwork) -> N
     assert J.definition["input"] == "the residual stream entering block 1"
     for word in ("token=3", "position=7", "mlp(2)", "gate", "float64"):
         assert word in repr(J)
+
+
+def test_coefficients_are_read_only(network: DetachedNetwork) -> None:
+    name = next(iter(network.coefficients))
+    with pytest.raises(TypeError):
+        network.coefficients[name] = network.coefficients[name]  # type: ignore[index]
+
+
+def test_a_norm_times_one_plus_w_is_not_rounded_to_half_precision() -> None:
+    network = network_of("gemma", torch.bfloat16)
+    (scale,) = (step for step in network.tail.branches[0].chain if isinstance(step, ColumnScale))
+    assert torch.equal(scale.w, 1 + network.model.model.norm.weight.detach().float())
+
+
+def test_a_capped_logit_of_zero_has_the_slope_of_its_limit() -> None:
+    model = gemma2(torch.float64)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone().index_fill_(0, torch.tensor(7), 0))
+    J = detach((model, None), input_ids=[3, 1, 4, 1, 5]).jacobian("joint", target="logits")
+    assert torch.isfinite(J.dense()).all() and not J.dense()[7].any()
 
 
 def test_capture_and_products_do_not_touch_the_coefficients(network: DetachedNetwork) -> None:

@@ -396,6 +396,19 @@ def test_a_model_of_several_text_models_is_named(kind: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_what_feeds_the_blocks_beside_the_embeddings_is_named() -> None:
+    """A second table of tokens, and rotary positions that learn."""
+    model = undeclared.stablelm(torch.float32)
+    recognise(model)
+    model.model.rotary_emb.stretch = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(UnsupportedModelError, match=r"model\.rotary_emb \(\w+RotaryEmbedding\)"):
+        recognise(model)
+    model = undeclared.stablelm(torch.float32)
+    model.model.again = torch.nn.Embedding(*model.model.embed_tokens.weight.shape)
+    with pytest.raises(UnsupportedModelError, match=r"not understood: model\.again \(Embedding\)"):
+        recognise(model)
+
+
 @pytest.mark.parametrize("given", [{"input_ids": [1, 2, 3]}, {"inputs_embeds": torch.ones(3, 24)}])
 def test_a_declared_model_without_a_table_of_tokens_is_named(given: dict[str, Any]) -> None:
     model = tiny_models.llama()
