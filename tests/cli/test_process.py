@@ -1,12 +1,16 @@
 """The command as a process: standard output of any kind, and no traceback."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from detjac_lanczos.cli.ending import exit_code
+from detjac_lanczos.cli.process import Interrupts
+from detjac_lanczos.errors import DetjacError
 from tests.command_line import in_process
 from tests.tiny_llama import PROMPT
 
@@ -50,3 +54,20 @@ def test_output_that_is_closed_is_one_line() -> None:
     done = in_process("models", preexec_fn=lambda: os.close(1))
     assert done.returncode == 2
     assert done.stderr == b"detjac: standard output is closed; leave it open, the result goes there\n"
+
+
+def test_every_error_is_one_line_whatever_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: object) -> int:
+        raise DetjacError("what is wrong,\n  and how to mend it\n")
+
+    assert exit_code(fail) == 2
+    assert capsys.readouterr().err == "detjac: what is wrong, and how to mend it\n"
+
+
+def test_an_interrupt_that_nobody_asked_after_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(interrupts: Interrupts) -> int:
+        interrupts.noted = signal.SIGTERM
+        return 0
+
+    assert exit_code(run) == 143
+    assert capsys.readouterr().err == "detjac: terminated\n"

@@ -374,11 +374,17 @@ def test_the_table_is_aligned_and_within_a_terminal(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("model", "tokens", "memory"), [("smollm2", 8, None), ("smollm2", 1024, "1GB"), (LLAMA_70B, 8, None)]
+    ("model", "tokens", "options"),
+    [
+        ("smollm2", 8, {}),
+        ("smollm2", 256, {"width": 1, "k": 1}),
+        ("smollm2", 1024, {"memory": "1GB"}),
+        (LLAMA_70B, 8, {}),
+    ],
 )
-def test_the_table_adds_up_to_the_peak(model: Any, tokens: int, memory: str | None) -> None:
+def test_the_table_adds_up_to_the_peak(model: Any, tokens: int, options: dict[str, Any]) -> None:
     """But for what is offloaded, and weights that stream: of these, what is here counts."""
-    found = plan(model, tokens, device="h100", memory=memory)
+    found = plan(model, tokens, device="h100", **options)
     before, after = str(found).split("work  ")
     unit, scale = ("GiB", 1024**3) if found.peak >= 1024**3 else ("MiB", 1024**2)
     assert f"memory{unit:>46}\n" in before and f"peak {unit}" in after
