@@ -98,6 +98,8 @@ def test_weights_that_are_packed_or_offloaded_are_refused() -> None:
         with pytest.raises(UnsupportedModelError, match=f"{reason}.*neither converted nor moved") as caught:
             detach(loaded, input_ids=IDS, dtype="float64")
         assert "\n" not in str(caught.value)
+        with pytest.raises(UnsupportedModelError, match=f"{reason}.*neither converted nor moved"):
+            load_converted(loaded, device="meta")
 
 
 def test_wrong_requests_are_refused() -> None:

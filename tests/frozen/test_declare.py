@@ -18,6 +18,8 @@ from detjac_lanczos.frozen.families.gpt2 import GPT2
 from detjac_lanczos.frozen.families.granite import GRANITE
 from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA, MLP
 from detjac_lanczos.frozen.families.phi import PHI3
+from detjac_lanczos.frozen.maps import Linear, Sum
+from detjac_lanczos.frozen.widths import width_after
 from detjac_lanczos.frozen.words import (
     ActivatedMLP,
     Constant,
@@ -32,6 +34,7 @@ from detjac_lanczos.frozen.words import (
     stacked_values,
     values_by_head,
 )
+from detjac_lanczos.models.weights import DenseWeight
 from detjac_lanczos.operators import detach
 from tests import tiny_models
 from tests.tiny_models.dense import DENSE
@@ -216,6 +219,13 @@ def test_a_value_that_the_configuration_has_not(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(families, "FAMILIES", (replace(LLAMA, when=("nothing", 1)),))
     with pytest.raises(InputError, match=r"when of Llama 2 / 3 names what LlamaForCausalLM has not: .*'nothing'"):
         detach((tiny_models.llama(), None), input_ids=[1, 2, 3])
+
+
+def test_chains_that_are_summed_are_as_wide_as_each_other() -> None:
+    narrow, wide = ((Linear(DenseWeight(torch.ones(f, 5))),) for f in (3, 4))
+    assert width_after([Sum((wide, wide))], 5) == 4
+    with pytest.raises(ValueError, match=r"widths \[3, 4\] are summed"):
+        width_after([Sum((narrow, wide))], 5)
 
 
 def test_a_branch_that_is_not_declared() -> None:

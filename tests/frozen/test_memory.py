@@ -82,8 +82,8 @@ def test_coefficients_made_again_under_windows_give_the_same_map(
 def test_rows_lie_in_the_order_of_their_operators(way: Any) -> None:
     """Also where each position has one row and a later prompt comes first."""
     net = network("llama", way, freeze="half")
-    batch = net.jacobians([(1, 4), (0, 39), (0, 36)])
-    X = [(i, torch.randn(24, 1, generator=torch.Generator().manual_seed(i), dtype=torch.float64)) for i in range(3)]
+    batch = net.jacobians([(1, 4), (0, 38)])
+    X = [(i, torch.randn(24, 1, generator=torch.Generator().manual_seed(i), dtype=torch.float64)) for i in range(2)]
     for found, (i, x) in zip(batch.matmat(X), X, strict=True):
         alone = batch.operators[i].matmat(x)
         assert (found - alone).norm() <= 1e-13 * alone.norm()

@@ -249,9 +249,9 @@ def test_a_saved_network_joins_the_same_weights_wherever_they_are(tmp_path: Path
         assert torch.equal(again.jacobian(2).dense(), detach(resident, input_ids=IDS[0]).jacobian(2).dense())
 
 
-def test_a_head_that_is_tied_in_name_alone_counts_in_the_fingerprint() -> None:
+def test_a_table_that_is_tied_in_name_alone_counts_in_the_fingerprint() -> None:
     tied, apart = (in_host_memory(tiny_models.llama(torch.float32, tie_word_embeddings=True)) for _ in range(2))
-    hook = apart.lm_head._hf_hook
+    hook = apart.model.embed_tokens._hf_hook
     hook.weights_map = {"weight": 2 * hook.weights_map["weight"]}
     assert load_model(tied).fingerprint != load_model(apart).fingerprint
 

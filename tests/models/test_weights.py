@@ -60,6 +60,14 @@ def test_rows_of_heads_multiply_as_the_matrix_of_them(
     assert all(torch.equal(a, b) for a, b in zip(before, (fused, x, y), strict=True))
 
 
+@pytest.mark.parametrize("rows", [1, AlternatingWeight.WHOLE_ROWS + 1])
+def test_factors_of_a_higher_precision_leave_rows_in_theirs(rows: int) -> None:
+    weight, x, w = AlternatingWeight(torch.randn(10, 7).bfloat16(), 1), torch.randn(rows, 7).bfloat16(), torch.rand(7)
+    found = weight.apply(x, scale=w)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found, weight.apply((x * w).bfloat16()))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_product_of_many_heads_is_rounded_as_one_of_two(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setattr(PerHeadWeight, "PANEL", 1)

@@ -7,11 +7,21 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.operators import detach
+from detjac_lanczos.operators.float16 import TRANSPOSED, fitting, scaled, unscaled
 from tests import tiny_models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = tiny_models.prompt_ids(5)[0]
+
+
+def test_blocks_of_one_sum_are_fitted_together() -> None:
+    small = torch.tensor([[1.0, 0.0], [-3.0, 0.5]]).half()
+    for blocks in ([small, 100 * small], [100 * small, small]):
+        factors = fitting(blocks, TRANSPOSED)
+        largest = torch.stack([scaled(block, factors).abs().amax(0) for block in blocks]).amax(0)
+        assert torch.all((largest >= 0.5) & (largest <= 1))
+        assert all(torch.equal(unscaled(scaled(block, factors), factors), block) for block in blocks)
 
 
 def with_massive_activations(dtype: torch.dtype) -> Any:

@@ -615,6 +615,8 @@ def test_the_definition_says_what_the_operator_is(network: DetachedNetwork) -> N
         "dtype": "float64",
     }
     assert J.definition["input"] == "the residual stream entering block 1"
+    ends = {"output": "after the final norm", "residual": "the residual stream before the final norm"}
+    assert {name: network.jacobian(0, target=name).definition["target_definition"] for name in ends} == ends
     for word in ("token=3", "position=7", "mlp(2)", "gate", "float64"):
         assert word in repr(J)
 

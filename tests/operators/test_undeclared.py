@@ -21,6 +21,7 @@ from detjac_lanczos.frozen.maps import Linear
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.structure import recognise
 from detjac_lanczos.models.loaded import context_length_of
+from detjac_lanczos.models.text_model import token_table_of
 from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, part_check, probe
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.detach import family_or_structure
@@ -416,6 +417,16 @@ def test_a_declared_model_without_a_table_of_tokens_is_named(given: dict[str, An
     with pytest.raises(UnsupportedModelError, match="embeds its tokens by a Sequential, not by one table") as caught:
         detach((model, None), **given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_names_no_table_of_tokens_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(model: Any) -> Any:
+        raise NotImplementedError
+
+    model = tiny_models.llama()
+    monkeypatch.setattr(type(model), "get_input_embeddings", unknown)
+    with pytest.raises(UnsupportedModelError, match="embeds its tokens by nothing that it names"):
+        token_table_of(model)
 
 
 def test_the_refusal_lists_what_is_supported() -> None:
