@@ -312,6 +312,13 @@ def test_tokens_at_once_are_the_most_that_fit() -> None:
         assert demand.at_once(200, 4, (False, False), room) == max(fitting, default=0)
 
 
+@pytest.mark.parametrize("tokens", [8, 16, 32, 64])
+def test_a_search_takes_the_passes_that_are_planned_at_most_and_two_thirds_of_them_at_least(tokens: int) -> None:
+    measured = json.loads((LLAMA_70B.parents[1] / "results" / "jobs.json").read_text())[f"float32 joint {tokens}"]
+    planned = plan("smollm2", tokens, k=8, width=4, device="h100").joint.passes
+    assert 2 / 3 * planned <= measured["passes"] <= planned
+
+
 def test_so_many_tokens_at_once_fit_beside_weights_and_factors() -> None:
     whole = plan("smollm2", 64, device="h100")
     memory = (whole.joint.peak + whole.every_token.peak) // 2
@@ -451,6 +458,7 @@ def test_the_least_and_the_widest_jobs_are_planned() -> None:
     smallest = plan("smollm2", 1, width=1, device="h100")
     assert smallest.fits
     assert plan("smollm2", 1, device="h100", memory="20MB").advice
+    assert plan("smollm2", 8192, device="h100").tokens == 8192
     widest = plan("smollm2", 8, width=576, k=576, device="h100")
     assert widest.peak > smallest.peak
 
@@ -459,6 +467,7 @@ def test_only_what_takes_several_devices_says_so() -> None:
     large, small = (plan(LLAMA_70B, 8, device="h100", quantization=kind, memory="1e12") for kind in (None, "nf4"))
     assert "it takes more than one" in str(large)
     assert "it takes more than one" not in str(small)
+    assert "it takes more than one" not in str(plan(LLAMA_70B, 65536, device="a100", quantization="nf4", memory="20GB"))
     assert plan(LLAMA_70B, 8, device="h100", quantization="nf4", memory=1e12).peak == small.peak
 
 
