@@ -16,7 +16,7 @@ from detjac_lanczos.operators.reconstruction import Reconstruction
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
 from tests.tiny_models import undeclared
-from tests.tiny_models.dense import gemma2
+from tests.tiny_models.dense import gemma2, granite
 from tests.tiny_models.moe import gpt_oss, qwen3_moe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -524,7 +524,7 @@ def test_a_tuple_is_one_prompt_and_token_and_any_other_iterable_a_list(network: 
     ]
     for tokens, expected in asked:
         assert [(J.prompt, J.token) for J in network.jacobians(tokens).operators] == expected
-    for refused in ((0, 1, 2), (1,), 1.5, "0", [(0, 1, 2)], [slice(0, 2)], True):
+    for refused in ((0, 1, 2), (1,), 1.5, "0", [(0, 1, 2)], [slice(0, 2)], [(True, 0)], True):
         with pytest.raises(InputError, match="selects no token; give an index, "):
             network.jacobians(refused)  # type: ignore[arg-type]
 
@@ -548,6 +548,25 @@ def test_what_is_not_zero_is_infinitely_far_from_an_output_of_zero() -> None:
     zero = torch.zeros(3)
     found = Reconstruction.of(zero, torch.tensor([1.0, 0.0, 0.0]), zero)
     assert (found.relative_error, found.norm_error, found.offset_share) == (math.inf, math.inf, 0.0)
+
+
+def test_errors_of_a_reconstruction_are_those_of_the_paper_and_of_norms() -> None:
+    y, error, offset = normal(9, seed=1) + 3, 0.1 * normal(9, seed=2) + 0.2, normal(9, seed=3)
+    found = Reconstruction.of(y, y + error, offset)
+    assert found.relative_error == pytest.approx(float(error.std() / y.std()))
+    assert found.norm_error == pytest.approx(float(error.norm() / y.norm()))
+    assert found.offset_share == pytest.approx(float(offset.norm() / y.norm()))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_branches_are_multiplied_as_they_are_added(frozen: bool) -> None:
+    """Granite adds 0.6 of each: the stream after a block is what entered and its branches, frozen or not."""
+    network = detach((granite(torch.float64), None), input_ids=[3, 1, 4, 1, 5])
+    stream, first, second = (
+        network.jacobian(4, source=layer(1), target=target, frozen=frozen).dense()
+        for target in (layer(1), attention(1), mlp(1))
+    )
+    assert (stream - torch.eye(24) - first - second).norm() <= 1e-13 * stream.norm()
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
