@@ -11,7 +11,9 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers.journal import Journal
 from detjac_lanczos.solvers.operator import OperatorBatch, SummingBatch
+from detjac_lanczos.solvers.options import Callback
 from detjac_lanczos.solvers.product_fault import product_fault
+from detjac_lanczos.solvers.reporter import Reporter
 from detjac_lanczos.solvers.rounding import (
     adjoint_bound,
     deflation_threshold,
@@ -55,6 +57,8 @@ class CountingBatch:
     batch : OperatorBatch
     journal : Journal, optional
         Where passes are written down, and those of an earlier run of the same solve are read.
+    callback : callable, optional
+        Called after every pass.
 
     Attributes
     ----------
@@ -68,9 +72,11 @@ class CountingBatch:
         Rows and time of every pass, in order.
     nonfinite : dict
         A sentence for each operator that returned NaN or infinity.
+    reporter : Reporter
+        What the callback is told of.
     """
 
-    def __init__(self, batch: OperatorBatch, journal: Journal | None = None) -> None:
+    def __init__(self, batch: OperatorBatch, journal: Journal | None = None, callback: Callback | None = None) -> None:
         self.batch = batch
         self.journal = journal
         self.shapes = [(int(rows), int(columns)) for rows, columns in batch.shapes]
@@ -89,6 +95,7 @@ class CountingBatch:
         self._recognised: set[int] = set()
         self.sweeps: list[tuple[float, float]] = []
         self.nonfinite: dict[int, str] = {}
+        self.reporter = Reporter(callback, count)
         self.began = time.perf_counter()
 
     def __len__(self) -> int:
@@ -232,6 +239,10 @@ class CountingBatch:
         eps = self.spacing(index, sigma)
         return deflation_threshold(eps, sigma) if eps > epsilon(self.operator_dtype) else 0.0
 
+    def report(self) -> None:
+        """Tell the callback of the latest pass, unless it was told."""
+        self.reporter.tell(len(self.sweeps), sum(self.row_sweeps))
+
     def settle(self, timed: dict[str, float]) -> dict[str, float]:
         """Return what decisions are made of: ``timed``, or what was timed when a journaled solve first came here."""
         if self.journal is None:
@@ -251,6 +262,7 @@ class CountingBatch:
         blocks: Sequence[tuple[int, Tensor]] = (),
     ) -> _Pass:
         """Make a pass, or take it from the journal, which then is held against the operators of ``blocks``."""
+        self.report()
         began = time.perf_counter()
         known = None if self.journal is None else self.journal.read(way, sent, self.device)
         if known is not None:

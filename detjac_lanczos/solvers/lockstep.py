@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
-from detjac_lanczos.solvers.options import Options, Progress
+from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.search import Search
 from detjac_lanczos.solvers.width import MEASURED_FROM, fastest_width, price
@@ -92,7 +92,7 @@ class Lockstep:
             else:
                 search.absorb(self.direction, product)
             self.note_end(index)
-        self.report()
+        self.learn()
 
     def _settle_width(self) -> None:
         """After one pass each way: set the width of the blocks to come, by what the last one cost if that decides."""
@@ -142,10 +142,13 @@ class Lockstep:
         if search.status is not None:
             self.ended[index] = self.batch.seconds
 
-    def report(self) -> None:
-        """Tell the callback, where there is one, how things stand."""
-        if self.options.callback is not None:
-            self.options.callback(self._progress())
+    def learn(self) -> None:
+        """Note how things stand, for the callback."""
+        reporter = self.batch.reporter
+        reporter.finished = len(self.searches) - len(self.active) if self.options.delta is None else self.claimed
+        for index, search in enumerate(self.searches):
+            values = np.empty(0) if search.triplets is None else search.triplets.values / search.judge.scale
+            reporter.learn(index, values, search.relative)
 
     def _send_sketches(self) -> None:
         """Send the random cotangents that measure ‖A‖_F, of all operators in one pass."""
@@ -166,17 +169,3 @@ class Lockstep:
     @property
     def _sharing_pays(self) -> bool:
         return self.batch.one_output_space and self.batch.shared_cost < sum(self.batch.costs)
-
-    def _progress(self) -> Progress:
-        found = [search.triplets for search in self.searches]
-        return Progress(
-            passes=len(self.batch.sweeps),
-            row_sweeps=sum(self.batch.row_sweeps),
-            finished=len(self.searches) - len(self.active) if self.options.delta is None else self.claimed,
-            operators=len(self.searches),
-            values=[
-                np.empty(0) if triplets is None else triplets.values / search.judge.scale
-                for triplets, search in zip(found, self.searches, strict=True)
-            ],
-            residuals=[search.relative for search in self.searches],
-        )

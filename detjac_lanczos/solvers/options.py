@@ -33,7 +33,8 @@ class Progress:
     finished, operators : int
         Operators that are done, and how many there are.
     values, residuals : list of ndarray
-        Current values (k,) of each operator and their relative residuals (k,); empty before there are any.
+        Latest values (k,) of each operator and their relative residuals (k,); empty where none are known yet: a matrix
+        that is written out has them at the end, and a survey measures no residuals.
     """
 
     passes: int

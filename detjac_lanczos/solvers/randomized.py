@@ -43,6 +43,7 @@ def _solve_one(batch: CountingBatch, index: int, options: Options, method: Metho
     found = None
     if iteration.triplets is not None and status not in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         found = Found.of(iteration.triplets, iteration.scale, float(iteration.triplets.values[0]))
+    batch.reporter.finished += 1
     return finish(batch, index, found, status, method, options, seconds=batch.seconds, error=iteration.error)
 
 
@@ -103,6 +104,9 @@ class _Iteration:
         self.error = self._error(self.triplets, tangents, pushed, estimate)
         factor, self._cotangents = orthonormal_factor(pushed)
         estimate.follow(factor)
+        values = self.triplets.values
+        relative = self.triplets.norms.max(axis=1) / np.where(values > 0.0, values, 1.0)
+        self.batch.reporter.learn(self.index, values / self.scale, relative)
         return _judge(self.triplets, self.options, eps, self.batch.passes[self.index], full=self._full)
 
     @property

@@ -42,7 +42,6 @@ def solve_shared_basis(batch: CountingBatch, options: Options, method: Method) -
     survey.run()
     cotangents = Cotangents.outside(survey.basis, probes, options.seed)
     outside = survey.pulled(cotangents.rows) if survey.fault is None else []
-    survey.report(finished=len(batch))
     products, results = survey.products, []
     for index in range(len(batch)):
         if survey.fault is None and index not in batch.nonfinite:

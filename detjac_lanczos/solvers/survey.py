@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows, project_out, random_rows, thin_svd, to_numpy
 from detjac_lanczos.solvers.counting import CountingBatch
-from detjac_lanczos.solvers.options import Options, Progress
+from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import (
     LARGEST_ADJOINT_BOUND,
@@ -82,7 +82,7 @@ class Survey:
     def run(self) -> None:
         """Grow the basis to its size, or to k and on until the probes see nothing of the leading triplets outside."""
         while self.basis.shape[0] < self.size and self.sound and self.fault is None and self._grow():
-            self.report(finished=0)
+            self.learn()
 
     def pulled(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to rows ``(r, d_out)``: ``(r, d_in)`` each, scaled."""
@@ -91,24 +91,12 @@ class Survey:
         products = self._pulled(rows)
         return [product * scale for product, scale in zip(products, self.scales, strict=True)]
 
-    def report(self, *, finished: int) -> None:
-        """Show the callback, if there is one, what is known so far."""
-        if self.options.callback is None:
-            return
-        nothing = np.empty(0)
-        self.options.callback(
-            Progress(
-                passes=len(self.batch.sweeps),
-                row_sweeps=sum(self.batch.row_sweeps),
-                finished=finished,
-                operators=len(self.batch),
-                values=[
-                    to_numpy(self._triplets(index)[0]) / scale if index in self.sound else nothing
-                    for index, scale in enumerate(self.scales)
-                ],
-                residuals=[nothing] * len(self.batch),
-            )
-        )
+    def learn(self) -> None:
+        """Note the values so far, for the callback."""
+        if self.batch.reporter.callback is not None:
+            for index in self.sound:
+                values = to_numpy(self._triplets(index)[0]) / self.scales[index]
+                self.batch.reporter.learn(index, values, np.empty(0))
 
     def _grow(self) -> bool:
         """Add a block to the basis; False, and nothing added, where no operator lacks more than the tolerance."""

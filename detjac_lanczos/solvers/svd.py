@@ -105,7 +105,7 @@ def svd(
         A folder in which every pass is written down as it is made. The same call with the same folder goes on where an
         earlier one was cut off, and gives the same result bit for bit. It may be deleted once there is a result.
     callback : callable, optional
-        Called with a :class:`Progress` after every pass.
+        Called with a :class:`Progress` after every pass, before the next one begins; what it raises ends the solve.
 
     Returns
     -------
@@ -224,7 +224,11 @@ def svd_batch(
     )
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
         journal = open_journal(checkpoint, operators, options, method=decisions.method, choices=decisions.given)
-        return _solve(CountingBatch(operators, journal), options, decisions)
+        counted = CountingBatch(operators, journal, callback)
+        results = _solve(counted, options, decisions)
+        counted.reporter.conclude(results)
+        counted.report()
+        return results
 
 
 def _solve(counted: CountingBatch, options: Options, decisions: Decisions) -> list[SVDResult]:

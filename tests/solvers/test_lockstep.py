@@ -1,11 +1,13 @@
 """Many operators in one sweep: each as it would be alone, all counted."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.solvers import Status, svd, svd_batch
+from detjac_lanczos.solvers import Progress, Status, svd, svd_batch
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 NAMES = ["geometric", "spike", "root", "cluster", "flat"]
@@ -86,6 +88,50 @@ def test_callback_sees_progress() -> None:
     assert seen[0].values[0].size == 0
     np.testing.assert_allclose(seen[-1].values[0], spectrum("geometric", 50)[:5], rtol=1e-5)
     assert all(residuals.max() <= 1e-3 for residuals in seen[-1].residuals)
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        ({"k": 4, "method": "randomized", "tol": 0.3}, True),
+        ({"k": 4, "method": "dense"}, True),
+        ({"k": 4, "method": "shared_basis"}, False),
+        ({"k": 4, "method": "lanczos", "certify": "complete"}, True),
+        ({"energy": 0.5, "method": "lanczos"}, True),
+    ],
+)
+def test_every_method_reports_every_pass_once(options: dict[str, Any], measured: bool) -> None:
+    """Each pass is told before the next one, and what was found with the last."""
+    seen, told = [], []
+    batch = SharingBatch(MATRICES, [5.0, 4.0, 3.0, 2.0, 1.0])
+
+    def callback(progress: Progress) -> None:
+        seen.append(progress)
+        told.append(len(batch.calls))
+
+    results = svd_batch(batch, **options, callback=callback)
+    assert told == list(range(1, len(batch.calls) + 1)) == [progress.passes for progress in seen]
+    finished = [progress.finished for progress in seen]
+    assert finished == sorted(finished)
+    assert finished[-1] == 5
+    assert seen[-1].row_sweeps == pytest.approx(sum(result.work.row_sweeps for result in results))
+    for result, values, residuals in zip(results, seen[-1].values, seen[-1].residuals, strict=True):
+        np.testing.assert_allclose(values[:4], result.S[:4], rtol=1e-6)
+        assert (residuals.size > 0) == measured
+
+
+@pytest.mark.parametrize("method", ["randomized", "dense", "shared_basis", "lanczos"])
+def test_a_callback_that_raises_ends_the_solve(method: str) -> None:
+    class Stop(Exception):
+        pass
+
+    def callback(progress: Progress) -> None:
+        raise Stop
+
+    batch = SharingBatch(MATRICES, [5.0, 4.0, 3.0, 2.0, 1.0])
+    with pytest.raises(Stop):
+        svd_batch(batch, 4, method=method, callback=callback)
+    assert len(batch.calls) == 1
 
 
 def test_a_scaled_operator_reports_its_own_values() -> None:

@@ -124,7 +124,8 @@ def test_callback_sees_values_rise() -> None:
     assert seen[-1].row_sweeps == pytest.approx(sum(result.work.row_sweeps for result in results))
     assert all(residuals.size == 0 for progress in seen for residuals in progress.residuals)
     for index, result in enumerate(results):
-        values = [progress.values[index][0] for progress in seen]
+        values = [progress.values[index][0] for progress in seen if progress.values[index].size]
+        assert len(values) > len(seen) / 2
         assert (np.diff(values) >= -1e-12 * values[-1]).all()
         np.testing.assert_allclose(values[-1], result.S[0], rtol=1e-6)
 
