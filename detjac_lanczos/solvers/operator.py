@@ -118,8 +118,15 @@ class MatrixOperator:
         return self.matrix.T @ Y
 
 
+_ARRAY_TYPES = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
+
+
 class ScipyOperator:
-    """Anything that ``scipy.sparse.linalg.aslinearoperator`` takes: numpy in and out, on the CPU."""
+    """Anything that ``scipy.sparse.linalg.aslinearoperator`` takes: numpy in and out, on the CPU.
+
+    What declares float16 is given float32 blocks, as numpy multiplies float16 arrays with those in float32; float16
+    ones only where a block of zeros, sent once, comes back as float16.
+    """
 
     def __init__(self, operator: Any) -> None:
         from scipy.sparse.linalg import aslinearoperator
@@ -134,6 +141,8 @@ class ScipyOperator:
             raise InputError("complex operators are not supported: split it into real and imaginary parts")
         self.dtype = torch.float32 if dtype in (np.dtype(np.float32), np.dtype(np.float16)) else torch.float64
         self.device = torch.device("cpu")
+        if dtype == np.float16 and self.matmat(torch.zeros(self.shape[1], 1)).dtype is torch.float16:
+            self.dtype = torch.float16
 
     def matmat(self, X: Tensor, /) -> Tensor:
         """Map ``(d_in, b)`` to ``(d_out, b)``."""
@@ -155,7 +164,7 @@ class ScipyOperator:
         array = np.asarray(block)
         if array.dtype.kind == "c":
             raise OperatorError("the scipy operator returned complex values: only real operators are supported")
-        wanted = np.dtype(np.float32 if self.dtype is torch.float32 else np.float64)
+        wanted = np.dtype(_ARRAY_TYPES[self.dtype])
         # Coarser products than declared stay what they are, so that they are seen.
         coarse = array.dtype.kind == "f" and array.dtype.itemsize < wanted.itemsize
         return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype if coarse else wanted))

@@ -24,6 +24,8 @@ def product_fault(product: Any, shape: tuple[int, int], dtype: torch.dtype, devi
         return f"a {type(product).__name__}: a torch tensor is needed"
     if tuple(product.shape) != shape:
         return f"of shape {tuple(product.shape)} instead of {shape}"
+    if product.layout is not torch.strided:
+        return f"of layout {product.layout}: a dense tensor is needed, as to_dense() makes it"
     if not product.dtype.is_floating_point:
         return f"{product.dtype}: a real floating point type is needed"
     if epsilon(product.dtype) > epsilon(dtype):

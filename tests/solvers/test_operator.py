@@ -173,6 +173,30 @@ def test_scipy_products_coarser_than_declared_are_named() -> None:
     assert svd(ScipyLinearOperator(A.shape, **ways, dtype=np.float32), 2).converged
 
 
+@pytest.mark.parametrize("returned", [np.float16, np.float32])
+def test_a_scipy_operator_of_float16_has_the_precision_of_its_products(returned: type) -> None:
+    A = DENSE.numpy().astype(np.float16)
+    ways = {"matvec": lambda x: (A @ x).astype(returned), "rmatvec": lambda y: (A.T @ y).astype(returned)}
+    operator = ScipyLinearOperator(A.shape, **ways, dtype=np.float16)
+    assert as_operator(operator).dtype is (torch.float16 if returned is np.float16 else torch.float32)
+    assert check_operator(operator).ok
+    result, expected = svd(operator, 2, tol=1e-2), np.linalg.svd(A.astype(float))[1][:2]
+    assert result.converged
+    assert result.S.dtype is torch.float32
+    np.testing.assert_allclose(result.S, expected, rtol=2e-3 if returned is np.float16 else 1e-5)
+
+
+def test_a_float16_array_is_multiplied_in_float32() -> None:
+    assert as_operator(DENSE.numpy().astype(np.float16)).dtype is torch.float32
+
+
+def test_a_sparse_product_is_named() -> None:
+    operator = _spoiled(lambda product: product.to_sparse())
+    assert "of layout torch.sparse_coo: a dense tensor is needed" in str(check_operator(operator))
+    with pytest.raises(OperatorError, match=r"of layout torch.sparse_coo: a dense tensor is needed"):
+        svd(operator, 2)
+
+
 @pytest.mark.parametrize("wrong", ["matvec", "rmatvec"])
 def test_a_scipy_product_of_the_wrong_length_is_named(wrong: str) -> None:
     A = DENSE.numpy()
