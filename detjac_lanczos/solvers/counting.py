@@ -159,6 +159,18 @@ class CountingBatch:
             return checked
         return f"compute in bfloat16 or float32, since float16 ends at 65,504, or {checked}"
 
+    def finite(self, products: list[Tensor]) -> list[Tensor]:
+        """Return products, where none so far was NaN or infinite.
+
+        Raises
+        ------
+        OperatorError
+            One was.
+        """
+        for sentence in self.nonfinite.values():
+            raise OperatorError(f"{sentence}: {self.remedy}")
+        return products
+
     def apply_shared(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to the same rows ``(b, d_out)`` in one pass; returns one ``(b, d_in)`` for each."""
         block, width = rows.to(self.operator_dtype).T, rows.shape[0]

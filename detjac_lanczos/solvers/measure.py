@@ -1,9 +1,10 @@
 """Measure given triplets afresh: one pass each way, and the certificate that follows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.options import check_tol, is_whole
 from detjac_lanczos.solvers.result import relative_residuals
 from detjac_lanczos.solvers.rounding import noise_floor
 
@@ -43,10 +45,10 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     Parameters
     ----------
     A : operator, or batch of operators
-    U, S, V : Tensor, or sequence of Tensor, one for each operator
-        Shapes (d_out, k), (k,) and (d_in, k). Of vectors that are not orthonormal nothing is claimed.
+    U, S, V : Tensor or ndarray, or a sequence of them, one for each operator
+        Shapes (d_out, k), (k,) and (d_in, k), real. Of vectors that are not orthonormal nothing is claimed.
     tol : float
-        What max(ρ_R, ρ_L) / σ_j of a claimed triplet must meet.
+        What max(ρ_R, ρ_L) / σ_j of a claimed triplet must meet, between 0 and 1.
     passes : int
         Passes of the solve that found them, for the noise floor.
 
@@ -58,16 +60,19 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     Raises
     ------
     InputError
-        The triplets do not fit the operators, or hold NaN.
+        The triplets do not fit the operators, or hold NaN; ``tol`` or ``passes`` is none.
     OperatorError
-        A product has the wrong shape, dtype or device.
+        A product is not finite, or has the wrong shape, dtype or device.
     """
+    check_tol(tol)
+    if not is_whole(passes) or passes < 0:
+        raise InputError(f"passes = {passes!r} counts no passes: give a whole number of 0 or more")
     batch = CountingBatch(as_batch(A))
-    lefts, values, rights = (_as_list(block) for block in (U, S, V))
+    lefts, values, rights = (_as_tensors(name, blocks) for name, blocks in (("U", U), ("S", S), ("V", V)))
     _check_fit(batch.shapes, lefts, values, rights)
     with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
-        pushed = batch.apply(Direction.FORWARD, _as_blocks(batch, rights))
-        pulled = batch.apply(Direction.TRANSPOSED, _as_blocks(batch, lefts))
+        pushed = batch.finite(batch.apply(Direction.FORWARD, _as_blocks(batch, rights)))
+        pulled = batch.finite(batch.apply(Direction.TRANSPOSED, _as_blocks(batch, lefts)))
     measurements = []
     for index, (left, sigma, right, av, atu) in enumerate(zip(lefts, values, rights, pushed, pulled, strict=True)):
         left, sigma, right = (block.to(device=batch.device) for block in (left, sigma, right))
@@ -84,8 +89,23 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     return measurements
 
 
-def _as_list(blocks: Any) -> list[Tensor]:
-    return [blocks] if isinstance(blocks, Tensor) else list(blocks)
+def _as_tensors(name: str, blocks: Any) -> list[Tensor]:
+    if isinstance(blocks, Tensor | np.ndarray):
+        blocks = [blocks]
+    if not isinstance(blocks, Iterable):
+        raise InputError(f"{name} is a {type(blocks).__name__}: give a tensor, or a list with one for each operator")
+    return [_as_tensor(f"{name} of operator {index}", block) for index, block in enumerate(blocks)]
+
+
+def _as_tensor(name: str, block: Any) -> Tensor:
+    if isinstance(block, np.ndarray) and block.dtype.kind in "iuf":
+        block = torch.from_numpy(block.astype(np.float64))
+    wanted = "give a dense tensor or array of real numbers"
+    if not isinstance(block, Tensor):
+        raise InputError(f"{name} is a {type(block).__name__}: {wanted}")
+    if block.is_complex() or block.layout is not torch.strided or block.is_meta:
+        raise InputError(f"{name} is {block.dtype}, {block.layout}, on {block.device}: {wanted}")
+    return block
 
 
 def _as_blocks(batch: CountingBatch, vectors: Sequence[Tensor]) -> list[tuple[int, Tensor]]:
@@ -100,8 +120,8 @@ def _check_fit(
             f"{len(shapes)} operators need as many triplets: got {len(lefts)} U, {len(values)} S and {len(rights)} V"
         )
     for index, ((d_out, d_in), left, sigma, right) in enumerate(zip(shapes, lefts, values, rights, strict=True)):
-        k = sigma.shape[0]
-        if tuple(left.shape) != (d_out, k) or tuple(right.shape) != (d_in, k) or k == 0:
+        k = sigma.numel()
+        if tuple(left.shape) != (d_out, k) or tuple(sigma.shape) != (k,) or tuple(right.shape) != (d_in, k) or k == 0:
             raise InputError(
                 f"triplets {index} have U {tuple(left.shape)}, S {tuple(sigma.shape)}, V {tuple(right.shape)}: "
                 f"this operator needs ({d_out}, k), (k,) and ({d_in}, k)"

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
 from detjac_lanczos.solvers.deflated_norm import Interval, frobenius_interval, stable_rank_interval
 from detjac_lanczos.solvers.materialisation import Materialisation
-from detjac_lanczos.solvers.options import check_seed
+from detjac_lanczos.solvers.options import check_k, check_seed
 from detjac_lanczos.solvers.result import SVDResult, check_results
 from detjac_lanczos.solvers.rounding import deflation_threshold, powers_of_two, safe_scale
 from detjac_lanczos.solvers.streams import Stream
@@ -112,8 +112,8 @@ def norms(
     Raises
     ------
     InputError
-        There are several operators, triplets are missing or do not fit, or so few probes prove no interval of this
-        confidence.
+        There are several operators, one has no rows or no columns, triplets are missing or do not fit, or so few probes
+        prove no interval of this confidence.
     OperatorError
         A product is not finite, or has the wrong shape, dtype or device.
     """
@@ -155,9 +155,10 @@ def norms_batch(
         As :func:`norms`.
     """
     counted = CountingBatch(as_batch(batch))
+    check_k(counted.shapes, None)
     with torch.no_grad(), torch.autocast(counted.device.type, enabled=False):
         if exact:
-            return [_exact(matrix) for matrix in _finite(counted, Materialisation(counted).run())]
+            return [_exact(matrix) for matrix in counted.finite(Materialisation(counted).run())]
         check_probes(probes, confidence)
         check_seed(seed)
         found = _fitting(counted, triplets)
@@ -193,7 +194,7 @@ def _frobenius(
     else:
         images = batch.apply(Direction.TRANSPOSED, [(i, drawn[:, :height]) for i, height in enumerate(heights)])
     totals = []
-    for index, (image, one) in enumerate(zip(_finite(batch, images), triplets, strict=True)):
+    for index, (image, one) in enumerate(zip(batch.finite(images), triplets, strict=True)):
         eps = batch.spacing(index, float(image.double().norm()) / probes**0.5)
         probed = drawn[:, : heights[index]]
         found, in_order = (one.U, one.S, one.V, one.residuals), one.status.ended_well
@@ -216,7 +217,7 @@ def _lengths(
         blocks.append((index, torch.cat([known, drawn - (drawn @ known.T) @ known])))
     low_factor, high_factor = chi_square_factors(probes, confidence)
     found: list[Lengths | None] = []
-    for index, (product, basis) in enumerate(zip(_finite(batch, batch.apply(direction, blocks)), bases, strict=True)):
+    for index, (product, basis) in enumerate(zip(batch.finite(batch.apply(direction, blocks)), bases, strict=True)):
         product = product.double()
         share = deflation_threshold(batch.spacing(index, float(product.norm(dim=1).max())), 1.0)
         units = powers_of_two(product.abs().amax(dim=0))
@@ -277,9 +278,3 @@ def _fitting(batch: CountingBatch, triplets: Sequence[SVDResult] | None) -> Sequ
                 f"result {index} has no triplets of an operator of shape ({d_out}, {d_in}): solve it again"
             )
     return triplets
-
-
-def _finite(batch: CountingBatch, products: list[Tensor]) -> list[Tensor]:
-    for sentence in batch.nonfinite.values():
-        raise OperatorError(f"{sentence}: {batch.remedy}")
-    return products

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers import Status, measure_triplets, svd, svd_batch
 from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
 from detjac_lanczos.solvers.rounding import epsilon, noise_floor
@@ -168,6 +168,48 @@ def test_triplets_that_do_not_fit_are_refused() -> None:
         measure_triplets(A, result.U * float("nan"), result.S, result.V)
     with pytest.raises(InputError, match="as many"):
         measure_triplets([A, A], result.U, result.S, result.V)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"U": torch.ones(40, dtype=torch.float64)}, r"U \(40,\)"),
+        ({"U": torch.ones(40, 4, dtype=torch.complex128)}, "U of operator 0 is torch.complex128"),
+        ({"S": torch.ones(4, dtype=torch.complex128)}, "S of operator 0 is torch.complex128"),
+        ({"S": torch.tensor(1.0)}, r"S \(\)"),
+        ({"V": np.ones((30, 4), complex)}, "V of operator 0 is a ndarray"),
+        ({"U": torch.ones(40, 4).to_sparse()}, "torch.sparse_coo"),
+        ({"V": torch.ones(30, 4, device="meta")}, "on meta"),
+        ({"U": None}, "U is a NoneType"),
+        ({"U": ["a"]}, "U of operator 0 is a str"),
+        *(({"tol": tol}, "no tolerance") for tol in ("x", None, 2, 1e300, 0)),
+        *(({"passes": passes}, "counts no passes") for passes in (None, -1, 1.5)),
+    ],
+)
+def test_what_cannot_be_measured_is_named(broken: dict[str, object], said: str) -> None:
+    A = matrix(spectrum("geometric", 30), (40, 30))
+    result = svd(A, 4)
+    with pytest.raises(InputError, match=said):
+        measure_triplets(A, **({"U": result.U, "S": result.S, "V": result.V} | broken))
+
+
+def test_triplets_may_be_numpy_arrays() -> None:
+    A = matrix(spectrum("geometric", 30), (40, 30))
+    result = svd(A, 4)
+    arrays = [part.numpy() for part in (result.U, result.S, result.V)]
+    (expected,) = measure_triplets(A, result.U, result.S, result.V)
+    for given in (arrays, [[part] for part in arrays]):
+        (measured,) = measure_triplets(A, *given)
+        assert torch.equal(measured.residuals, expected.residuals)
+        assert measured.certificate == expected.certificate
+
+
+def test_an_operator_that_is_not_finite_is_named() -> None:
+    A = matrix(spectrum("geometric", 30), (40, 30))
+    result = svd(A, 4)
+    A[3, 3] = float("nan")
+    with pytest.raises(OperatorError, match="operator 0, forward pass 1: the product holds NaN"):
+        measure_triplets(A, result.U, result.S, result.V)
 
 
 def test_what_residuals_may_differ_by_follows_the_products_and_the_floor_the_values() -> None:

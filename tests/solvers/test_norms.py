@@ -252,6 +252,10 @@ def test_what_cannot_be_measured_is_one_clear_line() -> None:
             norms([A, A], **options)
     with pytest.raises(InputError, match="1 results for 2"):
         norms_batch([A, A], [triplets])
+    for shape in ((0, 5), (5, 0)):
+        for options in ({"triplets": triplets}, {"exact": True}):
+            with pytest.raises(InputError, match="no singular values"):
+                norms(np.zeros(shape), **options)
     for broken in ({"exact": True}, {"triplets": triplets}):
         with pytest.raises(OperatorError, match="NaN"):
             norms(A * float("nan"), **broken)
