@@ -27,7 +27,7 @@ from detjac_lanczos.solvers.options import (
 )
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
-from detjac_lanczos.solvers.shared_basis import solve_shared_basis
+from detjac_lanczos.solvers.shared_basis import solve_shared_basis, survey_sizes
 from detjac_lanczos.solvers.start import read_start
 
 _SOLVERS = {
@@ -82,7 +82,7 @@ def svd(
         from a disk, say): a second pass that takes 0.5 s or more is followed by one of a single column, which shows
         it, and what is chosen is in ``SVDResult.choices``. Width 1 misses values.
     max_products : int, optional
-        Columns both ways that may be spent.
+        Columns both ways that may be spent on each operator, those that a ``checkpoint`` is held against not counted.
     start : Tensor or ndarray, shape (d_in, w), optional
         Right vectors to begin with, such as those of a neighbouring operator, of any length and rank. If they are
         nearly exact, the search stops almost at once and may miss triplets outside their span; certify="complete"
@@ -99,11 +99,13 @@ def svd(
         ``SVDResult.choices`` of an earlier solve, to repeat its decisions instead of timing again.
     memory : int, float or str, optional
         Bytes, or a text such as "2GiB", for the Lanczos bases of the whole batch and their products. Where they would
-        not fit, the search restarts from its best vectors, which takes more passes. Other methods hold more than bases
-        and refuse it.
+        not fit, the search restarts from its best vectors, which takes more passes. Probes of certify="complete" are
+        held besides: room for 32 vectors of each side of every operator and their products, and the triplets that are
+        deflated, in float64. Other methods hold more than bases and refuse it.
     checkpoint : path, optional
         A folder in which every pass is written down as it is made. The same call with the same folder goes on where an
-        earlier one was cut off, and gives the same result bit for bit. It may be deleted once there is a result.
+        earlier one was cut off, and gives the same result bit for bit; it sends each operator one column more, to see
+        that it is still the same, which is not counted as work. It may be deleted once there is a result.
     callback : callable, optional
         Called with a :class:`Progress` after every pass, before the next one begins; what it raises ends the solve.
 
@@ -165,7 +167,9 @@ def svd_batch(
     Parameters
     ----------
     batch : OperatorBatch, or a sequence of what :func:`svd` takes
-    k, threshold, energy, tol, method, block, max_products
+    k : int, optional
+        Triplets wanted of every operator; by default 8, or as many as the smallest of them has.
+    threshold, energy, tol, method, block, max_products
         As in :func:`svd`.
     start : sequence of Tensor or ndarray, each (d_in, w), optional
         For each operator, as in :func:`svd`.
@@ -175,7 +179,7 @@ def svd_batch(
     Returns
     -------
     list of SVDResult
-        One for each operator; each as :func:`svd` alone would find it, up to rounding.
+        One for each operator; each as :func:`svd` alone would find it with this ``k``, up to rounding.
 
     Raises
     ------
@@ -222,6 +226,8 @@ def svd_batch(
         energy=None if energy is None else float(energy),
         capacity=basis_capacity(memory, operators.shapes, operators.dtype, k=int(wanted), width=width, start=begun),
     )
+    if decisions.method == "shared_basis":
+        survey_sizes(operators.shapes, options)  # what it refuses is to leave no checkpoint behind
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
         journal = open_journal(checkpoint, operators, options, method=decisions.method, choices=decisions.given)
         counted = CountingBatch(operators, journal, callback)

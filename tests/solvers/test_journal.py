@@ -115,6 +115,21 @@ def test_a_finished_solve_asks_each_operator_for_one_column(tmp_path: Path) -> N
     assert again.calls == [("transposed", [1, 1, 1])]
 
 
+@pytest.mark.parametrize(
+    ("operators", "options", "said"),
+    [
+        ([MATRICES[0]] * 2, {"max_products": 12}, "holds no survey"),
+        ([MATRICES[0], MATRICES[1][:80]], {}, "one output space"),
+    ],
+)
+def test_a_survey_that_is_refused_leaves_its_folder_free(
+    operators: list[torch.Tensor], options: dict[str, int], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=said):
+        svd_batch(operators, 5, method="shared_basis", checkpoint=tmp_path, **options)
+    assert svd_batch([MATRICES[0]] * 2, 5, method="shared_basis", checkpoint=tmp_path, max_products=60)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "half-written"])
 def test_a_damaged_pass_and_all_after_it_are_made_again(damage: str, tmp_path: Path) -> None:
     whole = Cutting(MATRICES)
