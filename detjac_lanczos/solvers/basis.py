@@ -45,6 +45,10 @@ class RowStore:
         self._storage[self.count : needed] = block
         self.count = needed
 
+    def cut(self, count: int) -> None:
+        """Keep the first ``count`` rows."""
+        self.count = count
+
     def mix(self, combine: Tensor) -> None:
         """Put combinations ``combine @ rows``, no more of them than there are rows, in the place of the rows."""
         mixed = combine @ self.rows

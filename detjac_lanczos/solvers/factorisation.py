@@ -69,6 +69,7 @@ class Factorisation:
         self.V, self.AtU = (RowStore(d_in, dtype, device, room, most) for _ in range(2))
         self.U, self.AV = (RowStore(d_out, dtype, device, room, most) for _ in range(2))
         self._projected = np.zeros((32, 32))
+        self._made: tuple[int, int] | None = None
 
     @property
     def projected(self) -> np.ndarray:
@@ -145,8 +146,25 @@ class Factorisation:
         rows = dominant_rows(candidates, candidates.shape[0], threshold)[0]
         count = max(rows.shape[0], min(self.shape) - other.count)
         block = complete_block(rows, other.rows, count, generator)
+        self._made = self._made or (self.U.count, self.V.count)
         if block.shape[0]:
             self.absorb(direction, block, (block @ products.rows.T) @ whole.rows)
+
+    def retract(self) -> None:
+        """Forget what was deduced: the products left are the operator's."""
+        if self._made is not None:
+            for store, count in zip((self.U, self.AtU, self.V, self.AV), np.repeat(self._made, 2), strict=True):
+                store.cut(int(count))
+            self._made = None
+
+    def replace(self, triplets: RitzTriplets, pushed: Tensor, pulled: Tensor) -> None:
+        """Hold these Ritz triplets alone, with other products: A v ``(r, d_out)`` and Aᵀ u ``(r, d_in)``."""
+        rows = (triplets.left, pulled, triplets.right, pushed)
+        for store, block in zip((self.U, self.AtU, self.V, self.AV), rows, strict=True):
+            store.cut(0)
+            store.append(block)
+        self._reserve()
+        self._projected[: self.steps, : self.steps] = np.diag(triplets.values)
 
     def values(self) -> np.ndarray:
         """Return all Ritz values, descending: lower bounds of the singular values of the same index."""

@@ -25,6 +25,7 @@ class Goal:
     threshold : float or None
         In the units of the search.
     sketch : EnergySketch or None
+        None also once all of ‖A‖_F² has been seen.
     energy : (float, float) or None
         Interval of the share of ‖A‖_F² that the triplets hold, where it is asked for.
     """
@@ -62,7 +63,7 @@ class Goal:
         eps : float
             ε of the products.
         """
-        if not self._options.counted:
+        if self.threshold is not None or self.sketch is not None:
             self.wanted = min(self._aim(state, largest, eps) + self.further, *self._shape)
 
     def want_further(self) -> None:

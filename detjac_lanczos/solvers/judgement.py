@@ -86,19 +86,12 @@ class Judge:
             met |= (triplets.values <= self.floor) & (worst <= self.floor)
         return bool(met.all())
 
-    def stalled(self, triplets: RitzTriplets, *, whole: bool) -> bool:
-        """Whether every open residual is under the noise floor, and none has moved for some passes or can move.
-
-        Parameters
-        ----------
-        triplets : RitzTriplets
-        whole : bool
-            The bases span their spaces.
-        """
+    def stalled(self, triplets: RitzTriplets) -> bool:
+        """Whether every open residual is under the noise floor, and none has moved for some passes."""
         allowed = np.maximum(self._goal.tolerated(triplets.values), self.floor)
         if (triplets.norms.max(axis=1) > allowed).any():
             return False
-        return whole or self.patience.ends(float(np.log(np.maximum(self.relative(triplets), self._tol)).sum()))
+        return self.patience.ends(float(np.log(np.maximum(self.relative(triplets), self._tol)).sum()))
 
     def contradicts(self, defect: float) -> bool:
         """Whether products differ from those of one operator and its transpose by more than rounding."""

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from detjac_lanczos.solvers.claim_completeness import claim_completeness
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.finish import Found, Method, finish
@@ -52,4 +54,5 @@ def conclude(lockstep: Lockstep, method: Method) -> list[SVDResult]:
 def _found(search: Search) -> Found | None:
     if search.triplets is None or search.status in (Status.NOT_ADJOINT, Status.NOT_DETERMINISTIC):
         return None
-    return Found.of(search.triplets.head(search.k), search.judge.scale, float(search.triplets.values[0]))
+    found = Found.of(search.triplets.head(search.k), search.judge.scale, float(search.triplets.values[0]))
+    return replace(found, mismatch=torch.full_like(found.values, search.unseen)) if search.unseen else found

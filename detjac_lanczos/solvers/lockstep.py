@@ -7,6 +7,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.materialisation import turns
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.search import Search
@@ -57,9 +58,10 @@ class Lockstep:
         return [index for index, search in enumerate(self.searches) if search.status is None]
 
     def run(self) -> None:
-        """Advance until every search has ended."""
+        """Advance until every search has ended, and measure what follows from a whole space."""
         while self.active:
             self.advance()
+        self._measure()
 
     def advance(self) -> None:
         """Make one pass in the current direction, and prepare the opposite one."""
@@ -93,6 +95,27 @@ class Lockstep:
                 search.absorb(self.direction, product)
             self.note_end(index)
         self.learn()
+
+    def _measure(self) -> None:
+        """Send triplets that were not measured yet through A and Aᵀ, in passes that their operators share."""
+        unmeasured = {
+            index: triplets for index, search in enumerate(self.searches) if (triplets := search.unmeasured) is not None
+        }
+        waiting = list(unmeasured)
+        for turn in turns([len(unmeasured[index].values) * self.batch.costs[index] for index in waiting]):
+            indices = [waiting[place] for place in turn]
+            rights = [(index, unmeasured[index].right) for index in indices]
+            lefts = [(index, unmeasured[index].left) for index in indices]
+            pushed = self.batch.apply(Direction.FORWARD, rights)
+            pulled = self.batch.apply(Direction.TRANSPOSED, lefts)
+            for index, right, left in zip(indices, pushed, pulled, strict=True):
+                search = self.searches[index]
+                if index in self.batch.nonfinite:
+                    search.status = Status.NOT_FINITE
+                else:
+                    search.measure(unmeasured[index], right, left)
+                self.note_end(index)
+            self.learn()
 
     def _settle_width(self) -> None:
         """After one pass each way: set the width of the blocks to come, by what the last one cost if that decides."""

@@ -8,7 +8,7 @@ from detjac_lanczos.solvers import copies
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows
 from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.directions import open_directions
-from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets
+from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets, adjoint_defect
 from detjac_lanczos.solvers.goal import Goal
 from detjac_lanczos.solvers.judgement import Judge
 from detjac_lanczos.solvers.options import Options
@@ -56,6 +56,9 @@ class Search:
     probed : int
         Columns of these that went into probes for completeness.
     widening : Widening
+    unseen : float
+        What the operator's products of the triplets may differ by from those stored, where a basis spans its space and
+        the budget leaves none to measure them: a whole space takes the rounding of its own products for the operator.
     """
 
     def __init__(self, shape: tuple[int, int], operator_dtype: torch.dtype, device: torch.device, options: Options):
@@ -82,6 +85,8 @@ class Search:
         self._begun_with = 0
         self._fresh = True
         self._exact = False
+        self._full = False
+        self.unseen = 0.0
         self._idle = 0
         self.widening = Widening(Stream.COPIES.generator(options.seed))
         self._copies = copies.CopyProbe()
@@ -228,6 +233,41 @@ class Search:
             return True
         return False
 
+    @property
+    def unmeasured(self) -> RitzTriplets | None:
+        """Triplets that the search ended with as those of a whole space, before the operator has multiplied them.
+
+        Residuals of stored products say nothing then: those of one side follow from the other, rounding included. The
+        guards of a claim of completeness are among the triplets, where half of the budget is left after them.
+        """
+        if not self._full or self.status is None or not self.status.ended_well:
+            return None
+        guards = 0 if self.options.delta is None else SPARE_VECTORS
+        return self.state.ritz(min(self.goal.wanted + guards, max(self.goal.wanted, self.left // 4)))
+
+    def measure(self, triplets: RitzTriplets, pushed: Tensor, pulled: Tensor) -> None:
+        """Take the operator's products with :attr:`unmeasured` triplets, in place of all that are stored.
+
+        Parameters
+        ----------
+        triplets : RitzTriplets
+        pushed, pulled : Tensor, shape (r, d_out) and (r, d_in)
+            A v and Aᵀ u.
+        """
+        self._full = False
+        self.judge.passes += 2
+        self.products += 2 * len(triplets.values)
+        pushed, pulled = pushed * self.judge.scale, pulled * self.judge.scale
+        self.state.retract()
+        self.hold_against(Direction.FORWARD, triplets.right, pushed)
+        self.hold_against(Direction.TRANSPOSED, triplets.left, pulled)
+        self._end_if_contradicted(adjoint_defect(triplets.left, pulled, triplets.right, pushed))
+        if self.status is Status.NOT_ADJOINT:
+            return
+        self.state.replace(triplets, pushed, pulled)
+        self.goal.sketch = None
+        self.triplets = self._ritz = self.state.ritz(self.goal.wanted)
+
     def conclude(self) -> None:
         """State what rests on σ_1 anew where the search ended before that was found."""
         if self.triplets is not None and self.relative[0] > self.options.tol:
@@ -260,7 +300,12 @@ class Search:
 
     def _look(self) -> None:
         """Set how many triplets are wanted by what is known, and judge them once the bases can hold them."""
-        if self.state.whole and self.state.steps:  # with products of both sides, which may contradict each other
+        most = self.goal.wanted if self.options.counted else min(self.shape)
+        # With products of both sides, which may contradict each other, and where what follows can be measured.
+        whole = self.state.whole and self.state.steps > 0
+        self._full = whole and 2 * most <= self.left
+        self.unseen = self.judge.negligible if whole and not self._full else 0.0
+        if self._full:
             self.state.deduce(deflation_threshold(epsilon(self.dtype), self.judge.largest), self.generator)
             self.widening.strand, self._copies.passes_left = None, 0
         self.goal.reconsider(self.state, self.judge.largest, self.judge.eps)
@@ -275,7 +320,7 @@ class Search:
 
     def _verdict(self, triplets: RitzTriplets) -> Status | None:
         """Return how the search ends, by fresh triplets; None where it goes on."""
-        full = self.state.whole
+        full = self._full
         if self._exact and self.judge.solved(triplets, exact=True):
             return Status.BREAKDOWN_EXACT
         widened = self._widens(triplets, full=full)
@@ -284,7 +329,7 @@ class Search:
         if full and self.judge.solved(triplets, exact=True):
             return Status.BREAKDOWN_EXACT
         self._copies.found_something()
-        return Status.NOISE_FLOOR if self.judge.stalled(triplets, whole=full) else None
+        return Status.NOISE_FLOOR if full or self.judge.stalled(triplets) else None
 
     def _widens(self, triplets: RitzTriplets, *, full: bool) -> bool:
         """Whether a strand goes beside the next block; never during the probe of a single column."""

@@ -1,10 +1,10 @@
-"""A basis that spans its space: its products are all of the operator, so the answer is exact and takes no more."""
+"""A basis that spans its space: its products are all of the operator, so the answer is exact, and only measured."""
 
 import numpy as np
 import pytest
 import torch
 
-from detjac_lanczos.solvers import Status, svd
+from detjac_lanczos.solvers import Status, measure_triplets, svd
 from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.factorisation import Factorisation
 from tests.solvers.spectra import Recorder, matrix, spectrum
@@ -39,7 +39,7 @@ def test_no_value_in_stored_products_is_missed(shape: tuple[int, int], k: int, b
         assert result.status is Status.CONVERGED
         np.testing.assert_allclose(result.S, values[:k], rtol=1e-12)
         assert result.certificate.claimed == k
-        assert sum(operator.forward) + sum(operator.transposed) == result.work.products < sum(shape)
+        assert sum(operator.forward) + sum(operator.transposed) == result.work.products < sum(shape) + 2 * k
         np.testing.assert_allclose((A @ result.V - result.U * result.S).norm(dim=0), 0.0, atol=1e-12)
         np.testing.assert_allclose((A.T @ result.U - result.V * result.S).norm(dim=0), 0.0, atol=1e-12)
 
@@ -73,7 +73,7 @@ def test_where_rounding_keeps_a_whole_operator_open_no_more_products_are_sent() 
     result = svd(A, 20, tol=1e-9, method="lanczos", block=3)
     assert result.status is Status.NOISE_FLOOR
     assert float(result.residuals.max()) <= result.floor
-    assert result.work.products <= 50
+    assert result.work.products <= 50 + 2 * 20
 
 
 @pytest.mark.parametrize(("shape", "block"), [((8, 40), 8), ((40, 8), 10), ((6, 40), 10), ((10, 10), 10)])
@@ -94,3 +94,71 @@ def test_products_of_one_side_alone_claim_nothing(shape: tuple[int, int], block:
     assert min(right.work.products_forward, right.work.products_transposed) > 0
     assert svd(Recorder(A, other().T), 3, method="lanczos", block=block).status is Status.NOT_ADJOINT
     assert svd(Changing(A), 3, method="lanczos", block=block).status is Status.NOT_DETERMINISTIC
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.bfloat16, 1e-3), (torch.bfloat16, 1e-2), (torch.float16, 1e-4)])
+@pytest.mark.parametrize(("shape", "block"), [((2000, 3), 3), ((3, 2000), 3), ((200, 8), 8), ((12, 12), 12)])
+@pytest.mark.parametrize("certify", ["triplets", "complete"])
+def test_residuals_of_a_whole_are_those_of_the_operators_products(
+    dtype: torch.dtype, tol: float, shape: tuple[int, int], block: int, certify: str
+) -> None:
+    """In half precision: the basis of the other side was made of the rounding of products, which it then hides."""
+    for seed in range(3):
+        A = gaussian(shape, seed).to(dtype)
+        result = svd(A, 3, tol=tol, method="lanczos", block=block, certify=certify, seed=seed)
+        fresh = measure_triplets(A, result.U, result.S, result.V, tol=tol)[0]
+        torch.testing.assert_close(result.residuals, fresh.residuals, rtol=1e-2, atol=1e-6)
+        assert result.certificate.claimed <= fresh.certificate.claimed
+        true = torch.linalg.svdvals(A.double())[:3]
+        assert float((result.S.double() - true).abs().max()) <= fresh.certificate.radius
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.bfloat16, 3e-3), (torch.float16, 5e-4)])
+@pytest.mark.parametrize(("shape", "block", "budget"), [((200, 8), 8, 30), ((8, 200), 8, 22), ((24, 24), 3, 50)])
+def test_where_no_product_is_left_to_measure_a_whole_its_rounding_is_not_claimed(
+    dtype: torch.dtype, tol: float, shape: tuple[int, int], block: int, budget: int
+) -> None:
+    k = min(shape)
+    for seed in range(3):
+        A = gaussian(shape, seed).to(dtype)
+        result = svd(A, k, tol=tol, method="lanczos", block=block, max_products=budget, seed=seed)
+        fresh = measure_triplets(A, result.U, result.S, result.V, tol=tol)[0]
+        assert result.work.products <= budget
+        assert result.certificate.claimed <= fresh.certificate.claimed
+        double = svd(A.double(), k, method="lanczos", block=block, max_products=budget, seed=seed)
+        assert double.certificate.claimed >= (k if min(shape) < max(shape) else 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "tol", "expected"),
+    [
+        (torch.float16, 0.05, 1e-2, Status.NOISE_FLOOR),
+        (torch.float16, 0.3, 5e-2, Status.NOT_ADJOINT),
+        (torch.bfloat16, 0.3, 5e-2, Status.NOT_ADJOINT),
+        (torch.float64, 1e-4, 1e-6, Status.NOT_ADJOINT),
+    ],
+)
+def test_a_transpose_that_is_wrong_along_what_was_deduced_is_seen(
+    dtype: torch.dtype, share: float, tol: float, expected: Status
+) -> None:
+    A = gaussian((2000, 3), 0)
+    first = torch.linalg.svd(A, full_matrices=False).U[:, :1]
+    operator = Recorder(A.to(dtype), (A.T - share * (A.T @ first) @ first.T).to(dtype))
+    for seed in range(3):
+        result = svd(operator, 1, tol=tol, method="lanczos", seed=seed)
+        assert result.status is expected
+        assert result.certificate is None or result.certificate.claimed == 0
+
+
+def test_an_operator_that_changes_once_a_side_is_whole_is_seen() -> None:
+    A = gaussian((200, 3), 0)
+
+    class Changing(Recorder):
+        def matmat(self, X: torch.Tensor) -> torch.Tensor:
+            return (1.0 + bool(self.forward)) * super().matmat(X)
+
+    assert svd(Changing(A), 3, method="lanczos").status is Status.NOT_DETERMINISTIC
+
+
+def gaussian(shape: tuple[int, int], seed: int) -> torch.Tensor:
+    return torch.as_tensor(np.random.default_rng(seed).standard_normal(shape))
