@@ -49,12 +49,16 @@ def render_table(record: Record) -> str:
     for prompt in range(len(record["prompts"])):
         heading = survey_heading() if survey else _heading(shown)
         lines += ["", fit(f"“{prompt_text(record, prompt)}”", _WIDTH).rstrip()]
-        lines += [*_output_after(record, prompt), heading, "─" * _WIDTH]
+        lines += _output_after(record, prompt)
         tokens = tokens_of(record, prompt)
-        for token in tokens:
-            lines += [survey_line(token, _WIDTH)] if survey else _token_lines(token, shown)
-        lines.append("─" * _WIDTH)
-        if survey:
+        if tokens:
+            lines += [heading, "─" * _WIDTH]
+            for token in tokens:
+                lines += [survey_line(token, _WIDTH)] if survey else _token_lines(token, shown)
+            lines.append("─" * _WIDTH)
+        else:
+            lines.append("no token of this prompt was chosen")
+        if survey and tokens:
             lines += [_labelled("" if row else "survey", told) for row, told in enumerate(survey_summary(tokens))]
         candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
         whole = "" if earlier_position(record, prompt) is None else "after the whole prompt:  "

@@ -1,6 +1,7 @@
 """The page is whole HTML, holds no script and no address, and shows every token as text."""
 
 import ast
+import copy
 import itertools
 import re
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from detjac_lanczos.cli.parser import make_parser
 from detjac_lanczos.frozen.places import Place, attention, layer, mlp, probe
 from detjac_lanczos.reading import render_page
-from detjac_lanczos.reading.page.charts import Axis, log_range, scatter, spectra, spectrum
+from detjac_lanczos.reading.page.charts import Axis, beside, log_range, scatter, spectra, spectrum
 from detjac_lanczos.reading.page.markup import dotted, text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
 from detjac_lanczos.reading.page.token_card import reading_cells, token_card
@@ -255,12 +256,12 @@ def test_what_no_command_can_say_is_said_in_python(run: Run) -> None:
 
 
 @pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize(("low", "high"), [(-25.5, 6.1), (0.0, 1e-3), (-0.3, 1.9), (-8.0, 2.0)])
+@pytest.mark.parametrize(("low", "high"), [(-25.5, 6.1), (0.0, 1e-3), (-0.3, 1.9), (-8.0, 2.0), (0.31, 0.69)])
 def test_axes_have_a_few_round_ticks_inside(low: float, high: float, log: bool) -> None:
     ticks = Axis(low, high, 0, 100, log).ticks()
-    assert len(ticks) >= 1 <= 12
+    assert 2 <= len(ticks) <= 12
     assert all(-1e-6 <= Axis(low, high, 0, 100, log)(tick) <= 100 + 1e-6 for tick in ticks)
-    assert all(float(f"{tick:.1g}") == pytest.approx(tick, rel=1e-9) or not log for tick in ticks)
+    assert not log or high - low < 1 or all(float(f"{tick:.1g}") == pytest.approx(tick, rel=1e-9) for tick in ticks)
 
 
 @pytest.mark.parametrize("width", [760.0, 360.0])
@@ -284,7 +285,7 @@ def test_a_large_scatter_is_thinned_and_keeps_its_ends() -> None:
     truth = torch.linspace(-1, 1, 50_000).tolist()
     svg = scatter(truth, [("dot", truth)], ("", ""), "")
     assert svg.count("h0") == 2000
-    x = Axis(-1.08, 1.08, 52, 542)
+    x = Axis(-1.08, 1.08, beside(Axis(-1.08, 1.08, 0, 1)), 542)
     assert f"M{x(-1):.1f} " in svg and f"M{x(1):.1f} " in svg
 
 
@@ -292,7 +293,8 @@ def test_a_larger_estimate_is_higher_up_and_a_larger_truth_further_right() -> No
     svg = scatter([0.0, 1.0], [("dot", [0.5, 0.75])], ("", ""), "")
     (left, low), (right, high) = ((float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", svg))
     assert left < right and high < low
-    x, y = Axis(-0.04, 1.04, 52, 542), Axis(-0.04, 1.04, 0.75 * 552 - 44, 10)
+    y = Axis(-0.04, 1.04, 0.75 * 552 - 44, 10)
+    x = Axis(-0.04, 1.04, beside(y), 542)
     assert (left, right) == (pytest.approx(x(0.0), abs=0.06), pytest.approx(x(1.0), abs=0.06))
     assert (low, high) == (pytest.approx(y(0.5), abs=0.06), pytest.approx(y(0.75), abs=0.06))
 
@@ -304,6 +306,24 @@ def test_values_that_are_zero_all_but_leave_a_chart_alone() -> None:
     assert len(heights) == 2 and all(0 <= float(height) <= 190 for height in heights)
 
 
+def test_values_under_a_scale_lie_on_its_axis() -> None:
+    """A value of rounding, or zero, ends where the axis is: no line runs through its name."""
+    drawn = spectra([("a", [6.9, 2e-15, 0.0])], ""), spectrum([6.9, 2e-15, 0.0], log_range([6.9, 1.0]), "")
+    for svg in drawn:
+        axis = float(re.findall(r'class="axis" d="M[\d.]+ ([\d.]+)H', svg)[0])
+        first, *small = (float(height) for height in re.findall(r'cy="(-?[\d.]+)"', svg))
+        assert first < axis - 50 and small == pytest.approx([axis, axis], abs=20) and max(small) <= axis
+
+
+@pytest.mark.parametrize("least", [1.0, 1e-4, 2e-5, 1e-11])
+def test_the_name_of_an_axis_is_beside_its_ticks(least: float) -> None:
+    """Letters are 12 pixels high, and a digit 7 wide."""
+    svg = spectra([("a", [9.0, least])], "")
+    ticks = [float(x) - 7 * len(label) for x, label in re.findall(r'class="end" x="([\d.]+)" y="[\d.]+">([^<]+)<', svg)]
+    name = float(re.findall(r"translate\(([\d.]+) ", svg)[0])
+    assert min(ticks) >= name + 6
+
+
 def test_lines_that_end_together_begin_at_the_first_index_and_have_names_apart() -> None:
     svg = spectra([("one", [3.0, 1.0]), ("two", [3.0, 1.0]), ("three", [2.0, 1.0])], "")
     names = sorted(float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.]+)">[a-z]+<', svg))
@@ -313,7 +333,7 @@ def test_lines_that_end_together_begin_at_the_first_index_and_have_names_apart()
         re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg),
     )
     assert paths == [" ".join(dot) for dot in dots[::2]]
-    assert float(dots[0][0]) == 56 < float(dots[1][0])
+    assert float(dots[0][0]) < float(dots[1][0])
 
 
 def test_names_of_lines_that_end_at_the_top_stay_below_it() -> None:
@@ -357,7 +377,7 @@ def test_a_card_has_each_figure_in_its_place(run: Run) -> None:
     facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", card))
     assert facts["Contribution ‖J x‖ / ‖y‖"] == "60.0 %"
     assert facts["Cosine of J x with y"] == "-0.250"
-    assert facts["Share of J x in these 2"] == "80.0 %"
+    assert facts["Share of ‖J x‖² in these 2"] == "80.0 %"
     assert facts["Largest relative residual"] == "1.0\u00a0×\u00a010⁻²"
     assert facts["Stable rank ‖J‖²<sub>F</sub> / σ₁²"].endswith("[2, 3]</span>")
     (claim,) = re.findall(
@@ -413,8 +433,24 @@ def test_a_page_of_two_prompts_has_each_figure_in_its_place(two_prompts: tuple[d
     facts = {name: re.sub(r"<[^>]*>", "", said) for name, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", second)}
     assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("large 4.000", "small 1.000")
     assert (facts["Largest stable rank"], facts["Smallest stable rank"]) == ("large 2.5", "small 1.25")
-    assert facts["Largest share of J x captured"] == "small 90.0 %"
+    assert facts["Largest share of ‖J x‖² captured"] == "small 90.0 %"
     assert "1,000 row-sweeps against 4,000 for dense" in page
+
+
+def test_a_prompt_of_which_no_token_was_chosen_says_so(two_prompts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    record, vectors = two_prompts
+    record["tokens"] = [token for token in record["tokens"] if token["prompt"] == 1]
+    first, second = render_page(record, vectors).split("<h2><bdi>")[1:]
+    assert "No token of this prompt was chosen." in first and "No token" not in second
+    assert "Spectra" not in first and "Token by token" not in first and "Token by token" in second
+
+
+def test_the_answer_to_a_chat_stands_apart_from_the_prompt(run: Run) -> None:
+    record = copy.deepcopy(dict(run.record))
+    record["predictions"][0][0]["token"] = "The"
+    for chat, between in ((False, "</bdi><span"), (True, "</bdi> <span")):
+        record["options"]["chat"] = chat
+        assert between in render_page(record, run.vectors).split("</h1>")[0]
 
 
 def test_estimates_are_drawn_against_the_output_of_their_own_prompt(

@@ -152,3 +152,7 @@ def test_each_figure_is_in_its_place(run: Run) -> None:
     assert re.search(r"   2\.5 \[2, 3\] +1\.0e-02\n", second)
     assert re.search(r"left +left0 +right +right0\n", second)
     assert "1,000 row-sweeps · 25 % of dense (4,000) · 12 columns · 3 passes" in second
+    record["tokens"] = record["tokens"][1:]
+    empty, full = render_table(record).split("“")[1:]
+    assert "no token of this prompt was chosen" in empty and "───" not in empty
+    assert "no token" not in full and "───" in full

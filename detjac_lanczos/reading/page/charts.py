@@ -13,11 +13,15 @@ from detjac_lanczos.reading.visible import fit
 _POINTS = 2000
 _LABEL = 13
 _PIXELS_A_TICK = 26
+_DIGIT = 7
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: data ``low``..``high`` (log10 where ``log``) to pixels ``start``..``end``."""
+    """One axis: data ``low``..``high`` (log10 where ``log``) to pixels ``start``..``end``.
+
+    What lies under a log axis is drawn at its start.
+    """
 
     low: float
     high: float
@@ -27,7 +31,7 @@ class Axis:
 
     def __call__(self, value: float) -> float:
         """Return the pixel of a value."""
-        at = math.log10(max(value, 1e-300)) if self.log else value
+        at = max(math.log10(max(value, 1e-300)), self.low) if self.log else value
         return self.start + (at - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self, count: int = 7) -> list[float]:
@@ -37,7 +41,8 @@ class Axis:
             decades = range(math.floor(self.low), math.ceil(self.high) + 1)
             every = max(1, len(decades) // 6)
             found = [m * 10.0**d for d in decades if d % every == 0 for m in steps]
-            return [v for v in found if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
+            inside = [v for v in found if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
+            return inside if len(inside) > 1 else Axis(10**self.low, 10**self.high, self.start, self.end).ticks(count)
         raw = (self.high - self.low) / count
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
@@ -66,8 +71,8 @@ def spectra(lines: Sequence[tuple[str, Sequence[float]]], summary: str, width: f
     """
     height = 340.0
     longest = max(len(values) for _, values in lines)
-    x = Axis(1, max(2, longest), 56, width - 100)
     y = Axis(*log_range([v for _, values in lines for v in values]), height - 40, 14, log=True)
+    x = Axis(1, max(2, longest), beside(y), width - 100)
     few = int((x.end - x.start) / _PIXELS_A_TICK)
     columns = [float(j) for j in range(1, longest + 1)] if longest <= few else x.ticks(few)
     parts = axes(x, y, columns, "index j", "singular value σⱼ")
@@ -93,7 +98,7 @@ def spectrum(values: Sequence[float], span: tuple[float, float], summary: str) -
     y = Axis(*span, height - 28, 20, log=True)
     parts = axes(x, y, [float(j) for j in range(1, len(values) + 1)] if len(values) <= 12 else x.ticks(), "", "")
     for j, value in enumerate(values, 1):
-        at, top = x(j), y(value) if value > 0 else y.start
+        at, top = x(j), y(value)
         parts.append(
             f'<g class="stem"><title>σ{j} = {significant(value)}</title>'
             f'<path d="M{at:.1f} {y.start:.1f}V{top:.1f}"/><circle cx="{at:.1f}" cy="{top:.1f}" r="4.5"/>'
@@ -129,8 +134,8 @@ def scatter(
     everything = [truth[i] for i in kept] + [cloud[i] for _, cloud in clouds for i in kept]
     low, high = min(everything), max(everything)
     air = 0.04 * ((high - low) or 1.0)
-    x = Axis(low - air, high + air, 52, width - 10)
     y = Axis(low - air, high + air, height - 44, 10)
+    x = Axis(low - air, high + air, beside(y), width - 10)
     parts = [f'<path class="grid" d="M{x(value):.1f} {y.start:.1f}V{y.end:.1f}"/>' for value in x.ticks()]
     parts += axes(x, y, x.ticks(), *names)
     parts.append(f'<path class="diagonal" d="M{x.start} {y.start}L{x.end} {y.end}"/>')
@@ -152,7 +157,7 @@ def _thinned(truth: Sequence[float]) -> list[int]:
     return [order[round(i * (len(order) - 1) / (_POINTS - 1))] for i in range(_POINTS)]
 
 
-def axes(x: Axis, y: Axis, columns: Sequence[float], below: str, beside: str) -> list[str]:
+def axes(x: Axis, y: Axis, columns: Sequence[float], below: str, left: str) -> list[str]:
     """Return both axes with their grid, ticks and names; ``columns`` are the ticks of ``x``."""
     parts = []
     for value in y.ticks():
@@ -164,11 +169,16 @@ def axes(x: Axis, y: Axis, columns: Sequence[float], below: str, beside: str) ->
     middle = (x.start + x.end) / 2, (y.start + y.end) / 2
     if below:
         parts.append(f'<text class="mid name" x="{middle[0]:.1f}" y="{y.start + 35:.1f}">{text(below)}</text>')
-    if beside:
+    if left:
         parts.append(
-            f'<text class="mid name" transform="translate(13 {middle[1]:.1f}) rotate(-90)">{text(beside)}</text>'
+            f'<text class="mid name" transform="translate(13 {middle[1]:.1f}) rotate(-90)">{text(left)}</text>'
         )
     return parts
+
+
+def beside(y: Axis) -> float:
+    """Return the room that an axis's name and ticks take to its left, in pixels."""
+    return 28 + _DIGIT * max(len(_tick(value)) for value in y.ticks())
 
 
 def _tick(value: float) -> str:

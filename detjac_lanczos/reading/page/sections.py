@@ -74,7 +74,7 @@ def heading(record: Record) -> str:
     offset = ", plus an offset" if any(has_offset(record, prompt) for prompt in range(more + 1)) else ""
     name = target_name(record)
     matter = "what they make the model say" if name in ("output", "logits") else f"what they do to the {text(name)}"
-    space = " " if following["token"].startswith(" ") else ""
+    space = " " if following["token"].startswith(" ") or record["options"]["chat"] else ""
     said = text(visible(following["token"].lstrip(" ")))
     goes_on = "" if earlier else f'{space}<span class="next"><bdi>{said}</bdi></span>'
     return (
@@ -97,6 +97,8 @@ def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -
         f"<section>{title}{_chips(record, prompt, tokens)}"
         f'<div class="columns">{_prediction(record, prompt)}{_reconstruction(record, vectors, prompt)}</div></section>'
     )
+    if not tokens:
+        return begin
     if surveyed(record):
         return begin + survey_sections(tokens, span, _reading_note(record))
     cards = "".join(token_card(token, span) for token in tokens)
@@ -187,10 +189,12 @@ def _chips(record: Record, prompt: int, tokens: list[Record]) -> str:
         items.append(f'<li><a href="#{anchor(token)}">{token_text(name)}{bar}</a></li>')
     position = earlier_position(record, prompt)
     where = "" if position is None else f" at token {position}, {token_text(record['prompt_tokens'][prompt][position])}"
+    bars = (
+        f"The bar under a token is the length of what it adds to the {text(target_name(record))}{where}, ‖J x‖ / ‖y‖."
+    )
     return (
-        f"<h2>The prompt in {len(items)} tokens</h2>"
-        '<p class="note">The bar under a token is the length of what it adds to the '
-        f"{text(target_name(record))}{where}, ‖J x‖ / ‖y‖.</p>"
+        f"<h2>The prompt in {len(items)} token{'s' if len(items) > 1 else ''}</h2>"
+        f'<p class="note">{bars if tokens else "No token of this prompt was chosen."}</p>'
         f'<ol class="chips">{"".join(items)}</ol>'
     )
 
@@ -248,7 +252,7 @@ def _extremes(tokens: list[Record]) -> list[tuple[str, str]]:
         ("σ₁", firsts, significant),
         ("stable rank", ranks, "{:.3g}".format),
         ("‖J x‖ / ‖y‖", [(part["share"], name) for part, name in parts], percent),
-        ("share of J x captured", [(part["captured"], name) for part, name in parts], percent),
+        ("share of ‖J x‖² captured", [(part["captured"], name) for part, name in parts], percent),
     ]
     pairs = []
     for name, found, shown in known:
@@ -268,18 +272,18 @@ def _glance(tokens: list[Record]) -> str:
     rows = []
     for token, values in zip(tokens, found, strict=True):
         cells = "".join(
-            f'<td class="num heat" style="--h:{max(0.0, heat(value)):.0f}%">{significant(value, 3)}</td>'
+            f'<td class="num heat" style="--h:{heat(value):.0f}%">{significant(value, 3)}</td>'
             for value in values[:count]
         ) + "<td></td>" * (count - len(values[:count]))
         rows.append(
             f'<tr><td class="num">{token["index"]}</td><th scope="row"><a href="#{anchor(token)}">'
-            f"{token_text(token['token'])}</a></th>{cells}"
-            f"{reading_cells(token)}<td>{badge(token['status'])}</td></tr>"
+            f"{token_text(token['token'])}</a></th><td>{badge(token['status'])}</td>{cells}"
+            f"{reading_cells(token)}</tr>"
         )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="All tokens"><table class="glance"><thead><tr>'
-        f'<th scope="col" class="num">#</th><th scope="col">Token</th>{head}'
+        f'<th scope="col" class="num">#</th><th scope="col">Token</th><th scope="col">Status</th>{head}'
         '<th scope="col" class="num">Stable rank</th><th scope="col" class="num">‖J x‖ / ‖y‖</th>'
-        '<th scope="col">u₁ says</th><th scope="col">v₁ reads</th><th scope="col">Status</th></tr></thead>'
+        '<th scope="col">u₁ says</th><th scope="col">v₁ reads</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

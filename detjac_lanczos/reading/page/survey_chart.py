@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from detjac_lanczos.reading.page.charts import Axis, axes, log_range, svg
+from detjac_lanczos.reading.page.charts import Axis, axes, beside, log_range, svg
 from detjac_lanczos.reading.page.markup import dotted, text
 from detjac_lanczos.reading.record_values import significant
 
@@ -25,8 +25,8 @@ def intervals(marks: Sequence[tuple[str, str, float, tuple[float, float]]], summ
         In pixels; letters keep their size.
     """
     height = 360.0
-    x = Axis(-0.5, len(marks) - 0.5, 56, width - 12)
     y = Axis(*log_range([end for _, _, _, ends in marks for end in ends]), height - 44, 14, log=True)
+    x = Axis(-0.5, len(marks) - 0.5, beside(y), width - 12)
     few = max(2, int((x.end - x.start) / _PIXELS_A_TICK))
     columns = [tick for tick in x.ticks(few) if tick == int(tick)]
     parts = axes(x, y, columns, "token", "largest singular value σ₁")

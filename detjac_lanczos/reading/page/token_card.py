@@ -75,7 +75,7 @@ def _facts(token: Record) -> list[tuple[str, str]]:
         pairs += [
             ("Contribution ‖J x‖ / ‖y‖", percent(contribution["share"])),
             ("Cosine of J x with y", f"{contribution['cosine']:.3f}"),
-            (f"Share of J x in these {len(token['singular_values'])}", percent(contribution["captured"])),
+            (f"Share of ‖J x‖² in these {len(token['singular_values'])}", percent(contribution["captured"])),
         ]
     return pairs
 
