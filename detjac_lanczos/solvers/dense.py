@@ -46,6 +46,7 @@ def decompose(dense: Materialisation, options: Options, method: Method) -> list[
     sound = [index for index in range(len(matrices)) if index not in wrong and index not in batch.nonfinite]
     leading = {index: _leading(matrices[index], options) for index in sound}
     products = _measured(dense, {index: found for index, (found, _) in leading.items()}, options)
+    wrong |= dense.contradictions(options)
     for index in range(len(matrices)):
         found, completed, energy = None, None, None
         if index in wrong:
@@ -88,7 +89,7 @@ def _measured(dense: Materialisation, leading: Mapping[int, Found], options: Opt
         if tells_zeros(floor, options.tol, found.first):
             allowed = torch.where(found.values > floor, allowed, floor)
         sound[index] = mismatches[index] <= allowed
-    for index, along in _along(batch, leading, sound, options).items():
+    for index, along in _along(dense, leading, sound, options).items():
         mismatches[index] = mismatches[index].maximum(along)
         sound[index] = torch.zeros_like(sound[index])
     doubtful: dict[int, Tensor] = {}
@@ -103,13 +104,16 @@ def _measured(dense: Materialisation, leading: Mapping[int, Found], options: Opt
         pulled = batch.apply(Direction.TRANSPOSED, [(index, leading[index].left[doubtful[index]]) for index in indices])
         for index, right, left in zip(indices, pushed, pulled, strict=True):
             found, rows = leading[index], doubtful[index]
-            found.right_products[rows], found.left_products[rows] = right * found.scale, left * found.scale
+            right, left = right * found.scale, left * found.scale
+            for known, made in ((found.right_products, right), (found.left_products, left)):
+                _note(dense, index, found, float((made - known[rows]).norm(dim=1).max()))
+            found.right_products[rows], found.left_products[rows] = right, left
             mismatches[index][rows] = 0.0
     return {index: replace(found, mismatch=mismatches[index]) for index, found in leading.items()}
 
 
 def _along(
-    batch: CountingBatch, leading: Mapping[int, Found], sound: Mapping[int, Tensor], options: Options
+    dense: Materialisation, leading: Mapping[int, Found], sound: Mapping[int, Tensor], options: Options
 ) -> dict[int, Tensor]:
     """Return what products of sound triplets may differ by, (k,), for each operator where it is more than rounding.
 
@@ -118,7 +122,7 @@ def _along(
     shows alike along every triplet where it can be told from rounding, times a random number between 1 and 2 of either
     sign, so that mismatches seldom cancel. An operator without sound triplets, or whose budget is spent, is sent none.
     """
-    generator = torch.Generator().manual_seed(options.seed)
+    batch, generator = dense.batch, torch.Generator().manual_seed(options.seed)
     weights: dict[int, Tensor] = {}
     rounding: dict[int, float] = {}
     for index, found in leading.items():
@@ -138,9 +142,14 @@ def _along(
             found = leading[index]
             expected = weights[index].to(found.right_products) @ found.right_products
             difference = float((product[0] * found.scale - expected).norm())
+            _note(dense, index, found, difference)
             if difference > rounding[index]:
                 more[index] = (difference / weights[index].abs()).nan_to_num(posinf=0.0)
     return more
+
+
+def _note(dense: Materialisation, index: int, found: Found, difference: float) -> None:
+    dense.note(index, difference / found.scale, found.first / found.scale)
 
 
 def _floor(batch: CountingBatch, index: int, found: Found) -> float:

@@ -31,12 +31,15 @@ class Materialisation:
     differences : dict of (float, float)
         ‖(A - M) r‖ of each operator that was compared, and the length of A r: ‖M‖_F / √d_in, what is expected of it,
         at least.
+    later : dict of (float, float)
+        The largest ‖(A - M) x‖ of unit vectors x that were sent after that, and σ_1.
     """
 
     def __init__(self, batch: CountingBatch) -> None:
         self.batch = batch
         self.matrices: list[Tensor] = []
         self.differences: dict[int, tuple[float, float]] = {}
+        self.later: dict[int, tuple[float, float]] = {}
         self._compared: dict[int, tuple[Tensor, Tensor]] = {}
         self._shared = batch.one_output_space
         self._chunks = self._plan()
@@ -64,6 +67,10 @@ class Materialisation:
     def mismatch(self, index: int) -> float:
         """Return √d_in ‖(A - M) r‖, an estimate of ‖A - M‖_F: what the product of any unit vector may differ by."""
         return math.sqrt(self.batch.shapes[index][1]) * self.differences.get(index, (math.inf, 0.0))[0]
+
+    def note(self, index: int, difference: float, first: float) -> None:
+        """Take note of one more ‖(A - M) x‖ of a unit vector, where σ_1 is ``first``."""
+        self.later[index] = max(self.later.get(index, (0.0, first))[0], difference), first
 
     def mismatches(self, index: int, found: Found) -> Tensor:
         """Return what products may differ by, (k,) in float64: ‖(A - M) r‖, times σ_j / ‖A r‖ where that is more."""
@@ -94,18 +101,20 @@ class Materialisation:
                     self.differences[index] = self._difference(index, row, product)
 
     def contradictions(self, options: Options) -> dict[int, Status]:
-        """Return what is wrong with the operators whose difference from the matrix is more than rounding.
+        """Return what is wrong with the operators whose difference from the matrix is more than rounding; each once.
 
         Where the vector, or the first row of the matrix, comes out differently once more, it is the operator that
         changes; either is sent again only where ``max_products`` leaves a product for it.
         """
         found: dict[int, Status] = {}
-        for index, (row, product) in self._compared.items():
-            difference, length = self.differences[index]
-            spacing = self.batch.spacing(index, length)
-            if difference > adjoint_bound(spacing, max(self.batch.shapes[index])) * length:
+        for index, (row, product) in list(self._compared.items()):
+            if any(self._exceeds(index, *kept[index]) for kept in (self.differences, self.later) if index in kept):
                 found[index] = self._why(index, row, product, options)
+                del self._compared[index]
         return found
+
+    def _exceeds(self, index: int, difference: float, length: float) -> bool:
+        return difference > adjoint_bound(self.batch.spacing(index, length), max(self.batch.shapes[index])) * length
 
     def _send(self, first: int, start: int, stop: int) -> list[Tensor]:
         """Return these rows of every matrix, or of the ``first`` one where operators take turns."""

@@ -139,3 +139,24 @@ def test_a_whole_spectrum_is_complete_only_where_rounding_parts_its_values() -> 
     assert cluster.certificate.line.endswith(
         "BOUND σ_7 ≤ 1.01 σ_6, σ_6 and σ_7 in one cluster (the whole matrix was seen)"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("after", [2, 3])
+@pytest.mark.parametrize("how", ["doubled", "noisy"])
+def test_an_operator_that_changes_after_it_was_compared_is_told(dtype: torch.dtype, after: int, how: str) -> None:
+    class Changing(Recorder):
+        def spoil(self, product: torch.Tensor) -> torch.Tensor:
+            if len(self.forward) + len(self.transposed) <= after:
+                return product
+            other = 1.0 if how == "doubled" else 1e-3 * len(self.forward)
+            return product + (product if how == "doubled" else other * torch.ones_like(product))
+
+    operator = Changing(matrix(spectrum("harmonic", 40), (60, 40)).to(dtype))
+    result = svd(operator, 3, method="dense", certify="complete")
+    if len(operator.forward) + len(operator.transposed) <= after:  # one mixture shows all: it came before the change
+        assert result.status is Status.CONVERGED
+    elif how == "doubled" or dtype in (torch.float64, torch.float32):
+        assert (result.status, result.certificate) == (Status.NOT_DETERMINISTIC, None)
+    else:  # noise of 1e-3 is below the rounding of the operator
+        assert result.status in (Status.NOISE_FLOOR, Status.CONVERGED)
