@@ -93,24 +93,23 @@ class Goal:
         first = float(values[0]) if len(values) else largest
         low, high = self.sketch.total(state.U.rows, state.AtU.rows, first)
         count = count_for(self._options.energy, values, high)
-        self.energy = _share(values[:count], low, high, eps, epsilon(self._dtype))
+        self.energy = _share(values[:count], low, high, max(eps, epsilon(self._dtype)))
         return count
 
     def forget_first(self, state: Factorisation, values: np.ndarray, eps: float) -> None:
         """State the share that these values hold again, without a bound of σ_1: it was not found."""
         if self.sketch is not None:
-            self.energy = _share(
-                values, *self.sketch.total(state.U.rows, state.AtU.rows, math.inf), eps, epsilon(self._dtype)
-            )
+            total = self.sketch.total(state.U.rows, state.AtU.rows, math.inf)
+            self.energy = _share(values, *total, max(eps, epsilon(self._dtype)))
 
 
-def _share(values: np.ndarray, low: float, high: float, eps: float, own: float) -> tuple[float, float]:
+def _share(values: np.ndarray, low: float, high: float, eps: float) -> tuple[float, float]:
     """Return what share of ‖A‖_F² values hold, and what rounding may make of it.
 
     Products in precision ε move the root of what is held by c ε of it, and that of the rest by c ε ‖A‖_F. The rest is
-    moreover a difference of sums, to c times the solver's ``own`` ε.
+    moreover a difference of sums of products, to c ε ‖A‖_F².
     """
-    rounding, lost = deflation_threshold(eps, 1.0), deflation_threshold(own, high)
+    rounding, lost = deflation_threshold(eps, 1.0), deflation_threshold(eps, high)
     held, noise = float((values**2).sum()), rounding * math.sqrt(high)
     if held == 0.0:
         return (0.0, 0.0) if low > 0.0 else (1.0, 1.0)
