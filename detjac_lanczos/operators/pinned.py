@@ -108,7 +108,7 @@ class PinnedNetwork(DetachedNetwork):
     def attach(
         cls, loaded: LoadedModel, structure: Structure, prompts: tuple[Prompt, ...], freeze: Freeze
     ) -> PinnedNetwork:
-        """Run the prompts and pin what is frozen.
+        """Run the prompts and pin what is frozen; `detach` does that, and checks the network.
 
         Parameters
         ----------

@@ -68,10 +68,13 @@ def known_to_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pinned(model: Any, *, ids: list[list[int]], freeze: Any = "gate") -> PinnedNetwork:
-    """Take the road of undeclared decoders, whether the model's family is declared or not."""
+    """Take the road of undeclared decoders, its checks included, whether the model's family is declared or not."""
     loaded = tiny_models.loaded(model)
     prompts = read_prompts(loaded, None, chat=False, add_special_tokens=True, input_ids=ids, inputs_embeds=None)
-    return PinnedNetwork.attach(loaded, recognise(model), prompts, freeze)
+    network = PinnedNetwork.attach(loaded, recognise(model), prompts, freeze)
+    self_check(network)
+    part_check.require_affine_parts(network)
+    return network
 
 
 @cache
