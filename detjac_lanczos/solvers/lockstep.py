@@ -111,7 +111,7 @@ class Lockstep:
             for index, right, left in zip(indices, pushed, pulled, strict=True):
                 search = self.searches[index]
                 if index in self.batch.nonfinite:
-                    search.status = Status.NOT_FINITE
+                    search.status, search.triplets = Status.NOT_FINITE, None
                 else:
                     search.measure(unmeasured[index], right, left)
                 self.note_end(index)

@@ -1,5 +1,7 @@
 """A basis that spans its space: its products are all of the operator, so the answer is exact, and only measured."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,18 @@ def test_an_operator_that_changes_once_a_side_is_whole_is_seen() -> None:
             return (1.0 + bool(self.forward)) * super().matmat(X)
 
     assert svd(Changing(A), 3, method="lanczos").status is Status.NOT_DETERMINISTIC
+
+
+def test_nothing_is_claimed_where_measuring_a_whole_gives_nan() -> None:
+    A = gaussian((20, 6), 0)
+
+    class Failing(Recorder):
+        def matmat(self, X: torch.Tensor) -> torch.Tensor:
+            return super().matmat(X) * (math.nan if len(self.forward) > 1 else 1.0)
+
+    result = svd(Failing(A), 3, method="lanczos", block=6)
+    assert result.status is Status.NOT_FINITE
+    assert result.certificate is None and bool(result.S.isnan().all())
 
 
 def gaussian(shape: tuple[int, int], seed: int) -> torch.Tensor:
