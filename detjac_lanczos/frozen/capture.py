@@ -15,10 +15,16 @@ from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.branch_check import require_branches
 from detjac_lanczos.frozen.calls import entering, leaving
 from detjac_lanczos.frozen.declare import Family
+from detjac_lanczos.frozen.own_attention import compare
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy, use_observed_attention
+from detjac_lanczos.frozen.structural_copy import (
+    differs_in_attention_alone,
+    observed_copy,
+    structural_copy,
+    use_observed_attention,
+)
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, as_written
 from detjac_lanczos.models.bitsandbytes import rounding_unsaid
@@ -34,7 +40,9 @@ class Streams:
     ``embeddings``: (N, d_e), what the embedding layer gives; ``residual``: (N, d) entering each block, and one more
     after the last; ``output``: (N, d_out), what the decoder gives; ``logits``: (prompts, vocabulary) at the last
     position of each prompt. ``model_output`` is `output` as the caller's own model computes it, with its own attention
-    and roundings; its 4-bit modules alone are run from our decoded rows, since they would decode whole matrices.
+    and roundings; its 4-bit modules alone are run from our decoded rows, since they would decode whole matrices. In
+    float32, where attention is all that the observed pass computes in its own way, every call of that is compared with
+    the model's, and ``model_output`` is the `output` of the observed pass.
     """
 
     embeddings: Tensor
@@ -75,9 +83,13 @@ def capture(
     last_rows: dict[str, list[Tensor]] = {}
     decoder, blocks = family.decoder_of(twin), family.blocks_of(twin)
     plain = _on_output(decoder, streams, "model_output")
-    for prompt in prompts:
-        _run(twin, prompt)
-    plain.remove()
+    distances = None
+    if differs_in_attention_alone(twin):
+        distances = compare(twin.config)
+    else:
+        for prompt in prompts:
+            _run(twin, prompt)
+        plain.remove()
     use_observed_attention(twin)
 
     tape = Tape(plan, [prompt.length for prompt in prompts])
@@ -98,6 +110,11 @@ def capture(
     _on_output(decoder, streams, "output")
     _on_output(twin.get_input_embeddings(), streams, "embeddings")
     logits = _run_all(twin, prompts, tape)
+    if distances is not None and len(distances) != len(blocks) * len(prompts):
+        raise UnsupportedModelError(
+            f"not every attention of {type(model).__name__} can be compared with the model's own; load it with "
+            "attn_implementation='eager'"
+        )
     if not streams.get("embeddings"):
         streams["embeddings"] = [p.embeds.to(logits) for p in prompts if p.embeds is not None]
     for i in range(len(blocks) + 1):

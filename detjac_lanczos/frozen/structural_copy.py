@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen import attention
+from detjac_lanczos.frozen.own_attention import OWN
 from detjac_lanczos.models.adapters import require_readable_adapters
 from detjac_lanczos.models.bitsandbytes import leave_weights_alone, require_not_repacked
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
 from detjac_lanczos.models.mxfp4 import refuse_reordered_experts
 from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
+from detjac_lanczos.models.packed_modules import is_packed
 from detjac_lanczos.models.text_model import text_config_of
 
 _HOOK_TABLES = (
@@ -216,6 +218,21 @@ def use_observed_attention(twin: Any) -> None:
     twin.config._attn_implementation = attention.NAME
     _use_plain_experts(twin)
     multiply_by_decoded_weights(twin)
+
+
+def differs_in_attention_alone(model: Any) -> bool:
+    """Tell whether an observed pass computes what the model's own does, but for attention, where both can be compared.
+
+    Elsewhere it may add up experts or packed weights in its own way, or lift roundings to float32; and in half
+    precision what attention rounds is no small matter for the output.
+    """
+    config = text_config_of(model)
+    return (
+        config._attn_implementation == OWN
+        and config._experts_implementation == "eager"
+        and compute_dtype(model) is torch.float32
+        and not any(map(is_packed, model.modules()))
+    )
 
 
 def _use_plain_experts(twin: Any) -> None:

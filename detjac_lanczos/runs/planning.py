@@ -151,7 +151,7 @@ def plan(
         joint=joint,
         every_token=job("tokens", every, [tokens] if every.method == "dense" else lengths),
         at_once=at_once,
-        capture_seconds=capture_seconds(whole, weights, streamed, tokens, found),
+        capture_seconds=capture_seconds(whole, weights, streamed, tokens, found, kind=kind),
         advice=changes,
     )
 
