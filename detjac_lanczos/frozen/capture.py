@@ -82,6 +82,8 @@ def capture(
     streams: dict[str, list[Tensor]] = {}
     last_rows: dict[str, list[Tensor]] = {}
     decoder, blocks = family.decoder_of(twin), family.blocks_of(twin)
+    if not len(blocks):
+        raise ModelError(f"{type(model).__name__} has no blocks, and nothing to freeze; give a model with one or more")
     plain = _on_output(decoder, streams, "model_output")
     distances = None
     if differs_in_attention_alone(twin):

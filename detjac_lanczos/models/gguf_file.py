@@ -121,7 +121,7 @@ def _require_all_taken(
 
 
 def _set_attention(config: Any, metadata: Mapping[str, Any]) -> None:
-    """Write into a configuration what transformers drops: soft caps, and the scale of queries of Gemma 2 and 3.
+    """Write into a configuration what transformers drops: soft caps, Phi-3's window, the scale of queries of Gemma.
 
     The scale has no key: llama.cpp knows their largest models by the number of blocks, and so does this.
     """
@@ -129,6 +129,8 @@ def _set_attention(config: Any, metadata: Mapping[str, Any]) -> None:
     for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
         if f"{architecture}.{cap}" in metadata:
             setattr(config, cap, metadata[f"{architecture}.{cap}"])
+    if (window := metadata.get(f"{architecture}.attention.sliding_window")) and architecture == "phi3":
+        config.sliding_window = window
     if architecture in _LARGEST:
         largest = config.num_hidden_layers == _LARGEST[architecture]
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if largest else config.head_dim

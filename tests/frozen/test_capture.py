@@ -110,6 +110,12 @@ def test_a_model_in_training_mode_is_frozen_in_eval_mode_and_left_in_training_mo
     assert torch.equal(found.jacobian(0).dense(), expected.jacobian(0).dense())
 
 
+def test_a_model_without_blocks_is_refused_in_one_line() -> None:
+    model = tiny_models.llama(num_hidden_layers=0)
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no blocks, and nothing to freeze"):
+        detach(tiny_models.loaded(model), input_ids=IDS)
+
+
 def test_the_callers_hooks_stay_with_the_caller() -> None:
     model = tiny_models.llama()
     expected = detach(tiny_models.loaded(model), input_ids=IDS).jacobian(0).dense()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config
+from transformers import Gemma2Config, Phi3Config
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models import load_model
@@ -237,3 +237,10 @@ def test_soft_caps_and_the_scale_of_queries_are_those_of_gemma_2(blocks: int, sc
     _set_attention(config, {"general.architecture": "gemma2"} | {f"gemma2.{key}": said[key] for key in said})
     assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (20.0, 10.0)
     assert config.query_pre_attn_scalar == scale
+
+
+@pytest.mark.parametrize(("said", "window"), [({}, None), ({"phi3.attention.sliding_window": 2047}, 2047)])
+def test_the_window_of_phi_3_is_that_of_the_file(said: dict[str, Any], window: int | None) -> None:
+    config = Phi3Config(pad_token_id=0)
+    _set_attention(config, {"general.architecture": "phi3"} | said)
+    assert config.sliding_window == window
