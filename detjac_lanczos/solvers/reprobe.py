@@ -44,6 +44,11 @@ def measure_completeness(
     Returns
     -------
     list of Completeness
+
+    Raises
+    ------
+    OperatorError
+        A product is not finite, or has the wrong shape, dtype or device.
     """
     batch = CountingBatch(as_batch(A))
     with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
@@ -54,9 +59,9 @@ def measure_completeness(
 
 def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Completeness]:
     fresh, dense = [], Materialisation(batch)
-    matrices = dense.run()
+    dense.run()
     dense.compare(claims[0].seed)
-    for index, (matrix, claim) in enumerate(zip(matrices, claims, strict=True)):
+    for index, (matrix, claim) in enumerate(zip(batch.finite(dense.matrices), claims, strict=True)):
         scale = safe_scale(matrix)
         values = torch.linalg.svdvals(matrix * scale)
         first = float(values[0])
@@ -86,8 +91,8 @@ def _from_probes(
     passes: int,
 ) -> list[Completeness]:
     lefts, rights = ([block.to(batch.device, batch.dtype).T for block in blocks] for blocks in (U, V))
-    pushed = batch.apply(Direction.FORWARD, list(enumerate(rights)))
-    pulled = batch.apply(Direction.TRANSPOSED, list(enumerate(lefts)))
+    pushed = batch.finite(batch.apply(Direction.FORWARD, list(enumerate(rights))))
+    pulled = batch.finite(batch.apply(Direction.TRANSPOSED, list(enumerate(lefts))))
     probes, scales, floors = [], [], []
     for index, claim in enumerate(claims):
         scale = safe_scale(S[index])
@@ -117,7 +122,8 @@ def _follow(
         if not going:
             return
         turn = [(i, probe.row) for i in going if (probe := probes[i]).direction is direction and probe.row is not None]
-        for (index, _), product in zip(turn, batch.apply(direction, turn) if turn else [], strict=True):
+        products = batch.finite(batch.apply(direction, turn)) if turn else []
+        for (index, _), product in zip(turn, products, strict=True):
             probes[index].absorb(product.to(torch.float64) * scales[index])
         direction = direction.other
 

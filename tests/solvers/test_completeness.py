@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers import Status, SVDResult, basis, copies, start, strand, svd, svd_batch, widening
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.probe import share_of
@@ -213,6 +213,23 @@ def test_every_vector_of_a_claim_is_sent_again() -> None:
     assert again(claim.steps).tau == pytest.approx(claim.tau)
     assert again(claim.steps).steps == claim.steps
     assert again((1,)).tau > 1e3 * claim.tau
+
+
+@pytest.mark.parametrize(
+    ("method", "sound"), [("lanczos", 0), ("lanczos", 1), ("lanczos", 3), ("dense", 0), ("dense", 1)]
+)
+def test_products_that_are_not_finite_make_no_claim_again(method: str, sound: int) -> None:
+    """Those of the triplets, then of a probe; or of the rows of a matrix, then of the vector that it is compared by."""
+    A = matrix(values_of("rank k", 60), (80, 60))
+    found = svd(A, 10, method=method, certify="complete")
+
+    class Late(Recorder):
+        def spoil(self, product):
+            return product * math.nan if len(self.forward) + len(self.transposed) > sound else product
+
+    given = [found.U], [found.S], [found.V], [claim_of(found)]
+    with pytest.raises(OperatorError, match=r"operator 0, (forward|transposed) pass \d: the product holds NaN"):
+        measure_completeness([Late(A)], *given, tol=1e-3, passes=found.work.passes)
 
 
 @pytest.mark.parametrize("method", ["lanczos", "dense"])
