@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -105,13 +105,14 @@ def probe(rows: Tensor) -> Place:
 
 
 _NAMED = {"output": Place("output"), "residual": Place("residual"), "logits": Place("logits")}
+_IN_BLOCKS = ("layer", *get_args(Role))
 
 
 def source_block(source: str | Place, blocks: int) -> int:
     """Return the index of the first block of a source; −1 for the embeddings, before whatever leads to block 0."""
     if source == "embeddings":
         return -1
-    if isinstance(source, Place) and source.kind == "layer" and source.index is not None:
+    if isinstance(source, Place) and source.kind == "layer":
         return _checked(source.index, blocks, "source")
     raise InputError(f"source must be 'embeddings' or layer(l), not {source!r}{_hint(source)}")
 
@@ -119,10 +120,10 @@ def source_block(source: str | Place, blocks: int) -> int:
 def target_place(target: str | Place, blocks: int) -> Place:
     """Return a target with its layer index made non-negative and in range."""
     if isinstance(target, Place):
-        if target.index is None:
+        if target.kind not in _IN_BLOCKS:
             return target
         return Place(target.kind, _checked(target.index, blocks, "target"))
-    if target in _NAMED:
+    if isinstance(target, str) and target in _NAMED:
         return _NAMED[target]
     raise InputError(
         "target must be 'output', 'residual', 'logits', layer(l), attention(l), mlp(l) or probe(W), "
@@ -148,7 +149,7 @@ def check_reach(source: int, target: Place, output_size: int) -> None:
         raise InputError(f"probe rows have width {target.rows.shape[1]}, the output has {output_size}")
 
 
-def _checked(index: int, blocks: int, what: str) -> int:
+def _checked(index: int | None, blocks: int, what: str) -> int:
     found = whole_number(index)
     if found is None or not -blocks <= found < blocks:
         raise InputError(f"{what} layer {index!r} does not exist; this model has blocks 0..{blocks - 1}")

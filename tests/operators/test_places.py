@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.operators import detach, layer, probe
+from detjac_lanczos.operators import attention, detach, expert, head, layer, mlp, probe
 from tests import tiny_models
+from tests.tiny_models import undeclared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,3 +25,29 @@ def test_indices_are_whole(options: Any) -> None:
     network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
     with pytest.raises(InputError, match=r"does not exist|is no index"):
         network.jacobian(0, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": layer(None)}, "target layer None does not exist; this model has blocks"),  # type: ignore[arg-type]
+        ({"target": attention(None)}, "target layer None does not exist"),  # type: ignore[arg-type]
+        ({"target": mlp(None)}, "target layer None does not exist"),  # type: ignore[arg-type]
+        ({"source": layer(None)}, "source layer None does not exist"),  # type: ignore[arg-type]
+        ({"source": mlp(0)}, "source must be 'embeddings' or layer"),
+        ({"target": ["output"]}, "target must be 'output'"),
+        ({"source": ["embeddings"]}, "source must be 'embeddings'"),
+    ],
+)
+@pytest.mark.parametrize("make", [tiny_models.llama, undeclared.helium])
+def test_a_place_without_a_block_is_no_place(make: Any, options: Any, message: str) -> None:
+    network = detach(tiny_models.loaded(make(torch.float32)), input_ids=tiny_models.prompt_ids(4))
+    with pytest.raises(InputError, match=message):
+        network.jacobian(0, **options)
+
+
+@pytest.mark.parametrize("drop", [head(None, 1), head(0, None), expert(None, 0), attention(None), mlp(None), layer(0)])  # type: ignore[arg-type]
+def test_what_names_no_block_cannot_be_dropped(drop: Any) -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
+    with pytest.raises(InputError, match=r"cannot drop .*; drop takes head\(l, h\)"):
+        network.replace(drop=[drop])
