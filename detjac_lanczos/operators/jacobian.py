@@ -202,6 +202,10 @@ class JacobianBatch:
         """(d_out, d_in) of every operator."""
         return [operator.shape for operator in self.operators]
 
+    def part(self, indices: Sequence[int]) -> JacobianBatch:
+        """Return the operators at ``indices``, one or more, as a batch whose shared sweeps leave the others out."""
+        return JacobianBatch([self.operators[index] for index in indices])
+
     def matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         """Return A_i X_i for every (i, X_i), in one sweep: (d_in, b_i) to (d_out, b_i).
 

@@ -60,7 +60,7 @@ def read_tokens(
     for members, estimated in (([i for i in found if i not in estimates], False), (sorted(estimates), True)):
         if not members:
             continue
-        part = JacobianBatch([batch.operators[index] for index in members])
+        part = batch.part(members)
         triplets = [signed[index] for index in members]
         if estimated:
             shares = estimate_contributions(part, triplets, seed=seed)

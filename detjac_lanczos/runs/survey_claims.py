@@ -35,9 +35,8 @@ def survey_claims(
         return [], {}
     basis, options = run.vectors["survey.basis"], run.record["options"]
     written = tokens[surveyed[0]].record["survey"]["probes"]
-    part = JacobianBatch([batch.operators[index] for index in surveyed])
     fresh = estimate_again(
-        part,
+        batch.part(surveyed),
         basis,
         [tokens[i].U for i in surveyed],
         k=options["k"],

@@ -11,7 +11,7 @@ from torch import Tensor
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.energy import energy_claims
+from detjac_lanczos.runs.energy_claims import energy_claims
 from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.certificate import Certificate
@@ -33,7 +33,7 @@ def triplet_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult]
     certified = [index for index, token in enumerate(tokens) if not token.estimated]
     if not certified:
         return
-    operators = JacobianBatch([batch.operators[index] for index in certified])
+    operators = batch.part(certified)
     part = [tokens[index] for index in certified]
     vectors = ([getattr(token, name) for token in part] for name in "USV")
     sweeps = Subset(operators, range(len(part)))

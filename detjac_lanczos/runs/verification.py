@@ -14,13 +14,13 @@ from detjac_lanczos.models.loading import options_from
 from detjac_lanczos.operators import JacobianBatch, detach
 from detjac_lanczos.runs.choices import replay_choices
 from detjac_lanczos.runs.claims import Verification
-from detjac_lanczos.runs.coherence import coherence_claims
-from detjac_lanczos.runs.completeness import completeness_claims
+from detjac_lanczos.runs.coherence_claims import coherence_claims
+from detjac_lanczos.runs.completeness_claims import completeness_claims
 from detjac_lanczos.runs.loading import load_run
 from detjac_lanczos.runs.notes import loading_notes, wording_notes
 from detjac_lanczos.runs.output_claims import input_claims, output_claims
 from detjac_lanczos.runs.place_names import parse_place
-from detjac_lanczos.runs.rereading import copies_claim, prompt_claims, token_claims, work_claim
+from detjac_lanczos.runs.reading_claims import copies_claim, prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.survey_claims import survey_claims
 from detjac_lanczos.runs.triplet_claims import finite_claim, triplet_claims
@@ -83,12 +83,11 @@ def verify(
     # No search takes more passes than there are columns to find: a larger count would only excuse residuals.
     passes = min(int(record["work"]["passes"]), sum(batch.shapes[0]))
     if part:
-        operators = JacobianBatch([batch.operators[index] for index in measured])
-        claims += completeness_claims(run, operators, part, passes)
+        claims += completeness_claims(run, batch.part(measured), part, passes)
     measured = [index for index in measured if len(run.tokens[index].S)]
     part = [run.tokens[index] for index in measured]
     if part:
-        operators = JacobianBatch([batch.operators[index] for index in measured])
+        operators = batch.part(measured)
         told, estimates = survey_claims(run, operators, part)
         claims += [*told, *triplet_claims(run, operators, part, passes)]
         claims += token_claims(run, network, operators, part, places, estimates)

@@ -8,7 +8,7 @@ import pytest
 from detjac_lanczos import detach
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run
-from detjac_lanczos.runs.coherence import coherence_claims
+from detjac_lanczos.runs.coherence_claims import coherence_claims
 from tests.runs.conftest import forged
 from tests.tiny_llama import PROMPT
 

@@ -17,7 +17,7 @@ from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs import Run, analyze, load_run, loading, verify
-from detjac_lanczos.runs.coherence import coherence_claims
+from detjac_lanczos.runs.coherence_claims import coherence_claims
 from detjac_lanczos.runs.notes import WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
 from tests.runs.conftest import forged, harm

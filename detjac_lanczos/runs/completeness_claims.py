@@ -32,8 +32,7 @@ def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenRe
     claims = [claim for token in part if (claim := _claim(token)) is not None]
     U, S, V = ([_with_guards(token, name) for token in part] for name in "USV")
     options = run.record["options"]
-    operators = JacobianBatch([batch.operators[index] for index in told])
-    again = measure_completeness(operators, U, S, V, claims, tol=options["tol"], passes=passes)
+    again = measure_completeness(batch.part(told), U, S, V, claims, tol=options["tol"], passes=passes)
     for token, claim, fresh in zip(part, claims, again, strict=True):
         slack = 2 * fresh.floor + _DIGITS * max(claim.tau, *claim.upper)
         left = claim.tau - slack, claim.tau + slack
