@@ -19,7 +19,7 @@ from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
 from detjac_lanczos.runs.choices import recorded_choices, replay_choices, solver_choices
-from detjac_lanczos.runs.readings import read_prompts, read_tokens
+from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
 from detjac_lanczos.runs.record import PromptReading, make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
@@ -170,10 +170,10 @@ def analyze(
         if method == "auto" and k is not None:
             results = name_the_survey(results)
     clock.lap("solve")
-    signed, token_readings = read_tokens(
+    signed, token_readings = read_triplets(
         network, batch, results, target=target, seed=seed, estimates=estimates_of(results)
     )
-    prompt_readings = read_prompts(network, batch, source=source, target=target, position=position)
+    prompt_readings = rebuild_outputs(network, batch, source=source, target=target, position=position)
     clock.lap("read")
     options = {
         "k": k,

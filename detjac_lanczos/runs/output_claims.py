@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.readings import read_prompts
+from detjac_lanczos.runs.readings import rebuild_outputs
 from detjac_lanczos.runs.record import as_plain, reconstruction_record
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.solvers.rounding import LARGEST_ADJOINT_BOUND, SAFETY, epsilon
@@ -25,7 +25,7 @@ def output_claims(
     From an output of zero anything but zero is infinitely far (None). What the ordinary Jacobians give may be much
     longer than the output: its error may differ by as much more.
     """
-    for prompt, reading in enumerate(read_prompts(network, batch, **places)):
+    for prompt, reading in enumerate(rebuild_outputs(network, batch, **places)):
         fresh = reading.detached
         slack = _slack(network.dtype, len(fresh.y))
         yield same(f"output of prompt {prompt}", run.vectors[f"y.{prompt}"], fresh.y, slack)

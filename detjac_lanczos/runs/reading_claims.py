@@ -15,7 +15,7 @@ from detjac_lanczos.reading import Contribution, Decoded, StableRank
 from detjac_lanczos.reading.decode import HEADLESS
 from detjac_lanczos.reading.head import head_of
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.readings import CANDIDATES, read_tokens
+from detjac_lanczos.runs.readings import CANDIDATES, read_triplets
 from detjac_lanczos.runs.record import total_work
 from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.solvers import Missed
@@ -41,7 +41,7 @@ def token_claims(
     contributions need fresh products of the operator, which may differ by c ε √d of their length; those of estimates
     rest on random cotangents, √d as long as unit vectors.
     """
-    _, readings = read_tokens(
+    _, readings = read_triplets(
         network,
         batch,
         tokens,

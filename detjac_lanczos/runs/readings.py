@@ -30,7 +30,7 @@ CANDIDATES = 10
 _Found = TypeVar("_Found", SVDResult, TokenResult)
 
 
-def read_tokens(
+def read_triplets(
     network: DetachedNetwork,
     batch: JacobianBatch,
     results: Sequence[_Found],
@@ -72,7 +72,7 @@ def read_tokens(
     return signed, readings
 
 
-def read_prompts(
+def rebuild_outputs(
     network: DetachedNetwork, batch: JacobianBatch, *, source: str | Place, target: str | Place, position: int
 ) -> list[PromptReading]:
     """Rebuild every prompt's output from its detached Jacobians and, where there are such, from the ordinary ones."""
