@@ -17,6 +17,7 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.calls import entering, leaving
 from detjac_lanczos.frozen.maps import Bias, Center, ColumnScale, Map, RowScale
 from detjac_lanczos.frozen.structure import Structure, is_activation
+from detjac_lanczos.frozen.words.norms import declared_eps
 from detjac_lanczos.models.offloaded import tensor_of
 
 Calls = Mapping[str, tuple[Tensor, Tensor]]
@@ -166,8 +167,9 @@ def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) + 1
     elsewhere = x + noise * x.double().square().mean().sqrt().to(x)
     rows, values = torch.stack([x, elsewhere]), torch.stack([y, module.forward(elsewhere)])
-    forms = product((False, True), (None,) if w is None else (w, 1 + w))
-    norms = [Norm(centred, _eps(module, x), scale, b) for centred, scale in forms]
+    scales = (None,) if w is None else (w, 1 + w)
+    forms = product((False, True), zip(scales, _eps(module, x, scales, b), strict=True))
+    norms = [Norm(centred, eps, scale, b) for centred, (scale, eps) in forms]
     # The nearest of them: in half precision a large w is about 1 + w.
     apart, norm = min(((_apart(n.frozen(rows, n.reciprocal(rows)), values), n) for n in norms), key=itemgetter(0))
     if not apart <= _bar(y):
@@ -175,15 +177,21 @@ def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
     return norm
 
 
-def _eps(module: Any, x: Tensor) -> float:
-    """Return the epsilon of a norm; where it keeps none, what the norm of a row near zero shows of it."""
-    for name in ("variance_epsilon", "eps"):
-        if isinstance(value := getattr(module, name, None), float):
-            return value
+def _eps(module: Any, x: Tensor, scales: Sequence[Tensor | None], bias: Tensor | None) -> list[float]:
+    """Return the epsilon of a norm with each of the scales that it may have.
+
+    Where the norm keeps none, a row near zero, of mean zero, shows it: ‖y − bias‖ = ‖scale ∘ x‖ / √(mean x² + eps).
+    """
+    declared = declared_eps(module)
+    if declared is not None:
+        return [declared] * len(scales)
     small = torch.zeros_like(x[..., :1, :]).to(torch.promote_types(x.dtype, torch.float32))
-    small[..., 0], small[..., 1] = 1e-6, -1e-6
+    small[..., 0:-1:2], small[..., 1::2] = 1e-6, -1e-6
     y = module.forward(small)
-    return float((small.norm() / y.norm()) ** 2 - small.square().mean(-1).max())
+    size = (y if bias is None else y - bias).double().norm().clamp_min(1e-300)
+    mean = small.double().square().mean(-1).max()
+    scaled = [(small if scale is None else scale * small).double().norm() for scale in scales]
+    return [float(((whole / size).square() - mean).clamp_min(0)) for whole in scaled]
 
 
 def read_mlp(owner: nn.Module, path: str, calls: Calls) -> MLP:

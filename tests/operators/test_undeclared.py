@@ -482,6 +482,52 @@ def refused(message: str) -> Iterator[None]:
     assert "\n" not in str(caught.value)
 
 
+class SilentRMSNorm(modeling_llama.LlamaRMSNorm):
+    """Keeps no epsilon; the weight may be stored as weight − 1."""
+
+    plus = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.plus + self.weight) * x * (x.square().mean(-1, keepdim=True) + 0.01).rsqrt()
+
+
+class ShiftedSilentRMSNorm(SilentRMSNorm):
+    plus = 1.0
+
+
+class SilentLayerNorm(torch.nn.LayerNorm):
+    """Keeps no epsilon; its bias is larger than what it normalises."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "attribute"),
+    [
+        (undeclared.seed_oss, SilentRMSNorm, "variance_epsilon"),
+        (undeclared.seed_oss, ShiftedSilentRMSNorm, "variance_epsilon"),
+        (undeclared.starcoder2, SilentLayerNorm, "eps"),
+    ],
+    ids=["weight", "1 + weight", "weight and bias"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_an_epsilon_that_no_norm_keeps_is_read_off_its_values(
+    make: Any, kind: Any, attribute: str, dtype: torch.dtype
+) -> None:
+    model = make(dtype)
+    for module in model.modules():
+        if hasattr(module, attribute):
+            module.__class__ = kind
+            delattr(module, attribute)
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+    for norm in (*network.passes.trace.norms.values(), *network.passes.trace.final):
+        assert norm.eps == pytest.approx(0.01, rel=1e-9 if dtype is torch.float64 else 1e-2)
+    J = network.jacobian("joint")
+    bar = 1e-12 if dtype is torch.float64 else 1e-5
+    assert (J.matmat(J.x[:, None])[:, 0] + J.offset - J.y).norm() <= bar * J.y.norm()
+
+
 CHANGES = [
     ("post_attention_layernorm", OtherRMSNorm, r"post_attention_layernorm \(OtherRMSNorm\) does not compute"),
     ("mlp", OtherMLP, r"layers\.1\.mlp \(OtherMLP\) multiplies its activation by something other"),

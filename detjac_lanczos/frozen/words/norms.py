@@ -91,6 +91,15 @@ class LayerNorm:
         return maps
 
 
+def declared_eps(module: nn.Module) -> float | None:
+    """Return the epsilon that a norm keeps as a number; None where it keeps none."""
+    for attribute in ("variance_epsilon", "eps"):
+        eps = getattr(module, attribute, None)
+        if isinstance(eps, float | int) and not isinstance(eps, bool):
+            return float(eps)
+    return None
+
+
 def norm_eps(module: nn.Module, name: str) -> float:
     """Return the epsilon of a norm.
 
@@ -99,13 +108,12 @@ def norm_eps(module: nn.Module, name: str) -> float:
     UnsupportedModelError
         If it has none.
     """
-    for attribute in ("variance_epsilon", "eps"):
-        eps = getattr(module, attribute, None)
-        if isinstance(eps, float | int) and not isinstance(eps, bool):
-            return float(eps)
-    raise UnsupportedModelError(
-        f"{name} ({type(module).__name__}) has no epsilon; this is not the norm its family declares"
-    )
+    eps = declared_eps(module)
+    if eps is None:
+        raise UnsupportedModelError(
+            f"{name} ({type(module).__name__}) has no epsilon; this is not the norm its family declares"
+        )
+    return eps
 
 
 def _not_declared(module: nn.Module, name: str) -> UnsupportedModelError:
