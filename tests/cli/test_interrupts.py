@@ -30,7 +30,7 @@ def test_interrupt_leaves_nothing_behind(
 STAGES = {
     "loading": ("detjac_lanczos.models.load", "fingerprint_of"),
     "detaching": ("detjac_lanczos.operators.detach", "capture"),
-    "decoding": ("detjac_lanczos.runs.analysis", "read_tokens"),
+    "decoding": ("detjac_lanczos.runs.analysis", "read_triplets"),
     "drawing": ("detjac_lanczos.runs.disk", "save_figures"),
     "writing": ("detjac_lanczos.runs.folder", "_sync"),
     "renaming": ("detjac_lanczos.runs.folder", "_exchange"),
