@@ -8,7 +8,7 @@ from torch import Tensor
 
 import detjac_lanczos as dl
 from bench.real_jacobians import written_out
-from detjac_lanczos.solvers.counting import Direction
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.probe import Deflation, Probe
 
 K, DELTA, TOL = 8, 1e-6, 1e-3

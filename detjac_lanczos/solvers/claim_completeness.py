@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from detjac_lanczos.solvers.attempt import Attempt, CompletenessClaim
-from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.lockstep import Lockstep
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.result import Status
 
 

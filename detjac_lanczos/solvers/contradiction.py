@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
 

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers.journal import Journal
-from detjac_lanczos.solvers.operator import OperatorBatch, SummingBatch
+from detjac_lanczos.solvers.operator import Direction, OperatorBatch, SummingBatch
 from detjac_lanczos.solvers.options import Callback
 from detjac_lanczos.solvers.product_fault import product_fault
 from detjac_lanczos.solvers.reporter import Reporter
@@ -22,18 +21,6 @@ from detjac_lanczos.solvers.rounding import (
     spacing,
     working_dtype,
 )
-
-
-class Direction(Enum):
-    """Which way a pass goes."""
-
-    FORWARD = "forward"
-    TRANSPOSED = "transposed"
-
-    @property
-    def other(self) -> "Direction":
-        """The opposite way."""
-        return Direction.TRANSPOSED if self is Direction.FORWARD else Direction.FORWARD
 
 
 @dataclass(frozen=True)

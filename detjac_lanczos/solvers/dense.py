@@ -10,10 +10,11 @@ from torch import Tensor
 from detjac_lanczos.solvers.attempt import CompletenessClaim
 from detjac_lanczos.solvers.basis import thin_svd
 from detjac_lanczos.solvers.completeness import Completeness
-from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.energy import count_for
 from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.materialisation import Materialisation, turns
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
 from detjac_lanczos.solvers.rounding import deflation_threshold, noise_floor, safe_scale, tells_zeros

@@ -16,7 +16,7 @@ from detjac_lanczos.solvers.basis import (
     svd_with_clean_zeros,
     to_numpy,
 )
-from detjac_lanczos.solvers.counting import Direction
+from detjac_lanczos.solvers.operator import Direction
 
 _NEW = 0.1
 

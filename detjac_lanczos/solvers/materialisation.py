@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.contradiction import cause
-from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.finish import Found
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import adjoint_bound, safe_scale

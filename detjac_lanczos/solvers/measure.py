@@ -11,7 +11,8 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
-from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import check_tol, is_whole
 from detjac_lanczos.solvers.result import relative_residuals
 from detjac_lanczos.solvers.rounding import noise_floor

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import as_batch
-from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.deflated_norm import Interval, frobenius_interval, stable_rank_interval
 from detjac_lanczos.solvers.materialisation import Materialisation
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import check_k, check_seed
 from detjac_lanczos.solvers.result import SVDResult, check_results
 from detjac_lanczos.solvers.rounding import deflation_threshold, powers_of_two, safe_scale

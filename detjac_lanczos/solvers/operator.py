@@ -1,6 +1,7 @@
 """What the solvers ask of a linear operator, and how matrices and scipy operators are made to speak it."""
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -168,6 +169,18 @@ class ScipyOperator:
         # Coarser products than declared stay what they are, so that they are seen.
         coarse = array.dtype.kind == "f" and array.dtype.itemsize < wanted.itemsize
         return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype if coarse else wanted))
+
+
+class Direction(Enum):
+    """Which way a pass goes."""
+
+    FORWARD = "forward"
+    TRANSPOSED = "transposed"
+
+    @property
+    def other(self) -> "Direction":
+        """The opposite way."""
+        return Direction.TRANSPOSED if self is Direction.FORWARD else Direction.FORWARD
 
 
 def as_operator(A: Any) -> LinearOperator:

@@ -10,9 +10,10 @@ from detjac_lanczos.solvers.attempt import stated
 from detjac_lanczos.solvers.basis import to_numpy
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.completeness import Completeness
-from detjac_lanczos.solvers.counting import CountingBatch, Direction
+from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import claim_of_spectrum
 from detjac_lanczos.solvers.materialisation import Materialisation
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.probe import Deflation, Probe
 from detjac_lanczos.solvers.rounding import noise_floor, safe_scale
 

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from detjac_lanczos.solvers import copies
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows
-from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.directions import open_directions
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets, adjoint_defect
 from detjac_lanczos.solvers.goal import Goal
 from detjac_lanczos.solvers.judgement import Judge
+from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.patience import Patience
 from detjac_lanczos.solvers.result import Status

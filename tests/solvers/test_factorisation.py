@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows, orthonormal_rows
-from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.factorisation import Factorisation
+from detjac_lanczos.solvers.operator import Direction
 from tests.solvers.spectra import matrix, spectrum
 
 

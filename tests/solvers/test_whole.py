@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from detjac_lanczos.solvers import Status, measure_triplets, svd
-from detjac_lanczos.solvers.counting import Direction
 from detjac_lanczos.solvers.factorisation import Factorisation
+from detjac_lanczos.solvers.operator import Direction
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
 pytestmark = pytest.mark.usefixtures("one_thread")
