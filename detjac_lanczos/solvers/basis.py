@@ -127,7 +127,7 @@ def orthonormal_rows(rows: Tensor) -> Tensor:
     return basis.T
 
 
-def dominant_rows(candidates: Tensor, width: int, threshold: float) -> tuple[Tensor, np.ndarray]:
+def dominant_rows(candidates: Tensor, width: int, threshold: float) -> Tensor:
     """Return the leading right singular directions of ``candidates``: at most ``width``, all above ``threshold``.
 
     Parameters
@@ -139,14 +139,12 @@ def dominant_rows(candidates: Tensor, width: int, threshold: float) -> tuple[Ten
 
     Returns
     -------
-    rows : Tensor, shape (b, d), orthonormal, b <= width
-    strengths : ndarray, shape (min(c, d),)
-        All singular values, descending.
+    Tensor, shape (b, d), orthonormal, b <= width
     """
     factor = torch.linalg.qr(candidates.T)
     _, strengths, right = small_svd(to_numpy(factor.R).T)
     kept = min(width, int((strengths > threshold).sum()))
-    return like(right[:kept], candidates) @ factor.Q.T, strengths
+    return like(right[:kept], candidates) @ factor.Q.T
 
 
 def complete_block(block: Tensor, basis: Tensor, width: int, generator: torch.Generator) -> Tensor:

@@ -33,4 +33,4 @@ def open_directions(
     is_open = ritz.norms.max(axis=1)[:wanted] > allowed[:wanted]
     next_ones = is_open.any() / np.maximum(allowed, _NEXT * ritz.values)[wanted:]
     weights = np.r_[is_open / allowed[:wanted], next_ones]
-    return dominant_rows(like(weights, residuals)[:, None] * residuals, width, 1.0)[0], int(is_open.sum())
+    return dominant_rows(like(weights, residuals)[:, None] * residuals, width, 1.0), int(is_open.sum())

@@ -143,7 +143,7 @@ class Factorisation:
         whole, products, other = (self.U, self.AtU, self.V) if forward else (self.V, self.AV, self.U)
         direction = Direction.FORWARD if forward else Direction.TRANSPOSED
         candidates = self.outside(direction)
-        rows = dominant_rows(candidates, candidates.shape[0], threshold)[0]
+        rows = dominant_rows(candidates, candidates.shape[0], threshold)
         count = max(rows.shape[0], min(self.shape) - other.count)
         block = complete_block(rows, other.rows, count, generator)
         self._made = self._made or (self.U.count, self.V.count)

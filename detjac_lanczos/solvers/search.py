@@ -184,7 +184,7 @@ class Search:
 
         Where there are none, fresh columns are sent: as many as the basis lacks to hold what is wanted, at least.
         """
-        block = dominant_rows(outside, width, self.judge.negligible)[0]
+        block = dominant_rows(outside, width, self.judge.negligible)
         self._fresh = not block.shape[0]
         return block, max(width, self.goal.wanted - count) if self._fresh else width
 

@@ -94,7 +94,7 @@ class Strand:
         """
         following = self._begin(basis) if self._next is None else self._next
         outside = project_out(project_out(following, basis), block)
-        rows = dominant_rows(outside, max(most - block.shape[0], 0), _CARRIED)[0]
+        rows = dominant_rows(outside, max(most - block.shape[0], 0), _CARRIED)
         turn = to_numpy(outside @ rows.T)
         self._whole &= rows.shape[0] == outside.shape[0]
         self._now, self._link = np.linalg.pinv(turn) @ self._now, self._link @ turn
@@ -119,7 +119,7 @@ class Strand:
         if self._latest is not None:  # a restart may have taken it out of the basis
             product = product - like(self._link.T, product) @ self._latest
         outside = project_out(product, basis)
-        following = dominant_rows(outside, self.sent, threshold)[0]
+        following = dominant_rows(outside, self.sent, threshold)
         link = to_numpy(outside @ following.T)
         after = np.linalg.pinv(link) @ (self.value * self._now - self._link.T @ self._before)
         self._before, self._now, self._link, self._next = self._now, after, link, following

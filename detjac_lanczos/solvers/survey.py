@@ -141,7 +141,7 @@ class Survey:
             if self.fault is not None:
                 return
         threshold = deflation_threshold(self.eps, float(torch.linalg.matrix_norm(total)))
-        block = dominant_rows(project_out(total, self.basis), width, threshold)[0]
+        block = dominant_rows(project_out(total, self.basis), width, threshold)
         block = complete_block(block, self.basis, width, self.generator)
         self.basis = torch.cat([self.basis, block])
         inside = self._probes @ block.T
