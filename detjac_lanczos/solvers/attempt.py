@@ -5,17 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from detjac_lanczos.solvers.completeness import Completeness
+from detjac_lanczos.solvers.completeness import GUARDS, Completeness
 from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.lanczos_polynomial import steps_left
 from detjac_lanczos.solvers.probe import Deflation, Probe
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import tells_zeros
-from detjac_lanczos.solvers.search import Search
-
-GUARDS = 6
-"""The most triplets beyond k that are deflated."""
+from detjac_lanczos.solvers.search import SPARE_VECTORS, Search
 
 PRODUCTS = 24
 """Products that a probe may take in any case."""
@@ -73,7 +70,7 @@ class Attempt:
         self._copies = copies
         self._searched = search.products - search.probed
         self.k = search.k
-        self.triplets = search.state.ritz(self.k + GUARDS + 1)
+        self.triplets = search.state.ritz(self.k + SPARE_VECTORS)
         values = self.triplets.values
         if search.goal.threshold is None:
             self._edge, goals = float(values[self.k - 1]), limits(values[: self.k], options.tol, search.judge.floor)

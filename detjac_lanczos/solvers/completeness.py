@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from detjac_lanczos.solvers.wording import ratio_up, short
 
+GUARDS = 6
+"""The most triplets beyond k that a claim deflates."""
+
 
 @dataclass(frozen=True)
 class Completeness:

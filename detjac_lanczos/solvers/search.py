@@ -6,6 +6,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers import copies
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows
+from detjac_lanczos.solvers.completeness import GUARDS
 from detjac_lanczos.solvers.directions import open_directions
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets, adjoint_defect
 from detjac_lanczos.solvers.goal import Goal
@@ -23,8 +24,8 @@ from detjac_lanczos.solvers.width import expected_room
 RESERVED_BLOCKS = copies.PASSES // 2 + 1
 """Blocks of a side that may follow one another without a restart: those of a probe, and the one before it."""
 
-SPARE_VECTORS = 7
-"""Ritz vectors beyond those wanted that a restart keeps: the guards that a claim of completeness may take, and one."""
+SPARE_VECTORS = GUARDS + 1
+"""Ritz vectors beyond those wanted that a restart keeps: the guards of a claim, and one that shows what they leave."""
 
 
 class Search:
