@@ -91,7 +91,7 @@ def _check(operator: LinearOperator, seed: int) -> OperatorReport:
     defect = float(((U.T @ AV - AtU.T @ V).abs() / (length * shorter)).max())
     if defect > bound:
         problems.append(
-            f"rmatmat is not the transpose of matmat: ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by {defect:.1e} of ‖A‖ times "
+            f"rmatmat is not the transpose of matmat: ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by {defect:.1e} of ‖A‖_F times "
             f"the shorter of u and v, rounding explains {bound:.1e}"
         )
     return OperatorReport(tuple(problems), defect, bound)

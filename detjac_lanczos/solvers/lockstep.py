@@ -46,12 +46,12 @@ class Lockstep:
         self.claimed = 0
         self.width = options.width
         self.why = ""
-        self._begun = False
+        self.direction = options.first_direction
         self._made = 0
         if options.energy is not None:
             self._send_sketches()
         for search, start in zip(self.searches, starts, strict=True):
-            self.direction = search.begin(start)
+            search.begin(start)
 
     @property
     def active(self) -> list[int]:
@@ -87,7 +87,6 @@ class Lockstep:
             products = self.batch.apply_shared(blocks[0][1])
         else:
             products = self.batch.apply(self.direction, blocks)
-        self._begun = True
         for index, product in zip(turn, products, strict=True):
             search = self.searches[index]
             if index in self.batch.nonfinite:
@@ -188,7 +187,7 @@ class Lockstep:
 
     def _shares_the_first_pass(self) -> bool:
         """Random cotangents come from the seed alone, so operators with one output space start with the same ones."""
-        return not self._begun and self.direction is Direction.TRANSPOSED and self._sharing_pays
+        return not self._made and self.direction is Direction.TRANSPOSED and self._sharing_pays
 
     @property
     def _sharing_pays(self) -> bool:

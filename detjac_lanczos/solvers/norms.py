@@ -99,7 +99,7 @@ def norms(
     lengths : bool
         Rows and columns too: another k + ``probes`` products each way.
     exact : bool
-        Write the matrix out, by min(d_out, …) products, and compute everything from it.
+        Write the matrix out, by d_out products with Aᵀ, and compute everything from it.
     probes : int
         Products with Aᵀ.
     confidence : float

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers.operator import Direction
 
 METHODS = ("auto", "lanczos", "randomized", "dense", "shared_basis")
 CERTIFICATES = ("triplets", "complete", None)
@@ -77,6 +78,14 @@ class Options:
     def counted(self) -> bool:
         """Whether the number of triplets is given, and not found on the way."""
         return self.threshold is None and self.energy is None
+
+    @property
+    def first_direction(self) -> Direction:
+        """Where a search begins: given right vectors go forward, random cotangents through the transpose.
+
+        Operators of a batch can share the latter.
+        """
+        return Direction.TRANSPOSED if self.start is None else Direction.FORWARD
 
     def left(self, spent: int) -> int:
         """Products that the budget leaves after so many; more than any solve takes where there is none."""

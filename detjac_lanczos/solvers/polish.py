@@ -107,9 +107,12 @@ def polish(
         raise InputError(
             f"{len(results)} results for {len(operators.shapes)} operators: give those of a survey of this batch"
         )
-    chosen = flagged(results) if which is None else list(which) if isinstance(which, Iterable) else [None]
+    numbers = f"which = {which!r} must hold the numbers of operators, 0 to {len(results) - 1}"
+    if which is not None and not isinstance(which, Iterable):
+        raise InputError(numbers)
+    chosen = flagged(results) if which is None else list(which)
     if not all(is_whole(index) for index in chosen):
-        raise InputError(f"which = {which!r} must hold the numbers of operators, 0 to {len(results) - 1}")
+        raise InputError(numbers)
     for index in chosen:
         if not 0 <= index < len(results) or not bool(results[index].V.isfinite().all()):
             raise InputError(f"operator {index} has no result to begin with: choose among those that were estimated")

@@ -108,24 +108,21 @@ class Search:
         """Products that the budget leaves; more than any search takes where there is none."""
         return self.options.left(self.products)
 
-    def begin(self, start: Tensor | None) -> Direction:
-        """Set the first block and return the direction it goes.
+    def begin(self, start: Tensor | None) -> None:
+        """Set the first block, which goes in the first direction of the options.
 
         Parameters
         ----------
         start : Tensor, shape (d_in, w), or None
-            Right vectors to begin with, which go forward with one random vector beside them; without them, random
-            cotangents go through the transpose, the direction that operators of a batch can share.
+            Right vectors to begin with, beside which one random vector goes; without them, the block is random.
         """
-        direction = Direction.TRANSPOSED if start is None else Direction.FORWARD
-        most = max(self._affordable(direction), self.left // 2)
+        most = max(self._affordable(self.options.first_direction), self.left // 2)
         if start is None:
             self.block = random_block(self.state.U.rows, min(self.width, most), self.generator)
         else:
             self.block, self._begun_with = given_block(start, self.state.V.rows, self.width, most, self.generator)
         given = max(self._begun_with - 1, 0)
         self.widening.draw(self.block.shape[0] - given, given)
-        return direction
 
     def absorb_sketch(self, products: Tensor) -> None:
         """Take the products of the random cotangents that the goal has drawn, before the first block is sent."""
