@@ -36,7 +36,7 @@ class Experts(Nested):
     width: int
     _visits: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary, init=False, repr=False)
 
-    def rebuilt(self, chains: Sequence[tuple[Map, ...]]) -> Experts:
+    def with_chains(self, chains: Sequence[tuple[Map, ...]]) -> Experts:
         """Return other chains on the same routes."""
         return Experts(tuple(chains), self.routed, self.width)
 

@@ -74,7 +74,7 @@ def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Seque
                 part = RowScale(step.row_factor(r, index))
                 extended = (part, *chain) if scale_comes_first else (*chain, part)
                 chains.append(fold(extended, prompt_lengths, scale_factors=scale_factors))
-            return step.rebuilt(chains)
+            return step.with_chains(chains)
         case Gate():
             if scale_factors:
                 step.g.mul_(r[:, None])
@@ -96,7 +96,7 @@ def fuse(chain: Sequence[Map]) -> tuple[Map, ...]:
     steps: list[Map] = []
     for step in chain:
         if isinstance(step, Nested):
-            step = step.rebuilt([fuse(part) for part in step.chains])
+            step = step.with_chains([fuse(part) for part in step.chains])
         last = steps[-1] if steps else None
         if isinstance(step, Linear) and isinstance(last, ColumnScale):
             steps[-1] = replace(step, scale=last.w)

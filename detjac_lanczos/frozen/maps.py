@@ -213,7 +213,7 @@ class Nested(ABC):
     chains: tuple[tuple[Map, ...], ...]
 
     @abstractmethod
-    def rebuilt(self, chains: Sequence[tuple[Map, ...]]) -> Self:
+    def with_chains(self, chains: Sequence[tuple[Map, ...]]) -> Self:
         """Return the same map of other chains."""
 
     @abstractmethod
@@ -226,7 +226,7 @@ class Nested(ABC):
 
     def transpose(self) -> Self:
         """Return the same map of the transposed chains."""
-        return self.rebuilt([transpose(chain) for chain in self.chains])
+        return self.with_chains([transpose(chain) for chain in self.chains])
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +235,7 @@ class Sum(Nested):
 
     chains: tuple[tuple[Map, ...], ...]
 
-    def rebuilt(self, chains: Sequence[tuple[Map, ...]]) -> Sum:
+    def with_chains(self, chains: Sequence[tuple[Map, ...]]) -> Sum:
         """Return the sum of other chains."""
         return Sum(tuple(chains))
 

@@ -66,7 +66,7 @@ def bring(chain: Sequence[Map], device: torch.device) -> tuple[Map, ...]:
     for step in chain:
         match step:
             case Nested():
-                brought.append(step.rebuilt([bring(part, device) for part in step.chains]))
+                brought.append(step.with_chains([bring(part, device) for part in step.chains]))
             case Gate():
                 brought.append(Gate(here(step.g)))
             case Mix():

@@ -105,7 +105,7 @@ class Program:
 def linear_part(chain: Sequence[Map]) -> tuple[Map, ...]:
     """Return a chain without its biases, those of nested chains included."""
     steps = (
-        step.rebuilt([linear_part(part) for part in step.chains]) if isinstance(step, Nested) else step
+        step.with_chains([linear_part(part) for part in step.chains]) if isinstance(step, Nested) else step
         for step in chain
     )
     return tuple(step for step in steps if not isinstance(step, Bias))

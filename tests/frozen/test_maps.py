@@ -123,7 +123,7 @@ def copied(chain: Sequence[Map]) -> tuple[Map, ...]:
             case Mix():
                 return Mix(tuple(p.clone() for p in step.probabilities), step.kv_heads, step.transposed)
             case Nested():
-                return step.rebuilt([copied(part) for part in step.chains])
+                return step.with_chains([copied(part) for part in step.chains])
         return step
 
     return tuple(map(one, chain))
