@@ -266,6 +266,11 @@ def device_of(chain: Sequence[Map]) -> torch.device | None:
     return None
 
 
+def mixes(chain: Sequence[Map]) -> bool:
+    """Tell whether rows of different positions meet in a chain."""
+    return any(isinstance(step, Mix) for step in chain)
+
+
 def apply_rowwise(chain: Sequence[Map], x: Tensor, positions: Tensor, add: Tensor | None = None) -> Tensor:
     """Run a chain without mixing on rows: (R, d) to (R, f), plus ``add`` (R, f), which rides on a last GEMM.
 

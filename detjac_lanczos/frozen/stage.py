@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.frozen.mapped import is_mapped
-from detjac_lanczos.frozen.maps import Map, Mix, device_of
+from detjac_lanczos.frozen.maps import Map, device_of, mixes
 from detjac_lanczos.frozen.sources import bring, frozen_tensors
 
 
@@ -49,4 +49,4 @@ class Stage:
     @property
     def mixes(self) -> bool:
         """Whether rows of different positions meet here."""
-        return any(isinstance(step, Mix) for branch in self.branches for step in branch.chain)
+        return any(mixes(branch.chain) for branch in self.branches)

@@ -18,7 +18,7 @@ from detjac_kernels import keep_freed_memory
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing, runs_of
 from detjac_lanczos.frozen.mapped import expect, let_go
-from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, apply_rowwise, transpose
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, apply_rowwise, mixes, transpose
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
 from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.stage import Stage
@@ -157,7 +157,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
         kept = x.index_select(0, here.kept) if prunes else x
         total = _free(kept, chains) if stage.residual else None
         for chain in chains:
-            if prunes and not any(isinstance(step, Mix) for step in chain):
+            if prunes and not mixes(chain):
                 total = _run(chain, kept, out, out, mixing, total)
             else:
                 total = _run(chain, x, positions, out, mixing, total)
@@ -194,7 +194,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
         mixing = here.pruning if prunes else here.square
         out = here.positions if prunes else positions
         total = _free(y, chains) if stage.residual else None
-        mixing_chains = [c for c in chains if any(isinstance(step, Mix) for step in c)]
+        mixing_chains = [c for c in chains if mixes(c)]
         for chain in chains:
             if not prunes or chain not in mixing_chains:
                 total = _run(chain, y, positions, out, mixing, total)
@@ -245,7 +245,7 @@ def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing
     A chain without mixing acts on each row alone, so many rows go through it a part at a time: its wide middle then
     stays in the processor's cache and is never as tall as the whole sweep.
     """
-    if len(x) <= ROWS_AT_ONCE or any(isinstance(step, Mix) for step in chain):
+    if len(x) <= ROWS_AT_ONCE or mixes(chain):
         return _run_at_once(chain, x, positions, out, mixing, add)
     result = add
     height = height_of_parts(len(x), runs_of(positions).width)
