@@ -7,7 +7,7 @@ neighbours of each GEMM to the GEMM.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -15,34 +15,76 @@ from detjac_lanczos.frozen.maps import Bias, ColumnScale, Gate, Linear, Map, Mix
 from detjac_lanczos.frozen.rebuilt import RebuiltMixing
 
 
-def fold(chain: Sequence[Map], prompt_lengths: Sequence[int], *, scale_factors: bool) -> tuple[Map, ...]:
-    """Absorb every row scale of a chain that has a gate, a mixing or a sum to go to.
+def fold(chain: Sequence[Map]) -> tuple[Map, ...]:
+    """Return a chain without the row scales that a gate, a mixing or a sum can take.
+
+    Gates and mixing matrices stay as they are: they hold these scales since `scale_factors`.
+    """
+    return _folded(chain)[0]
+
+
+def scale_factors(chain: Sequence[Map], prompt_lengths: Sequence[int]) -> None:
+    """Multiply the gates and mixing matrices of a chain **in place** by the row scales that `fold` takes out of it.
+
+    Once, as they are captured; of mixings that are made again the scales are multiplied. A second copy of these factors
+    would be the largest tensors of a long prompt.
 
     Parameters
     ----------
     chain : sequence of Map
     prompt_lengths : sequence of int
         Positions of each prompt: a row scale runs over all prompts one after another.
-    scale_factors : bool
-        True for factors as captured: gates and mixing matrices, or the scales of those that are made again, are
-        multiplied **in place** (a second copy of them would be the largest tensors of a long prompt). False for factors
-        that hold their row scales already: only the chain is rewritten.
     """
+    for absorbed in _folded(chain)[1]:
+        absorbed.scale_(prompt_lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class _Absorbed:
+    """A row scale that stood before or after a gate or a mixing, in (N,) positions."""
+
+    by: Gate | Mix
+    r: Tensor
+    before: bool
+
+    def scale_(self, prompt_lengths: Sequence[int]) -> None:
+        """Multiply the factor, in place."""
+        if isinstance(self.by, Gate):
+            self.by.g.mul_(self.r[:, None])
+            return
+        for probabilities, part in zip(self.by.probabilities, self.r.split(list(prompt_lengths)), strict=True):
+            if isinstance(probabilities, RebuiltMixing):
+                (probabilities.scale_keys if self.before else probabilities.scale_queries)(part)
+            else:
+                probabilities.mul_(part if self.before else part[:, None])
+
+
+def _folded(chain: Sequence[Map]) -> tuple[tuple[Map, ...], list[_Absorbed]]:
+    """Return the chain without the row scales that something absorbs, and what the gates and mixings absorb."""
     steps: list[Map] = list(chain)
+    absorbed: list[_Absorbed] = []
     index = 0
     while index < len(steps):
         step = steps[index]
-        if not isinstance(step, RowScale):
-            index += 1
-            continue
-        target = _absorber(steps, index)
-        if target is None:
+        if not isinstance(step, RowScale) or (target := _absorber(steps, index)) is None:
             index += 1
             continue
         _pass_biases(steps, index, target, step.r)
-        steps[target] = _absorb(steps[target], step.r, target > index, prompt_lengths, scale_factors)
+        before, taker = target > index, steps[target]
+        match taker:
+            case RowScale():
+                steps[target] = RowScale(taker.r * step.r)
+            case Gate() | Mix():
+                absorbed.append(_Absorbed(taker, step.r, before))
+            case Nested():
+                parts = [
+                    _folded((part, *inner) if before else (*inner, part))
+                    for inner, part in zip(taker.chains, _shared_out(taker, step.r), strict=True)
+                ]
+                steps[target] = taker.with_chains([inner for inner, _ in parts])
+                absorbed += [each for _, inside in parts for each in inside]
         del steps[index]
-    return tuple(steps)
+    return tuple(steps), absorbed
 
 
 def _absorber(steps: Sequence[Map], index: int) -> int | None:
@@ -54,6 +96,11 @@ def _absorber(steps: Sequence[Map], index: int) -> int | None:
     return None
 
 
+def _shared_out(nested: Nested, r: Tensor) -> list[RowScale]:
+    """Return a row scale as each of the nested chains counts positions."""
+    return [RowScale(nested.row_factor(r, index)) for index in range(len(nested.chains))]
+
+
 def _pass_biases(steps: list[Map], index: int, target: int, r: Tensor) -> None:
     """Correct the biases in between: r moving right past ``+ b`` turns b into b/r, moving left into r b."""
     between = range(index + 1, target) if target > index else range(target + 1, index)
@@ -62,33 +109,6 @@ def _pass_biases(steps: list[Map], index: int, target: int, r: Tensor) -> None:
         step = steps[position]
         if isinstance(step, Bias):
             steps[position] = step.scaled(factor)
-
-
-def _absorb(step: Map, r: Tensor, scale_comes_first: bool, prompt_lengths: Sequence[int], scale_factors: bool) -> Map:
-    match step:
-        case RowScale():
-            return RowScale(step.r * r)
-        case Nested():
-            chains = []
-            for index, chain in enumerate(step.chains):
-                part = RowScale(step.row_factor(r, index))
-                extended = (part, *chain) if scale_comes_first else (*chain, part)
-                chains.append(fold(extended, prompt_lengths, scale_factors=scale_factors))
-            return step.with_chains(chains)
-        case Gate():
-            if scale_factors:
-                step.g.mul_(r[:, None])
-            return step
-        case Mix():
-            if scale_factors:
-                for probabilities, part in zip(step.probabilities, r.split(list(prompt_lengths)), strict=True):
-                    if isinstance(probabilities, RebuiltMixing):
-                        (probabilities.scale_keys if scale_comes_first else probabilities.scale_queries)(part)
-                    else:
-                        probabilities.mul_(part if scale_comes_first else part[:, None])
-            return step
-        case _:
-            raise TypeError(f"{type(step).__name__} cannot absorb a row scale")
 
 
 def fuse(chain: Sequence[Map]) -> tuple[Map, ...]:

@@ -15,7 +15,7 @@ from detjac_lanczos.frozen.assembly import assemble
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.drop import Expert, Head, name_of, replaced, switch_off
-from detjac_lanczos.frozen.fold import fold
+from detjac_lanczos.frozen.fold import fold, scale_factors
 from detjac_lanczos.frozen.mapped import let_go
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.plan import Plan
@@ -101,7 +101,7 @@ class FrozenNetwork:
         network = cls(loaded, family, prompts, freeze, coefficients, streams, planned=planned)
         for stage in network._unfolded_stages:
             for branch in stage.branches:
-                fold(branch.chain, network.lengths, scale_factors=True)
+                scale_factors(branch.chain, network.lengths)
             let_go(stage.mapped)
         return network
 
@@ -155,10 +155,7 @@ class FrozenNetwork:
         return tuple(
             replace(
                 stage,
-                branches=tuple(
-                    Branch(branch.name, fold(branch.chain, self.lengths, scale_factors=False))
-                    for branch in stage.branches
-                ),
+                branches=tuple(Branch(branch.name, fold(branch.chain)) for branch in stage.branches),
             )
             for stage in self._unfolded_stages
         )

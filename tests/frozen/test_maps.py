@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.activations import _RATIOS, ratio
 from detjac_lanczos.frozen.experts import Experts
-from detjac_lanczos.frozen.fold import fold, fuse
+from detjac_lanczos.frozen.fold import fold, fuse, scale_factors
 from detjac_lanczos.frozen.layout import Layout, Mixing, Segment, runs_of
 from detjac_lanczos.frozen.maps import (
     Bias,
@@ -178,12 +178,13 @@ def test_folding_and_fusing_keep_the_affine_map(
     chain = Draw(seed).chain([*before, *(["mix"] if mixes else []), *after], width)
     expected = dense(chain, width)
     captured = copied(chain)
-    once = fold(captured, LENGTHS, scale_factors=True)
+    scale_factors(captured, LENGTHS)
+    once = fold(captured)
     size = expected.norm() + 1
     assert (dense(once, width) - expected).norm() <= 1e-12 * size
     assert (dense(fuse(once), width) - expected).norm() <= 1e-12 * size
-    # `captured` now holds scaled factors: rewriting the chain alone must find the same map.
-    assert torch.equal(dense(fold(captured, LENGTHS, scale_factors=False), width), dense(once, width))
+    # `fold` leaves the factors alone: once more it finds the same map.
+    assert torch.equal(dense(fold(captured), width), dense(once, width))
     linear = dense(fuse(linear_part(once)), width)
     assert torch.all(linear[:, -1] == 0)
     assert (linear[:, :-1] - (expected[:, :-1] - expected[:, -1:])).norm() <= 1e-12 * size
@@ -198,7 +199,7 @@ def test_folding_and_fusing_keep_the_affine_map(
 @given(before=st.lists(ROWWISE, max_size=3), absorber=st.sampled_from(["gate", "mix", "sum"]), seed=st.integers(0, 999))
 def test_one_absorber_swallows_every_row_scale(before: list[str], absorber: str, seed: int) -> None:
     chain = Draw(seed).chain(["row", *before, absorber, "linear", "row", "column"], 4)
-    assert not any(isinstance(step, RowScale) for step in fold(copied(chain), LENGTHS, scale_factors=True))
+    assert not any(isinstance(step, RowScale) for step in fold(chain))
 
 
 @pytest.mark.parametrize("widths", [(4, 4, 4), (4, 2, 6), (3, 4, 1)])
