@@ -15,7 +15,7 @@ from detjac_lanczos.reading.contribution import Triplets
 from detjac_lanczos.solvers.deflated_norm import frobenius_interval, stable_rank_interval
 from detjac_lanczos.solvers.missed import Missed
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import spacing
+from detjac_lanczos.solvers.rounding import epsilon_at
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, rest_interval
 
@@ -139,7 +139,7 @@ def surveyed_stable_rank(missed: Missed) -> StableRank:
 def _estimate(
     image: Tensor, drawn: Tensor, found: MeasuredTriplets, confidence: float, dtype: torch.dtype
 ) -> StableRank:
-    eps = spacing(dtype, float(image.double().norm()) / len(image) ** 0.5, image.shape[1])
+    eps = epsilon_at(dtype, float(image.double().norm()) / len(image) ** 0.5, image.shape[1])
     residuals = torch.as_tensor(found.residuals, dtype=torch.float64)
     in_order, triplets = Status(found.status).ended_well, (found.U, found.S, found.V, residuals)
     total, unit = frobenius_interval(image, drawn, *triplets, confidence, eps, in_order=in_order)

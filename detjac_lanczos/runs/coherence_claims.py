@@ -15,7 +15,7 @@ from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.runs.surveying import SHARED_BASIS, check_survey
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
-from detjac_lanczos.solvers.rounding import noise_floor, spacing
+from detjac_lanczos.solvers.rounding import epsilon_at, noise_floor
 
 
 def coherence_claims(
@@ -32,7 +32,7 @@ def coherence_claims(
     tokens = [[operator.prompt, operator.token] for operator in every]
     yield _claim("options", _of_options(run, str(batch.operators[0].target), tokens))
     for token in run.tokens:
-        yield _claim(token.name, _of_token(run, token, spacing(batch.dtype, _first(token), max(batch.shapes[0]))))
+        yield _claim(token.name, _of_token(run, token, epsilon_at(batch.dtype, _first(token), max(batch.shapes[0]))))
 
 
 def _claim(where: str, wrong: Iterable[tuple[str, bool]]) -> Claim:

@@ -10,7 +10,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.operator import LinearOperator, as_operator
 from detjac_lanczos.solvers.options import check_seed
 from detjac_lanczos.solvers.product_fault import product_fault
-from detjac_lanczos.solvers.rounding import LARGEST_ADJOINT_BOUND, adjoint_bound, epsilon, safe_scale, spacing
+from detjac_lanczos.solvers.rounding import LARGEST_ADJOINT_BOUND, adjoint_bound, epsilon, epsilon_at, safe_scale
 
 _WIDTH = 3
 
@@ -149,7 +149,7 @@ def _product(
 
 def _bound(operator: LinearOperator, products: Tensor, unit: float) -> float:
     """Return what rounding explains of products that are given times ``unit``, relative to their length."""
-    eps = spacing(operator.dtype, float(products.norm()) / unit, products.numel())
+    eps = epsilon_at(operator.dtype, float(products.norm()) / unit, products.numel())
     return adjoint_bound(eps, max(operator.shape))
 
 

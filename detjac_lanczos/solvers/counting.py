@@ -15,10 +15,10 @@ from detjac_lanczos.solvers.product_fault import product_fault
 from detjac_lanczos.solvers.reporter import Reporter
 from detjac_lanczos.solvers.rounding import (
     adjoint_bound,
-    deflation_threshold,
     epsilon,
+    epsilon_at,
+    rounding_of,
     safe_scale,
-    spacing,
     working_dtype,
 )
 
@@ -226,17 +226,17 @@ class CountingBatch:
         Rounding goes with the length of ``summed``, where ``products`` are its sums: they may be shorter by far.
         """
         length = float((products if summed is None else summed).norm())
-        eps = spacing(self.operator_dtype, length / scale, products.numel())
+        eps = epsilon_at(self.operator_dtype, length / scale, products.numel())
         return float((again - products).norm()) <= adjoint_bound(eps, max(self.shapes[index])) * length
 
-    def spacing(self, index: int, length: float) -> float:
-        """Return ε of products of this length; see :func:`~detjac_lanczos.solvers.rounding.spacing`."""
-        return spacing(self.operator_dtype, length, max(self.shapes[index]))
+    def epsilon(self, index: int, length: float) -> float:
+        """Return ε of products of this length; see :func:`~detjac_lanczos.solvers.rounding.epsilon_at`."""
+        return epsilon_at(self.operator_dtype, length, max(self.shapes[index]))
 
     def lost(self, index: int, sigma: float) -> float:
         """Return what rounding does to products as long as σ₁ where they are too small for their type; else 0."""
-        eps = self.spacing(index, sigma)
-        return deflation_threshold(eps, sigma) if eps > epsilon(self.operator_dtype) else 0.0
+        eps = self.epsilon(index, sigma)
+        return rounding_of(eps, sigma) if eps > epsilon(self.operator_dtype) else 0.0
 
     def report(self) -> None:
         """Tell the callback of the latest pass, unless it was told."""

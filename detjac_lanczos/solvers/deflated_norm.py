@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, cat, float64
 
-from detjac_lanczos.solvers.rounding import deflation_threshold, safe_scale
+from detjac_lanczos.solvers.rounding import rounding_of, safe_scale
 from detjac_lanczos.solvers.trace_interval import rest_interval
 
 
@@ -68,7 +68,7 @@ def frobenius_interval(
     known, root, length = (float(part.norm()) for part in (S, rest / len(drawn) ** 0.5, image / len(drawn) ** 0.5))
     residual = float((residuals * unit).square().sum(dim=0).max()) ** 0.5
     largest = (float(S[-1]) + residual) ** 2 if in_order and len(S) and math.isfinite(residual) else math.inf
-    share = deflation_threshold(eps, 1.0)
+    share = rounding_of(eps, 1.0)
     noise = share * length
     low = rest_interval(max(root - noise, 0.0) ** 2, len(drawn), largest, confidence)[0]
     high = rest_interval((root + noise) ** 2, len(drawn), largest, confidence)[1]
@@ -94,7 +94,7 @@ def stable_rank_interval(
     """
     if not len(S):
         return Interval(math.nan, 1.0 if frobenius.low > 0.0 else 0.0, math.inf if frobenius.high > 0.0 else 0.0)
-    share = deflation_threshold(eps, 1.0)
+    share = rounding_of(eps, 1.0)
     lengths = residuals.double().nan_to_num(nan=0.0).amax(dim=1).cpu() * unit
     longest = float(lengths.hypot(S.double().cpu() * unit).max())
     if longest == 0.0:

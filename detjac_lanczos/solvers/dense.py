@@ -17,7 +17,7 @@ from detjac_lanczos.solvers.materialisation import Materialisation, turns
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import deflation_threshold, noise_floor, safe_scale, tells_zeros
+from detjac_lanczos.solvers.rounding import noise_floor, rounding_of, safe_scale, tells_zeros
 
 _NEGLIGIBLE = 0.1
 """Of what a residual may be: where the mismatch of matrix and operator is less, the matrix stands for the products.
@@ -130,7 +130,7 @@ def _along(
         drawn = torch.rand(2, len(found.values), dtype=torch.float64, device="cpu", generator=generator)
         sizes = ((1.0 + drawn[0]) * (drawn[1] - 0.5).sign()).to(found.values.device)
         if found.first > 0.0 and sound[index].any() and options.left(batch.forward[index] + batch.transposed[index]):
-            rounding[index] = deflation_threshold(batch.spacing(index, found.first / found.scale), found.first)
+            rounding[index] = rounding_of(batch.epsilon(index, found.first / found.scale), found.first)
             told = math.sqrt(len(found.values)) * rounding[index] / options.tol
             mixed = torch.where(sound[index], sizes * told / found.values.double().clamp_min(told), 0.0)
             weights[index] = mixed / mixed.norm()
@@ -154,7 +154,7 @@ def _note(dense: Materialisation, index: int, found: Found, difference: float) -
 
 
 def _floor(batch: CountingBatch, index: int, found: Found) -> float:
-    return noise_floor(batch.spacing(index, found.first / found.scale), found.first, batch.passes[index])
+    return noise_floor(batch.epsilon(index, found.first / found.scale), found.first, batch.passes[index])
 
 
 def _leading(matrix: Tensor, options: Options) -> tuple[Found, Tensor]:

@@ -83,7 +83,7 @@ def finish(
         return _nothing_found(batch, index, status, method, options, work)
     sigma = (found.values.to(torch.float64) / found.scale).to(batch.dtype)
     first = found.first / found.scale
-    floor, lost = noise_floor(batch.spacing(index, first), first, work.passes), batch.lost(index, first)
+    floor, lost = noise_floor(batch.epsilon(index, first), first, work.passes), batch.lost(index, first)
     residuals, certificate = certify_triplets(
         found.left.T,
         sigma,

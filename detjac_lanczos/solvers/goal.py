@@ -9,7 +9,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.energy import EnergySketch, count_for
 from detjac_lanczos.solvers.factorisation import Factorisation
 from detjac_lanczos.solvers.options import Options
-from detjac_lanczos.solvers.rounding import deflation_threshold, epsilon
+from detjac_lanczos.solvers.rounding import epsilon, rounding_of
 
 _WELL_UNDER = 0.02
 
@@ -109,7 +109,7 @@ def _share(values: np.ndarray, low: float, high: float, eps: float) -> tuple[flo
     Products in precision ε move the root of what is held by c ε of it, and that of the rest by c ε ‖A‖_F. The rest is
     moreover a difference of sums of products, to c ε ‖A‖_F².
     """
-    rounding, lost = deflation_threshold(eps, 1.0), deflation_threshold(eps, high)
+    rounding, lost = rounding_of(eps, 1.0), rounding_of(eps, high)
     held, noise = float((values**2).sum()), rounding * math.sqrt(high)
     if held == 0.0:
         return (0.0, 0.0) if low > 0.0 else (1.0, 1.0)

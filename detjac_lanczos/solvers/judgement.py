@@ -9,10 +9,10 @@ from detjac_lanczos.solvers.goal import Goal
 from detjac_lanczos.solvers.patience import Patience
 from detjac_lanczos.solvers.rounding import (
     adjoint_bound,
-    deflation_threshold,
+    epsilon_at,
     noise_floor,
+    rounding_of,
     safe_scale,
-    spacing,
     tells_zeros,
 )
 
@@ -41,7 +41,7 @@ class Judge:
     @property
     def eps(self) -> float:
         """The operator's ε, for products as long as the longest so far."""
-        return spacing(self._dtype, self.largest / self.scale, self._longer)
+        return epsilon_at(self._dtype, self.largest / self.scale, self._longer)
 
     @property
     def floor(self) -> float:
@@ -51,7 +51,7 @@ class Judge:
     @property
     def negligible(self) -> float:
         """Length under which a direction is taken for rounding, c ε σ₁."""
-        return deflation_threshold(self.eps, self.largest)
+        return rounding_of(self.eps, self.largest)
 
     def choose_scale(self, product: Tensor) -> None:
         """Take units in which this product is about as long as 1, where its own are far from that."""

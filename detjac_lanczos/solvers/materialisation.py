@@ -115,7 +115,7 @@ class Materialisation:
         return found
 
     def _exceeds(self, index: int, difference: float, length: float) -> bool:
-        return difference > adjoint_bound(self.batch.spacing(index, length), max(self.batch.shapes[index])) * length
+        return difference > adjoint_bound(self.batch.epsilon(index, length), max(self.batch.shapes[index])) * length
 
     def _send(self, first: int, start: int, stop: int) -> list[Tensor]:
         """Return these rows of every matrix, or of the ``first`` one where operators take turns."""
@@ -134,9 +134,9 @@ class Materialisation:
         scale = safe_scale(self.matrices[index])
         matrix, ahead = self.matrices[index] * scale, product * scale
         length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
-        spacing = self.batch.spacing(index, length / scale)
+        eps = self.batch.epsilon(index, length / scale)
         difference = float((ahead - row @ matrix.T).norm())
-        return max(difference, spacing * length / 2) / scale, length / scale
+        return max(difference, eps * length / 2) / scale, length / scale
 
     def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:
         matrix = self.matrices[index]

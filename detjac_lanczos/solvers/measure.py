@@ -78,13 +78,13 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     for index, (left, sigma, right, av, atu) in enumerate(zip(lefts, values, rights, pushed, pulled, strict=True)):
         left, sigma, right = (block.to(device=batch.device) for block in (left, sigma, right))
         first = float(sigma.max())
-        floor = noise_floor(batch.spacing(index, first), first, passes)
+        floor = noise_floor(batch.epsilon(index, first), first, passes)
         under = bool((sigma <= floor).any())
         residuals, certificate = certify_triplets(
             left, sigma, right, av.T, atu.T, tol=tol, floor=floor, exact=under, least=batch.lost(index, first)
         )
         longest = max(first, *(float(product.double().norm(dim=1).max()) for product in (av, atu)))
-        rounding = noise_floor(batch.spacing(index, longest), longest, passes)
+        rounding = noise_floor(batch.epsilon(index, longest), longest, passes)
         relative = relative_residuals(residuals, sigma, floor)
         measurements.append(Measurement(residuals, relative, certificate, rounding))
     return measurements

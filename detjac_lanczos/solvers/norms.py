@@ -17,7 +17,7 @@ from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import check_k, check_seed
 from detjac_lanczos.solvers.result import SVDResult, check_results
-from detjac_lanczos.solvers.rounding import deflation_threshold, powers_of_two, safe_scale
+from detjac_lanczos.solvers.rounding import powers_of_two, rounding_of, safe_scale
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors
 
@@ -173,7 +173,7 @@ def norms_batch(
     results = []
     for index, ((total, unit), one, row, column) in enumerate(zip(totals, found, rows, columns, strict=True)):
         upper = math.inf if one.missed is None else one.missed.sigma_1[1]
-        eps, in_order = counted.spacing(index, total.value / unit), one.status.ended_well
+        eps, in_order = counted.epsilon(index, total.value / unit), one.status.ended_well
         rank = stable_rank_interval(total, unit, one.S, one.residuals, eps, in_order=in_order, upper=upper)
         results.append(Norms(_in_units(total, unit), rank, row, column, confidence, probes))
     return results
@@ -196,7 +196,7 @@ def _frobenius(
         images = batch.apply(Direction.TRANSPOSED, [(i, drawn[:, :height]) for i, height in enumerate(heights)])
     totals = []
     for index, (image, one) in enumerate(zip(batch.finite(images), triplets, strict=True)):
-        eps = batch.spacing(index, float(image.double().norm()) / probes**0.5)
+        eps = batch.epsilon(index, float(image.double().norm()) / probes**0.5)
         probed = drawn[:, : heights[index]]
         found, in_order = (one.U, one.S, one.V, one.residuals), one.status.ended_well
         totals.append(frobenius_interval(image, probed, *found, confidence, eps, in_order=in_order))
@@ -220,7 +220,7 @@ def _lengths(
     found: list[Lengths | None] = []
     for index, (product, basis) in enumerate(zip(batch.finite(batch.apply(direction, blocks)), bases, strict=True)):
         product = product.double()
-        share = deflation_threshold(batch.spacing(index, float(product.norm(dim=1).max())), 1.0)
+        share = rounding_of(batch.epsilon(index, float(product.norm(dim=1).max())), 1.0)
         units = powers_of_two(product.abs().amax(dim=0))
         squares = (product / units).square()
         known, rest = squares[: basis.shape[1]].sum(dim=0).sqrt(), squares[basis.shape[1] :].mean(dim=0).sqrt()

@@ -9,7 +9,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.basis import RowStore, project_out, random_rows, spectral_norm, to_numpy
 from detjac_lanczos.solvers.lanczos_polynomial import largest_ritz_value, largest_root, log_overlap
 from detjac_lanczos.solvers.operator import Direction
-from detjac_lanczos.solvers.rounding import deflation_threshold
+from detjac_lanczos.solvers.rounding import rounding_of
 from detjac_lanczos.solvers.streams import Stream
 
 _FIRST_SHARE = 0.9
@@ -106,7 +106,7 @@ class Probe:
         self.dimension = min(shape) - deflation.count
         self.start = Direction.FORWARD if shape[1] <= shape[0] else Direction.TRANSPOSED
         self.direction = self.start
-        self._threshold = deflation_threshold(eps, float(deflation.values[0]))
+        self._threshold = rounding_of(eps, float(deflation.values[0]))
         self._generator = Stream.COMPLETENESS.generator(seed, number)
         self._coefficients: list[list[float]] = []
         self.row: Tensor | None = None

@@ -97,7 +97,7 @@ class _Iteration:
         state = Factorisation(self.shape, self.batch.dtype, self.batch.device)
         state.absorb(Direction.TRANSPOSED, self._cotangents, pulled)
         state.absorb(Direction.FORWARD, tangents, pushed)
-        eps = self.batch.spacing(self.index, state.longest / self.scale)
+        eps = self.batch.epsilon(self.index, state.longest / self.scale)
         if _defect(state, self._before) > adjoint_bound(eps, max(self.shape)):
             return self._cause(self._before or state)
         self._before = state

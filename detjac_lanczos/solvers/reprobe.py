@@ -66,7 +66,7 @@ def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: fl
         scale = safe_scale(matrix)
         values = torch.linalg.svdvals(matrix * scale)
         first = float(values[0])
-        floor = noise_floor(batch.spacing(index, first / scale), first, passes)
+        floor = noise_floor(batch.epsilon(index, first / scale), first, passes)
         fresh.append(
             claim_of_spectrum(
                 values,
@@ -100,7 +100,7 @@ def _from_probes(
         values = to_numpy(S[index] * scale)
         products = pushed[index] * scale, pulled[index] * scale
         deflation = Deflation.of(values, lefts[index], rights[index], *products)
-        eps = batch.spacing(index, float(values[0]) / scale)
+        eps = batch.epsilon(index, float(values[0]) / scale)
         floors.append(noise_floor(eps, float(values[0]), passes))
         probes.append(Probe(deflation, batch.shapes[index], eps=eps, seed=claim.seed, number=claim.number))
         scales.append(scale)

@@ -16,11 +16,11 @@ _PLAIN_RANGE = (1e-8, 1e8)
 
 
 def epsilon(dtype: torch.dtype) -> float:
-    """Return the unit spacing of a floating point type."""
+    """Return ε of a floating point type: the distance from 1 to its next number."""
     return torch.finfo(dtype).eps
 
 
-def spacing(dtype: torch.dtype, length: float, rows: int) -> float:
+def epsilon_at(dtype: torch.dtype, length: float, rows: int) -> float:
     """Return ε of products of this length: that of the type, or η √rows / length where that is more.
 
     η is the smallest number of the type. Products as short as this lose digits to it: half of η in each of their rows.
@@ -36,11 +36,8 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def noise_floor(eps: float, sigma: float, passes: int) -> float:
-    """Return ``c ε σ₁ √passes``, under which a residual of an operator computed in precision ε says nothing.
-
-    No ε is taken for coarser than that of bfloat16, here and in a deflation threshold: everything would pass for zero.
-    """
-    return SAFETY * min(eps, _COARSEST) * sigma * math.sqrt(max(passes, 1))
+    """Return ``c ε σ₁ √passes``, under which a residual of an operator computed in precision ε says nothing."""
+    return rounding_of(eps, sigma) * math.sqrt(max(passes, 1))
 
 
 def tells_zeros(floor: float, tol: float, sigma: float) -> bool:
@@ -51,9 +48,12 @@ def tells_zeros(floor: float, tol: float, sigma: float) -> bool:
     return floor <= tol * sigma
 
 
-def deflation_threshold(eps: float, sigma: float) -> float:
-    """Return ``c ε σ₁``: a direction of a block that is shorter than this is taken for rounding."""
-    return SAFETY * min(eps, _COARSEST) * sigma
+def rounding_of(eps: float, length: float) -> float:
+    """Return ``c ε`` times a length: what rounding may make of products as long as this.
+
+    No ε is taken for coarser than that of bfloat16: everything would pass for zero.
+    """
+    return SAFETY * min(eps, _COARSEST) * length
 
 
 def adjoint_bound(eps: float, rows: int) -> float:

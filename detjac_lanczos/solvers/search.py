@@ -15,7 +15,7 @@ from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.patience import Patience
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import deflation_threshold, epsilon, working_dtype
+from detjac_lanczos.solvers.rounding import epsilon, rounding_of, working_dtype
 from detjac_lanczos.solvers.start import given_block, random_block
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.widening import Widening
@@ -304,7 +304,7 @@ class Search:
         self._full = whole and 2 * most <= self.left
         self.unseen = self.judge.negligible if whole and not self._full else 0.0
         if self._full:
-            self.state.deduce(deflation_threshold(epsilon(self.dtype), self.judge.largest), self.generator)
+            self.state.deduce(rounding_of(epsilon(self.dtype), self.judge.largest), self.generator)
             self.widening.strand, self._copies.passes_left = None, 0
         self.goal.reconsider(self.state, self.judge.largest, self.judge.eps)
         if self.state.steps >= self.goal.wanted:

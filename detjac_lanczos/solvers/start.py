@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows, orthonormal_rows, random_rows
-from detjac_lanczos.solvers.rounding import deflation_threshold, epsilon, safe_scale
+from detjac_lanczos.solvers.rounding import epsilon, rounding_of, safe_scale
 
 
 def random_block(basis: Tensor, width: int, generator: torch.Generator) -> Tensor:
@@ -40,7 +40,7 @@ def given_block(start: Tensor, basis: Tensor, width: int, most: int, generator: 
     given = start.T.to(device=basis.device, dtype=torch.float64)
     given = (given * safe_scale(given)).to(basis.dtype)
     length = float(torch.linalg.matrix_norm(given))
-    block = dominant_rows(given, most - 1, deflation_threshold(epsilon(basis.dtype), length))
+    block = dominant_rows(given, most - 1, rounding_of(epsilon(basis.dtype), length))
     begun_with = block.shape[0] + 1
     return complete_block(block, basis, min(max(width, begun_with), most), generator), begun_with
 

@@ -13,10 +13,10 @@ from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import (
     LARGEST_ADJOINT_BOUND,
     adjoint_bound,
-    deflation_threshold,
     epsilon,
+    epsilon_at,
+    rounding_of,
     safe_scale,
-    spacing,
 )
 
 STEERING_PROBES = 8
@@ -108,7 +108,7 @@ class Survey:
             weighted.append(((values / first) ** 2)[:, None] * right / first)
             sketches.append(weighted[-1] @ self._images[index].T)
             lengths = (right @ self._images[index].T).square().mean(dim=1).sqrt()
-            lacking |= bool((lengths > self.options.tol * values + deflation_threshold(self.eps, float(first))).any())
+            lacking |= bool((lengths > self.options.tol * values + rounding_of(self.eps, float(first))).any())
         if not lacking:
             return False
         width = min(self.options.width, self.size - self.basis.shape[0])
@@ -140,7 +140,7 @@ class Survey:
             self._hold(blocks, total, unit)
             if self.fault is not None:
                 return
-        threshold = deflation_threshold(self.eps, float(torch.linalg.matrix_norm(total)))
+        threshold = rounding_of(self.eps, float(torch.linalg.matrix_norm(total)))
         block = dominant_rows(project_out(total, self.basis), width, threshold)
         block = complete_block(block, self.basis, width, self.generator)
         self.basis = torch.cat([self.basis, block])
@@ -202,7 +202,7 @@ class Survey:
             difference = difference - rows @ known.T
             size += float(torch.linalg.matrix_norm(rows) * torch.linalg.matrix_norm(known))
             lengths.append((float(known.norm()) / self.scales[index], known.numel()))
-        eps = max(spacing(self.batch.operator_dtype, *length) for length in lengths)
+        eps = max(epsilon_at(self.batch.operator_dtype, *length) for length in lengths)
         bound = adjoint_bound(eps, max(max(shape) for shape in self.batch.shapes))
         if not len(self.basis):  # against the probes alone, whose many random products average rounding out
             bound = min(bound, LARGEST_ADJOINT_BOUND)

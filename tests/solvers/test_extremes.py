@@ -9,7 +9,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers import Status, check_operator, measure_triplets, norms, polish, svd, svd_batch
-from detjac_lanczos.solvers.rounding import spacing
+from detjac_lanczos.solvers.rounding import epsilon_at
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 A = matrix(spectrum("root", 40), (60, 40))
@@ -73,8 +73,8 @@ def test_products_shorter_than_their_rounding_contradict_nothing() -> None:
 def test_digits_are_lost_under_the_normal_range_alone(dtype: torch.dtype) -> None:
     info, rows = torch.finfo(dtype), 64
     normal = info.smallest_normal * 8
-    assert {spacing(dtype, length, rows) for length in (0.0, normal, 1.0, info.max)} == {info.eps}
-    assert spacing(dtype, normal / 64, rows) == pytest.approx(64 * info.eps)
+    assert {epsilon_at(dtype, length, rows) for length in (0.0, normal, 1.0, info.max)} == {info.eps}
+    assert epsilon_at(dtype, normal / 64, rows) == pytest.approx(64 * info.eps)
 
 
 def test_dense_method_tells_a_whole_spectrum() -> None:

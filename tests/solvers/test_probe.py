@@ -10,7 +10,7 @@ from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.lanczos_polynomial import log_overlap
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.probe import Deflation, Probe, share_of
-from detjac_lanczos.solvers.rounding import deflation_threshold
+from detjac_lanczos.solvers.rounding import rounding_of
 from tests.solvers.spectra import matrix, spectrum
 
 A = matrix(spectrum("root", 50), (60, 50))
@@ -56,7 +56,7 @@ def test_no_coefficient_is_smaller_than_what_rounding_can_do() -> None:
     low = (known.left.T * torch.from_numpy(known.values)) @ known.right
     probe = Probe(known, tuple(low.shape), eps=EPS, seed=0, number=0)
     probe.absorb(probe.row @ low.T)
-    assert probe.coefficients == [deflation_threshold(EPS, float(known.values[0]))]
+    assert probe.coefficients == [rounding_of(EPS, float(known.values[0]))]
     assert probe.row is None
 
 
