@@ -23,15 +23,9 @@ from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
 from detjac_lanczos.runs.record import PromptReading, make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
-from detjac_lanczos.runs.surveying import (
-    SHARED_BASIS,
-    Polish,
-    check_survey,
-    estimates_of,
-    name_the_survey,
-    survey_batch,
-)
-from detjac_lanczos.solvers import SVDResult, svd_batch
+from detjac_lanczos.runs.search_options import Polish, SearchOptions, check_search, search_record
+from detjac_lanczos.runs.surveying import estimates_of, search_batch
+from detjac_lanczos.solvers import SVDResult
 from detjac_lanczos.solvers.options import DEFAULT_K, Callback
 
 
@@ -128,19 +122,19 @@ def analyze(
     clock = _Clock()
     decided = {} if choices is None else solver_choices(choices)
     wanted, position = read_tokens_wanted(tokens), read_position(position)
-    search: dict[str, Any] = {
-        "threshold": threshold,
-        "energy": energy,
-        "tol": tol,
-        "method": method,
-        "block": block,
-        "max_products": max_products,
-        "seed": seed,
-        "certify": certify,
-        "delta": delta,
-        "callback": callback,
-    }
-    check_survey(k, polish, search)
+    search = SearchOptions(
+        threshold=threshold,
+        energy=energy,
+        tol=tol,
+        method=method,
+        block=block,
+        max_products=max_products,
+        seed=seed,
+        certify=certify,
+        delta=delta,
+        callback=callback,
+    )
+    check_search(k, polish, search)
     if k is None and threshold is None and energy is None:
         k = DEFAULT_K
     k, seed = None if k is None else int(k), int(seed)
@@ -163,30 +157,14 @@ def analyze(
     _require_distinct(batch)
     clock.lap("capture")
     replay_choices(choices)
-    if method == SHARED_BASIS:
-        results = survey_batch(batch, k, polish, search, decided)
-    else:
-        results = svd_batch(batch, k, **search, choices=decided)
-        if method == "auto" and k is not None:
-            results = name_the_survey(results)
+    results = search_batch(batch, k, polish, search, decided)
     clock.lap("solve")
     signed, token_readings = read_triplets(
         network, batch, results, target=target, seed=seed, estimates=estimates_of(results)
     )
     prompt_readings = rebuild_outputs(network, batch, source=source, target=target, position=position)
     clock.lap("read")
-    options = {
-        "k": k,
-        "threshold": None if threshold is None else float(threshold),
-        "energy": None if energy is None else float(energy),
-        "tol": float(tol),
-        "method": method,
-        "polish": polish if polish is None or isinstance(polish, str) else int(polish),
-        "seed": seed,
-        "certify": certify,
-        "delta": float(delta),
-        "block": None if block is None else int(block),
-        "max_products": None if max_products is None else int(max_products),
+    options = search_record(k, polish, search) | {
         "tokens": None if tokens is None else [[operator.prompt, operator.token] for operator in batch.operators],
         "source": str(source),
         "target": str(batch.operators[0].target),

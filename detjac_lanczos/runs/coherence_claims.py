@@ -12,7 +12,7 @@ from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.notes import WORDED
 from detjac_lanczos.runs.record import definition_of
 from detjac_lanczos.runs.run import Run, TokenResult
-from detjac_lanczos.runs.surveying import SHARED_BASIS, check_survey
+from detjac_lanczos.runs.search_options import SHARED_BASIS, check_search, search_from
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
 from detjac_lanczos.solvers.rounding import epsilon_at, noise_floor
@@ -68,10 +68,8 @@ def _of_options(run: Run, target: str, every: list[list[int | None]]) -> Iterato
 
 def _of_search(options: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     """Ask the solver whether it would take these options."""
-    names = ("threshold", "energy", "max_products", "delta", "tol", "method", "block", "seed", "certify")
-    search: dict[str, Any] = {name: options[name] for name in names} | {"callback": None}
     try:
-        check_survey(options["k"], options["polish"], search)
+        check_search(options["k"], options["polish"], search_from(options))
         yield "options.k", all(options[name] is None for name in ("k", "threshold", "energy"))
     except InputError as error:
         yield f"options ({error})", True

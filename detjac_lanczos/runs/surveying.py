@@ -1,4 +1,4 @@
-"""A survey in a run: estimates for every token from shared rows, and claims for those that are polished."""
+"""The search of a run, or its survey: estimates for every token from shared rows, claims for those polished."""
 
 from __future__ import annotations
 
@@ -6,58 +6,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import JacobianBatch
+from detjac_lanczos.runs.search_options import SHARED_BASIS, Polish, SearchOptions
 from detjac_lanczos.solvers import Missed, Status, SVDResult, Work, flagged, polish, svd_batch, worst
 from detjac_lanczos.solvers.auto import TINY
-from detjac_lanczos.solvers.options import check_options, is_whole
 
-SHARED_BASIS = "shared_basis"
 _LONG = 24
 """Tokens from which on matrices are written out for want of anything cheaper that certifies."""
-Polish = int | str | None
 
 
-def check_survey(k: int | None, wanted: Polish, search: Mapping[str, Any]) -> None:
-    """Raise InputError for options that no survey and no polish can honour.
+def search_batch(
+    batch: JacobianBatch, k: int | None, wanted: Polish, search: SearchOptions, choices: Mapping[str, Any]
+) -> list[SVDResult]:
+    """Find the triplets of all tokens as the options say, by a survey or with a certificate for each.
 
     Parameters
     ----------
-    k, search
-        Options of the solver, ``search`` those beside k.
-    wanted : int, "flagged" or None
+    batch : JacobianBatch
+    k, wanted, search
+        What `check_search` has passed.
+    choices : mapping
+        The solver's own of an earlier search, to be made again; empty for new ones.
+
+    Returns
+    -------
+    list of SVDResult
+        One for each operator.
     """
-    surveyed = search["method"] == SHARED_BASIS
-    if wanted is not None and not surveyed:
-        raise InputError(
-            f"polish goes on from a survey, and method {search['method']!r} makes none: give {SHARED_BASIS!r}"
-        )
-    if wanted is not None and wanted != "flagged" and (not is_whole(wanted) or wanted < 1):
-        raise InputError(f"polish = {wanted!r} chooses no tokens: give 'flagged', a number of them, or None")
-    check_options(k=k, **(dict(search) if wanted is None else {**search, "certify": None}))
-
-
-def survey_batch(
-    batch: JacobianBatch, k: int | None, wanted: Polish, search: Mapping[str, Any], choices: Mapping[str, Any]
-) -> list[SVDResult]:
-    """Survey all tokens, and polish those asked for: the flagged, or so many, the worst first.
-
-    Results of polished tokens keep what the survey had measured (``missed``); their work is that of both. The method,
-    the reason and the choices are those of the survey in all of them, with what became of the polish.
-    """
-    surveyed = svd_batch(batch, k, **{**search, "certify": None}, choices=dict(choices))
-    chosen = _chosen(surveyed, wanted)
-    if not chosen:
-        return surveyed
-    shared = {name: search[name] for name in ("tol", "certify", "delta", "seed", "block", "callback")}
-    results = polish(batch, surveyed, chosen, **shared, choices=choices.get("polish"))
-    first = results[chosen[0]]
-    made = {**surveyed[0].choices, "polish": first.choices}
-    why = f"{surveyed[0].why}; {len(chosen)} of {len(batch)} tokens polished by {first.method} ({first.why})"
-    for index in chosen:
-        work = _sum(surveyed[index].work, results[index].work)
-        results[index] = replace(results[index], work=work, missed=surveyed[index].missed)
-    return [replace(result, method=SHARED_BASIS, why=why, choices=made) for result in results]
+    if search["method"] == SHARED_BASIS:
+        return _survey(batch, k, wanted, search, choices)
+    results = svd_batch(batch, k, **search, choices=dict(choices))
+    return name_the_survey(results) if search["method"] == "auto" and k is not None else results
 
 
 def name_the_survey(results: Sequence[SVDResult]) -> list[SVDResult]:
@@ -75,6 +54,40 @@ def estimates_of(results: Sequence[SVDResult]) -> dict[int, Missed]:
         for index, result in enumerate(results)
         if result.status is Status.ESTIMATE and result.missed is not None
     }
+
+
+def _survey(
+    batch: JacobianBatch, k: int | None, wanted: Polish, search: SearchOptions, choices: Mapping[str, Any]
+) -> list[SVDResult]:
+    """Survey all tokens, and polish those asked for: the flagged, or so many, the worst first.
+
+    Results of polished tokens keep what the survey had measured (``missed``); their work is that of both. The method,
+    the reason and the choices are those of the survey in all of them, with what became of the polish.
+    """
+    estimating: SearchOptions = {**search, "certify": None}
+    surveyed = svd_batch(batch, k, **estimating, choices=dict(choices))
+    chosen = _chosen(surveyed, wanted)
+    if not chosen:
+        return surveyed
+    results = polish(
+        batch,
+        surveyed,
+        chosen,
+        tol=search["tol"],
+        certify=search["certify"],
+        delta=search["delta"],
+        seed=search["seed"],
+        block=search["block"],
+        callback=search["callback"],
+        choices=choices.get("polish"),
+    )
+    first = results[chosen[0]]
+    made = {**surveyed[0].choices, "polish": first.choices}
+    why = f"{surveyed[0].why}; {len(chosen)} of {len(batch)} tokens polished by {first.method} ({first.why})"
+    for index in chosen:
+        work = _sum(surveyed[index].work, results[index].work)
+        results[index] = replace(results[index], work=work, missed=surveyed[index].missed)
+    return [replace(result, method=SHARED_BASIS, why=why, choices=made) for result in results]
 
 
 def _chosen(surveyed: Sequence[SVDResult], wanted: Polish) -> list[int]:

@@ -6,6 +6,8 @@ from detjac_lanczos.cli.parser import make_parser
 from detjac_lanczos.reading.page import repeat
 from detjac_lanczos.runs import Run, analyze
 from detjac_lanczos.runs.schema import RECORD
+from detjac_lanczos.runs.search_options import SearchOptions, search_from, search_record
+from detjac_lanczos.solvers.options import check_options
 
 WHAT_IS_RUN = {"model", "prompt", "input_ids", "inputs_embeds", "attention_mask", "position_ids"}
 PARTS_OF_THE_RECORD = {"freeze", "dtype", "device", "choices"}
@@ -19,3 +21,23 @@ def test_every_option_is_recorded_and_repeated(run: Run) -> None:
     typed = vars(make_parser().parse_args(["svd", "a prompt"]))
     for name in options - {"add_special_tokens"}:
         assert (None if typed[name] == "none" else typed[name]) == asked[name], name
+
+
+def test_what_is_recorded_of_a_search_asks_for_it_again() -> None:
+    asked = SearchOptions(
+        threshold=0.5,
+        energy=0.25,
+        tol=0.01,
+        method="lanczos",
+        block=2,
+        max_products=30,
+        seed=7,
+        certify="complete",
+        delta=0.1,
+        callback=None,
+    )
+    recorded = search_record(4, 3, asked)
+    assert (recorded["k"], recorded["polish"]) == (4, 3)
+    assert search_from(recorded) == asked
+    assert asked.keys() | {"k"} == signature(check_options).parameters.keys()
+    assert (recorded.keys() | {"callback"}) - {"polish"} == signature(check_options).parameters.keys()
