@@ -11,7 +11,7 @@ from typing import Protocol, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from detjac_kernels import epilogue, linear, linear_transposed
+from detjac_kernels import linear, linear_transposed, surrounded
 
 
 class Around(TypedDict, total=False):
@@ -76,18 +76,6 @@ class DenseWeight:
         return self.parameter if dtype is None else self.parameter.to(dtype)
 
 
-def _around(
-    product: Callable[[Tensor], Tensor],
-    x: Tensor,
-    scale: Tensor | None = None,
-    gate: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    add: Tensor | None = None,
-) -> Tensor:
-    x = x if scale is None else (x * scale).to(x.dtype)
-    return epilogue(product(x), gate, out_scale, add)
-
-
 class UnfusedWeight(ABC):
     """A weight given by its two plain products: what a GEMM could take along is done before and after them."""
 
@@ -101,11 +89,11 @@ class UnfusedWeight(ABC):
 
     def apply(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
-        return _around(self.product, x, **around)
+        return surrounded(self.product, x, **around)
 
     def apply_transposed(self, y: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
-        return _around(self.product_transposed, y, **around)
+        return surrounded(self.product_transposed, y, **around)
 
 
 class PerHeadWeight(UnfusedWeight):

@@ -4,7 +4,7 @@ Each function is plain torch: the specification and test oracle of a device kern
 taken on machines without an accelerator.
 """
 
-from detjac_kernels.gemm import epilogue, linear, linear_transposed
+from detjac_kernels.gemm import epilogue, linear, linear_transposed, surrounded
 from detjac_kernels.mixing_roads import mix, mix_rebuilt, mix_rebuilt_transposed, mix_transposed
 from detjac_kernels.norms import rms_reciprocal
 from detjac_kernels.scratch import keep_freed_memory
@@ -19,4 +19,5 @@ __all__ = [
     "mix_rebuilt_transposed",
     "mix_transposed",
     "rms_reciprocal",
+    "surrounded",
 ]

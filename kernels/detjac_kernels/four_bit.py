@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detjac_kernels.decoded import product, product_transposed
-from detjac_kernels.gemm import epilogue
+from detjac_kernels.gemm import surrounded
 from detjac_kernels.scratch import converted, scratch
 
 PAIRS_BYTES = 256 * 8
@@ -150,11 +150,13 @@ def _fused(
 
         if packed_roads.takes(x, packed):
             return packed_roads.product(x, packed, transposed, scale, gate, out_scale, add)
-    x = x if scale is None else (x * scale).to(x.dtype)
+    return surrounded(lambda rows: _product(rows, packed, transposed), x, scale, gate, out_scale, add)
+
+
+def _product(x: Tensor, packed: Packed4, transposed: bool) -> Tensor:
     f, d = packed.shape
     decode, whole = packed.decode, [range(f)]
-    out = product_transposed(x, decode, whole, d) if transposed else product(x, decode, whole)
-    return epilogue(out, gate, out_scale, add)
+    return product_transposed(x, decode, whole, d) if transposed else product(x, decode, whole)
 
 
 def _decoded(packed: Packed4, start: int, stop: int) -> Tensor:

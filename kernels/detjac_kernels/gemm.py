@@ -5,6 +5,8 @@ used in place, never copied or transposed. Around the product, in this order: ``
 GEMM, ``gate`` (elementwise, one factor per row and column), ``out_scale`` (columns of the output), ``add``.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -55,13 +57,28 @@ def linear_transposed(
 def _fused(
     x: Tensor, weight: Tensor, scale: Tensor | None, gate: Tensor | None, out_scale: Tensor | None, add: Tensor | None
 ) -> Tensor:
-    if scale is not None:
-        x = (x * scale).to(x.dtype)
-    if x.shape[0] == 0:
-        return epilogue(x.new_zeros(0, weight.shape[0]), gate, out_scale, add)
-    if gate is None and out_scale is None and add is not None:
-        return roads.product(x, weight, add)
-    return epilogue(roads.product(x, weight), gate, out_scale, add)
+    if gate is None and out_scale is None and add is not None and len(x):
+        return surrounded(lambda rows: roads.product(rows, weight, add), x, scale)
+    return surrounded(lambda rows: _product(rows, weight), x, scale, gate, out_scale, add)
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return roads.product(x, weight) if len(x) else x.new_zeros(0, weight.shape[0])
+
+
+def surrounded(
+    product: Callable[[Tensor], Tensor],
+    x: Tensor,
+    scale: Tensor | None = None,
+    gate: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    """Return ``(product(x ∘ scale) ∘ gate) ∘ out_scale + add``, shapes as in `linear`, one pass for each factor.
+
+    What ``product`` returns is overwritten.
+    """
+    return epilogue(product(x if scale is None else (x * scale).to(x.dtype)), gate, out_scale, add)
 
 
 def epilogue(out: Tensor, gate: Tensor | None, out_scale: Tensor | None, add: Tensor | None) -> Tensor:

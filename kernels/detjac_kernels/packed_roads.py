@@ -10,7 +10,7 @@ The choice is data, as in `detjac_kernels.roads`: `choices` returns the table, `
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, device_name, seconds_on_device, triton_runs
 from detjac_kernels.four_bit import Packed4
-from detjac_kernels.gemm import epilogue
+from detjac_kernels.gemm import surrounded
 from detjac_kernels.kept_choices import kept_choices
 from detjac_kernels.scratch import scratch
 
@@ -52,7 +52,9 @@ def product(
     if not len(x):
         return x.new_empty(0, packed.shape[1 if transposed else 0])
     bare = _bare(packed, transposed)
-    roads = {name: _around(road, x, scale, gate, out_scale, add) for name, road in bare.items()}
+    roads: dict[str, Road] = {
+        name: partial(surrounded, road, x, scale, gate, out_scale, add) for name, road in bare.items()
+    }
     roads["fused"] = lambda: fused(x, packed, transposed, scale=scale, gate=gate, out_scale=out_scale, add=add)
     key, kept = shape_class(x, packed, transposed), kept_choices("packed", x.device)
     return TABLE.run(key, roads, AGREEMENT[x.dtype], measure=not capturing(x), kept=kept)
@@ -162,15 +164,3 @@ def _bare(packed: Packed4, transposed: bool) -> dict[str, Callable[[Tensor], Ten
     if not transposed and bitsandbytes_knows(packed):
         roads["bitsandbytes"] = lambda x: by_bitsandbytes(x, packed)
     return roads
-
-
-def _around(
-    bare: Callable[[Tensor], Tensor],
-    x: Tensor,
-    scale: Tensor | None,
-    gate: Tensor | None,
-    out_scale: Tensor | None,
-    add: Tensor | None,
-) -> Road:
-    """Return a bare product with its prologue and epilogue as separate passes."""
-    return lambda: epilogue(bare(x if scale is None else (x * scale).to(x.dtype)), gate, out_scale, add)
