@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detjac_lanczos.frozen.capture import branch_values
 from detjac_lanczos.frozen.layout import Layout, Segment
@@ -16,7 +16,7 @@ from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.sweep import Program, forward
 from detjac_lanczos.frozen.widths import width_after
-from detjac_lanczos.frozen.words import Softcap, as_written
+from detjac_lanczos.frozen.words import Softcap, Word, as_written
 from detjac_lanczos.models.weights import DenseWeight
 
 
@@ -81,18 +81,25 @@ class AffineNetwork(FrozenNetwork):
         where, width, end = "the way to the logits", self.output_size, self.streams.logits.shape[1]
         reading: list[Map] = []
         for word in self.family.logits:
-            seen = {}
-            if isinstance(word, Softcap):
-                logits = apply_from_afar(reading, output, torch.arange(len(output)))
-                seen["softcap"] = logits.to(device_of(reading) or self.device)
             with self.family.fits(where, as_written(word)):
-                steps = word.maps(model, "", seen, self.freeze)
+                if isinstance(word, Softcap):
+                    logits = apply_from_afar(reading, output, torch.arange(len(output)))
+                    steps = word.maps_at(model, logits.to(device_of(reading) or self.device))
+                else:
+                    steps = self._unrecorded(word, model)
                 width = width_after(steps, width)
             reading += steps
         with self.family.fits(where):
             if width != end:
                 raise ValueError(f"it gives rows {width} wide, and there are {end} logits")
         return tuple(reading)
+
+    def _unrecorded(self, word: Word, model: nn.Module) -> list[Map]:
+        """Return the maps of a word without coefficients."""
+        try:
+            return word.maps(model, "", {}, self.freeze)
+        except KeyError:
+            raise ValueError("it freezes what a capture records, and nothing is recorded here") from None
 
     def _asked_before(self, rows: Tensor | None) -> Tensor | None:
         """Return the rows of an earlier probe where they are equal: each probe holds a copy of its own."""

@@ -13,7 +13,7 @@ from torch import nn
 from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
 from detjac_lanczos.frozen.places import Role
 from detjac_lanczos.frozen.sizes import NetworkShape
-from detjac_lanczos.frozen.words import Attend, Freeze, Project, Scale, Word, require_all
+from detjac_lanczos.frozen.words import Attend, Freeze, Project, Scale, Softcap, Word, require_all
 from detjac_lanczos.frozen.words.choices import shape_of
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
@@ -85,8 +85,8 @@ class Family:
         From the last block to the output, found in the decoder: the final norm.
     entry : sequence of Word
         From the input embeddings to the first block, found in the decoder.
-    logits : sequence of Word
-        From the output to the logits, found in the causal language model.
+    logits : sequence of Word or Softcap
+        From the output to the logits, found in the causal language model; nothing is recorded there in a capture.
     decoder : str
         Path of the module that holds embeddings, blocks and tail.
     causal_model : str
@@ -106,7 +106,7 @@ class Family:
     block: Sequence[Sequence[Residual] | Stream]
     tail: Sequence[Word]
     entry: Sequence[Word] = ()
-    logits: Sequence[Word] = (Project("lm_head"),)
+    logits: Sequence[Word | Softcap] = (Project("lm_head"),)
     decoder: str = "model"
     causal_model: str = ""
     blocks: str = "layers"
@@ -127,8 +127,8 @@ class Family:
         for stage in self.block:
             if not isinstance(stage, Stream):
                 require_all(Residual, stage, f"a stage of {self.name} is a Stream or a tuple of Residuals")
-        for part in ("entry", "tail", "logits"):
-            require_all(Word, getattr(self, part), f"{part} of {self.name} is a tuple of words")
+        for part, kind in (("entry", Word), ("tail", Word), ("logits", Word | Softcap)):
+            require_all(kind, getattr(self, part), f"{part} of {self.name} is a tuple of words")
         if not self.logits:
             raise InputError(f'logits of {self.name} is empty; the head alone is (Project("lm_head"),)')
         if self.when is not None and (isinstance(self.when, str) or len(self.when) != 2):

@@ -41,6 +41,7 @@ from tests.tiny_models.dense import DENSE
 
 NORM, VALUES, MIXING, OUT = ATTENTION.words
 MLP_NORM, GATED, DOWN = MLP.words
+CAP = Softcap("config.final_logit_softcapping")
 HEAD, K = Project("lm_head"), Project("model.layers.0.self_attn.k_proj")
 
 
@@ -77,6 +78,10 @@ def _with(family: Family, stage: int, changes: dict[str, Any]) -> Family:
         (lambda: replace(LLAMA, entry=(Scale("x"))), "entry of Llama 2 / 3 is a tuple of words, not a Scale"),
         (lambda: replace(LLAMA, tail=("norm",)), "tail of .*; a str is among them"),
         (lambda: replace(LLAMA, tail=(RMSNorm,)), "tail of .*; a type is among them"),
+        (lambda: replace(MLP, words=(*MLP.words, CAP)), "the mlp branch are a tuple of words; a Softcap is among them"),
+        (lambda: replace(LLAMA, entry=(CAP,)), "entry of .*; a Softcap is among them"),
+        (lambda: replace(LLAMA, tail=(RMSNorm("norm"), CAP)), "tail of .*; a Softcap is among them"),  # type: ignore[arg-type]
+        (lambda: Plus(((CAP,),)), "a chain of Plus is a tuple of words; a Softcap is among them"),  # type: ignore[arg-type]
         (lambda: replace(LLAMA, logits=()), "logits of Llama 2 / 3 is empty"),
         (
             lambda: replace(LLAMA, classes=("LlamaForCausalLM")),
@@ -123,6 +128,11 @@ def test_what_the_declaration_alone_shows(declare: Callable[[], object], words: 
             "Llama",
             replace(LLAMA, logits=(Project("model.layers.0.self_attn.k_proj"),)),
             "20 wide, and there are 40 logits",
+        ),
+        (
+            "Llama",
+            replace(LLAMA, logits=(RMSNorm("model.norm"), HEAD)),
+            r"the way to the logits is .*RMSNorm\('model\.norm'\): it freezes what a capture records, and nothing is",
         ),
         (
             "Gemma 2",

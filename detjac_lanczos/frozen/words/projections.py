@@ -111,21 +111,18 @@ class Constant:
 
 @dataclass(frozen=True)
 class Softcap:
-    """z → c tanh(z / c), elementwise, with the ratio c tanh(z / c) / z frozen; nothing where the model has no cap."""
+    """z → c tanh(z / c), elementwise, with the ratio c tanh(z / c) / z frozen; nothing where the model has no cap.
+
+    On the way to the logits alone, and no word of a block: the ratio is as wide as the vocabulary, so nothing is
+    recorded in a capture, and it is made where it is asked for.
+    """
 
     attribute: str
 
-    def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
-        """Nothing is recorded on the way: the factor is as wide as the vocabulary and made when asked for."""
-
-    def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
-        """Nothing is frozen on the way."""
-        return NOTHING
-
-    def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
-        """Return the frozen ratio at the values ``coefficients["softcap"]``: (positions, f)."""
-        cap = attrgetter(self.attribute)(block)
+    def maps_at(self, model: nn.Module, z: Tensor) -> list[Map]:
+        """Return the frozen ratio at values z: (positions, f)."""
+        cap = attrgetter(self.attribute)(model)
         if cap is None:
             return []
-        z = coefficients["softcap"].to(torch.promote_types(coefficients["softcap"].dtype, torch.float32))
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         return [Gate(torch.where(z == 0, 1.0, torch.tanh(z / cap) * cap / z))]

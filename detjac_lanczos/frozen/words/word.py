@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from types import UnionType
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Word(Protocol):
         """Return the primitive maps, from the caller's own weights and the recorded coefficients."""
 
 
-def require_all(kind: type, values: object, what: str) -> None:
+def require_all(kind: type | UnionType, values: object, what: str) -> None:
     """Check that a part of a declaration is a tuple (or list) of a kind.
 
     Raises
