@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from detjac_lanczos.reading.visible import visible
+from detjac_lanczos.solvers.result import Status
 
 Record = Mapping[str, Any]
 
-SUCCESSFUL = ("converged", "breakdown_exact")
-ESTIMATE = "estimate"
+SUCCESSFUL = tuple(status.value for status in Status if status.successful)
+ESTIMATE = Status.ESTIMATE.value
 
 
 def singular_values(token: Record) -> list[float]:

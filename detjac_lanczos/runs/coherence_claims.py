@@ -15,6 +15,7 @@ from detjac_lanczos.runs.run import Run, TokenResult
 from detjac_lanczos.runs.search_options import SHARED_BASIS, check_search, search_from
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
+from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import epsilon_at, noise_floor
 
 
@@ -108,7 +109,7 @@ def _of_certificate(
     written, claim = token.record["certificate"], certificate.completeness
     asked = options["certify"] == "complete"
     # Only a budget that ran out, or a search that went wrong, leaves a claim that was asked for unmade.
-    due = asked and options["max_products"] is None and token.status in (*SUCCESSFUL, "noise_floor")
+    due = asked and options["max_products"] is None and Status(token.status).ended_well
     yield "certificate.completeness", (claim is None and due) or (claim is not None and not asked)
     yield "certificate.radius", written.get("radius") != certificate.radius
     yield "certificate.floor", certificate.floor != token.record["floor"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -36,7 +35,7 @@ class Pace:
     ) -> Pace:
         """Return the pace of a model whose blocks take ``bytes_inside``."""
         blocks = family.blocks_of(model)
-        used = _weights_of_a_sweep(model, blocks, shape)
+        used = _weights_of_a_sweep(blocks, shape)
         count = sum(parameter.numel() for block in blocks for parameter in block.parameters())
         mixing = sum(2 * block.heads * block.head_dim for block in shape.blocks)
         return cls(used, used * bytes_inside / max(1, count), streamed, used if packed else 0.0, mixing)
@@ -58,7 +57,7 @@ def capture_seconds(
     tokens: int,
     machine: Machine,
     *,
-    kind: Quantization | None = None,
+    kind: Quantization | None,
 ) -> float:
     """Return the seconds of the forward passes of a capture: one, or two where the model's own is compared as a whole.
 
@@ -70,7 +69,7 @@ def capture_seconds(
     return passes * (once + streamed / machine.link)
 
 
-def _weights_of_a_sweep(model: Any, blocks: Any, shape: NetworkShape) -> float:
+def _weights_of_a_sweep(blocks: Iterable[nn.Module], shape: NetworkShape) -> float:
     """Weights that a row meets: values, outputs, two matrices of each product; of experts two thirds of those used."""
     used = 0.0
     for module, block in zip(blocks, shape.blocks, strict=True):
