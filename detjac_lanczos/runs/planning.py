@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from detjac_lanczos.models.quantization import Quantization, read_quantization
 from detjac_lanczos.runs.job_bytes import Asked, Demand, Otherwise, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
-from detjac_lanczos.runs.machines import machine
+from detjac_lanczos.runs.machines import Machine, machine
 from detjac_lanczos.solvers.options import DEFAULT_K, DEFAULT_WIDTH, check_k, check_tol, is_whole
 
 
@@ -104,34 +104,17 @@ def plan(
     streamed = weights.total() - resident
     schedule = _schedule(demand, tokens, width, limit, resident)
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
-    factors = schedule.resident + schedule.staged
-
-    def peak(held: int) -> int:
-        return resident + max(schedule.peak(width), factors + held)
-
-    def job(label: str, asked: Asked, lengths: list[int]) -> Job:
-        columns = asked.row_sweeps / sum(map(demand.cost, lengths))
-        return Job(
-            name=label,
-            method=asked.method,
-            rows=asked.rows,
-            passes=asked.passes,
-            row_sweeps=asked.row_sweeps,
-            bytes=asked.bytes,
-            peak=peak(asked.bytes),
-            otherwise=peak(asked.otherwise) if asked.otherwise else None,
-            seconds=pace.seconds(found, schedule, lengths, columns, asked.passes),
-        )
+    setting = _Setting(demand, width, resident, schedule, pace, found)
 
     lengths = list(range(tokens, 0, -1))
     every = demand.alone(lengths, width, schedule.rebuilt)
-    joint = job("joint", demand.together(tokens, width, schedule.rebuilt), [tokens])
+    joint = setting.job("joint", demand.together(tokens, width, schedule.rebuilt), [tokens])
     at_once = tokens
     changes: tuple[str, ...] = ()
     if joint.peak > limit:
         others = _other_ways(demand, whole, family, kind, stored)
         changes = advice(demand, limit, tokens, width, resident, others)
-    elif max(every.bytes, every.otherwise) > (room := limit - resident - factors):
+    elif max(every.bytes, every.otherwise) > (room := limit - setting.held):
         at_once = demand.at_once(tokens, width, schedule.rebuilt, room)
     return JobPlan(
         model=name,
@@ -147,13 +130,59 @@ def plan(
         weights=dict(weights.most_common()),
         resident_weights=resident,
         schedule=schedule,
-        working=schedule.peak(width) - factors,
+        working=setting.working,
         joint=joint,
-        every_token=job("tokens", every, [tokens] if every.method == "dense" else lengths),
+        every_token=setting.job("tokens", every, [tokens] if every.method == "dense" else lengths),
         at_once=at_once,
         capture_seconds=capture_seconds(whole, weights, streamed, tokens, found, kind=kind),
         advice=changes,
     )
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all jobs on a network share: ``resident`` bytes of weights, the schedule of its factors, and the pace."""
+
+    demand: Demand
+    width: int
+    resident: int
+    schedule: Plan
+    pace: Pace
+    machine: Machine
+
+    @property
+    def factors(self) -> int:
+        """Bytes of frozen factors that are there during a sweep."""
+        return self.schedule.resident + self.schedule.staged
+
+    @property
+    def held(self) -> int:
+        """Bytes that are there whatever is asked."""
+        return self.resident + self.factors
+
+    @property
+    def working(self) -> int:
+        """Bytes of a capture, or of a sweep of all positions, besides the factors."""
+        return self.schedule.peak(self.width) - self.factors
+
+    def peak(self, asked: int) -> int:
+        """Bytes held at most by a job that takes so many for itself."""
+        return self.held + max(self.working, asked)
+
+    def job(self, name: str, asked: Asked, lengths: list[int]) -> Job:
+        """Return a job on segments of these lengths, with its peak and its seconds."""
+        columns = asked.row_sweeps / sum(map(self.demand.cost, lengths))
+        return Job(
+            name=name,
+            method=asked.method,
+            rows=asked.rows,
+            passes=asked.passes,
+            row_sweeps=asked.row_sweeps,
+            bytes=asked.bytes,
+            peak=self.peak(asked.bytes),
+            otherwise=self.peak(asked.otherwise) if asked.otherwise else None,
+            seconds=self.pace.seconds(self.machine, self.schedule, lengths, columns, asked.passes),
+        )
 
 
 def _check_sizes(model: Any, name: str, shape: NetworkShape, tokens: int, width: int, k: int) -> None:
