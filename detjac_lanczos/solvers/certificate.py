@@ -9,7 +9,8 @@ from torch import Tensor
 from detjac_lanczos.solvers.basis import spectral_norm
 from detjac_lanczos.solvers.clusters import clusters
 from detjac_lanczos.solvers.completeness import Completeness
-from detjac_lanczos.solvers.rounding import safe_scale, tells_zeros
+from detjac_lanczos.solvers.residuals import are_zeros, relative_residuals
+from detjac_lanczos.solvers.rounding import safe_scale
 from detjac_lanczos.solvers.wording import rounded_up
 
 LARGEST_LOSS = 0.1
@@ -152,9 +153,9 @@ def certify_triplets(
     residuals = torch.stack([torch.hypot(block.norm(dim=0), unseen) for block in (right, left)], dim=1)
     worst = residuals.amax(dim=1)
     met = (worst <= tol * sigma) & (tol * sigma >= least * unit)
-    if exact and tells_zeros(floor, tol, top):
-        met |= (sigma <= floor) & (worst <= floor)
-    relative = torch.where(sigma > floor, worst / sigma.clamp_min(torch.finfo(sigma.dtype).tiny), worst / (top or 1.0))
+    if exact:
+        met |= are_zeros(sigma, worst, floor, tol, top)
+    relative = relative_residuals(worst, sigma, floor, top)
     met &= max(right_defect, left_defect) <= LARGEST_LOSS
     adjoint = spectral_norm(right_gram - left_gram)
     certificate = Certificate(

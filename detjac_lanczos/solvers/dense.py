@@ -16,6 +16,7 @@ from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.materialisation import Materialisation, turns
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.residuals import are_zeros
 from detjac_lanczos.solvers.result import Status, SVDResult
 from detjac_lanczos.solvers.rounding import noise_floor, rounding_of, safe_scale, tells_zeros
 
@@ -87,9 +88,8 @@ def _measured(dense: Materialisation, leading: Mapping[int, Found], options: Opt
     for index, found in leading.items():
         mismatches[index] = dense.mismatches(index, found)
         allowed, floor = _NEGLIGIBLE * options.tol * found.values, _floor(batch, index, found)
-        if tells_zeros(floor, options.tol, found.first):
-            allowed = torch.where(found.values > floor, allowed, floor)
-        sound[index] = mismatches[index] <= allowed
+        zeros = are_zeros(found.values, mismatches[index], floor, options.tol, found.first)
+        sound[index] = (mismatches[index] <= allowed) | zeros
     for index, along in _along(dense, leading, sound, options).items():
         mismatches[index] = mismatches[index].maximum(along)
         sound[index] = torch.zeros_like(sound[index])

@@ -7,13 +7,13 @@ from torch import Tensor
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.goal import Goal
 from detjac_lanczos.solvers.patience import Patience
+from detjac_lanczos.solvers.residuals import are_zeros, relative_residuals
 from detjac_lanczos.solvers.rounding import (
     adjoint_bound,
     epsilon_at,
     noise_floor,
     rounding_of,
     safe_scale,
-    tells_zeros,
 )
 
 
@@ -70,8 +70,8 @@ class Judge:
 
     def relative(self, triplets: RitzTriplets) -> np.ndarray:
         """Return max(ρ_R, ρ_L) / σ_j of each triplet, by σ_1 where σ_j is under the floor."""
-        values = np.where(triplets.values > self.floor, triplets.values, self.largest or 1.0)
-        return np.asarray(triplets.norms.max(axis=1) / values)
+        worst, values = torch.from_numpy(triplets.norms.max(axis=1)), torch.from_numpy(triplets.values)
+        return relative_residuals(worst, values, self.floor, self.largest).numpy()
 
     def closed(self, values: np.ndarray) -> np.ndarray:
         """Return the residuals with which triplets of these values need no further direction."""
@@ -82,8 +82,8 @@ class Judge:
         """Whether all residuals meet ``tol``; ``exact`` lets values under a low floor count as zeros of A."""
         worst = triplets.norms.max(axis=1)
         met = worst <= self._goal.tolerated(triplets.values)
-        if exact and tells_zeros(self.floor, self._tol, self.largest):
-            met |= (triplets.values <= self.floor) & (worst <= self.floor)
+        if exact:
+            met |= are_zeros(triplets.values, worst, self.floor, self._tol, self.largest)
         return bool(met.all())
 
     def stalled(self, triplets: RitzTriplets) -> bool:

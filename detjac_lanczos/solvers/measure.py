@@ -14,7 +14,7 @@ from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import check_tol, is_whole
-from detjac_lanczos.solvers.result import relative_residuals
+from detjac_lanczos.solvers.residuals import relative_residuals
 from detjac_lanczos.solvers.rounding import noise_floor
 
 
@@ -85,7 +85,7 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
         )
         longest = max(first, *(float(product.double().norm(dim=1).max()) for product in (av, atu)))
         rounding = noise_floor(batch.epsilon(index, longest), longest, passes)
-        relative = relative_residuals(residuals, sigma, floor)
+        relative = relative_residuals(residuals, sigma, floor, first)
         measurements.append(Measurement(residuals, relative, certificate, rounding))
     return measurements
 

@@ -14,6 +14,7 @@ from detjac_lanczos.solvers.finish import Found, Method, finish
 from detjac_lanczos.solvers.leave_one_out import LeaveOneOut, orthonormal_factor
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.residuals import relative_residuals
 from detjac_lanczos.solvers.result import Status, SVDResult
 from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_scale
 
@@ -105,10 +106,11 @@ class _Iteration:
         self.error = self._error(self.triplets, tangents, pushed, estimate)
         factor, self._cotangents = orthonormal_factor(pushed)
         estimate.follow(factor)
-        values = self.triplets.values
-        relative = self.triplets.norms.max(axis=1) / np.where(values > 0.0, values, 1.0)
-        self.batch.reporter.learn(self.index, values / self.scale, relative)
-        return _judge(self.triplets, self.options, eps, self.batch.passes[self.index], full=self._full)
+        values, worst = self.triplets.values, self.triplets.norms.max(axis=1)
+        floor = noise_floor(eps, float(values[0]), self.batch.passes[self.index])
+        relative = relative_residuals(torch.from_numpy(worst), torch.from_numpy(values), floor, float(values[0]))
+        self.batch.reporter.learn(self.index, values / self.scale, relative.numpy())
+        return _judge(values, worst, self.options.tol, floor, full=self._full)
 
     @property
     def _full(self) -> bool:
@@ -150,12 +152,11 @@ def _defect(state: Factorisation, before: Factorisation | None) -> float:
     return adjoint_defect(left, pulled, right, pushed)
 
 
-def _judge(triplets: RitzTriplets, options: Options, eps: float, passes: int, *, full: bool) -> Status:
+def _judge(values: np.ndarray, worst: np.ndarray, tol: float, floor: float, *, full: bool) -> Status:
     """Return how the iteration stands; BUDGET while it should go on."""
-    worst, allowed = triplets.norms.max(axis=1), options.tol * triplets.values
-    floor = noise_floor(eps, float(triplets.values[0]), passes)
-    if (worst <= allowed).all() and triplets.values[0] > 0.0:
+    allowed = tol * values
+    if (worst <= allowed).all() and values[0] > 0.0:
         return Status.CONVERGED
     if (worst > np.maximum(allowed, floor)).any():
         return Status.BUDGET
-    return Status.BREAKDOWN_EXACT if full or triplets.values[-1] <= floor else Status.NOISE_FLOOR
+    return Status.BREAKDOWN_EXACT if full or values[-1] <= floor else Status.NOISE_FLOOR

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.missed import Missed
+from detjac_lanczos.solvers.residuals import relative_residuals
 
 _SHOWN = 8
 
@@ -143,7 +143,8 @@ class SVDResult:
     @property
     def relative(self) -> Tensor:
         """Residuals divided by σ_j, and by σ_1 where σ_j is under the floor; ``(k, 2)``, float64."""
-        return relative_residuals(self.residuals, self.S, self.floor)
+        first = float(self.S.max()) if len(self.S) else 0.0
+        return relative_residuals(self.residuals, self.S, self.floor, first)
 
     @property
     def converged(self) -> bool:
@@ -168,10 +169,3 @@ def check_results(results: Sequence[SVDResult]) -> None:
     for index, result in enumerate(results):
         if not isinstance(result, SVDResult):
             raise InputError(f"result {index} is a {type(result).__name__}: give what svd or svd_batch returned")
-
-
-def relative_residuals(residuals: Tensor, values: Tensor, floor: float) -> Tensor:
-    """Return residuals ``(k, 2)`` by their σ_j, by σ_1 where σ_j is under the floor, and 0 for a zero operator."""
-    sigma = values.to(residuals.dtype)
-    scale = torch.where(sigma > floor, sigma, sigma.max() if sigma.numel() else sigma)[:, None]
-    return torch.where(scale > 0, residuals / scale, torch.zeros_like(residuals))
