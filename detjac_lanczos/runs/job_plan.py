@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.ways import KINDS
@@ -130,18 +130,33 @@ class JobPlan:
         return _table(self)
 
 
+class _Unit(NamedTuple):
+    """What a table counts bytes in."""
+
+    name: str
+    bytes: int
+
+    def __call__(self, count: int) -> float:
+        """Return bytes in this unit."""
+        return count / self.bytes
+
+
 def _table(plan: JobPlan) -> str:
     """Return what a job takes, kind by kind, and whether it fits."""
     packed = f" · {plan.quantization}" if plan.quantization else ""
     tokens = f"{plan.tokens:,} token{'s' if plan.tokens > 1 else ''}"
     search = f"width {plan.width} · k {plan.k} · tol {plan.tol:g}"
-    lines = [f"{plan.model}{packed} · {plan.dtype} · {tokens} · {search}", plan.device.name, ""]
-    unit, scale = ("GiB", 1024**3) if plan.peak >= 1024**3 else ("MiB", 1024**2)
+    asked = [f"{plan.model}{packed} · {plan.dtype} · {tokens} · {search}", plan.device.name]
+    unit = _Unit("GiB", 1024**3) if plan.peak >= 1024**3 else _Unit("MiB", 1024**2)
+    parts = [asked, _memory_lines(plan, unit), _work_lines(plan, unit), *([line] for line in _remarks(plan, unit))]
+    return "\n\n".join("\n".join(part) for part in [*parts, [f"Rates: {plan.device.source}."]])
 
+
+def _memory_lines(plan: JobPlan, unit: _Unit) -> list[str]:
     def row(label: str, detail: str, count: int, remark: str = "") -> str:
-        return f"{label:<{_LABEL}}{detail:<{_DETAIL}}{count / scale:>{_NUMBER}.2f}   {remark}".rstrip()
+        return f"{label:<{_LABEL}}{detail:<{_DETAIL}}{unit(count):>{_NUMBER}.2f}   {remark}".rstrip()
 
-    lines += [f"{'memory':<{_LABEL + _DETAIL}}{unit:>{_NUMBER}}", "─" * _WIDTH]
+    lines = [f"{'memory':<{_LABEL + _DETAIL}}{unit.name:>{_NUMBER}}", "─" * _WIDTH]
     for index, (precision, count) in enumerate(plan.weights.items()):
         lines.append(row("" if index else "weights", precision, count))
     if plan.streams_weights:
@@ -162,25 +177,36 @@ def _table(plan: JobPlan) -> str:
         lines.append(row("", "of these here", schedule.staged, "two blocks at a time; every sweep reads all"))
     lines.append(row("streams", "of the forward pass", schedule.streams))
     lines.append(row("working set", "rows, bases, capture", max(plan.working, plan.joint.bytes)))
-    peak, limit = _told_apart(plan.peak / scale, plan.memory / scale)
+    peak, limit = _told_apart(unit(plan.peak), unit(plan.memory))
     verdict = f"of {limit}: {'fits' if plan.fits else 'does not fit'}"
-    lines += ["─" * _WIDTH, f"{'peak':<{_LABEL + _DETAIL}}{peak:>{_NUMBER}}   {verdict}", ""]
-    headings = ("rows a sweep", "passes", "row-sweeps", "seconds", f"peak {unit}")
-    lines += [f"{'work':<{_LABEL}}" + "".join(f"{heading:>{_COLUMN}}" for heading in headings), "─" * _WIDTH]
+    return [*lines, "─" * _WIDTH, f"{'peak':<{_LABEL + _DETAIL}}{peak:>{_NUMBER}}   {verdict}"]
+
+
+def _work_lines(plan: JobPlan, unit: _Unit) -> list[str]:
+    headings = ("rows a sweep", "passes", "row-sweeps", "seconds", f"peak {unit.name}")
     every = "every token, dense" if plan.every_token.method == "dense" else "every token"
-    lines += [_job_row("all tokens jointly", plan.joint, scale), _job_row(every, plan.every_token, scale)]
-    lines.append(f"{'forward passes':<{_LABEL + 3 * _COLUMN}}{_seconds(plan.capture_seconds):>{_COLUMN}}")
-    if plan.every_token.otherwise is not None:
-        other = "Lanczos" if plan.every_token.method == "dense" else "dense matrices"
-        peak = f"{plan.every_token.otherwise / scale:,.2f} {unit}"
-        lines += ["", f"Every token by {other} may be as fast: then the peak is {peak}; `method` chooses."]
+    return [
+        f"{'work':<{_LABEL}}" + "".join(f"{heading:>{_COLUMN}}" for heading in headings),
+        "─" * _WIDTH,
+        _job_row("all tokens jointly", plan.joint, unit),
+        _job_row(every, plan.every_token, unit),
+        f"{'forward passes':<{_LABEL + 3 * _COLUMN}}{_seconds(plan.capture_seconds):>{_COLUMN}}",
+    ]
+
+
+def _remarks(plan: JobPlan, unit: _Unit) -> Iterator[str]:
+    """Yield what the figures alone do not say: another method, what to change, more than one device."""
+    every = plan.every_token
+    if every.otherwise is not None:
+        other = "Lanczos" if every.method == "dense" else "dense matrices"
+        peak = f"{unit(every.otherwise):,.2f} {unit.name}"
+        yield f"Every token by {other} may be as fast: then the peak is {peak}; `method` chooses."
     if plan.fits and plan.at_once < plan.tokens:
-        lines += ["", f"Every token at once would take too much; {_fewer_at_once(plan.at_once)}."]
+        yield f"Every token at once would take too much; {_fewer_at_once(plan.at_once)}."
     if plan.advice:
-        lines += ["", f"To fit: {'; or '.join(plan.advice)}."]
+        yield f"To fit: {'; or '.join(plan.advice)}."
     if plan.peak > plan.device.memory and plan.fits:
-        lines += ["", f"One device of this kind has {plan.device.memory / scale:,.2f} {unit}: it takes more than one."]
-    return "\n".join([*lines, "", f"Rates: {plan.device.source}."])
+        yield f"One device of this kind has {unit(plan.device.memory):,.2f} {unit.name}: it takes more than one."
 
 
 def _told_apart(peak: float, limit: float) -> tuple[str, str]:
@@ -195,8 +221,8 @@ def _fewer_at_once(tokens: int) -> str:
     return f"ask about {tokens} at a time"
 
 
-def _job_row(label: str, job: Job, scale: int) -> str:
-    peak = f"{job.peak / scale:,.2f}"
+def _job_row(label: str, job: Job, unit: _Unit) -> str:
+    peak = f"{unit(job.peak):,.2f}"
     cells = (f"{job.rows:,}", f"{job.passes}", f"{job.row_sweeps:,.0f}", _seconds(job.seconds), peak)
     return f"{label:<{_LABEL}}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
 
