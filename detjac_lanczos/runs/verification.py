@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
@@ -11,9 +12,10 @@ from detjac_lanczos.frozen.places import Place, probe
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.loading import options_from
-from detjac_lanczos.operators import JacobianBatch, detach
+from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
+from detjac_lanczos.reading.record_values import Record
 from detjac_lanczos.runs.choices import replay_choices
-from detjac_lanczos.runs.claims import Verification
+from detjac_lanczos.runs.claims import Claim, Verification
 from detjac_lanczos.runs.coherence_claims import coherence_claims
 from detjac_lanczos.runs.completeness_claims import completeness_claims
 from detjac_lanczos.runs.loading import load_run
@@ -74,25 +76,37 @@ def verify(
     }
     batch = network.jacobians([(token.prompt, token.index) for token in run.tokens], **places)
     _require_fit(run, batch)
-    claims = [*output_claims(run, network, batch, places), *prompt_claims(run, network), *input_claims(run, batch)]
-    claims += [*coherence_claims(run, network, batch, places), copies_claim(run), work_claim(run, batch)]
     finite = [finite_claim(token) for token in run.tokens]
-    claims += finite
-    measured = [index for index, claim in enumerate(finite) if claim.measured == 0]
-    part = [run.tokens[index] for index in measured]
-    # No search takes more passes than there are columns to find: a larger count would only excuse residuals.
-    passes = min(int(record["work"]["passes"]), sum(batch.shapes[0]))
-    if part:
-        claims += completeness_claims(run, batch.part(measured), part, passes)
-    measured = [index for index in measured if len(run.tokens[index].S)]
-    part = [run.tokens[index] for index in measured]
-    if part:
-        operators = batch.part(measured)
-        told, estimates = survey_claims(run, operators, part)
-        claims += [*told, *triplet_claims(run, operators, part, passes)]
-        claims += token_claims(run, network, operators, part, places, estimates)
+    sound = [index for index, claim in enumerate(finite) if claim.measured == 0]
+    claims = [
+        *output_claims(run, network, batch, places),
+        *prompt_claims(run, network),
+        *input_claims(run, batch),
+        *coherence_claims(run, network, batch, places),
+        copies_claim(run),
+        work_claim(run, batch),
+        *finite,
+        *_vector_claims(run, network, batch, places, sound),
+    ]
     estimated = tuple(token.name for token in run.tokens if token.estimated)
     return Verification(claims, estimated, (*loading_notes(record), *wording_notes(record, batch)))
+
+
+def _vector_claims(
+    run: Run, network: DetachedNetwork, batch: JacobianBatch, places: Mapping[str, Any], sound: Sequence[int]
+) -> Iterator[Claim]:
+    """Send the vectors of tokens through the network: of the ``sound``, by index, whose numbers are all finite."""
+    # No search takes more passes than there are columns to find: a larger count would only excuse residuals.
+    passes = min(int(run.record["work"]["passes"]), sum(batch.shapes[0]))
+    if sound:
+        yield from completeness_claims(run, batch.part(sound), [run.tokens[index] for index in sound], passes)
+    found = [index for index in sound if len(run.tokens[index].S)]
+    if found:
+        part, tokens = batch.part(found), [run.tokens[index] for index in found]
+        told, estimates = survey_claims(run, part, tokens)
+        yield from told
+        yield from triplet_claims(run, part, tokens, passes)
+        yield from token_claims(run, network, part, tokens, places, estimates)
 
 
 def _require_fit(run: Run, batch: JacobianBatch) -> None:
@@ -113,33 +127,44 @@ def _inputs(run: Run) -> dict[str, Any]:
     return {"inputs_embeds": [run.vectors[f"embeds.{prompt}"] for prompt in range(len(ids))]} | positions
 
 
-def _load(record: dict[str, Any], model: LoadedModel | tuple[Any, Any] | str | None, device: str | None) -> LoadedModel:
-    converted = ""
+def _load(record: Record, model: LoadedModel | tuple[Any, Any] | str | None, device: str | None) -> LoadedModel:
+    """Return the model of a run, which has the weights that the run had."""
     if model is None or isinstance(model, str | os.PathLike):
-        name = model or record["model"]
-        options = {"dtype": record["dtype"], "quantization": record["quantization"], "device": device}
-        moved = record["model"] not in (os.fspath(name), os.path.abspath(name))
-        loading = options_from(record["loading"], moved=moved, placed=device is not None)
-        try:
-            loaded = load_model(name, **options, **loading)
-        except (InputError, ModelError) as error:
-            if model is None and record["live"]:
-                raise InputError(
-                    f"the run was made with a live model ({name}): give that, with the tokenizer that it had"
-                ) from error
-            raise
+        loaded, how = _load_named(record, model, device), ""
     else:
-        loaded = load_converted(model, None, device)
-        if loaded.fingerprint != record["fingerprint"]:
-            own = str(compute_dtype(loaded.model)).removeprefix("torch.")
-            converted = "" if own == record["dtype"] else f", converted from {own} to {record['dtype']},"
-            loaded = load_converted(model, record["dtype"], device)
+        loaded, how = _load_live(record, model, device)
     if loaded.fingerprint != record["fingerprint"]:
         raise ModelError(
-            f"the weights of {loaded.name!r}{converted} are not those of the run ({record['model']!r}, fingerprint "
+            f"the weights of {loaded.name!r}{how} are not those of the run ({record['model']!r}, fingerprint "
             f"{record['fingerprint'][:12]}…); give the model that made it"
         )
     return loaded
+
+
+def _load_named(record: Record, model: str | None, device: str | None) -> LoadedModel:
+    """Load a model by the name given, or else by the one recorded, with the options that are recorded."""
+    name = model or record["model"]
+    options = {"dtype": record["dtype"], "quantization": record["quantization"], "device": device}
+    moved = record["model"] not in (os.fspath(name), os.path.abspath(name))
+    loading = options_from(record["loading"], moved=moved, placed=device is not None)
+    try:
+        return load_model(name, **options, **loading)
+    except (InputError, ModelError) as error:
+        if model is None and record["live"]:
+            raise InputError(
+                f"the run was made with a live model ({name}): give that, with the tokenizer that it had"
+            ) from error
+        raise
+
+
+def _load_live(record: Record, model: Any, device: str | None) -> tuple[LoadedModel, str]:
+    """Return a live model as it is, where it is the one, or else in the run's dtype; and in words what was changed."""
+    loaded = load_converted(model, None, device)
+    if loaded.fingerprint == record["fingerprint"]:
+        return loaded, ""
+    own = str(compute_dtype(loaded.model)).removeprefix("torch.")
+    how = "" if own == record["dtype"] else f", converted from {own} to {record['dtype']},"
+    return load_converted(model, record["dtype"], device), how
 
 
 def _target(run: Run) -> str | Place:
