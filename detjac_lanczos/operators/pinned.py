@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -231,6 +231,28 @@ class PinnedNetwork(DetachedNetwork):
             Always.
         """
         raise UnsupportedModelError(f"{self.family.name} cannot be saved: no family declares it; detach it again")
+
+    @classmethod
+    def load(cls, path: str | Path, model: LoadedModel | Any) -> Self:
+        """Refuse: no file holds a recognised decoder.
+
+        Raises
+        ------
+        InputError
+            Always.
+        """
+        raise InputError(f"{cls.__name__}.load reads nothing: what is pinned is never saved; use DetachedNetwork.load")
+
+    @classmethod
+    def from_capture(cls, *_: Any, **__: Any) -> Self:
+        """Refuse: coefficients alone pin no modules; `attach` does.
+
+        Raises
+        ------
+        InputError
+            Always.
+        """
+        raise InputError(f"{cls.__name__}.from_capture has no modules to pin; use {cls.__name__}.attach, or detach")
 
     @cached_property
     def _logits_are_affine(self) -> bool:
