@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.indices import whole_number
 from detjac_lanczos.frozen.places import Place
 
 _NEVER_ZERO = (".rstd", ".positions", ".input")
@@ -108,25 +109,25 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
         If there is no such head, expert or branch.
     """
     match item:
-        case Head(layer, index):
-            _check(item, layer, blocks, index)
+        case Head():
+            layer, index = _checked(item, blocks, item.layer, item.head)
             for name, value in _mixing(coefficients, layer).items():
                 if index >= len(value):
                     raise InputError(f"block {layer} has heads 0..{len(value) - 1}, not {index}")
                 coefficients[name] = value.index_fill(0, torch.tensor([index], device=value.device), 0)
-        case Expert(layer, index):
-            _check(item, layer, blocks, index)
+        case Expert():
+            layer, index = _checked(item, blocks, item.layer, item.expert)
             found = _of_block(coefficients, layer, f".experts.{index}.")
             if not found:
                 raise InputError(
                     f"no token of this prompt goes to expert {index} of block {layer}; {_in_use(coefficients, layer)}"
                 )
             _zero(coefficients, found)
-        case Place(kind="attention", index=int(layer)):
-            _check(item, layer, blocks)
+        case Place(kind="attention"):
+            layer, _ = _checked(item, blocks, item.index)
             _zero(coefficients, _mixing(coefficients, layer))
-        case Place(kind="mlp", index=int(layer)):
-            _check(item, layer, blocks)
+        case Place(kind="mlp"):
+            layer, _ = _checked(item, blocks, item.index)
             found = _of_block(coefficients, layer, "")
             _zero(coefficients, {name: value for name, value in found.items() if ".mixing." not in name})
         case _:
@@ -156,9 +157,12 @@ def _zero(coefficients: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
             coefficients[name] = torch.zeros_like(value)
 
 
-def _check(item: Any, layer: Any, blocks: int, index: Any = 0) -> None:
-    if type(layer) is not int or type(index) is not int or not 0 <= layer < blocks or index < 0:
+def _checked(item: Any, blocks: int, layer: Any, index: Any = 0) -> tuple[int, int]:
+    """Return the block and the number inside it; refuse what is none."""
+    block, inside = whole_number(layer), whole_number(index)
+    if block is None or inside is None or not 0 <= block < blocks or inside < 0:
         raise _cannot(item, blocks)
+    return block, inside
 
 
 def _cannot(item: Any, blocks: int) -> InputError:

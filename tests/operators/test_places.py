@@ -46,8 +46,19 @@ def test_a_place_without_a_block_is_no_place(make: Any, options: Any, message: s
         network.jacobian(0, **options)
 
 
-@pytest.mark.parametrize("drop", [head(None, 1), head(0, None), expert(None, 0), attention(None), mlp(None), layer(0)])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "drop", [head(None, 1), head(0, None), expert(None, 0), attention(None), mlp(None), layer(0), mlp(True)]
+)  # type: ignore[arg-type]
 def test_what_names_no_block_cannot_be_dropped(drop: Any) -> None:
     network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
     with pytest.raises(InputError, match=r"cannot drop .*; drop takes head\(l, h\)"):
         network.replace(drop=[drop])
+
+
+@pytest.mark.parametrize("number", [np.int64, torch.tensor])
+def test_what_is_dropped_is_counted_in_any_whole_numbers(number: Any) -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
+    one = network.replace(drop=[head(0, 1), attention(1), mlp(2)])
+    other = network.replace(drop=[head(number(0), number(1)), attention(number(1)), mlp(number(2))])
+    assert one.dropped == other.dropped == {"head.0.1", "attention.1", "mlp.2"}
+    assert torch.equal(one.jacobian("joint").dense(), other.jacobian("joint").dense())
