@@ -15,16 +15,12 @@ from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.branch_check import require_branches
 from detjac_lanczos.frozen.calls import entering, leaving
 from detjac_lanczos.frozen.declare import Family
+from detjac_lanczos.frozen.observed import differs_in_attention_alone, make_observable, observed_copy
 from detjac_lanczos.frozen.own_attention import compare
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.structural_copy import (
-    differs_in_attention_alone,
-    observed_copy,
-    structural_copy,
-    use_observed_attention,
-)
+from detjac_lanczos.frozen.structural_copy import structural_copy
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, as_written
 from detjac_lanczos.models.bitsandbytes import rounding_unsaid
@@ -92,7 +88,7 @@ def capture(
         for prompt in prompts:
             _run(twin, prompt)
         plain.remove()
-    use_observed_attention(twin)
+    make_observable(twin)
 
     tape = Tape(plan, [prompt.length for prompt in prompts])
     for words, module, name in (

@@ -1,7 +1,7 @@
 """A copy of a model's structure that shares every tensor with it.
 
-Hooks and the attention implementation are set on the copy, so the caller's modules and configuration are never touched,
-not even for a moment, and two threads may capture at once.
+What observes a forward pass is set on the copy, so the caller's modules and configuration are never touched, not even
+for a moment, and two threads may capture at once.
 """
 
 import copy
@@ -15,15 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.frozen import attention
-from detjac_lanczos.frozen.own_attention import OWN
 from detjac_lanczos.models.adapters import require_readable_adapters
 from detjac_lanczos.models.bitsandbytes import leave_weights_alone, require_not_repacked
 from detjac_lanczos.models.dtypes import compute_dtype
-from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
 from detjac_lanczos.models.mxfp4 import refuse_reordered_experts
 from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
-from detjac_lanczos.models.packed_modules import is_packed
 from detjac_lanczos.models.text_model import text_config_of
 
 _HOOK_TABLES = (
@@ -61,7 +57,7 @@ def structural_copy(model: nn.Module) -> Any:
         if getattr(module, "rope_type", None) == "longrope":
             _find_long_frequencies(module)
     if compute_dtype(twin) is torch.float64:
-        _use_plain_experts(twin)
+        use_plain_experts(twin)
     return twin.eval()
 
 
@@ -200,42 +196,7 @@ def _require_plain_hooks(model: nn.Module) -> None:
         )
 
 
-def observed_copy(model: nn.Module) -> Any:
-    """Return a structural copy whose attention goes through the observed function."""
-    twin = structural_copy(model)
-    use_observed_attention(twin)
-    return twin
-
-
-def use_observed_attention(twin: Any) -> None:
-    """Send the attention of a structural copy through the observed function, its experts through plain products.
-
-    Packed linear modules multiply by their decoded weights from here on.
-
-    Never a caller's model.
-    """
-    attention.register()
-    twin.config._attn_implementation = attention.NAME
-    _use_plain_experts(twin)
-    multiply_by_decoded_weights(twin)
-
-
-def differs_in_attention_alone(model: Any) -> bool:
-    """Tell whether an observed pass computes what the model's own does, but for attention, where both can be compared.
-
-    Elsewhere it may add up experts or packed weights in its own way, or lift roundings to float32; and in half
-    precision what attention rounds is no small matter for the output.
-    """
-    config = text_config_of(model)
-    return (
-        config._attn_implementation == OWN
-        and config._experts_implementation == "eager"
-        and compute_dtype(model) is torch.float32
-        and not any(map(is_packed, model.modules()))
-    )
-
-
-def _use_plain_experts(twin: Any) -> None:
+def use_plain_experts(twin: Any) -> None:
     """Run experts one by one: the grouped product that transformers prefers takes neither float64 nor odd widths."""
     twin.config._experts_implementation = "eager"
 

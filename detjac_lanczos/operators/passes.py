@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.frozen.calls import leaving
 from detjac_lanczos.frozen.declare import Family
+from detjac_lanczos.frozen.observed import observed_copy
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import LiftToFloat64
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.structural_copy import observed_copy
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.saved_weights import forget_gradients

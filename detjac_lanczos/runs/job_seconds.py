@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from detjac_lanczos.frozen.declare import Family
+from detjac_lanczos.frozen.observed import differs_in_attention_alone
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.sizes import NetworkShape
-from detjac_lanczos.frozen.structural_copy import differs_in_attention_alone
 from detjac_lanczos.models.quantization import Quantization
 from detjac_lanczos.runs.machines import Machine
 

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen import attention
 from detjac_lanczos.frozen.attention import Tiles
+from detjac_lanczos.frozen.observed import observed_copy
 from detjac_lanczos.frozen.precision import LiftToFloat64, require_exact_products
-from detjac_lanczos.frozen.structural_copy import observed_copy, structural_copy
+from detjac_lanczos.frozen.structural_copy import structural_copy
 from detjac_lanczos.frozen.words.attention import keep_sums, keep_weights
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach

@@ -13,7 +13,7 @@ from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
-from detjac_lanczos.frozen.structural_copy import observed_copy
+from detjac_lanczos.frozen.observed import observed_copy
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.offloaded import OffloadedModule, offloaded

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from detjac_kernels import decoded as decoded_rows
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
-from detjac_lanczos.frozen.structural_copy import structural_copy, use_observed_attention
+from detjac_lanczos.frozen.observed import make_observable
+from detjac_lanczos.frozen.structural_copy import structural_copy
 from detjac_lanczos.models import load_model
 from detjac_lanczos.models.bitsandbytes import rounding_unsaid
 from detjac_lanczos.models.dtypes import compute_dtype
@@ -270,7 +271,7 @@ def test_capture_and_sweeps_hold_one_decoded_block_and_no_weight(kind: str, monk
     smallest = 4 * min(module.in_features * module.out_features for module in modules)
     twin = structural_copy(model)
     with Bytes() as counted:
-        use_observed_attention(twin)
+        make_observable(twin)
         twin(torch.tensor([[3, 5]]), use_cache=False, logits_to_keep=1)
         J = network.jacobian("joint")
         J.matmat(torch.ones(J.shape[1], 1))
