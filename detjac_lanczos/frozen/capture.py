@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError, first_line
 from detjac_lanczos.frozen.branch_check import require_branches
-from detjac_lanczos.frozen.calls import entering, leaving
+from detjac_lanczos.frozen.calls import Watch
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.observed import differs_in_attention_alone, make_observable, observed_copy
 from detjac_lanczos.frozen.own_attention import compare
@@ -75,22 +74,55 @@ def capture(
     require_exact_products(first.dtype, first.device)
     twin = structural_copy(model)
     multiply_by_decoded_weights(twin, four_bits_only=True)
-    streams: dict[str, list[Tensor]] = {}
-    last_rows: dict[str, list[Tensor]] = {}
     decoder, blocks = family.decoder_of(twin), family.blocks_of(twin)
     if not len(blocks):
         raise ModelError(f"{type(model).__name__} has no blocks, and nothing to freeze; give a model with one or more")
-    plain = _on_output(decoder, streams, "model_output")
-    distances = None
-    if differs_in_attention_alone(twin):
-        distances = compare(twin.config)
-    else:
-        for prompt in prompts:
-            _run(twin, prompt)
-        plain.remove()
+    streams, ends = Watch(), Watch()
+    distances = _own_output(twin, decoder, prompts, streams)
     make_observable(twin)
-
     tape = Tape(plan, [prompt.length for prompt in prompts])
+    _record_factors(family, decoder, blocks, tape, freeze)
+    _watch_streams(twin, decoder, blocks, streams)
+    _watch_branches(family, blocks, ends)
+    logits = _run_all(twin, prompts, tape)
+    if distances is not None and len(distances) != len(blocks) * len(prompts):
+        raise UnsupportedModelError(
+            f"not every attention of {type(model).__name__} can be compared with the model's own; load it with "
+            "attn_implementation='eager'"
+        )
+    for i in range(len(blocks) + 1):
+        if streams.calls(f"residual.{i}") != len(prompts):
+            raise UnsupportedModelError(
+                f"block {min(i, len(blocks) - 1)} of {type(model).__name__} does not run once in a pass; a model that "
+                "skips or repeats its blocks, by its configuration or by hand, is not served"
+            )
+    found = _streams(streams, prompts, len(blocks), logits)
+    if not torch.isfinite(found.output).all():
+        raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
+    last = torch.tensor([prompt.length for prompt in prompts]).cumsum(0).sub(1).to(logits.device)
+    require_branches(family, blocks, ends.rows, [stream[last] for stream in found.residual])
+    return tape.coefficients(), found
+
+
+def _own_output(twin: Any, decoder: nn.Module, prompts: Sequence[Prompt], streams: Watch) -> list[float] | None:
+    """Have the output of the model's own pass watched: by running it, or in the observed pass where that is as good.
+
+    In the latter case every call of attention is compared with the model's own; the list that distances go to is
+    returned.
+    """
+    plain = streams.leaving(decoder, "model_output")
+    if differs_in_attention_alone(twin):
+        return compare(twin.config)
+    for prompt in prompts:
+        _run(twin, prompt)
+    plain.remove()
+    return None
+
+
+def _record_factors(
+    family: Family, decoder: nn.Module, blocks: Sequence[nn.Module], tape: Tape, freeze: Freeze
+) -> None:
+    """Have the words of a family record what they freeze."""
     for words, module, name in (
         (family.entry, decoder, "entry."),
         *((family.block_words, block, f"blocks.{index}.") for index, block in enumerate(blocks)),
@@ -99,35 +131,31 @@ def capture(
         for word in words:
             with family.fits(name, as_written(word)):
                 word.observe(module, name, tape, freeze)
+
+
+def _watch_streams(twin: Any, decoder: nn.Module, blocks: Sequence[nn.Module], streams: Watch) -> None:
     for index, block in enumerate(blocks):
-        _on_input(block, streams, f"residual.{index}")
+        streams.entering(block, f"residual.{index}")
+    streams.leaving(blocks[-1], f"residual.{len(blocks)}")
+    streams.leaving(decoder, "output")
+    streams.leaving(twin.get_input_embeddings(), "embeddings")
+
+
+def _watch_branches(family: Family, blocks: Sequence[nn.Module], ends: Watch) -> None:
+    """Watch the last row of every branch."""
+    for index, block in enumerate(blocks):
         for branch in family.branches:
             with family.fits(f"blocks.{index}", f"output={branch.output!r}"):
-                _on_output(block.get_submodule(branch.output), last_rows, f"{branch.role}.{index}", slice(-1, None))
-    _on_output(blocks[-1], streams, f"residual.{len(blocks)}")
-    _on_output(decoder, streams, "output")
-    _on_output(twin.get_input_embeddings(), streams, "embeddings")
-    logits = _run_all(twin, prompts, tape)
-    if distances is not None and len(distances) != len(blocks) * len(prompts):
-        raise UnsupportedModelError(
-            f"not every attention of {type(model).__name__} can be compared with the model's own; load it with "
-            "attn_implementation='eager'"
-        )
-    if not streams.get("embeddings"):
-        streams["embeddings"] = [p.embeds.to(logits) for p in prompts if p.embeds is not None]
-    for i in range(len(blocks) + 1):
-        if len(streams.get(f"residual.{i}", ())) != len(prompts):
-            raise UnsupportedModelError(
-                f"block {min(i, len(blocks) - 1)} of {type(model).__name__} does not run once in a pass; a model that "
-                "skips or repeats its blocks, by its configuration or by hand, is not served"
-            )
-    found = {name: _joined(streams.pop(name)).to(logits.device) for name in list(streams)}
-    if not torch.isfinite(found["output"]).all():
-        raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
-    residual = tuple(found.pop(f"residual.{i}") for i in range(len(blocks) + 1))
-    ends = torch.tensor([prompt.length for prompt in prompts]).cumsum(0).sub(1).to(logits.device)
-    require_branches(family, blocks, last_rows, [stream[ends] for stream in residual])
-    return tape.coefficients(), Streams(residual=residual, logits=logits, **found)
+                ends.leaving(block.get_submodule(branch.output), f"{branch.role}.{index}", slice(-1, None))
+
+
+def _streams(watched: Watch, prompts: Sequence[Prompt], blocks: int, logits: Tensor) -> Streams:
+    """Return what was watched, all prompts one after another, on the device of the logits."""
+    if not watched.calls("embeddings"):
+        watched.rows["embeddings"] = [p.embeds.to(logits) for p in prompts if p.embeds is not None]
+    found = {name: rows.to(logits.device) for name, rows in watched.taken()}
+    residual = tuple(found.pop(f"residual.{i}") for i in range(blocks + 1))
+    return Streams(residual=residual, logits=logits, **found)
 
 
 @in_own_precision
@@ -137,12 +165,12 @@ def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], r
     The branches of all blocks would be the largest streams; one more pass, when one of them is asked for, is cheaper.
     """
     twin = observed_copy(model)
-    values: dict[str, list[Tensor]] = {}
+    watch = Watch()
     block = family.blocks_of(twin)[index]
     branch = family.branch(role)
-    _on_output(block.get_submodule(branch.output), values, role)
+    watch.leaving(block.get_submodule(branch.output), role)
     _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
-    return _joined(values[role]) * branch.factor(block)
+    return dict(watch.taken())[role] * branch.factor(block)
 
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
@@ -154,26 +182,6 @@ def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
             logits.append(_run(twin, prompt))
             tape.next_prompt()
     return torch.cat(logits)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _on_input(module: nn.Module, streams: dict[str, list[Tensor]], name: str) -> None:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        streams.setdefault(name, []).append(entering(args, kwargs).flatten(0, -2).clone())
-
-    module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def _on_output(
-    module: nn.Module, streams: dict[str, list[Tensor]], name: str, rows: slice = slice(None)
-) -> RemovableHandle:
-    def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        streams.setdefault(name, []).append(leaving(out).flatten(0, -2)[rows].clone())
-
-    return module.register_forward_hook(hook)
 
 
 def _run(model: Any, prompt: Prompt) -> Tensor:
