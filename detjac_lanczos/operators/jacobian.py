@@ -203,7 +203,17 @@ class JacobianBatch:
         return [operator.shape for operator in self.operators]
 
     def part(self, indices: Sequence[int]) -> JacobianBatch:
-        """Return the operators at ``indices``, one or more, as a batch whose shared sweeps leave the others out."""
+        """Return some operators as a batch of their own, whose shared sweeps leave the others out.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            One or more.
+
+        Returns
+        -------
+        JacobianBatch
+        """
         return JacobianBatch([self.operators[index] for index in indices])
 
     def matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
