@@ -16,8 +16,8 @@ from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.ways import Kind, Rates, Way
+from detjac_lanczos.solvers.chunks import chunk_width, turns
 from detjac_lanczos.solvers.forecast import forecast
-from detjac_lanczos.solvers.materialisation import chunk_width, turns
 from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, result_bytes, room_for, searching_bytes
 from detjac_lanczos.solvers.rounding import working_dtype
 from detjac_lanczos.solvers.width import expected_columns, expected_room

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.attempt import CompletenessClaim
 from detjac_lanczos.solvers.basis import thin_svd
+from detjac_lanczos.solvers.chunks import turns
+from detjac_lanczos.solvers.comparison import Comparison
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.energy import count_for
 from detjac_lanczos.solvers.finish import Found, Method, finish
-from detjac_lanczos.solvers.materialisation import Materialisation, turns
+from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.residuals import are_zeros
@@ -33,7 +35,7 @@ def solve_dense(batch: CountingBatch, options: Options, method: Method) -> list[
     """Write out every matrix, take its SVD, and measure the leading triplets.
 
     Their products are those with the matrix where its mismatch is negligible for ``tol``, on a random vector (see
-    :class:`Materialisation`) and on a mixture of the triplets; it is part of their residuals. For the others, in half
+    :class:`Comparison`) and on a mixture of the triplets; it is part of their residuals. For the others, in half
     precision above all, one pass each way makes them, if ``max_products`` leaves it.
     """
     return decompose(Materialisation(batch), options, method)
@@ -43,12 +45,13 @@ def decompose(dense: Materialisation, options: Options, method: Method) -> list[
     """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
     results, batch = [], dense.batch
     matrices = dense.run()
-    dense.compare(options.seed)
-    wrong = dense.contradictions(options)
+    comparison = Comparison(batch, matrices)
+    comparison.run(options.seed)
+    wrong = comparison.contradictions(options)
     sound = [index for index in range(len(matrices)) if index not in wrong and index not in batch.nonfinite]
     leading = {index: _leading(matrices[index], options) for index in sound}
-    products = _measured(dense, {index: found for index, (found, _) in leading.items()}, options)
-    wrong |= dense.contradictions(options)
+    products = _measured(comparison, {index: found for index, (found, _) in leading.items()}, options)
+    wrong |= comparison.contradictions(options)
     for index in range(len(matrices)):
         found, completed, energy = None, None, None
         if index in wrong:
@@ -61,7 +64,8 @@ def decompose(dense: Materialisation, options: Options, method: Method) -> list[
             low = len(found.values) > 0 and float(found.values[-1]) <= floor
             status = Status.BREAKDOWN_EXACT if low else Status.CONVERGED
             if options.delta is not None:
-                completed = _completed(found, values, max(floor, dense.mismatch(index) * found.scale), floor, options)
+                rounding = max(floor, comparison.distance(index) * found.scale)
+                completed = _completed(found, values, rounding, floor, options)
             if options.energy is not None:
                 energy = _share(found, values)
         results.append(
@@ -80,17 +84,17 @@ def decompose(dense: Materialisation, options: Options, method: Method) -> list[
     return results
 
 
-def _measured(dense: Materialisation, leading: Mapping[int, Found], options: Options) -> dict[int, Found]:
+def _measured(comparison: Comparison, leading: Mapping[int, Found], options: Options) -> dict[int, Found]:
     """Return the triplets with products of the operators where those with the matrices are no substitute."""
-    batch = dense.batch
+    batch = comparison.batch
     mismatches: dict[int, Tensor] = {}
     sound: dict[int, Tensor] = {}
     for index, found in leading.items():
-        mismatches[index] = dense.mismatches(index, found)
+        mismatches[index] = comparison.of_triplets(index, found)
         allowed, floor = _NEGLIGIBLE * options.tol * found.values, _floor(batch, index, found)
         zeros = are_zeros(found.values, mismatches[index], floor, options.tol, found.first)
         sound[index] = (mismatches[index] <= allowed) | zeros
-    for index, along in _along(dense, leading, sound, options).items():
+    for index, along in _along(comparison, leading, sound, options).items():
         mismatches[index] = mismatches[index].maximum(along)
         sound[index] = torch.zeros_like(sound[index])
     doubtful: dict[int, Tensor] = {}
@@ -107,14 +111,14 @@ def _measured(dense: Materialisation, leading: Mapping[int, Found], options: Opt
             found, rows = leading[index], doubtful[index]
             right, left = right * found.scale, left * found.scale
             for known, made in ((found.right_products, right), (found.left_products, left)):
-                _note(dense, index, found, float((made - known[rows]).norm(dim=1).max()))
+                comparison.note(index, found, float((made - known[rows]).norm(dim=1).max()))
             found.right_products[rows], found.left_products[rows] = right, left
             mismatches[index][rows] = 0.0
     return {index: replace(found, mismatch=mismatches[index]) for index, found in leading.items()}
 
 
 def _along(
-    dense: Materialisation, leading: Mapping[int, Found], sound: Mapping[int, Tensor], options: Options
+    comparison: Comparison, leading: Mapping[int, Found], sound: Mapping[int, Tensor], options: Options
 ) -> dict[int, Tensor]:
     """Return what products of sound triplets may differ by, (k,), for each operator where it is more than rounding.
 
@@ -123,7 +127,7 @@ def _along(
     shows alike along every triplet where it can be told from rounding, times a random number between 1 and 2 of either
     sign, so that mismatches seldom cancel. An operator without sound triplets, or whose budget is spent, is sent none.
     """
-    batch, generator = dense.batch, torch.Generator().manual_seed(options.seed)
+    batch, generator = comparison.batch, torch.Generator().manual_seed(options.seed)
     weights: dict[int, Tensor] = {}
     rounding: dict[int, float] = {}
     for index, found in leading.items():
@@ -143,14 +147,10 @@ def _along(
             found = leading[index]
             expected = weights[index].to(found.right_products) @ found.right_products
             difference = float((product[0] * found.scale - expected).norm())
-            _note(dense, index, found, difference)
+            comparison.note(index, found, difference)
             if difference > rounding[index]:
                 more[index] = (difference / weights[index].abs()).nan_to_num(posinf=0.0)
     return more
-
-
-def _note(dense: Materialisation, index: int, found: Found, difference: float) -> None:
-    dense.note(index, difference / found.scale, found.first / found.scale)
 
 
 def _floor(batch: CountingBatch, index: int, found: Found) -> float:

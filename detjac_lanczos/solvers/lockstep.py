@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from detjac_lanczos.solvers.chunks import turns
 from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch
-from detjac_lanczos.solvers.materialisation import turns
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status

@@ -9,6 +9,7 @@ from torch import Tensor
 from detjac_lanczos.solvers.attempt import stated
 from detjac_lanczos.solvers.basis import to_numpy
 from detjac_lanczos.solvers.batch import as_batch
+from detjac_lanczos.solvers.comparison import Comparison
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.dense import claim_of_spectrum
@@ -59,10 +60,9 @@ def measure_completeness(
 
 
 def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Completeness]:
-    fresh, dense = [], Materialisation(batch)
-    dense.run()
-    dense.compare(claims[0].seed)
-    for index, (matrix, claim) in enumerate(zip(batch.finite(dense.matrices), claims, strict=True)):
+    fresh, comparison = [], Comparison(batch, Materialisation(batch).run())
+    comparison.run(claims[0].seed)
+    for index, (matrix, claim) in enumerate(zip(batch.finite(comparison.matrices), claims, strict=True)):
         scale = safe_scale(matrix)
         values = torch.linalg.svdvals(matrix * scale)
         first = float(values[0])
@@ -72,7 +72,7 @@ def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: fl
                 values,
                 claim.k,
                 tol=tol,
-                rounding=max(floor, dense.mismatch(index) * scale),
+                rounding=max(floor, comparison.distance(index) * scale),
                 floor=floor,
                 scale=scale,
                 seed=claim.seed,

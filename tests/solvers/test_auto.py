@@ -8,7 +8,7 @@ import torch
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers import auto, counting, svd, svd_batch
 from detjac_lanczos.solvers.auto import sweep_rates
-from detjac_lanczos.solvers.materialisation import chunk_width
+from detjac_lanczos.solvers.chunks import chunk_width
 from tests.solvers.spectra import SharingBatch, TimedBatch, matrix, spectrum
 
 

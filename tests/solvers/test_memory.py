@@ -9,6 +9,7 @@ from detjac_lanczos.solvers import svd
 from detjac_lanczos.solvers.basis import RowStore
 from detjac_lanczos.solvers.batch import IndependentBatch
 from detjac_lanczos.solvers.certificate import certify_triplets
+from detjac_lanczos.solvers.comparison import Comparison
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.memory import finishing_bytes, judging_bytes, room_for, searching_bytes
@@ -69,13 +70,12 @@ def test_the_check_of_written_out_matrices_sends_no_more_rows_than_writing_them_
     for operator in operators:
         operator.cost = lambda: 400.0  # type: ignore[attr-defined]
     batch = CountingBatch(IndependentBatch(operators))
-    dense = Materialisation(batch)
-    dense.run()
+    comparison = Comparison(batch, Materialisation(batch).run())
     writing = len(batch.sweeps)
     options = Options(k=1, tol=1e-3, width=3)
-    dense.compare(options.seed)
-    assert dense.contradictions(options) == {}
+    comparison.run(options.seed)
+    assert comparison.contradictions(options) == {}
     assert [rows for rows, _ in batch.sweeps[writing:]] == [800.0, 800.0, 800.0, 400.0]
-    dense.matrices[3][1:] *= -1.0
-    dense.compare(options.seed)
-    assert {index: status.value for index, status in dense.contradictions(options).items()} == {3: "not_adjoint"}
+    comparison.matrices[3][1:] *= -1.0
+    comparison.run(options.seed)
+    assert {index: status.value for index, status in comparison.contradictions(options).items()} == {3: "not_adjoint"}

@@ -1,0 +1,112 @@
+"""How far matrices that were written out are from their operators."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.solvers.chunks import turns
+from detjac_lanczos.solvers.contradiction import cause
+from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.finish import Found
+from detjac_lanczos.solvers.operator import Direction
+from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.result import Status
+from detjac_lanczos.solvers.rounding import adjoint_bound, safe_scale
+
+
+class Comparison:
+    """Matrices of all operators, held against forward products.
+
+    A matrix M is not quite the operator A: its products are rounded otherwise, and forward products had no part in it.
+    A random unit vector r shows the difference, as E ‖(A - M) r‖² = ‖A - M‖_F² / d_in.
+
+    Parameters
+    ----------
+    batch : CountingBatch
+    matrices : list of Tensor, each (d_out, d_in)
+        Of all operators, made by transposed products.
+
+    Attributes
+    ----------
+    differences : dict of (float, float)
+        ‖(A - M) r‖ of each operator that was compared, and the length of A r: ‖M‖_F / √d_in, what is expected of it,
+        at least.
+    later : dict of (float, float)
+        The largest ‖(A - M) x‖ of unit vectors x that were sent after that, and σ_1.
+    """
+
+    def __init__(self, batch: CountingBatch, matrices: list[Tensor]) -> None:
+        self.batch = batch
+        self.matrices = matrices
+        self.differences: dict[int, tuple[float, float]] = {}
+        self.later: dict[int, tuple[float, float]] = {}
+        self._compared: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def run(self, seed: int) -> None:
+        """Send one random vector forward through every operator, and note how far it comes out from the matrix's.
+
+        The matrices come from transposed products alone: a wrong forward product would otherwise go unseen.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        told = [index for index in range(len(self.matrices)) if index not in self.batch.nonfinite]
+        for turn in turns([self.batch.costs[index] for index in told]):
+            blocks = []
+            for index in (told[place] for place in turn):
+                matrix = self.matrices[index]
+                row = torch.randn(1, matrix.shape[1], dtype=torch.float64, device="cpu", generator=generator)
+                blocks.append((index, (row / row.norm()).to(matrix)))
+            for (index, row), product in zip(blocks, self.batch.apply(Direction.FORWARD, blocks), strict=True):
+                if index not in self.batch.nonfinite:
+                    self._compared[index] = row, product
+                    self.differences[index] = self._difference(index, row, product)
+
+    def distance(self, index: int) -> float:
+        """Return √d_in ‖(A - M) r‖, an estimate of ‖A - M‖_F: what the product of any unit vector may differ by."""
+        return math.sqrt(self.batch.shapes[index][1]) * self.differences.get(index, (math.inf, 0.0))[0]
+
+    def note(self, index: int, found: Found, difference: float) -> None:
+        """Take note of one more ‖(A - M) x‖ of a unit vector, in the units of what was found."""
+        difference, first = difference / found.scale, found.first / found.scale
+        self.later[index] = max(self.later.get(index, (0.0, first))[0], difference), first
+
+    def of_triplets(self, index: int, found: Found) -> Tensor:
+        """Return what products may differ by, (k,) in float64: ‖(A - M) r‖, times σ_j / ‖A r‖ where that is more."""
+        difference, length = self.differences[index]
+        times = (found.values.double() / (length * found.scale)).nan_to_num(1.0).clamp_min(1.0)
+        return difference * found.scale * times
+
+    def contradictions(self, options: Options) -> dict[int, Status]:
+        """Return what is wrong with the operators whose difference from the matrix is more than rounding; each once.
+
+        Where the vector, or the first row of the matrix, comes out differently once more, it is the operator that
+        changes; either is sent again only where ``max_products`` leaves a product for it.
+        """
+        found: dict[int, Status] = {}
+        for index, (row, product) in list(self._compared.items()):
+            if any(self._exceeds(index, *kept[index]) for kept in (self.differences, self.later) if index in kept):
+                found[index] = self._why(index, row, product, options)
+                del self._compared[index]
+        return found
+
+    def _exceeds(self, index: int, difference: float, length: float) -> bool:
+        return difference > adjoint_bound(self.batch.epsilon(index, length), max(self.batch.shapes[index])) * length
+
+    def _difference(self, index: int, row: Tensor, product: Tensor) -> tuple[float, float]:
+        """Return how far the product of a row is from that with the matrix, and how long; half of ε at least.
+
+        The random row may be a unit vector, as in a space of one dimension, which shows no rounding.
+        """
+        scale = safe_scale(self.matrices[index])
+        matrix, ahead = self.matrices[index] * scale, product * scale
+        length = max(float(ahead.norm()), float(matrix.norm()) / matrix.shape[1] ** 0.5)
+        eps = self.batch.epsilon(index, length / scale)
+        difference = float((ahead - row @ matrix.T).norm())
+        return max(difference, eps * length / 2) / scale, length / scale
+
+    def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:
+        matrix = self.matrices[index]
+        scale = safe_scale(matrix)
+        unit = torch.eye(1, matrix.shape[0], dtype=row.dtype, device=row.device)
+        sent = [(Direction.FORWARD, row, product * scale), (Direction.TRANSPOSED, unit, matrix[:1] * scale)]
+        return cause(self.batch, index, sent, scale, options)
