@@ -9,12 +9,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import detjac_lanczos
 from detjac_lanczos.cli.process import show
 from detjac_lanczos.errors import InputError
+
+if TYPE_CHECKING:
+    from detjac_lanczos.runs import Run
 
 STOPPED_SHORT = 1
 
@@ -27,10 +31,8 @@ def svd(arguments: argparse.Namespace) -> int:
         check_output(arguments.out)
     _quiet_libraries(arguments)
     from detjac_lanczos.models import load_model
-    from detjac_lanczos.reading.figures import NO_MATPLOTLIB
     from detjac_lanczos.runs import analyze
     from detjac_lanczos.runs.beforehand import check_on_configuration
-    from detjac_lanczos.runs.folder import FIGURES
     from detjac_lanczos.runs.place_names import parse_place
     from detjac_lanczos.runs.progress import ProgressReporter
 
@@ -90,17 +92,9 @@ def svd(arguments: argparse.Namespace) -> int:
         show(json.dumps(run.record) if arguments.json else run)
         if unsaved is not None:
             raise unsaved
-        if arguments.out is not None:
-            folder = Path(arguments.out)
-            progress.say(f"wrote {folder}; the page is {folder / 'report.html'}")
-            if not (folder / FIGURES).is_dir():
-                progress.say(NO_MATPLOTLIB)
-        short = [token for token in run.tokens if not token.settled]
-        if short:
-            progress.say(f"{len(short)} of {len(run.tokens)} tokens stopped short: {short[0].advice}")
-        if any(token.estimated for token in run.tokens):
-            progress.say("estimates are no claims: --polish flagged, or a number, certifies the worst of them")
-    return STOPPED_SHORT if short else 0
+        for remark in _remarks(run, arguments.out):
+            progress.say(remark)
+    return 0 if all(token.settled for token in run.tokens) else STOPPED_SHORT
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -184,6 +178,23 @@ def bench(arguments: argparse.Namespace) -> int:
     if not (checkout / "bench" / "__main__.py").is_file():
         raise InputError("the bench is not installed with the package; run `detjac bench` from a checkout (make bench)")
     return subprocess.call([sys.executable, "-m", "bench", *arguments.rest], cwd=checkout)
+
+
+def _remarks(run: Run, out: str | None) -> Iterator[str]:
+    """Yield what a user of ``detjac svd`` is told besides the result: where it lies, and what it lacks."""
+    from detjac_lanczos.reading.figures import NO_MATPLOTLIB
+    from detjac_lanczos.runs.folder import FIGURES, PAGE
+
+    if out is not None:
+        folder = Path(out)
+        yield f"wrote {folder}; the page is {folder / PAGE}"
+        if not (folder / FIGURES).is_dir():
+            yield NO_MATPLOTLIB
+    short = [token for token in run.tokens if not token.settled]
+    if short:
+        yield f"{len(short)} of {len(run.tokens)} tokens stopped short: {short[0].advice}"
+    if any(token.estimated for token in run.tokens):
+        yield "estimates are no claims: --polish flagged, or a number, certifies the worst of them"
 
 
 def _quiet_libraries(arguments: argparse.Namespace) -> None:

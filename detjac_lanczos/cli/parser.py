@@ -80,7 +80,7 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--energy", type=words.tolerance, help="in place of -k: triplets for this share of the squared Frobenius norm")
     add("--out", type=words.name, metavar="FOLDER", help="write run.json, vectors, page and figures there")
     add("--tokens", type=words.tokens, metavar="0,3-5", help="input tokens (default: all)")
-    add("--tol", type=words.tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
+    _tol(parser)
     claims = "the claim to make: complete adds that no larger value was missed (default: %(default)s)"
     add("--certify", choices=("triplets", "complete", "none"), default="triplets", help=claims)
     add(
@@ -89,8 +89,8 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
         default=1e-6,
         help="chance that a claim complete is wrong (default: %(default)s)",
     )
-    add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
-    add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
+    _freeze(parser)
+    _dtype(parser)
     packed = "pack the weights of the blocks by bitsandbytes; J is that of the decoded ones (default: as stored)"
     add("--quantization", type=str.lower, choices=_PACKINGS, help=packed)
     methods = ("auto", "lanczos", "randomized", "dense", "shared_basis")
@@ -119,14 +119,32 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     wider = "columns of a block (default: %(default)s, as svd begins; weights read per sweep may widen blocks to 8)"
     add("--width", type=words.count, default=3, help=wider)
     add("-k", "--k", type=words.count, default=8, help="singular triplets (default: %(default)s)")
-    add("--tol", type=words.tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)")
+    _tol(parser)
     add("--device", default="cpu", help="h100, h200, a100, or cpu: this one, measured (default: %(default)s)")
     add("--memory", type=words.name, metavar="40GiB", help="what everything has to fit into (default: the device's)")
     stored = "nf4, fp4 (each also -double), int8, or mxfp4 for gpt-oss (default: what the configuration says)"
     add("--quantization", help=stored)
-    add("--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)")
-    add("--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)")
+    _dtype(parser)
+    _freeze(parser)
     _shared(parser)
+
+
+def _tol(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tol", type=words.tolerance, default=1e-3, help="bound on the residuals over σ_j (default: %(default)s)"
+    )
+
+
+def _freeze(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--freeze", choices=("gate", "up", "half"), default="gate", help="frozen factor of a gated MLP (default: gate)"
+    )
+
+
+def _dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="auto", help="precision of weights and sweeps (default: as stored)"
+    )
 
 
 def _device(parser: argparse.ArgumentParser) -> None:

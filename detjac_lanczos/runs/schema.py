@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models.quantization import KINDS
 from detjac_lanczos.solvers import Status
 
@@ -155,7 +156,7 @@ RECORD: dict[str, Shape] = {
     "token_ids": [[int]],
     "position_ids": Maybe([[int]]),
     "prompt_tokens": [[str]],
-    "freeze": OneOf(("gate", "up", "half")),
+    "freeze": OneOf(get_args(Freeze)),
     "dtype": str,
     "device": str,
     "route": str,

@@ -1,13 +1,17 @@
 """An option of an analysis is known wherever options are listed: call, record, schema, and both ways to repeat it."""
 
 from inspect import signature
+from typing import Any, get_args
+
+import pytest
 
 from detjac_lanczos.cli.parser import make_parser
+from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.reading.page import repeat
 from detjac_lanczos.runs import Run, analyze
 from detjac_lanczos.runs.schema import RECORD
 from detjac_lanczos.runs.search_options import SearchOptions, search_from, search_record
-from detjac_lanczos.solvers.options import check_options
+from detjac_lanczos.solvers.options import CERTIFICATES, METHODS, check_options
 
 WHAT_IS_RUN = {"model", "prompt", "input_ids", "inputs_embeds", "attention_mask", "position_ids"}
 PARTS_OF_THE_RECORD = {"freeze", "dtype", "device", "choices"}
@@ -41,3 +45,12 @@ def test_what_is_recorded_of_a_search_asks_for_it_again() -> None:
     assert search_from(recorded) == asked
     assert asked.keys() | {"k"} == signature(check_options).parameters.keys()
     assert (recorded.keys() | {"callback"}) - {"polish"} == signature(check_options).parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [("method", METHODS), ("certify", CERTIFICATES), ("freeze", get_args(Freeze))]
+)
+def test_every_word_that_an_option_takes_can_be_typed(option: str, words: tuple[Any, ...]) -> None:
+    for word in words:
+        typed = make_parser().parse_args(["svd", "a prompt", f"--{option}", str(word).lower()])
+        assert getattr(typed, option) == str(word).lower()
