@@ -12,15 +12,9 @@ from detjac_lanczos.solvers.journal import Journal
 from detjac_lanczos.solvers.operator import Direction, OperatorBatch, SummingBatch
 from detjac_lanczos.solvers.options import Callback
 from detjac_lanczos.solvers.product_fault import product_fault
+from detjac_lanczos.solvers.recognition import Recognition
 from detjac_lanczos.solvers.reporter import Reporter
-from detjac_lanczos.solvers.rounding import (
-    adjoint_bound,
-    epsilon,
-    epsilon_at,
-    rounding_of,
-    safe_scale,
-    working_dtype,
-)
+from detjac_lanczos.solvers.rounding import agree, epsilon, epsilon_at, rounding_of, working_dtype
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ class CountingBatch:
         self.transposed = [0] * count
         self.passes = [0] * count
         self.row_sweeps = [0.0] * count
-        self._recognised: set[int] = set()
+        self._recognition = Recognition(batch)
         self.sweeps: list[tuple[float, float]] = []
         self.nonfinite: dict[int, str] = {}
         self.reporter = Reporter(callback, count)
@@ -220,14 +214,9 @@ class CountingBatch:
         """
         return self.alike(index, self.apply(direction, [(index, rows)])[0] * scale, products, scale)
 
-    def alike(self, index: int, again: Tensor, products: Tensor, scale: float, summed: Tensor | None = None) -> bool:
-        """Whether two products of one operator with the same rows, times ``scale``, agree up to rounding.
-
-        Rounding goes with the length of ``summed``, where ``products`` are its sums: they may be shorter by far.
-        """
-        length = float((products if summed is None else summed).norm())
-        eps = epsilon_at(self.operator_dtype, length / scale, products.numel())
-        return float((again - products).norm()) <= adjoint_bound(eps, max(self.shapes[index])) * length
+    def alike(self, index: int, again: Tensor, products: Tensor, scale: float) -> bool:
+        """Whether two products of one operator with the same rows, times ``scale``, agree up to rounding."""
+        return agree(again, products, self.operator_dtype, max(self.shapes[index]), scale)
 
     def epsilon(self, index: int, length: float) -> float:
         """Return ε of products of this length; see :func:`~detjac_lanczos.solvers.rounding.epsilon_at`."""
@@ -265,7 +254,7 @@ class CountingBatch:
         began = time.perf_counter()
         known = None if self.journal is None else self.journal.read(way, sent, self.device)
         if known is not None:
-            self._recognise(direction, blocks, known[0])
+            self._recognition.hold(direction, blocks, known[0])
             return _Pass(known[0], began, known[1])
         products = make()
         if not isinstance(products, list | tuple):
@@ -279,43 +268,6 @@ class CountingBatch:
             if self.journal is not None:
                 self.journal.write(way, sent, made.products, seconds)
         self.sweeps.append((rows, seconds))
-
-    def _recognise(self, direction: Direction, blocks: Sequence[tuple[int, Tensor]], stored: Sequence[Tensor]) -> None:
-        """Hold a journal against the operators that it serves, at one uncounted column each.
-
-        A random combination of the columns of an operator's first pass must give that combination of their products.
-        """
-        unknown = [at for at, (index, _) in enumerate(blocks) if index not in self._recognised]
-        if not unknown:
-            return
-        self._recognised.update(index for index, _ in blocks)
-        columns, mixtures = [], []
-        for at in unknown:
-            index, block = blocks[at]
-            mixture = torch.randn(block.shape[1], 1, generator=torch.Generator().manual_seed(0), device="cpu")
-            mixtures.append((mixture / mixture.norm()).to(block.device, torch.float64))
-            columns.append((index, (block.double() @ mixtures[-1]).to(block)))
-        again = list((self.batch.matmat if direction is Direction.FORWARD else self.batch.rmatmat)(columns))
-        if len(again) != len(unknown):
-            raise OperatorError(f"a {direction.value} pass of {len(unknown)} blocks returned {len(again)} of them")
-        for at, product, mixture in zip(unknown, again, mixtures, strict=True):
-            index = blocks[at][0]
-            one = self._checked(index, direction, 1, product).T.double()
-            self.nonfinite.pop(index, None)  # that is said of the pass itself, which is taken from the journal
-            parts = stored[at].double() * mixture.T
-            other = parts.sum(dim=1, keepdim=True)
-            finite = torch.isfinite(other)
-            scale = safe_scale(parts)
-            same = (
-                self.alike(index, one * scale, other * scale, scale, parts * scale)
-                if finite.all()
-                else one.isfinite().equal(finite)
-            )
-            if not same:
-                raise InputError(
-                    f"the checkpoint is of another operator: a first product of operator {index} does not come out "
-                    "again; give a new folder"
-                )
 
     def _checked(self, index: int, direction: Direction, width: int, product: Tensor) -> Tensor:
         d_out, d_in = self.shapes[index]

@@ -65,6 +65,18 @@ def adjoint_bound(eps: float, rows: int) -> float:
     return min(SAFETY * eps * math.sqrt(rows), max(LARGEST_ADJOINT_BOUND, min(SAFETY * eps, max(eps, 1.0))))
 
 
+def agree(
+    again: Tensor, products: Tensor, dtype: torch.dtype, rows: int, scale: float, summed: Tensor | None = None
+) -> bool:
+    """Whether two products with the same rows, times ``scale``, are those of one operator, up to rounding.
+
+    Rounding goes with the length of ``summed``, where ``products`` are its sums: they may be shorter by far.
+    """
+    length = float((products if summed is None else summed).norm())
+    eps = epsilon_at(dtype, length / scale, products.numel())
+    return float((again - products).norm()) <= adjoint_bound(eps, rows) * length
+
+
 def safe_scale(block: Tensor) -> float:
     """Return the power of two to multiply with so that squares neither overflow nor vanish; 1 where none is needed."""
     largest = float(block.abs().max()) if block.numel() else 0.0
