@@ -64,9 +64,7 @@ The pass whose factors are frozen takes transformers' *eager* attention and expe
 its y is, bit for bit, what the model gives when it is set to those (`tests/frozen/test_capture.py`). Other kinds, such
 as the default `sdpa`, round elsewhere: the y of these models then lies 2e-2 away in the worst of them in bfloat16 (4e-2
 with experts), 3e-3 in float16, 5e-7 in float32. `streams.output` holds the one, `streams.model_output` the other; a
-run's record tells how far Σ J_i x_i + r is from each. In float32, where `sdpa` is all the difference, its pass is not
-made: every call of attention is compared with it instead, on the same queries, keys and values, and both fields hold
-the one y (`tests/frozen/test_own_attention.py`).
+run's record tells how far Σ J_i x_i + r is from each.
 
 What a sweep costs beside its GEMMs is in README (`bench/results/sweeps-xeon.json`). gpt-oss alone is far above them: a
 matrix of gate and up (8 MB at width 1,024) is read whole for the half that is used, and at 9 GB/s a core the other half

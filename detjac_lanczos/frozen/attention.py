@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.frozen.own_attention import compare_call, observed_mask
-
 NAME = "detjac_observed"
 _OBSERVER = "_detjac_observer"
 _PIN = "_detjac_pin"
@@ -51,12 +49,12 @@ Observer = Callable[[Attended], Tiles]
 def register() -> None:
     """Add the two registry entries, once."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
     with _lock:
         if NAME not in AttentionInterface._global_mapping:
             AttentionInterface.register(NAME, observed_attention)
-            AttentionMaskInterface.register(NAME, observed_mask)
+            AttentionMaskInterface.register(NAME, eager_mask)
 
 
 def observe_attention(module: nn.Module, observer: Observer) -> None:
@@ -82,7 +80,7 @@ def observed_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **others: Any,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Softmax attention in transformers' eager order of rounding.
 
@@ -96,8 +94,6 @@ def observed_attention(
     scaling, softcap : float, optional
     s_aux : Tensor, shape (heads,), optional
         Sinks: one more score for every query of a head, whose weight goes nowhere.
-    **others
-        What the model's own function is given besides.
 
     Returns
     -------
@@ -107,40 +103,32 @@ def observed_attention(
     attended = Attended(
         query[0], key[0], attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap
     )
-    output = _attend(module, query, key, value, attended, s_aux).transpose(1, 2).contiguous()
-    options = {"scaling": scaling, "softcap": softcap, "s_aux": s_aux} | others
-    compare_call(output, module, query, key, value, mask=attention_mask, **options)
-    return output, None
-
-
-def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attended: Attended, sinks: Tensor | None
-) -> Tensor:
-    """Return (batch, heads, n, head_dim), and show the weights on the way, or let a pin give them."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
     def scores(queries: range, keys: range) -> Tensor:
-        return _scores(query, key, attended, sinks, queries, keys)
+        return _scores(query, key, attended, s_aux, queries, keys)
 
     def weights(scores: Tensor, keys: range) -> Tensor:
-        if sinks is not None:
+        if s_aux is not None:
             scores = scores - scores.amax(-1, keepdim=True)  # a rounding of its own, where there are sinks
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : len(keys)]
 
     pin, observer = module.__dict__.get(_PIN), module.__dict__.get(_OBSERVER)
     if pin is not None:
         queries, keys = range(query.shape[2]), range(key.shape[2])
-        return torch.matmul(pin(lambda: weights(scores(queries, keys), keys)), value)
+        output = torch.matmul(pin(lambda: weights(scores(queries, keys), keys)), value)
+        return output.transpose(1, 2).contiguous(), None
     show = None if observer is None else observer(attended)
     parts = []
-    for queries, keys in _tiles(query, key, attended.mask):
+    for queries, keys in _tiles(query, key, attention_mask):
         seen = scores(queries, keys)
         shares = weights(seen, keys)
         if show is not None:
             show(queries, keys, seen[0], shares[0])
         parts.append(torch.matmul(shares, value[:, :, keys.start : keys.stop]))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    output = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return output.transpose(1, 2).contiguous(), None
 
 
 def _scores(

@@ -14,8 +14,7 @@ from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.branch_check import require_branches
 from detjac_lanczos.frozen.calls import Watch
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.observed import differs_in_attention_alone, make_observable, observed_copy
-from detjac_lanczos.frozen.own_attention import compare
+from detjac_lanczos.frozen.observed import make_observable, observed_copy
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
@@ -35,9 +34,7 @@ class Streams:
     ``embeddings``: (N, d_e), what the embedding layer gives; ``residual``: (N, d) entering each block, and one more
     after the last; ``output``: (N, d_out), what the decoder gives; ``logits``: (prompts, vocabulary) at the last
     position of each prompt. ``model_output`` is `output` as the caller's own model computes it, with its own attention
-    and roundings; its 4-bit modules alone are run from our decoded rows, since they would decode whole matrices. In
-    float32, where attention is all that the observed pass computes in its own way, every call of that is compared with
-    the model's, and ``model_output`` is the `output` of the observed pass.
+    and roundings; its 4-bit modules alone are run from our decoded rows, since they would decode whole matrices.
     """
 
     embeddings: Tensor
@@ -78,18 +75,13 @@ def capture(
     if not len(blocks):
         raise ModelError(f"{type(model).__name__} has no blocks, and nothing to freeze; give a model with one or more")
     streams, ends = Watch(), Watch()
-    distances = _own_output(twin, decoder, prompts, streams)
+    _run_as_it_is(twin, decoder, prompts, streams)
     make_observable(twin)
     tape = Tape(plan, [prompt.length for prompt in prompts])
     _record_factors(family, decoder, blocks, tape, freeze)
     _watch_streams(twin, decoder, blocks, streams)
     _watch_branches(family, blocks, ends)
     logits = _run_all(twin, prompts, tape)
-    if distances is not None and len(distances) != len(blocks) * len(prompts):
-        raise UnsupportedModelError(
-            f"not every attention of {type(model).__name__} can be compared with the model's own; load it with "
-            "attn_implementation='eager'"
-        )
     for i in range(len(blocks) + 1):
         if streams.calls(f"residual.{i}") != len(prompts):
             raise UnsupportedModelError(
@@ -104,19 +96,12 @@ def capture(
     return tape.coefficients(), found
 
 
-def _own_output(twin: Any, decoder: nn.Module, prompts: Sequence[Prompt], streams: Watch) -> list[float] | None:
-    """Have the output of the model's own pass watched: by running it, or in the observed pass where that is as good.
-
-    In the latter case every call of attention is compared with the model's own; the list that distances go to is
-    returned.
-    """
+def _run_as_it_is(twin: Any, decoder: nn.Module, prompts: Sequence[Prompt], streams: Watch) -> None:
+    """Watch the output of the model's own pass, before anything is observed: what the observed one is held against."""
     plain = streams.leaving(decoder, "model_output")
-    if differs_in_attention_alone(twin):
-        return compare(twin.config)
     for prompt in prompts:
         _run(twin, prompt)
     plain.remove()
-    return None
 
 
 def _record_factors(

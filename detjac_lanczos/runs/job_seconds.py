@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.observed import differs_in_attention_alone
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.sizes import NetworkShape
-from detjac_lanczos.models.quantization import Quantization
 from detjac_lanczos.runs.machines import Machine
 
 
@@ -56,17 +54,11 @@ def capture_seconds(
     streamed: int,
     tokens: int,
     machine: Machine,
-    *,
-    kind: Quantization | None,
 ) -> float:
-    """Return the seconds of the forward passes of a capture: one, or two where the model's own is compared as a whole.
-
-    Of packed kinds int8 alone runs through products of its own.
-    """
-    passes = 1 if kind != "int8" and differs_in_attention_alone(model) else 2
+    """Return the seconds of the two forward passes of a capture."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     once = max(sum(weights.values()) / machine.bandwidth, 2 * parameters * tokens / machine.flops)
-    return passes * (once + streamed / machine.link)
+    return 2 * (once + streamed / machine.link)
 
 
 def _weights_of_a_sweep(blocks: Iterable[nn.Module], shape: NetworkShape) -> float:

@@ -134,7 +134,7 @@ def plan(
         joint=joint,
         every_token=setting.job("tokens", every, [tokens] if every.method == "dense" else lengths),
         at_once=at_once,
-        capture_seconds=capture_seconds(whole, weights, streamed, tokens, found, kind=kind),
+        capture_seconds=capture_seconds(whole, weights, streamed, tokens, found),
         advice=changes,
     )
 

@@ -53,6 +53,15 @@ def results(network: DetachedNetwork) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_spread_model_is_served_in_float32(name: str) -> None:
+    expected = detach(load_model(MODELS[name](torch.float32)), input_ids=IDS).jacobian(0).dense()
+    with Devices() as devices:
+        model = spread(MODELS[name](torch.float32), devices)
+        found = detach(load_model(model), input_ids=IDS).jacobian(0).dense()
+        assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_spread_network_gives_the_same_numbers(name: str) -> None:
     expected = results(detach(load_model(MODELS[name](torch.float64)), input_ids=IDS))
     with Devices() as devices:
