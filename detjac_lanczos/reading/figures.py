@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from detjac_lanczos.errors import DetjacError
+from detjac_lanczos.reading.fonts import drawable, installed_fonts
 from detjac_lanczos.reading.record_values import (
     Record,
     estimate_of,
@@ -32,33 +32,7 @@ if TYPE_CHECKING:
 _INK, _MUTED, _GRID = "#1d1c19", "#67635a", "#e3dfd5"
 _BLUE, _PALE, _ORANGE = "#1f5fa8", "#c9dcf2", "#c2681c"
 _FIRST, _LAST = "#123a6b", "#7fbccf"
-_FONTS = (
-    "DejaVu Sans",  # comes with matplotlib
-    "Noto Sans",
-    *(f"Noto Sans CJK {region}" for region in ("SC", "JP", "KR", "TC", "HK")),
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "PingFang SC",
-    "Hiragino Sans",
-    "Apple SD Gothic Neo",
-    "Microsoft YaHei",
-    "Yu Gothic",
-    "Malgun Gothic",
-    *(f"Noto Sans {script}" for script in ("Arabic", "Hebrew", "Devanagari", "Bengali", "Tamil", "Telugu", "Thai")),
-    *(f"Noto Sans {script}" for script in ("Ethiopic", "Georgian", "Armenian", "Khmer", "Myanmar", "Sinhala")),
-    "Noto Emoji",
-    "Segoe UI Emoji",
-    "Segoe UI Symbol",
-    "Noto Sans Symbols",
-    "Noto Sans Symbols 2",
-    "Noto Sans Symbols2",
-    "Symbola",
-    "Arial Unicode MS",
-    "Unifont",
-)
 NO_MATPLOTLIB = "figures need matplotlib; install it with: pip install 'detjac-lanczos[report]'"
-_NO_GLYPH = "▯"
 _STYLE: Any = {
     "font.size": 9,
     "axes.edgecolor": _MUTED,
@@ -261,7 +235,7 @@ def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) ->
 def _style() -> Any:
     from matplotlib import rc_context
 
-    return rc_context(_STYLE | {"font.family": list(_fonts())})
+    return rc_context(_STYLE | {"font.family": list(installed_fonts())})
 
 
 def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
@@ -277,8 +251,13 @@ def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _title(figure: Figure, record: Record, prompt: int) -> None:
     model = f"{_LTR}  ({record['model']})"
-    figure.suptitle(_cut(drawable(prompt_text(record, prompt)), int(12 * figure.get_figwidth()) - len(model)) + model,
-                    x=0.02, ha="left", fontsize=10, parse_math=False)  # fmt: skip
+    figure.suptitle(
+        _cut(drawable(prompt_text(record, prompt)), int(12 * figure.get_figwidth()) - len(model)) + model,
+        x=0.02,
+        ha="left",
+        fontsize=10,
+        parse_math=False,
+    )
 
 
 def _short(token: Record) -> str:
@@ -287,27 +266,6 @@ def _short(token: Record) -> str:
 
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def drawable(text: str) -> str:
-    """Return a text with an empty frame for every character that no font of the figures has."""
-    known = _glyphs(_fonts())
-    return "".join(c if ord(c) in known else _NO_GLYPH for c in text)
-
-
-def _fonts() -> tuple[str, ...]:
-    """Return those of the figures' fonts that this machine has; matplotlib takes each character from the first."""
-    from matplotlib.font_manager import fontManager
-
-    installed = {font.name for font in fontManager.ttflist}
-    return tuple(name for name in _FONTS if name in installed)
-
-
-@cache
-def _glyphs(fonts: tuple[str, ...]) -> frozenset[int]:
-    from matplotlib.font_manager import findfont, get_font
-
-    return frozenset().union(*(get_font(findfont(name)).get_charmap() for name in fonts))
 
 
 def _label_ends(axes: Axes, tokens: list[Record]) -> None:
@@ -319,5 +277,13 @@ def _label_ends(axes: Axes, tokens: list[Record]) -> None:
         end = math.log10(values[-1]) if values[-1] > 0 else low
         last = max(end, last + gap)
         name = f"{token['index']}  {_short(token)}"
-        axes.annotate(name, (len(values), 10**last), (8, 0), textcoords="offset points", va="center", fontsize=8,
-                      parse_math=False, annotation_clip=False)  # fmt: skip
+        axes.annotate(
+            name,
+            (len(values), 10**last),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            parse_math=False,
+            annotation_clip=False,
+        )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from detjac_lanczos.errors import DetjacError
-from detjac_lanczos.reading import figures, plot_contributions, plot_reconstruction, plot_spectra, save_figures
+from detjac_lanczos.reading import figures, fonts, plot_contributions, plot_reconstruction, plot_spectra, save_figures
 from detjac_lanczos.reading.record_values import percent
 from detjac_lanczos.runs import Run
 
@@ -133,10 +133,10 @@ def test_a_character_comes_from_any_font_that_has_it_and_is_a_short_frame_elsewh
     character = chr(min(code for code in other - known if code > 0x100))
     record = copy.deepcopy(dict(run.record))
     record["tokens"][0]["token"] = f"a{character}"
-    monkeypatch.setattr(figures, "_FONTS", ("DejaVu Sans",))
-    assert figures.drawable(f"a{character}") == "a▯"
-    monkeypatch.setattr(figures, "_FONTS", ("No Such Font", "DejaVu Sans", "STIXGeneral"))
-    assert figures.drawable(f"a{character}") == f"a{character}"
+    monkeypatch.setattr(fonts, "_FONTS", ("DejaVu Sans",))
+    assert fonts.drawable(f"a{character}") == "a▯"
+    monkeypatch.setattr(fonts, "_FONTS", ("No Such Font", "DejaVu Sans", "STIXGeneral"))
+    assert fonts.drawable(f"a{character}") == f"a{character}"
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         save_figures(record, run.vectors, tmp_path)
