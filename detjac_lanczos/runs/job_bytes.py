@@ -204,10 +204,10 @@ class Demand:
         @cache
         def sweep(columns: int, met: bool) -> int:
             """Bytes of a sweep of so many columns; later on also of fewer, whose rows may go in taller parts."""
-            fewer = range(1, columns, -(-columns // _COUNTS)) if met else ()
+            looked_at = (*(range(1, columns, -(-columns // _COUNTS)) if met else ()), columns)
             return max(
-                sweep_bytes(self.shape, lengths, count, rebuilt=rebuilt, lockstep=lockstep, met=met)
-                for count in (*fewer, columns)
+                sweep_bytes(self.shape, lengths, some, rebuilt=rebuilt, lockstep=lockstep, met=met)
+                for some in looked_at
             )
 
         def searches(room: int, many: int, triplets: int = triplets) -> int:

@@ -12,7 +12,9 @@ import torch
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch
 from detjac_lanczos.reading import (
+    Contribution,
     Decoded,
+    StableRank,
     contributions,
     decode_left,
     decode_right,
@@ -57,18 +59,18 @@ def read_triplets(
         signed[index] = replace(result, U=result.U * signs[index], V=result.V * signs[index])
     vectors = torch.cat([signed[index].V for index in found], dim=1)
     right = _split(decode_right(network, vectors, torch.ones_like(vectors[0]), top), found, results)
-    for members, estimated in (([i for i in found if i not in estimates], False), (sorted(estimates), True)):
-        if not members:
-            continue
-        part = batch.part(members)
-        triplets = [signed[index] for index in members]
-        if estimated:
-            shares = estimate_contributions(part, triplets, seed=seed)
-            ranks = [surveyed_stable_rank(estimates[index]) for index in members]
-        else:
-            shares, ranks = contributions(part, triplets), stable_ranks(part, triplets, seed=seed)
-        for index, share, rank in zip(members, shares, ranks, strict=True):
-            readings[index] = TokenReading(left[index], right[index], share, rank)
+    shares: dict[int, Contribution] = {}
+    ranks: dict[int, StableRank] = {}
+    if exact := [index for index in found if index not in estimates]:
+        part, triplets = batch.part(exact), [signed[index] for index in exact]
+        shares |= zip(exact, contributions(part, triplets), strict=True)
+        ranks |= zip(exact, stable_ranks(part, triplets, seed=seed), strict=True)
+    if estimated := [index for index in found if index in estimates]:
+        part, triplets = batch.part(estimated), [signed[index] for index in estimated]
+        shares |= zip(estimated, estimate_contributions(part, triplets, seed=seed), strict=True)
+        ranks |= {index: surveyed_stable_rank(estimates[index]) for index in estimated}
+    for index in found:
+        readings[index] = TokenReading(left[index], right[index], shares[index], ranks[index])
     return signed, readings
 
 

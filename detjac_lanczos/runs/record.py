@@ -15,7 +15,7 @@ import torch
 
 import detjac_lanczos
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, Reconstruction
+from detjac_lanczos.operators import DetachedNetwork, Jacobian, JacobianBatch, Reconstruction
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
 from detjac_lanczos.runs.folder import KIND
 from detjac_lanczos.solvers.certificate import Certificate, Cluster
@@ -63,18 +63,6 @@ def make_record(
     definition = definition_of(batch, [reading.position for reading in prompts])
     reconstructions = [reconstruction_record(network, batch, prompt, reading) for prompt, reading in enumerate(prompts)]
     predictions = [[asdict(candidate) for candidate in found] for found in network.predictions]
-    entries = []
-    for operator, result, reading in zip(batch.operators, results, tokens, strict=True):
-        prompt = network.prompts[operator.prompt]
-        assert operator.token is not None, "a run is of single tokens"
-        index = operator.token
-        identity = {
-            "prompt": operator.prompt,
-            "index": index,
-            "id": prompt.ids[index] if prompt.ids else None,
-            "token": prompt.tokens[index],
-        }
-        entries.append(identity | _token(result, reading))
     record = {
         "format": FORMAT,
         "kind": KIND,
@@ -100,7 +88,10 @@ def make_record(
         "predictions": predictions,
         "reconstruction": reconstructions[0],
         "reconstructions": reconstructions,
-        "tokens": entries,
+        "tokens": [
+            _identity(network, operator) | _token(result, reading)
+            for operator, result, reading in zip(batch.operators, results, tokens, strict=True)
+        ],
         "work": {"method": results[0].method, "why": results[0].why}
         | total_work([asdict(result.work) for result in results], batch),
         "plan": None if network.planned is None else network.planned.record,
@@ -172,6 +163,17 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def _identity(network: DetachedNetwork, operator: Jacobian) -> dict[str, Any]:
+    assert operator.token is not None, "a run is of single tokens"
+    prompt, index = network.prompts[operator.prompt], operator.token
+    return {
+        "prompt": operator.prompt,
+        "index": index,
+        "id": prompt.ids[index] if prompt.ids else None,
+        "token": prompt.tokens[index],
+    }
 
 
 def _token(result: SVDResult, reading: TokenReading) -> dict[str, Any]:
