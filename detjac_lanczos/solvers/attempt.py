@@ -15,16 +15,25 @@ from detjac_lanczos.solvers.rounding import tells_zeros
 from detjac_lanczos.solvers.search import SPARE_VECTORS, Search
 
 PRODUCTS = 24
-"""Products that a probe may take in any case."""
+"""Products that a probe may take in any case. After so many, τ was 1.24 σ_9 at most on the Jacobians of both embedded
+models (k = 8, δ = 1e-6, no guards); after 16 it was up to 1.57 σ_9."""
 
 SHARE = 0.6
-"""Products that a probe may take where that is expected to complete the claim, by those of the search."""
+"""Products that a probe may take where that is expected to complete the claim, by those of the search. Chosen: a claim
+is to cost less than what it is about."""
 
 _WELL_ENOUGH = 0.1
+"""Residuals of a guard, by s_k. Chosen: they enter the bounds squared."""
+
 _MOST_CLAIMS = 6
+"""Vectors and claims together that may share δ. Chosen: each has a tenth of the share before it."""
+
 _LOOSE = 2.0
+"""τ by what the probe has seen, from which on another vector is drawn. Chosen."""
+
 _FLOOR_LATER = 2.0
-"""What the floor of a claim may be by that of the search: it grows with the passes of the probe."""
+"""What the floor of a claim may be by that of the search: it grows with the root of the passes, those of the probe
+included. Chosen: four times as many."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 _CHUNK_ROWS = 1024
+"""Row-sweeps of a pass. Chosen: enough to keep a matrix product busy, few enough to cost little memory."""
 
 
 def chunk_width(cost: float, d_out: int) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from detjac_lanczos.solvers.wording import ratio_up, short
 
 GUARDS = 6
-"""The most triplets beyond k that a claim deflates."""
+"""The most triplets beyond k that a claim deflates. Chosen: each is a further vector to keep, of each side."""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 import math
 
 _STALLED_AFTER = 8
+"""Passes without progress. Chosen: four each way."""
+
 _PROGRESS = 0.1
+"""Fall of the sum of logarithms that is progress. Chosen: one residual by a tenth, or all of them together."""
 
 
 class Patience:
-    """Waits some passes for residuals to move: their level is the sum of logarithms, a tenth is progress."""
+    """Waits some passes for residuals to move: their level is the sum of their logarithms."""
 
     def __init__(self) -> None:
         self._best = math.inf

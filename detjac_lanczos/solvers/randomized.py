@@ -19,7 +19,10 @@ from detjac_lanczos.solvers.result import Status, SVDResult
 from detjac_lanczos.solvers.rounding import adjoint_bound, noise_floor, safe_scale
 
 _OVERSAMPLING = 8
+"""Columns of the block beyond k. Chosen: Halko, Martinsson and Tropp take 5 or 10."""
+
 _DEFAULT_PASSES = 60
+"""Passes where no budget is given. Chosen: they bring residuals to 1e-3 where σ_{k+9} is 0.89 σ_k or less."""
 
 
 def solve_randomized(batch: CountingBatch, options: Options, method: Method) -> list[SVDResult]:

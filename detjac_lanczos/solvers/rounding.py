@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 SAFETY = 10.0
-"""The constant ``c`` in front of every rounding bound of this package."""
+"""The constant ``c`` in front of every rounding bound of this package. Chosen: sound operators stay within it."""
 
 LARGEST_ADJOINT_BOUND = 0.1
+"""What an adjoint bound is capped at. Chosen: in bfloat16 ``c ε √rows`` is above 1 from 164 rows on: no bound."""
 
 _COARSEST = torch.finfo(torch.bfloat16).eps
 
 _PLAIN_RANGE = (1e-8, 1e8)
+"""Largest entries that need no scale. Chosen: their squares, and long sums of these, are well inside of float32."""
 
 
 def epsilon(dtype: torch.dtype) -> float:
