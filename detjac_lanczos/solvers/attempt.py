@@ -10,9 +10,10 @@ from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.lanczos_polynomial import steps_left
 from detjac_lanczos.solvers.probe import Deflation, Probe
+from detjac_lanczos.solvers.restart import SPARE_VECTORS
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import tells_zeros
-from detjac_lanczos.solvers.search import SPARE_VECTORS, Search
+from detjac_lanczos.solvers.search import Search
 
 PRODUCTS = 24
 """Products that a probe may take in any case. After so many, τ was 1.24 σ_9 at most on the Jacobians of both embedded

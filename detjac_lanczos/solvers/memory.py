@@ -7,8 +7,8 @@ import torch
 from detjac_lanczos.budget import read_memory
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.basis import next_room
+from detjac_lanczos.solvers.restart import least_capacity
 from detjac_lanczos.solvers.rounding import working_dtype
-from detjac_lanczos.solvers.search import RESERVED_BLOCKS, SPARE_VECTORS
 
 
 def room_for(vectors: float, first: int) -> int:
@@ -88,7 +88,7 @@ def basis_capacity(
         return None
     vector = 2 * max(d_out + d_in for d_out, d_in in shapes) * working_dtype(dtype).itemsize
     capacity = budget // (len(shapes) * vector)
-    least = max(k + SPARE_VECTORS, start) + (2 + RESERVED_BLOCKS) * width
+    least = least_capacity(k, width, start)
     if capacity < least:
         raise InputError(
             f"memory = {memory} holds {capacity} vectors of each basis, and k = {k} needs {least}: give "

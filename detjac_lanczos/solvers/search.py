@@ -4,9 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers import copies
 from detjac_lanczos.solvers.basis import complete_block, dominant_rows
-from detjac_lanczos.solvers.completeness import GUARDS
+from detjac_lanczos.solvers.copies import CopyProbe
 from detjac_lanczos.solvers.directions import open_directions
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets, adjoint_defect
 from detjac_lanczos.solvers.goal import Goal
@@ -14,18 +13,13 @@ from detjac_lanczos.solvers.judgement import Judge
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.patience import Patience
+from detjac_lanczos.solvers.restart import SPARE_VECTORS, vectors_to_keep
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import epsilon, rounding_of, working_dtype
 from detjac_lanczos.solvers.start import given_block, random_block
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.widening import Widening
 from detjac_lanczos.solvers.width import expected_room
-
-RESERVED_BLOCKS = copies.PASSES // 2 + 1
-"""Blocks of a side that may follow one another without a restart: those of a probe, and the one before it."""
-
-SPARE_VECTORS = GUARDS + 1
-"""Ritz vectors beyond those wanted that a restart keeps: the guards of a claim, and one that shows what they leave."""
 
 
 class Search:
@@ -90,7 +84,7 @@ class Search:
         self.unseen = 0.0
         self._idle = 0
         self.widening = Widening(Stream.COPIES.generator(options.seed))
-        self._copies = copies.CopyProbe()
+        self._copies = CopyProbe()
 
     @property
     def k(self) -> int:
@@ -223,13 +217,14 @@ class Search:
 
     def _make_room(self, capacity: int) -> bool:
         """Restart where the next blocks, those of a probe included, would not fit; never within a probe."""
-        reserve = RESERVED_BLOCKS * self.width
+        if self.triplets is None or self._copies.passes_left:
+            return False
         fullest = max(self.state.U.count, self.state.V.count)
-        if self.triplets is not None and not self._copies.passes_left and fullest + reserve > capacity:
-            keep = max(self.goal.wanted + SPARE_VECTORS, (capacity - reserve) // 2)
-            self.state.restart(keep, 2 * self.width)
-            return True
-        return False
+        keep = vectors_to_keep(capacity, fullest, self.goal.wanted, self.width)
+        if keep is None:
+            return False
+        self.state.restart(keep, 2 * self.width)
+        return True
 
     @property
     def unmeasured(self) -> RitzTriplets | None:
