@@ -14,6 +14,9 @@ from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.streams import Stream
 
+PROBES = 16
+"""Random cotangents of an estimate: its work is this many times ``batch.shared_cost()``, and once more per prompt."""
+
 _ROWS = 1024.0
 """Row-sweeps of one pass of `contributions`: as many as a pass of the dense method has."""
 
@@ -82,10 +85,6 @@ def contributions(batch: JacobianBatch, triplets: Sequence[Triplets]) -> list[Co
         measure_contribution(product[:, 0], x, operator.y, found)
         for product, x, operator, found in zip(products, inputs, batch.operators, triplets, strict=True)
     ]
-
-
-PROBES = 16
-"""Random cotangents of an estimate: its work is this many times ``batch.shared_cost()``, and once more per prompt."""
 
 
 def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *, seed: int = 0) -> list[Contribution]:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from detjac_lanczos.runs.job_plan import JobPlan
     from detjac_lanczos.runs.loading import load_run
     from detjac_lanczos.runs.planning import plan
-    from detjac_lanczos.runs.run import DecodedVector, Run, TokenResult
+    from detjac_lanczos.runs.run import Run
+    from detjac_lanczos.runs.token_result import DecodedVector, TokenResult
     from detjac_lanczos.runs.verification import verify
 
 __all__ = [
@@ -34,7 +35,8 @@ _MODULES = {
     "job_plan": ("JobPlan",),
     "loading": ("load_run",),
     "planning": ("plan",),
-    "run": ("DecodedVector", "Run", "TokenResult"),
+    "run": ("Run",),
+    "token_result": ("DecodedVector", "TokenResult"),
     "verification": ("verify",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -15,17 +15,17 @@ from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
-from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
+from detjac_lanczos.operators import JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
 from detjac_lanczos.runs.choices import recorded_choices, replay_choices, solver_choices
 from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
-from detjac_lanczos.runs.record import PromptReading, make_record
+from detjac_lanczos.runs.record import make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import Polish, SearchOptions, check_search, search_record
 from detjac_lanczos.runs.surveying import estimates_of, search_batch
-from detjac_lanczos.solvers import SVDResult
+from detjac_lanczos.runs.vectors import run_vectors
 from detjac_lanczos.solvers.options import DEFAULT_K, Callback
 
 
@@ -183,7 +183,7 @@ def analyze(
         choices=recorded_choices(results[0].choices),
         times=clock.times(),
     )
-    return Run(record, _vectors(network, batch, signed, prompt_readings))
+    return Run(record, run_vectors(network, batch, signed, prompt_readings))
 
 
 class _Clock:
@@ -206,28 +206,3 @@ def _require_distinct(batch: JacobianBatch) -> None:
     for (prompt, token), times in chosen.items():
         if times > 1:
             raise InputError(f"token {token} of prompt {prompt} is given twice; give each token once")
-
-
-def _vectors(
-    network: DetachedNetwork, batch: JacobianBatch, results: Sequence[SVDResult], prompts: Sequence[PromptReading]
-) -> dict[str, Tensor]:
-    vectors: dict[str, Tensor] = {}
-    missed = next((result.missed for result in results if result.missed is not None), None)
-    if missed is not None:
-        vectors["survey.basis"] = missed.basis
-    for operator, result in zip(batch.operators, results, strict=True):
-        place = f"{operator.prompt}.{operator.token}"
-        vectors |= {f"U.{place}": result.U, f"S.{place}": result.S, f"V.{place}": result.V, f"x.{place}": operator.x}
-        if result.guards is not None:
-            vectors |= {f"guards.{name}.{place}": getattr(result.guards, name) for name in "USV"}
-    for prompt, reading in enumerate(prompts):
-        vectors[f"y.{prompt}"] = reading.detached.y
-        vectors[f"reconstruction.detached.{prompt}"] = reading.detached.estimate
-        if reading.ordinary is not None:
-            vectors[f"reconstruction.ordinary.{prompt}"] = reading.ordinary
-        embeds = network.prompts[prompt].embeds
-        if embeds is not None:
-            vectors[f"embeds.{prompt}"] = embeds.clone()  # inputs x are views of it, which safetensors refuses
-    if batch.operators[0].target.rows is not None:
-        vectors["probe"] = batch.operators[0].target.rows
-    return {name: value.detach().cpu().contiguous() for name, value in vectors.items()}

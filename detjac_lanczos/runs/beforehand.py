@@ -65,12 +65,17 @@ def check_on_configuration(
     check_k([(d_out.get(place.kind, hidden), d_in)], k)
     context = context_length_of(bare)
     if context is not None:
-        wanted = read_tokens_wanted(tokens)
-        chosen = [] if wanted is None or isinstance(wanted, slice) else wanted
-        indices = [("token", token[1] if isinstance(token, tuple) else token) for token in chosen]
-        for what, index in (*indices, ("position", read_position(position))):
-            if not -context <= index < context:
-                raise InputError(f"{what} {index} does not exist; a prompt of {name} has {context} tokens at most")
+        _check_indices(tokens, position, context, name)
+
+
+def _check_indices(tokens: slice | Sequence[Token] | None, position: int, context: int, name: str) -> None:
+    """Refuse tokens and a position that no prompt of so many tokens has, counted from either end."""
+    wanted = read_tokens_wanted(tokens)
+    chosen = [] if wanted is None or isinstance(wanted, slice) else wanted
+    indices = [("token", token[1] if isinstance(token, tuple) else token) for token in chosen]
+    for what, index in (*indices, ("position", read_position(position))):
+        if not -context <= index < context:
+            raise InputError(f"{what} {index} does not exist; a prompt of {name} has {context} tokens at most")
 
 
 def _has_configuration(model: Any) -> bool:

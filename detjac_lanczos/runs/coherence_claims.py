@@ -11,8 +11,9 @@ from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.notes import WORDED
 from detjac_lanczos.runs.record import definition_of
-from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import SHARED_BASIS, check_search, search_from
+from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
 from detjac_lanczos.solvers.result import Status

@@ -9,7 +9,8 @@ import torch
 
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.run import Run
+from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.attempt import limits
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.reprobe import measure_completeness

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.run import Run
+from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.energy import EnergySketch
 from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon
 

@@ -11,7 +11,8 @@ import torch
 from detjac_lanczos.errors import RunFileError, first_line
 from detjac_lanczos.runs.disk import read_run
 from detjac_lanczos.runs.folder import RECORD
-from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.run import Run
+from detjac_lanczos.runs.token_result import TokenResult
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:

@@ -17,7 +17,8 @@ from detjac_lanczos.reading.head import head_of
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.readings import CANDIDATES, read_triplets
 from detjac_lanczos.runs.record import total_work
-from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.run import Run
+from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers import Missed
 from detjac_lanczos.solvers.rounding import SAFETY, adjoint_bound, epsilon, working_dtype
 

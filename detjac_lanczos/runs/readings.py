@@ -23,7 +23,7 @@ from detjac_lanczos.reading import (
     surveyed_stable_rank,
 )
 from detjac_lanczos.runs.record import PromptReading, TokenReading
-from detjac_lanczos.runs.run import TokenResult
+from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers import Missed, SVDResult
 
 CANDIDATES = 10

@@ -12,7 +12,8 @@ from torch import Tensor
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.record import survey_record
-from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.run import Run
+from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers import Missed, SVDResult
 from detjac_lanczos.solvers.missed import FLAG_LEVEL, largest_error
 from detjac_lanczos.solvers.rounding import SAFETY, adjoint_bound, epsilon, working_dtype

@@ -12,7 +12,8 @@ from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.energy_claims import energy_claims
-from detjac_lanczos.runs.run import Run, TokenResult
+from detjac_lanczos.runs.run import Run
+from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
