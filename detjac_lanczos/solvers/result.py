@@ -142,7 +142,7 @@ class SVDResult:
 
     @property
     def relative(self) -> Tensor:
-        """Residuals divided by σ_j, and by σ_1 where σ_j is under the floor; ``(k, 2)``, float64."""
+        """Residuals by σ_j, and by σ_1 where σ_j is under the floor; ``(k, 2)``, float64, NaN where those are."""
         first = float(self.S.max()) if len(self.S) else 0.0
         return relative_residuals(self.residuals, self.S, self.floor, first)
 
