@@ -26,14 +26,13 @@ def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenRe
     (they never fall when a coefficient grows, and the norm of a matrix with two coefficients in a row bounds both), and
     by the rounding of its own arithmetic in float64: after few steps a bound is hundreds of σ_1.
     """
-    told = [index for index, token in enumerate(tokens) if _claim(token) is not None]
+    told = {index: claim for index, token in enumerate(tokens) if (claim := _completeness_of(token)) is not None}
     if not told:
         return
-    part = [tokens[index] for index in told]
-    claims = [claim for token in part if (claim := _claim(token)) is not None]
+    part, claims = [tokens[index] for index in told], list(told.values())
     U, S, V = ([_with_guards(token, name) for token in part] for name in "USV")
     options = run.record["options"]
-    again = measure_completeness(batch.part(told), U, S, V, claims, tol=options["tol"], passes=passes)
+    again = measure_completeness(batch.part(list(told)), U, S, V, claims, tol=options["tol"], passes=passes)
     for token, claim, fresh in zip(part, claims, again, strict=True):
         slack = 2 * fresh.floor + _DIGITS * max(claim.tau, *claim.upper)
         left = claim.tau - slack, claim.tau + slack
@@ -46,7 +45,7 @@ def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenRe
         yield Claim(f"contradictions in the claim of completeness of {token.name}", 0.0, float(wrong), 0.0)
 
 
-def _claim(token: TokenResult) -> Completeness | None:
+def _completeness_of(token: TokenResult) -> Completeness | None:
     return None if token.certificate is None else token.certificate.completeness
 
 

@@ -52,7 +52,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class Optional:
+class Sometimes:
     """A part that only some runs have."""
 
     shape: Shape
@@ -105,13 +105,13 @@ _SURVEY = {
     "flagged": bool,
 }
 _LOADING = {
-    "revision": Optional(str),
-    "commit": Optional(str),
-    "subfolder": Optional(str),
-    "device_map": Optional(AnyOf((str, Values(AnyOf((str, int)))))),
-    "max_memory": Optional(Values(AnyOf((str, int)))),
-    "offload_folder": Optional(str),
-    "trust_remote_code": Optional(bool),
+    "revision": Sometimes(str),
+    "commit": Sometimes(str),
+    "subfolder": Sometimes(str),
+    "device_map": Sometimes(AnyOf((str, Values(AnyOf((str, int)))))),
+    "max_memory": Sometimes(Values(AnyOf((str, int)))),
+    "offload_folder": Sometimes(str),
+    "trust_remote_code": Sometimes(bool),
 }
 _WORK = {"row_sweeps": float, "passes": int, "seconds": float}
 _TOKEN = {
@@ -165,7 +165,7 @@ RECORD: dict[str, Shape] = {
         "input": str,
         "target_definition": str,
         "position": AnyOf((int, [int])),
-        "weights": Optional(str),
+        "weights": Sometimes(str),
     },
     "options": {
         "k": Maybe(int),
@@ -201,7 +201,12 @@ RECORD: dict[str, Shape] = {
         "columns": int,
     },
     "plan": Maybe({"mixing": Values(str), "gates": Values(str), "bytes": Values(int)}),
-    "choices": {"solver": dict, "gemm": Values(str), "packed": Optional(Values(str)), "mixing": Optional(Values(str))},
+    "choices": {
+        "solver": dict,
+        "gemm": Values(str),
+        "packed": Sometimes(Values(str)),
+        "mixing": Sometimes(Values(str)),
+    },
     "times": (Values(float), {"total": float}),
 }
 
@@ -210,7 +215,7 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
     """Return what is wrong with the first part that has not its shape, such as "lacks tokens[2].id", or None."""
     if isinstance(shape, Maybe):
         return None if value is None else first_fault(value, shape.shape, place)
-    if isinstance(shape, Optional):
+    if isinstance(shape, Sometimes):
         return first_fault(value, shape.shape, place)
     if isinstance(shape, AnyOf):
         faults = [first_fault(value, one, place) for one in shape.shapes]
@@ -235,7 +240,7 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
             return f"says {place} is {_shown(value)}, not an object"
         for name, part in shape.items():
             inside = f"{place}.{name}" if place else name
-            if name not in value and isinstance(part, Optional):
+            if name not in value and isinstance(part, Sometimes):
                 continue
             if name not in value:
                 return f"lacks {inside}"

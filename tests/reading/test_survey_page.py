@@ -8,7 +8,7 @@ import pytest
 
 from detjac_lanczos.reading import render_page
 from detjac_lanczos.reading.page.markup import dotted
-from detjac_lanczos.reading.page.survey import certificates_of_survey, survey_sections
+from detjac_lanczos.reading.page.survey import estimates_counted, survey_sections
 from detjac_lanczos.runs import Run, analyze
 from tests import tiny_models
 from tests.reading.conftest import ODD_TOKENS
@@ -111,7 +111,7 @@ def test_each_estimate_is_in_its_place(known: list[dict[str, Any]]) -> None:
     assert facts["Median share of ‖J‖² missed"] == "25.0 %"
     assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("doubt 6.000", "sure 1.000")
     assert facts["Largest share missed"] == "doubt 50.0 %"
-    assert certificates_of_survey(known) == "2 estimated, 1 of these flagged"
+    assert estimates_counted(known) == "2 estimated, 1 of these flagged"
     assert "with probability 0.99 for all 14 tokens at once" in page
 
 

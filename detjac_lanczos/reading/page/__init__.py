@@ -7,8 +7,9 @@ from importlib.resources import files
 
 from torch import Tensor
 
+from detjac_lanczos.reading.page.heading import heading
 from detjac_lanczos.reading.page.markup import text
-from detjac_lanczos.reading.page.sections import about, heading, prompt_section
+from detjac_lanczos.reading.page.sections import about, prompt_section
 from detjac_lanczos.reading.record_values import Record, text_read
 from detjac_lanczos.reading.visible import shortened
 

@@ -9,12 +9,10 @@ from torch import Tensor
 from detjac_lanczos.reading.page import charts
 from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, meter, text, token_text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
-from detjac_lanczos.reading.page.survey import certificates_of_survey, survey_sections
+from detjac_lanczos.reading.page.survey import survey_sections
 from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
 from detjac_lanczos.reading.record_values import (
-    SUCCESSFUL,
     Record,
-    asked_for,
     earlier_position,
     estimate_of,
     has_offset,
@@ -24,67 +22,17 @@ from detjac_lanczos.reading.record_values import (
     significant,
     singular_values,
     surveyed,
-    text_read,
     tokens_of,
 )
 from detjac_lanczos.reading.target_words import how_left_is_read, target_name
-from detjac_lanczos.reading.visible import shortened, visible
 
 _COLUMNS = 8
-_LONG = 90
-_LONGEST = 420
 _NARROW = 360.0
 _FROZEN = {
     "gate": "the activation act(gate x) of every MLP, so that its up projection stays linear",
     "up": "the up projection of every MLP, with act(z) taken as (act(z)/z) z, so that its gate path stays linear",
     "half": "in every MLP, each of its two factors in turn; the map is the mean of both",
 }
-
-
-def heading(record: Record) -> str:
-    """Return the title: the (first) prompt and the token the model goes on with, and the key figures of the run.
-
-    Where the output is that of an earlier position, the title is the text up to there, and no token follows it.
-    """
-    title = shortened(text_read(record, 0), _LONGEST)
-    following, earlier = record["predictions"][0][0], earlier_position(record, 0) is not None
-    size = ' class="long"' if len(title) > _LONG else ""
-    more = len(record["prompts"]) - 1
-    others = f" · and {more} more prompt{'s' if more > 1 else ''}" if more else ""
-    work, errors = record["work"], record["reconstructions"][0]
-    found = sum(token["status"] in SUCCESSFUL for token in record["tokens"])
-    share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
-    others_of_survey = f"; {certificates_of_survey(record['tokens'])}" if surveyed(record) else ""
-    whose = " (first prompt)" if more else ""
-    after = " after the whole prompt" if earlier else ""
-    key = [
-        (
-            f"Next token{after}{whose}",
-            f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>",
-        ),
-        (f"Reconstruction error{whose}", f"{scientific(errors['relative_error'])} <small>std(ŷ − y) / std(y)</small>"),
-        (
-            "Tokens certified" if record["options"]["certify"] else "Tokens converged",
-            f"{found} of {len(record['tokens'])} <small>{text(asked_for(record))}, "
-            f"tolerance {record['options']['tol']:g}{others_of_survey}</small>",
-        ),
-        ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),
-        ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
-    ]
-    offset = ", plus an offset" if any(has_offset(record, prompt) for prompt in range(more + 1)) else ""
-    name = target_name(record)
-    matter = "what they make the model say" if name in ("output", "logits") else f"what they do to the {text(name)}"
-    space = " " if following["token"].startswith(" ") or record["options"]["chat"] else ""
-    said = text(visible(following["token"].lstrip(" ")))
-    goes_on = "" if earlier else f'{space}<span class="next"><bdi>{said}</bdi></span>'
-    return (
-        f'<header class="top"><p class="kicker">Detached Jacobians · {text(record["model"])}{others}</p>'
-        f"<h1{size}><bdi>{text(title)}</bdi>{goes_on}</h1>"
-        '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
-        f"took, is a linear map of each input token{offset}. These are the leading singular vectors of those maps: "
-        f"which directions of a token matter, and {matter}.</p>"
-        f"{facts(key, 'key')}</header>"
-    )
 
 
 def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:

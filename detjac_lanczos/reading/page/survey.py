@@ -13,8 +13,8 @@ from detjac_lanczos.reading.record_values import ESTIMATE, Record, chance_of, pe
 _WIDE, _NARROW = 1152.0, 360.0
 
 
-def certificates_of_survey(tokens: Sequence[Record]) -> str:
-    """Return what became of the tokens, for the heading."""
+def estimates_counted(tokens: Sequence[Record]) -> str:
+    """Return how many tokens are left as estimates, for the heading."""
     left = [token["survey"] for token in tokens if token["status"] == ESTIMATE]
     return f"{len(left)} estimated, {sum(survey['flagged'] for survey in left)} of these flagged"
 

@@ -1,0 +1,78 @@
+"""The head of the page: the prompt with what the model says next, and the key figures of the run."""
+
+from __future__ import annotations
+
+from detjac_lanczos.reading.page.markup import facts, text, token_text
+from detjac_lanczos.reading.page.survey import estimates_counted
+from detjac_lanczos.reading.record_values import (
+    SUCCESSFUL,
+    Record,
+    asked_for,
+    earlier_position,
+    has_offset,
+    percent,
+    scientific,
+    surveyed,
+    text_read,
+)
+from detjac_lanczos.reading.target_words import target_name
+from detjac_lanczos.reading.visible import shortened, visible
+
+_LONG = 90
+_LONGEST = 420
+
+
+def heading(record: Record) -> str:
+    """Return the title: the (first) prompt and the token the model goes on with, and the key figures of the run.
+
+    Where the output is that of an earlier position, the title is the text up to there, and no token follows it.
+    """
+    title = shortened(text_read(record, 0), _LONGEST)
+    size = ' class="long"' if len(title) > _LONG else ""
+    prompts = range(len(record["prompts"]))
+    more = len(prompts) - 1
+    others = f" · and {more} more prompt{'s' if more > 1 else ''}" if more else ""
+    offset = ", plus an offset" if any(has_offset(record, prompt) for prompt in prompts) else ""
+    name = target_name(record)
+    matter = "what they make the model say" if name in ("output", "logits") else f"what they do to the {text(name)}"
+    return (
+        f'<header class="top"><p class="kicker">Detached Jacobians · {text(record["model"])}{others}</p>'
+        f"<h1{size}><bdi>{text(title)}</bdi>{_continuation(record)}</h1>"
+        '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
+        f"took, is a linear map of each input token{offset}. These are the leading singular vectors of those maps: "
+        f"which directions of a token matter, and {matter}.</p>"
+        f"{facts(_key_figures(record), 'key')}</header>"
+    )
+
+
+def _continuation(record: Record) -> str:
+    """Return the token that follows the first prompt, where that is what the output says."""
+    if earlier_position(record, 0) is not None:
+        return ""
+    token = record["predictions"][0][0]["token"]
+    space = " " if token.startswith(" ") or record["options"]["chat"] else ""
+    return f'{space}<span class="next"><bdi>{text(visible(token.lstrip(" ")))}</bdi></span>'
+
+
+def _key_figures(record: Record) -> list[tuple[str, str]]:
+    following, tokens, options = record["predictions"][0][0], record["tokens"], record["options"]
+    work, error = record["work"], record["reconstructions"][0]["relative_error"]
+    found = sum(token["status"] in SUCCESSFUL for token in tokens)
+    share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
+    estimated = f"; {estimates_counted(tokens)}" if surveyed(record) else ""
+    whose = " (first prompt)" if len(record["prompts"]) > 1 else ""
+    after = " after the whole prompt" if earlier_position(record, 0) is not None else ""
+    return [
+        (
+            f"Next token{after}{whose}",
+            f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>",
+        ),
+        (f"Reconstruction error{whose}", f"{scientific(error)} <small>std(ŷ − y) / std(y)</small>"),
+        (
+            "Tokens certified" if options["certify"] else "Tokens converged",
+            f"{found} of {len(tokens)} <small>{text(asked_for(record))}, "
+            f"tolerance {options['tol']:g}{estimated}</small>",
+        ),
+        ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),
+        ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
+    ]
