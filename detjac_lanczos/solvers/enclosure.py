@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_ROUNDINGS = 8.0
+"""What rounding may add to an eigenvalue, in ε of the largest. Chosen."""
+
 
 def upper_bounds(values: np.ndarray, right: np.ndarray, left: np.ndarray, tau: float) -> np.ndarray:
     """Return bounds of σ_1(A), …, σ_{p+1}(A) from p triplets and a bound on the rest; the values are lower bounds.
@@ -55,7 +58,8 @@ def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits:
     The j-th eigenvalue of [J_S Z; Zᵀ τ I] is at most t > τ while D - L Lᵀ / (t - τ), D = t I - J_S, has at most j - 1
     negative eigenvalues (Schur complement). By the other Schur complement of [D L; Lᵀ (t - τ) I] it has as many as D
     (the s_i above t) and as there are eigenvalues of Lᵀ D⁻¹ L above t - τ: with d of the former, t - τ may go down to
-    the (j - d)-th of the latter.
+    the (j - d)-th of the latter, or to 0 where that is negative. The answer is the least such τ of all j: eigenvalues
+    are taken in the order of :func:`_most_nearest`, which bounds them, until no j left can be the one.
 
     Parameters
     ----------
@@ -64,26 +68,46 @@ def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits:
     limits : sequence of float
         Of the leading values, each above its value; infinite where any bound will do.
     """
-    p = len(values)
-    factor = np.zeros((2 * p, 2 * p))
-    factor[:p, :p], factor[p:, p:] = _factor(left), _factor(right)
     bounded = np.flatnonzero(np.asarray(limits) < np.inf)
-    if not bounded.size:
-        return np.inf
-    t = np.asarray(limits)[bounded, None]
+    t = np.asarray(limits)[bounded]
     with np.errstate(divide="ignore", invalid="ignore"):
-        # t and s over t² - s², without squares that overflow.
-        below, above = 0.5 / (t - values), 0.5 / (t + values)
-        own, other = below + above, below - above
-    if not np.isfinite(own).all():
+        # D⁻¹ in halves: t and s over t² - s², without squares that overflow.
+        below, above = 0.5 / (t[:, None] - values), 0.5 / (t[:, None] + values)
+    if not np.isfinite(below + above).all():
         return -np.inf
-    inverse = np.zeros((len(bounded), 2 * p, 2 * p))
-    diagonal = np.arange(p)
-    inverse[:, diagonal, diagonal] = inverse[:, p + diagonal, p + diagonal] = own
-    inverse[:, diagonal, p + diagonal] = inverse[:, p + diagonal, diagonal] = other
-    reaches = np.linalg.eigvalsh(factor.T @ inverse @ factor)[:, ::-1]
-    nearest = reaches[np.arange(len(bounded)), bounded - (values > t).sum(axis=1)]
-    return float((t[:, 0] - np.maximum(nearest, 0.0)).min())
+    ranks = bounded - (values > t[:, None]).sum(axis=1)
+    right_factor, left_factor = _factor(right), _factor(left)
+    most, rounding = _most_nearest(right_factor, left_factor, below, above, ranks)
+    least = t - most - _ROUNDINGS * np.finfo(np.float64).eps * (t + rounding)
+    tau = np.inf
+    for j in np.argsort(least):
+        if least[j] >= tau:
+            break
+        own, other = (below[j] + above[j])[:, None], (below[j] - above[j])[:, None]
+        mixed = left_factor.T @ (other * right_factor)
+        border = np.block(
+            [[left_factor.T @ (own * left_factor), mixed], [mixed.T, right_factor.T @ (own * right_factor)]]
+        )
+        nearest = np.linalg.eigvalsh(border)[::-1][ranks[j]]
+        tau = min(tau, float(t[j] - max(nearest, 0.0)))
+    return tau
+
+
+def _most_nearest(
+    right_factor: np.ndarray, left_factor: np.ndarray, below: np.ndarray, above: np.ndarray, ranks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the eigenvalue of each rank of Lᵀ D⁻¹ L is at most, for every D, and what the first is at most.
+
+    With P the positive part of D⁻¹, they are at most those of √P L Lᵀ √P. Without its r rows of the largest absolute
+    sums a symmetric matrix has a first eigenvalue no less than its (r + 1)-th (Cauchy), and no more than the largest
+    sum left (Gershgorin). D has the eigenvectors (x, x) and (x, -x) with x of one entry.
+    """
+    of_left, of_right = left_factor @ left_factor.T, right_factor @ right_factor.T
+    total, difference = np.abs(of_left + of_right), np.abs(of_left - of_right)
+    near, far = np.sqrt(np.maximum(below, 0.0)), np.sqrt(np.maximum(above, 0.0))
+    sums = np.hstack([near * (near @ total + far @ difference), far * (near @ difference + far @ total)])
+    sums = np.sort(sums, axis=1)[:, ::-1]
+    return sums[np.arange(len(ranks)), ranks], sums[:, 0]
 
 
 def _factor(gram: np.ndarray) -> np.ndarray:

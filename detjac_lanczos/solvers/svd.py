@@ -101,7 +101,8 @@ def svd(
         Bytes, or a text such as "2GiB", for the Lanczos bases of the whole batch and their products. Where they would
         not fit, the search restarts from its best vectors, which takes more passes. Probes of certify="complete" are
         held besides: room for 32 vectors of each side of every operator and their products, and the triplets that are
-        deflated, in float64. Other methods hold more than bases and refuse it.
+        deflated, in float64; then matrices of order 4 (k + 6), for one operator at a time, in 400 (k + 6)² bytes. Other
+        methods hold more than bases and refuse it.
     checkpoint : path, optional
         A folder in which every pass is written down as it is made. The same call with the same folder goes on where an
         earlier one was cut off, and gives the same result bit for bit; it sends each operator one column more, to see

@@ -1,5 +1,7 @@
 """Intervals of singular values hold their values, whatever the triplets; and they are narrower than known ones."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,3 +106,76 @@ def test_limits_that_residuals_forbid() -> None:
     grams = np.diag([1.0, 1.0])
     assert largest_tau(np.array([1.0, 0.5]), grams, grams, [1.001]) < 0.0
     assert largest_tau(np.array([1.0, 1.0]), np.zeros((2, 2)), np.zeros((2, 2)), [1.0]) == -np.inf
+
+
+def largest_tau_of_all(values, right, left, limits) -> float:
+    """The same with the eigenvalues of every limit at once: memory of order k³."""
+    p = len(values)
+    factor = np.zeros((2 * p, 2 * p))
+    for block, gram in ((slice(p), left), (slice(p, None), right)):
+        weights, vectors = np.linalg.eigh(gram)
+        factor[block, block] = vectors * np.sqrt(np.maximum(weights, 0.0))
+    bounded = np.flatnonzero(np.asarray(limits) < np.inf)
+    if not bounded.size:
+        return np.inf
+    t = np.asarray(limits)[bounded]
+    below, above = 0.5 / (t[:, None] - values), 0.5 / (t[:, None] + values)
+    inverses = [
+        np.block([[np.diag(b + a), np.diag(b - a)], [np.diag(b - a), np.diag(b + a)]])
+        for b, a in zip(below, above, strict=True)
+    ]
+    reaches = np.linalg.eigvalsh(factor.T @ np.stack(inverses) @ factor)[:, ::-1]
+    nearest = reaches[np.arange(len(bounded)), bounded - (values > t[:, None]).sum(axis=1)]
+    return float((t - np.maximum(nearest, 0.0)).min())
+
+
+def residual_gram(p: int, rank: int, lengths: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    residuals = generator.standard_normal((rank, p)) * lengths
+    return residuals.T @ residuals
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    count=st.integers(1, 12),
+    claimed=st.integers(1, 12),
+    spread=st.sampled_from([0.0, 1e-6, 1e-3, 0.3, 1.0]),
+    tol=st.sampled_from([1e-6, 1e-3, 0.1, 0.9]),
+    size=st.floats(-6, 1),
+    decay=st.floats(0, 4),
+    rank=st.integers(1, 12),
+    unbounded=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_the_walk_finds_the_least_of_all(count, claimed, spread, tol, size, decay, rank, unbounded, seed) -> None:
+    """Also in clusters, where values lie above limits of others, and where only some values are limited."""
+    generator = np.random.default_rng(seed)
+    values = np.sort(1.0 - spread * generator.random(count))[::-1]
+    lengths = 10.0 ** (size - decay * generator.random(count))
+    right, left = (residual_gram(count, rank, lengths, generator) for _ in range(2))
+    limits = values[: min(claimed, count)] * (1.0 + tol * generator.uniform(0.5, 1.0, min(claimed, count)))
+    if unbounded:
+        limits[generator.random(len(limits)) < 0.5] = np.inf
+    found, known = largest_tau(values, right, left, limits), largest_tau_of_all(values, right, left, limits)
+    if not np.isfinite(known):
+        assert found == known
+        return
+    finite = limits[np.isfinite(limits)]
+    nearest = np.abs(np.subtract.outer(finite, values)).min()
+    assert abs(found - known) <= 1e-13 * (1.0 + (np.trace(left) + np.trace(right)) / nearest)
+
+
+def test_a_claim_of_many_triplets_takes_few_eigenproblems(monkeypatch) -> None:
+    """And memory of the order of their Gram matrices: not that times the number of limits."""
+    k, solved = 150, []
+    solve = np.linalg.eigvalsh
+    monkeypatch.setattr(np.linalg, "eigvalsh", lambda matrix: solved.append(matrix.shape) or solve(matrix))
+    generator = np.random.default_rng(0)
+    values = 0.97 ** np.arange(k + 6)
+    right = residual_gram(k + 6, 3, 3e-4 * values, generator)
+    tracemalloc.start()
+    tau = largest_tau(values, right, 0.0 * right, values[:k] * (1 + 1e-3))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.5 * values[k - 1] < tau < 1.001 * values[k - 1]
+    assert len(solved) <= 3
+    assert peak <= 24 * 8 * (k + 6) ** 2
