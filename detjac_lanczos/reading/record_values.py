@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detjac_lanczos.reading.visible import visible
@@ -33,6 +33,11 @@ def asked_for(record: Record) -> str:
 def surveyed(record: Record) -> bool:
     """Whether a run is a survey: estimates, and certificates of those tokens alone that were polished."""
     return any(token["survey"] for token in record["tokens"])
+
+
+def left_estimated(tokens: Iterable[Record]) -> list[Record]:
+    """Return what a survey says of those tokens that it leaves as estimates."""
+    return [token["survey"] for token in tokens if token["status"] == ESTIMATE]
 
 
 def chance_of(survey: Record) -> str:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from detjac_lanczos.reading.record_values import ESTIMATE, Record, chance_of, percent, significant, singular_values
+from detjac_lanczos.reading.record_values import (
+    ESTIMATE,
+    Record,
+    chance_of,
+    left_estimated,
+    percent,
+    significant,
+    singular_values,
+)
 from detjac_lanczos.reading.visible import columns, fit, joined, visible
 
 _TOKEN = 13
@@ -34,7 +42,7 @@ def survey_line(token: Record, width: int) -> str:
 def survey_summary(tokens: list[Record]) -> list[str]:
     """Return what became of the tokens of a survey, counted, in two lines."""
     surveyed = [token["survey"] for token in tokens if token["survey"]]
-    estimated = [token["survey"] for token in tokens if token["status"] == ESTIMATE]
+    estimated = left_estimated(tokens)
     counted = f"{len(estimated)} of {len(tokens)} tokens estimated, {len(surveyed) - len(estimated)} polished"
     if not surveyed:
         return [counted]

@@ -78,9 +78,7 @@ def plan(
     UnsupportedModelError
         If no family declares the model.
     """
-    for name, value in {"tokens": tokens, "width": width, "k": k}.items():
-        if not is_whole(value) or value < 1:
-            raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
+    _check_counts(tokens=tokens, width=width, k=k)
     tokens, width, k = int(tokens), int(width), int(k)
     check_tol(tol)
     require_freeze(freeze)
@@ -98,9 +96,8 @@ def plan(
     demand = Demand(shape, k, tol, Rates.of(torch.device(found.type)))
 
     weights, inside = weight_bytes(whole, kind), _inside(whole, family, kind)
-    resident = weights.total()
-    if kind is None and resident + demand.least(tokens, width) > limit:
-        resident = _streaming(weights, inside)
+    streams = kind is None and weights.total() + demand.least(tokens, width) > limit
+    resident = _streaming(weights, inside) if streams else weights.total()
     streamed = weights.total() - resident
     schedule = _schedule(demand, tokens, width, limit, resident)
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
@@ -183,6 +180,12 @@ class _Setting:
             otherwise=self.peak(asked.otherwise) if asked.otherwise else None,
             seconds=self.pace.seconds(self.machine, self.schedule, lengths, columns, asked.passes),
         )
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not is_whole(value) or value < 1:
+            raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
 
 
 def _check_sizes(model: Any, name: str, shape: NetworkShape, tokens: int, width: int, k: int) -> None:

@@ -179,6 +179,15 @@ def test_one_cotangent_shared_by_all_operators(network: DetachedNetwork) -> None
             assert (found - alone).norm() <= 1e-13 * alone.norm()
 
 
+def test_a_part_of_a_batch_is_its_operators_alone(network: DetachedNetwork) -> None:
+    batch, chosen = network.jacobians(), [5, 9, 3]
+    part, Y = batch.part(chosen), normal(24, 2)
+    assert part.operators == [batch.operators[index] for index in chosen]
+    assert part.shared_cost() < batch.shared_cost()  # from token 3 on
+    for found, index in zip(part.rmatmat_shared(Y), chosen, strict=True):
+        assert (found - batch.operators[index].rmatmat(Y)).norm() <= 1e-13 * found.norm()
+
+
 def test_batches_of_mixed_positions_share_a_cotangent_too(network: DetachedNetwork) -> None:
     operators = [network.jacobian(i, position=p) for i, p in ((0, 11), (2, 7), (7, 7), (3, 11))]
     operators.append(network.jacobian((1, 1), position=3))

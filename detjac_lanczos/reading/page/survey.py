@@ -8,14 +8,22 @@ from statistics import median
 from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, text, token_text
 from detjac_lanczos.reading.page.survey_chart import intervals
 from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
-from detjac_lanczos.reading.record_values import ESTIMATE, Record, chance_of, percent, significant, singular_values
+from detjac_lanczos.reading.record_values import (
+    ESTIMATE,
+    Record,
+    chance_of,
+    left_estimated,
+    percent,
+    significant,
+    singular_values,
+)
 
 _WIDE, _NARROW = 1152.0, 360.0
 
 
 def estimates_counted(tokens: Sequence[Record]) -> str:
     """Return how many tokens are left as estimates, for the heading."""
-    left = [token["survey"] for token in tokens if token["status"] == ESTIMATE]
+    left = left_estimated(tokens)
     return f"{len(left)} estimated, {sum(survey['flagged'] for survey in left)} of these flagged"
 
 
@@ -67,7 +75,7 @@ def _mark(token: Record) -> tuple[str, str, float, tuple[float, float]]:
 def _figures(tokens: Sequence[Record]) -> list[tuple[str, str]]:
     firsts = [(_mark(token)[2], token["token"]) for token in tokens]
     shares = [(token["survey"]["share"], token["token"]) for token in tokens]
-    left = [token["survey"] for token in tokens if token["status"] == ESTIMATE]
+    left = left_estimated(tokens)
     (largest, first), (smallest, last), (most, whose) = max(firsts), min(firsts), max(shares)
     return [
         ("Tokens estimated", f"{len(left)} <small>{sum(survey['flagged'] for survey in left)} flagged</small>"),
