@@ -20,8 +20,8 @@ def on_status(
     sentences = {
         Status.CONVERGED: met,
         Status.BREAKDOWN_EXACT: (
-            "Nothing of the operator is left outside the space that was found, up to its rounding: every singular "
-            f"value beyond it is zero{f', or under the noise floor {rounded_up(floor)}' if floor else ''}."
+            "Nothing of the operator is left beyond these triplets, up to its rounding: every other singular value is "
+            f"zero{f', or under the noise floor {rounded_up(floor)}' if floor else ''}."
         ),
         Status.NOISE_FLOOR: (
             f"{claimed} of {k} triplets meet the tolerance {options.tol:g}; what else there is is down to the "

@@ -113,7 +113,7 @@ class _Iteration:
         floor = noise_floor(eps, float(values[0]), self.batch.passes[self.index])
         relative = relative_residuals(torch.from_numpy(worst), torch.from_numpy(values), floor, float(values[0]))
         self.batch.reporter.learn(self.index, values / self.scale, relative.numpy())
-        return _judge(values, worst, self.options.tol, floor, full=self._full)
+        return _judge(values, worst, self.options.tol, floor)
 
     @property
     def _full(self) -> bool:
@@ -155,11 +155,11 @@ def _defect(state: Factorisation, before: Factorisation | None) -> float:
     return adjoint_defect(left, pulled, right, pushed)
 
 
-def _judge(values: np.ndarray, worst: np.ndarray, tol: float, floor: float, *, full: bool) -> Status:
+def _judge(values: np.ndarray, worst: np.ndarray, tol: float, floor: float) -> Status:
     """Return how the iteration stands; BUDGET while it should go on."""
     allowed = tol * values
     if (worst <= allowed).all() and values[0] > 0.0:
         return Status.CONVERGED
     if (worst > np.maximum(allowed, floor)).any():
         return Status.BUDGET
-    return Status.BREAKDOWN_EXACT if full or values[-1] <= floor else Status.NOISE_FLOOR
+    return Status.BREAKDOWN_EXACT if values[-1] <= floor else Status.NOISE_FLOOR

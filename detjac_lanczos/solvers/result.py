@@ -16,7 +16,10 @@ _SHOWN = 8
 
 
 class Status(Enum):
-    """How a solve ended. Only CONVERGED and BREAKDOWN_EXACT are successes; an ESTIMATE claims nothing."""
+    """How a solve ended. Only CONVERGED and BREAKDOWN_EXACT are successes; an ESTIMATE claims nothing.
+
+    BREAKDOWN_EXACT: every singular value beyond those returned is zero, or under the noise floor.
+    """
 
     CONVERGED = "converged"
     BREAKDOWN_EXACT = "breakdown_exact"

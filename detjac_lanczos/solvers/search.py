@@ -167,7 +167,7 @@ class Search:
                 self.triplets = self.state.ritz(self.state.steps)
         elif self._idle == 2:
             solved = self.triplets is not None and self.judge.solved(self.triplets, exact=True)
-            self.status = Status.BREAKDOWN_EXACT if solved else Status.NOISE_FLOOR
+            self.status = self._exhausted() if solved else Status.NOISE_FLOOR
         if restarted or self.status is not None:
             self._compare()
 
@@ -315,14 +315,19 @@ class Search:
         """Return how the search ends, by fresh triplets; None where it goes on."""
         full = self._full
         if self._exact and self.judge.solved(triplets, exact=True):
-            return Status.BREAKDOWN_EXACT
+            return self._exhausted()
         widened = self._widens(triplets, full=full)
         if self.judge.solved(triplets, exact=False):
             return None if widened or self._copies.goes_on(self.widening, full=full) else Status.CONVERGED
         if full and self.judge.solved(triplets, exact=True):
-            return Status.BREAKDOWN_EXACT
+            return self._exhausted()
         self._copies.found_something()
         return Status.NOISE_FLOOR if full or self.judge.stalled(triplets) else None
+
+    def _exhausted(self) -> Status:
+        """Return how a search ends whose triplets are solved in a space that holds all of the operator."""
+        beyond = self.state.values()[self.k :]
+        return Status.CONVERGED if (beyond > self.judge.floor).any() else Status.BREAKDOWN_EXACT
 
     def _widens(self, triplets: RitzTriplets, *, full: bool) -> bool:
         """Whether a strand goes beside the next block; never during the probe of a single column."""

@@ -103,6 +103,20 @@ def test_low_rank_ends_exactly(rank: int, dtype: torch.dtype) -> None:
     assert float((result.U.T @ result.U - torch.eye(8, dtype=dtype)).abs().max()) <= 20 * eps
 
 
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_a_spectrum_that_goes_on_is_not_called_whole(block: int) -> None:
+    """Of rank 10, known from a space that holds all of it: the ninth value is no zero where eight are returned."""
+    low = matrix(np.concatenate([1 / np.arange(1, 11), np.zeros(30)]), (50, 40))
+    cut = svd(low, 8, method="lanczos", block=block)
+    assert cut.status is Status.CONVERGED and "zero" not in cut.advice
+    part = svd(low, threshold=0.15, method="lanczos", block=block)
+    assert len(part.S) == 6
+    assert part.status is Status.CONVERGED
+    whole = svd(low, 12, method="lanczos", block=block)
+    assert whole.status is Status.BREAKDOWN_EXACT
+    assert "every other singular value is zero" in whole.advice
+
+
 @pytest.mark.parametrize("method", ["lanczos", "dense", "randomized"])
 def test_zero_operator(method: str) -> None:
     result = svd(torch.zeros(30, 20), 5, method=method)
