@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name beside their place, then renamed."""
+"""Paths as users give them, and files that are whole or absent: written beside their place, then renamed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from detjac_lanczos.errors import InputError
+
+
+def as_path(place: Any) -> Path:
+    """Return a path, a user's home still unread.
+
+    Raises
+    ------
+    InputError
+        If it is neither a string nor a path.
+    """
+    if not isinstance(place, str | os.PathLike):
+        raise InputError(f"{place!r} names no file or folder; give a path")
+    return Path(place)
 
 
 @contextmanager

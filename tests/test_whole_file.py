@@ -1,10 +1,14 @@
 """A file is whole or as it was, and nothing is left beside it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from detjac_lanczos.whole_file import whole_file
+from detjac_lanczos import load_run
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.runs.folder import write_whole
+from detjac_lanczos.whole_file import as_path, whole_file
 
 
 def test_it_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
@@ -41,3 +45,13 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "file"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [None, 3, b"name", ["a"]])
+def test_what_is_no_path_is_told_in_one_line(place: Any) -> None:
+    with pytest.raises(InputError, match=r"^.* names no file or folder; give a path$"):
+        as_path(place)
+    with pytest.raises(InputError, match=r"^.* names no file or folder; give a path$"):
+        write_whole(place, "text")
+    with pytest.raises(InputError, match=r"^.* names no file or folder; give a path$"):
+        load_run(place)

@@ -12,7 +12,7 @@ _MOST_TOKENS = 10_000_000
 
 def prompt_text(text: str) -> str:
     """Return a prompt. Its bytes are UTF-8, whatever the locale took them for."""
-    if not text.strip():
+    if not text:
         raise argparse.ArgumentTypeError("the prompt is empty, give some text")
     try:
         return os.fsencode(text).decode("utf-8")

@@ -108,7 +108,7 @@ def read_prompts(
 def _from_text(loaded: LoadedModel, text: Any, chat: bool, add_special_tokens: bool) -> Prompt:
     if not isinstance(text, str):
         raise InputError(f"a prompt must be a string, not {type(text).__name__}")
-    if not text.strip():
+    if not text:
         raise InputError("the prompt is empty; give some text")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError("the prompt holds half of a surrogate pair, which is no character; give text in Unicode")

@@ -32,7 +32,7 @@ from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.offloaded import execution_devices
-from detjac_lanczos.whole_file import whole_file
+from detjac_lanczos.whole_file import as_path, whole_file
 
 FORMAT = 5
 
@@ -81,7 +81,7 @@ class StoredNetwork(FrozenNetwork):
         }
         header = {"kind": KIND, "format": str(FORMAT), "network": json.dumps(description)}
         header["checksum"] = _checksum(tensors, header["network"])
-        path = _file(Path(path))
+        path = _file(as_path(path))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as beside:
@@ -114,7 +114,7 @@ class StoredNetwork(FrozenNetwork):
             As `load_model`, or if no family declares the model.
         """
         loaded = load_model(model)
-        return cls(loaded, **_joined(_file(Path(path)), loaded))
+        return cls(loaded, **_joined(_file(as_path(path)), loaded))
 
 
 def _joined(path: Path, loaded: LoadedModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.whole_file import whole_file
+from detjac_lanczos.whole_file import as_path, whole_file
 
 RECORD = "run.json"
 VECTORS = "vectors.safetensors"
@@ -36,7 +36,7 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
         If it cannot be created or written, or holds files that are not those of a run.
     """
     try:
-        path = Path(folder).expanduser().resolve()
+        path = as_path(folder).expanduser().resolve()
         _require_ours(path)
         holder = path if _is_mount(path) else next(place for place in path.parents if place.exists())
     except InputError:
@@ -91,8 +91,9 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
     InputError
         If it cannot be written.
     """
+    place = as_path(path)
     try:
-        with whole_file(Path(path).expanduser().resolve()) as beside:
+        with whole_file(place.expanduser().resolve()) as beside:
             beside.write_text(text, encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as error:  # with a null byte, in an unknown user's home
         reason = getattr(error, "strerror", None) or error

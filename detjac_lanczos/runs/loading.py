@@ -13,6 +13,7 @@ from detjac_lanczos.runs.disk import read_run
 from detjac_lanczos.runs.folder import RECORD
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.token_result import TokenResult
+from detjac_lanczos.whole_file import as_path
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
@@ -31,7 +32,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     RunFileError
         If the folder is missing, foreign, truncated, damaged, or written by a newer version.
     """
-    path = Path(os.path.expanduser(folder))  # unlike Path's own, no error in the home of nobody
+    path = Path(os.path.expanduser(as_path(folder)))  # unlike Path's own, no error in the home of nobody
     run = Run(*read_run(path))
     try:
         fault = _mismatch(run)

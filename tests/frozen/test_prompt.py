@@ -1,4 +1,4 @@
-"""A prompt of another kind than text is one clear line."""
+"""A prompt of another kind than text, or without any, is one clear line."""
 
 from typing import Any
 
@@ -19,6 +19,8 @@ from tests.models.conftest import tiny_tokenizer
         (["w3", 5], "must be a string, not int"),
         ("\ud800", "half of a surrogate pair"),
         ([], "the list of prompts is empty"),
+        ("", "the prompt is empty"),
+        (" \n", "the prompt has no tokens"),
     ],
     ids=repr,
 )

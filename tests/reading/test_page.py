@@ -429,11 +429,11 @@ def test_a_page_of_two_prompts_has_each_figure_in_its_place(two_prompts: tuple[d
     assert key["Work"] == "25 %" and key["Tokens certified"] == "4 of 4"
     bars = re.findall(r'class="tok">(\w+)</bdi></span><span class="meter".*?width:([\d.]+)%.*?num">([\d.]+ %)', second)
     assert bars == [("said", "100.0", "50.0 %"), ("or", "50.0", "25.0 %")]
-    assert "to 1.0\u00a0×\u00a010⁻³." in second and "miss it by 0.75." in second
+    assert "to 1.0\u00a0×\u00a010⁻³." in second and "miss it by 75.0 %." in second
     facts = {name: re.sub(r"<[^>]*>", "", said) for name, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", second)}
-    assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("large 4.000", "small 1.000")
-    assert (facts["Largest stable rank"], facts["Smallest stable rank"]) == ("large 2.5", "small 1.25")
-    assert facts["Largest share of ‖J x‖² captured"] == "small 90.0 %"
+    assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("large #0 4.000", "small #1 1.000")
+    assert (facts["Largest stable rank"], facts["Smallest stable rank"]) == ("large #0 2.5", "small #1 1.25")
+    assert facts["Largest share of ‖J x‖² captured"] == "small #1 90.0 %"
     assert "1,000 row-sweeps against 4,000 for dense" in page
 
 

@@ -109,8 +109,8 @@ def test_each_estimate_is_in_its_place(known: list[dict[str, Any]]) -> None:
     facts = {name: re.sub(r"<[^>]*>", "", said) for name, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)}
     assert facts["Tokens estimated"] == "2 1 flagged" and facts["Tokens polished"] == "1"
     assert facts["Median share of ‖J‖² missed"] == "25.0 %"
-    assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("doubt 6.000", "sure 1.000")
-    assert facts["Largest share missed"] == "doubt 50.0 %"
+    assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("doubt #0 6.000", "sure #3 1.000")
+    assert facts["Largest share missed"] == "doubt #0 50.0 %"
     assert estimates_counted(known) == "2 estimated, 1 of these flagged"
     assert "with probability 0.99 for all 14 tokens at once" in page
 

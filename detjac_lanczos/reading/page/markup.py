@@ -25,6 +25,11 @@ def token_text(token: str) -> str:
     return f'<bdi class="tok">{shown}</bdi>'
 
 
+def numbered(token: Record) -> str:
+    """Return a token of a record with its index, which tells it from others that look alike."""
+    return f"{token_text(token['token'])} <small>#{token['index']}</small>"
+
+
 def dotted(token: str) -> str:
     """Return a token made visible, its spaces as middle dots: narrower in print than ␣."""
     return visible(token).replace("␣", "·")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from detjac_lanczos.reading.page import charts
-from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, meter, text, token_text
+from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, meter, numbered, text, token_text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
 from detjac_lanczos.reading.page.survey import survey_sections
 from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
@@ -171,7 +171,7 @@ def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) 
     if ordinary is not None:
         clouds.insert(0, ("cross", vectors[f"reconstruction.ordinary.{prompt}"].tolist()))
         without = ", whose sum has no offset," if offset else ""
-        caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians{without} miss it by {ordinary:.2g}.'
+        caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians{without} miss it by {percent(ordinary)}.'
     if offset:
         caption += f" The offset is {percent(errors['offset_share'])} of the {text(name)}."
     summary = f"Reconstructed against true {name}, on the diagonal to {scientific(errors['relative_error'])}"
@@ -193,9 +193,9 @@ def _spectra(tokens: list[Record]) -> str:
 
 def _extremes(tokens: list[Record]) -> list[tuple[str, str]]:
     """Return the largest and the smallest of what is known of every token."""
-    firsts = [(singular_values(t)[0], t["token"]) for t in tokens if singular_values(t)]
-    ranks = [(t["stable_rank"], t["token"]) for t in tokens if t["stable_rank"] is not None]
-    parts = [(t["contribution"], t["token"]) for t in tokens if t["contribution"]]
+    firsts = [(singular_values(t)[0], numbered(t)) for t in tokens if singular_values(t)]
+    ranks = [(t["stable_rank"], numbered(t)) for t in tokens if t["stable_rank"] is not None]
+    parts = [(t["contribution"], numbered(t)) for t in tokens if t["contribution"]]
     known: list[tuple[str, list[tuple[float, str]], Callable[[float], str]]] = [
         ("σ₁", firsts, significant),
         ("stable rank", ranks, "{:.3g}".format),
@@ -207,7 +207,7 @@ def _extremes(tokens: list[Record]) -> list[tuple[str, str]]:
         for word, choose in (("Largest", max), ("Smallest", min)):
             if found:
                 value, token = choose(found)
-                pairs.append((f"{word} {name}", f"{token_text(token)} {shown(value)}"))
+                pairs.append((f"{word} {name}", f"{token} {shown(value)}"))
     return pairs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, text, token_text
+from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, numbered, text, token_text
 from detjac_lanczos.reading.page.survey_chart import intervals
 from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
 from detjac_lanczos.reading.record_values import (
@@ -73,17 +73,17 @@ def _mark(token: Record) -> tuple[str, str, float, tuple[float, float]]:
 
 
 def _figures(tokens: Sequence[Record]) -> list[tuple[str, str]]:
-    firsts = [(_mark(token)[2], token["token"]) for token in tokens]
-    shares = [(token["survey"]["share"], token["token"]) for token in tokens]
+    firsts = [(_mark(token)[2], numbered(token)) for token in tokens]
+    shares = [(token["survey"]["share"], numbered(token)) for token in tokens]
     left = left_estimated(tokens)
     (largest, first), (smallest, last), (most, whose) = max(firsts), min(firsts), max(shares)
     return [
         ("Tokens estimated", f"{len(left)} <small>{sum(survey['flagged'] for survey in left)} flagged</small>"),
         ("Tokens polished", str(len(tokens) - len(left))),
         ("Median share of ‖J‖² missed", percent(median(share for share, _ in shares))),
-        ("Largest σ₁", f"{token_text(first)} {significant(largest)}"),
-        ("Smallest σ₁", f"{token_text(last)} {significant(smallest)}"),
-        ("Largest share missed", f"{token_text(whose)} {percent(most)}"),
+        ("Largest σ₁", f"{first} {significant(largest)}"),
+        ("Smallest σ₁", f"{last} {significant(smallest)}"),
+        ("Largest share missed", f"{whose} {percent(most)}"),
     ]
 
 
