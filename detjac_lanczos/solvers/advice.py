@@ -84,11 +84,15 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
     if completed.triplets is None:
         claim, counted = completed.claim, completed.claim.threshold is None
         edge, other = (f"σ_{claim.k}", "ask for another k") if counted else ("the threshold", "move it")
+        if counted and claim.cluster:
+            return f" {claim.line}: they are closer than rounding; {other}: a higher precision parts no equal values."
         hidden = f"{claim.line}: rounding hides whether σ_{claim.k + 1} lies above {edge}"
         return f" {hidden}; {other}, or compute the operator in a higher precision."
     claim, values = completed.claim, completed.triplets.values
+    more = "ask for a smaller tol" if completed.out_of_reach else "give more products by max_products"
     if claim.threshold is not None:
-        return f" {claim.line}: move the threshold into a gap of the spectrum, or give more products by max_products."
+        other = "" if claim.cluster else f", or {more}"
+        return f" {claim.line}: move the threshold into a gap of the spectrum{other}."
     if claim.sigma_k <= claim.floor:
         return ""
     apart = [j for j in range(max(1, claim.k // 2), claim.k) if (1.0 - options.tol) * values[j - 1] > values[j]]
@@ -96,4 +100,4 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
     gap = "" if widest is None else f", or ask for k = {widest}, where a gap follows"
     if claim.cluster:
         return f" σ_{claim.k} and σ_{claim.k + 1} are closer than the tolerance: no probe can part them{gap}."
-    return f" Probes of {claim.products} products do not show that these are all: give more by max_products{gap}."
+    return f" Probes of {claim.products} products do not show that these are all: {more}{gap}."

@@ -41,11 +41,13 @@ included. Chosen: four times as many."""
 class CompletenessClaim:
     """A claim about one operator, and the triplets that it rests on: the k claimed and the guards.
 
-    ``triplets`` is None where the whole matrix was seen.
+    ``triplets`` is None where the whole matrix was seen. ``out_of_reach``: with the residuals of the triplets, no bound
+    of what is left would complete the claim.
     """
 
     claim: Completeness
     triplets: RitzTriplets | None
+    out_of_reach: bool = False
 
 
 class Attempt:
@@ -155,7 +157,9 @@ class Attempt:
             threshold=search.options.threshold,
         )
         claim = replace(claim, products=search.probed)
-        return CompletenessClaim(claim, self.triplets.head(deflation.count))
+        beyond = max([self.probe.seen, *self.triplets.values[deflation.count : deflation.count + 1]])
+        triplets = self.triplets.head(deflation.count)
+        return CompletenessClaim(claim, triplets, out_of_reach=bool(self._reach <= beyond + search.judge.floor))
 
     @property
     def _next_number(self) -> int:

@@ -297,6 +297,19 @@ def test_the_same_seed_gives_the_same_claim() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_advice_is_a_smaller_tol_where_residuals_leave_no_room_for_what_is_left() -> None:
+    """No budget completes the claim; the tolerance that is advised does."""
+    values = np.r_[1, 0.97, 0.9, 0.89, 0.85, 0.849, 0.8, 0.79, np.linspace(0.785, 0.5, 72)]
+    A = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((80, 80)))[0] * values)
+    for budget in (None, 5000):
+        open_ = svd(A, 5, method="lanczos", certify="complete", max_products=budget)
+        assert not claim_of(open_).complete
+        assert "ask for a smaller tol" in open_.advice and "max_products" not in open_.advice
+    assert claim_of(svd(A, 5, tol=1e-5, method="lanczos", certify="complete")).complete
+    spent = svd(A, 5, tol=1e-5, method="lanczos", certify="complete", max_products=80)
+    assert "give more products by max_products" in spent.advice and "smaller tol" not in spent.advice
+
+
 @pytest.mark.parametrize("spare", [0, 1, 7, 100])
 def test_the_budget_is_kept_to_the_product(spare: int) -> None:
     A = matrix(spectrum("root", 150), (150, 150))

@@ -139,6 +139,9 @@ def test_a_whole_spectrum_is_complete_only_where_rounding_parts_its_values() -> 
     assert cluster.certificate.line.endswith(
         "BOUND σ_7 ≤ 1.01 σ_6, σ_6 and σ_7 in one cluster (the whole matrix was seen)"
     )
+    assert (
+        "they are closer than rounding; ask for another k: a higher precision parts no equal values" in cluster.advice
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
