@@ -12,7 +12,7 @@ from torch import nn
 
 from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError
 from detjac_lanczos.frozen.places import Role
-from detjac_lanczos.frozen.sizes import NetworkShape
+from detjac_lanczos.frozen.sizes import NetworkShape, masks_of
 from detjac_lanczos.frozen.words import Attend, Freeze, Project, Scale, Softcap, Word, require_all
 from detjac_lanczos.frozen.words.choices import shape_of
 from detjac_lanczos.models.adapters import without_adapters
@@ -234,6 +234,7 @@ class Family:
             itemsize=itemsize,
             scratch=scratch_of(whole, itemsize),
             parallel=any(not isinstance(stage, Stream) and len(stage) > 1 for stage in self.block),
+            masks=masks_of(text_config_of(whole)),
         )
 
     @property

@@ -26,22 +26,65 @@ _NUMBERS = 1 << 11
 
 
 def capture_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
-    """Return the bytes of the forward pass itself, while its longest prompt is in its largest block."""
+    """Return the bytes of the observed pass itself, while its longest prompt is in its largest block.
+
+    The model's own pass before it holds no more where its attention runs tile by tile: masks of one byte, and in each
+    call one of numbers.
+    """
     n = max(lengths)
-    d, item, wide = shape.hidden_size, shape.itemsize, shape.wide
     most = 0
     for block in shape.blocks:
-        # q, k, v, the last two once more for every head, q and k before they are turned, tiles of the output
-        vectors = 8 * n * block.heads * block.head_dim * item
         # scores, with their factor, with their mask, and the weights
-        scores = 4 * _tile(block, n, TILE_CELLS) * wide
-        # gate, up, activation, their product, and the factor that is recorded
-        gates = max((5 * n * gate.width for gate in block.gates), default=0) * item
-        # of experts all positions may have chosen one: gate and up side by side and apart, and the same
-        experts = max((7 * n * e.width + e.gathered for e in block.experts), default=0) * item
-        most = max(most, vectors + scores, max(gates, experts) + 3 * n * d * item)
-    masks = n * n * (item + 1) * (2 if len(set(shape.blocks)) > 1 else 1)
-    return most + masks + 2 * shape.vocabulary * wide + _others(shape) + _library(shape)
+        scores = 4 * _tile(block, n, TILE_CELLS) * shape.wide
+        most = max(most, _vectors(block, n, shape.itemsize) + scores, _mlp(shape, block, n))
+    # the last mask is made of one of a byte each
+    masks = n * n * (shape.masks * shape.itemsize + 1)
+    return most + masks + 2 * shape.vocabulary * shape.wide + _others(shape) + _library(shape)
+
+
+def own_pass_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
+    """Return the bytes of the model's own pass where its attention holds whole scores; 0 where it does not.
+
+    Nothing is frozen yet: there are the stream with its sum and norm, and the outputs of all prompts.
+    """
+    whole = [block for block in shape.blocks if block.own != "tiled"]
+    if not whole:
+        return 0
+    n, d, item = max(lengths), shape.hidden_size, shape.itemsize
+    most = 0
+    for block in whole:
+        # "eager" returns the weights, which live as long as their block
+        kept = 0 if block.own == "math" else block.heads * n * n * item
+        most = max(most, _whole_scores(shape, block, n) + 3 * n * d * item, kept + _mlp(shape, block, n))
+    outputs = sum(lengths) * shape.output_size * item
+    return most + outputs + 2 * shape.vocabulary * shape.wide + _others(shape) + _library(shape)
+
+
+def _whole_scores(shape: NetworkShape, block: BlockShape, n: int) -> int:
+    """Bytes that a model's own attention holds with scores of all heads, masks and vectors included."""
+    item, wide, masks = shape.itemsize, shape.wide, shape.masks * n * n
+    cells = block.heads * n * n
+    if block.own == "math":  # scores, weights, and which scores are hidden; the mask in numbers once more in every call
+        return (2 * wide + 1) * cells + wide * n * n + masks + _vectors(block, n, wide)
+    if block.own == "sinks":  # scores; with the sinks, and less their largest
+        return 3 * item * (cells + block.heads * n) + masks * item + _vectors(block, n, item)
+    # scores with a factor or a mask, and without; or around a softmax in float32, which is turned into and out of
+    scores = {2: 2 + 4 + 4, 4: 4 + 4, 8: 8 + 4 + 8}[item]
+    return scores * cells + masks * item + _vectors(block, n, item)
+
+
+def _vectors(block: BlockShape, n: int, item: int) -> int:
+    """Bytes of q, k, v, the last two once more for every head, q and k before they are turned, and of the output."""
+    return 8 * n * block.heads * block.head_dim * item
+
+
+def _mlp(shape: NetworkShape, block: BlockShape, n: int) -> int:
+    """Bytes that a pass holds in the MLP of a block, the stream, its sum and norm among them."""
+    # gate, up, activation, their product, and the factor that is recorded
+    gates = max((5 * n * gate.width for gate in block.gates), default=0)
+    # of experts all positions may have chosen one: gate and up side by side and apart, and the same
+    experts = max((7 * n * e.width + e.gathered for e in block.experts), default=0)
+    return (max(gates, experts) + 3 * n * shape.hidden_size) * shape.itemsize
 
 
 def sweep_bytes(

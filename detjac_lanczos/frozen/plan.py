@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from detjac_lanczos.budget import format_bytes
-from detjac_lanczos.frozen.peak import capture_bytes, check_bytes, sweep_bytes
+from detjac_lanczos.frozen.peak import capture_bytes, check_bytes, own_pass_bytes, sweep_bytes
 from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.ways import KINDS, WAYS, WIDTH, Kind, Rates, Way, bytes_of, seconds_of
 
@@ -114,11 +114,12 @@ class Plan:
         -------
         int
         """
-        return self.resident + max(
+        working = max(
             capture_bytes(self.shape, self.lengths),
             self.staged + check_bytes(self.shape, self.lengths, rebuilt=self.rebuilt),
             self.staged + sweep_bytes(self.shape, self.lengths, width, rebuilt=self.rebuilt),
         )
+        return max(own_pass_bytes(self.shape, self.lengths), self.resident + working)
 
     def seconds_with(self, rates: Rates) -> float:
         """Return what offloading and making again add to a sweep, as `seconds` does, at other rates."""

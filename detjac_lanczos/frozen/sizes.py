@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from detjac_lanczos.errors import UnsupportedModelError
 
@@ -33,13 +33,18 @@ class ExpertShape:
     gathered: int
 
 
+Attention = Literal["tiled", "math", "eager", "sinks"]
+"""How a model's own attention runs: tile by tile, or with whole scores (heads, n, n): in torch's plain arithmetic, in
+transformers' "eager" one, or there with a score of its own for a sink of each head."""
+
+
 @dataclass(frozen=True)
 class BlockShape:
     """Frozen factors of one block: attention weights, gates, and for each position ``numbers`` and ``integers``.
 
     Those of routed ``experts`` are among the numbers. ``made``: numbers that a sweep makes of weights and keeps, 1 + w;
     ``centered``: a norm takes the mean off its input, into rows of their own; ``panel``: numbers of a fused weight that
-    a product copies side by side.
+    a product copies side by side; ``own``: how the model's own attention runs.
     """
 
     heads: int = 0
@@ -52,6 +57,7 @@ class BlockShape:
     made: int = 0
     centered: bool = False
     panel: int = 0
+    own: Attention = "tiled"
 
     def __add__(self, other: BlockShape) -> BlockShape:
         """Return the factors of both."""
@@ -66,6 +72,7 @@ class BlockShape:
             self.made + other.made,
             self.centered or other.centered,
             max(self.panel, other.panel),
+            other.own if self.own == "tiled" else self.own,
         )
 
 
@@ -89,6 +96,8 @@ class NetworkShape:
         Bytes that packed weights pass through; 0 where no weight is packed.
     parallel : bool
         Whether some branches of a block read one stream.
+    masks : int
+        Attention masks that a pass makes: blocks behind a window, or chunks, have one of their own.
     """
 
     blocks: tuple[BlockShape, ...]
@@ -100,6 +109,7 @@ class NetworkShape:
     itemsize: int
     scratch: int = 0
     parallel: bool = False
+    masks: int = 1
 
     @property
     def wide(self) -> int:
@@ -154,4 +164,21 @@ def attention_shape(module: Any) -> BlockShape:
         raise UnsupportedModelError(
             f"{type(module).__name__} does not say how many heads it has and how wide they are; leave memory off"
         )
-    return BlockShape(heads, heads // getattr(module, "num_key_value_groups", 1), head_dim)
+    return BlockShape(heads, heads // getattr(module, "num_key_value_groups", 1), head_dim, own=_own(module))
+
+
+def _own(module: Any) -> Attention:
+    name = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if name == "eager":
+        return "sinks" if getattr(module, "sinks", None) is not None else "eager"
+    # sdpa's fused kernel on a CPU takes queries and values of one width only
+    values = getattr(module, "v_head_dim", None)
+    return "math" if name == "sdpa" and values and values != getattr(module, "qk_head_dim", values) else "tiled"
+
+
+def masks_of(config: Any) -> int:
+    """Return how many attention masks a decoder of a configuration makes in a pass."""
+    kinds = set(getattr(config, "layer_types", None) or [])
+    windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    # what has both kinds makes both masks, also where its blocks happen to be all of one
+    return 2 if kinds and windowed else max(1, len(kinds))

@@ -18,8 +18,8 @@ from detjac_lanczos.operators import DetachedNetwork, detach, head, layer, mlp
 from detjac_lanczos.operators import attention as attention_of
 from tests import tiny_models
 from tests.every_block import every_block
-from tests.tiny_models.dense import gpt2, gpt_neox
-from tests.tiny_models.moe import deepseek_v3
+from tests.tiny_models.dense import gemma, gemma2, gpt2, gpt_neox
+from tests.tiny_models.moe import deepseek_v3, gpt_oss
 from tests.tiny_models.undeclared import UNDECLARED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -241,3 +241,28 @@ def test_values_wider_than_queries_are_counted(width: int, monkeypatch: pytest.M
         monkeypatch.setattr(roads, "_table", {})
         _, swept, _ = with_peak(product)
         assert net.plan.resident + swept <= net.plan.peak(width)
+
+
+@pytest.mark.parametrize(
+    ("make", "tokens", "dtype"),
+    [
+        pytest.param(gemma, 1500, torch.float32, id="two masks"),
+        pytest.param(deepseek_v3, 1000, torch.float32, id="sdpa with values of their own width"),
+        pytest.param(deepseek_v3, 1000, torch.bfloat16, id="the same in bfloat16"),
+        pytest.param(gemma2, 1000, torch.float32, id="eager"),
+        pytest.param(gemma2, 1000, torch.bfloat16, id="eager in bfloat16"),
+        pytest.param(gemma2, 800, torch.float64, id="eager in float64"),
+        pytest.param(gpt_oss, 1000, torch.float32, id="eager with sinks"),
+    ],
+)
+def test_masks_and_whole_scores_of_the_models_own_attention_are_counted(
+    make: Any, tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(dtype)
+    model.config.max_position_embeddings = tokens
+    loaded, ids = tiny_models.loaded(model), tiny_models.prompt_ids(tokens)
+    detach(loaded, input_ids=[[1, 2]])
+    monkeypatch.setattr("detjac_lanczos.operators.self_check._passed", {})
+    with every_block("offload"):
+        net, captured, _ = with_peak(lambda: detach(loaded, input_ids=ids, memory="1GB"))
+    assert captured <= net.plan.peak(1) <= 1.25 * captured
