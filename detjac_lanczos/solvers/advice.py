@@ -91,8 +91,7 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
     claim, values = completed.claim, completed.triplets.values
     more = "ask for a smaller tol" if completed.out_of_reach else "give more products by max_products"
     if claim.threshold is not None:
-        other = "" if claim.cluster else f", or {more}"
-        return f" {claim.line}: move the threshold into a gap of the spectrum{other}."
+        return f" {claim.line}: move the threshold into a gap of the spectrum, or {more}."
     if claim.sigma_k <= claim.floor:
         return ""
     apart = [j for j in range(max(1, claim.k // 2), claim.k) if (1.0 - options.tol) * values[j - 1] > values[j]]

@@ -47,7 +47,8 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     ----------
     A : operator, or batch of operators
     U, S, V : Tensor or ndarray, or a sequence of them, one for each operator
-        Shapes (d_out, k), (k,) and (d_in, k), real. Of vectors that are not orthonormal nothing is claimed.
+        Shapes (d_out, k), (k,) and (d_in, k), real; no value of S negative. Of vectors that are not orthonormal nothing
+        is claimed.
     tol : float
         What max(ρ_R, ρ_L) / σ_j of a claimed triplet must meet, between 0 and 1.
     passes : int
@@ -61,7 +62,7 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     Raises
     ------
     InputError
-        The triplets do not fit the operators, or hold NaN; ``tol`` or ``passes`` is none.
+        The triplets do not fit the operators, or hold NaN or negative values; ``tol`` or ``passes`` is none.
     OperatorError
         A product is not finite, or has the wrong shape, dtype or device.
     """
@@ -101,10 +102,11 @@ def _as_tensors(name: str, blocks: Any) -> list[Tensor]:
 def _as_tensor(name: str, block: Any) -> Tensor:
     if isinstance(block, np.ndarray) and block.dtype.kind in "iuf":
         block = torch.from_numpy(block.astype(np.float64))
-    wanted = "give a dense tensor or array of real numbers"
+    wanted = "give a dense tensor or array of real numbers, floating point ones of 16 bits or more"
     if not isinstance(block, Tensor):
         raise InputError(f"{name} is a {type(block).__name__}: {wanted}")
-    if block.is_complex() or block.layout is not torch.strided or block.is_meta:
+    tiny = block.is_floating_point() and block.dtype.itemsize < 2
+    if tiny or block.is_complex() or block.layout is not torch.strided or block.is_meta:
         raise InputError(f"{name} is {block.dtype}, {block.layout}, on {block.device}: {wanted}")
     return block
 
@@ -129,3 +131,7 @@ def _check_fit(
             )
         if not all(bool(torch.isfinite(block).all()) for block in (left, sigma, right)):
             raise InputError(f"triplets {index} hold NaN or infinite values: they were not found or not saved whole")
+        if bool((sigma < 0).any()):
+            raise InputError(
+                f"triplets {index} hold negative values: turn their signs in S, and those of the columns of U"
+            )

@@ -142,7 +142,7 @@ class ScipyOperator:
             raise InputError("complex operators are not supported: split it into real and imaginary parts")
         self.dtype = torch.float32 if dtype in (np.dtype(np.float32), np.dtype(np.float16)) else torch.float64
         self.device = torch.device("cpu")
-        if dtype == np.float16 and self.matmat(torch.zeros(self.shape[1], 1)).dtype is torch.float16:
+        if dtype == np.float16 and self.matmat(torch.zeros(self.shape[1], 1, device="cpu")).dtype is torch.float16:
             self.dtype = torch.float16
 
     def matmat(self, X: Tensor, /) -> Tensor:

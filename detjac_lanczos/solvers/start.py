@@ -75,10 +75,11 @@ def read_start(start: Sequence[Any] | None, shapes: Sequence[tuple[int, int]], *
 
 def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
     try:
-        given = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
+        real = isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
+        given = torch.from_numpy(vectors.astype(np.float64)) if real else vectors
         block = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
         sound = block.shape[0] == d_in and block.ndim == 2 and block.is_floating_point()
-        sound &= block.layout is torch.strided and not block.is_meta
+        sound &= block.layout is torch.strided and not block.is_meta and block.dtype.itemsize >= 2
     except (TypeError, ValueError, RuntimeError, IndexError):
         raise InputError(
             f"start block {index} is a {type(vectors).__name__}: give a tensor of shape ({d_in}, w)"
@@ -86,6 +87,6 @@ def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
     if not sound or not bool(block.isfinite().all()):
         raise InputError(
             f"start block {index} has shape {tuple(block.shape)} and {block.dtype} on {block.device}: give finite "
-            f"right vectors of shape ({d_in}, w)"
+            f"right vectors of shape ({d_in}, w), in a floating point type of 16 bits or more"
         )
     return block

@@ -67,7 +67,7 @@ def svd(
         Triplets wanted; 8 by default.
     threshold : float, optional
         In place of k: all triplets with singular values above it. The search grows until the first value below it is
-        known to a fiftieth of its distance, or to ``tol``.
+        known to a fiftieth of its distance, or to ``tol``: one above it by less than ``tol`` may count as below.
     energy : float, optional
         In place of k: as many triplets as hold this share of ‖A‖_F². ‖A‖_F² is known from the products of the search
         and from 16 random cotangents for what they leave, as an interval of 95 % whose upper end is taken (exact where

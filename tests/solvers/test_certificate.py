@@ -180,6 +180,11 @@ def test_triplets_that_do_not_fit_are_refused() -> None:
         ({"V": np.ones((30, 4), complex)}, "V of operator 0 is a ndarray"),
         ({"U": torch.ones(40, 4).to_sparse()}, "torch.sparse_coo"),
         ({"V": torch.ones(30, 4, device="meta")}, "on meta"),
+        (
+            {"U": torch.ones(40, 4).to(torch.float8_e4m3fn)},
+            "U of operator 0 is torch.float8_e4m3fn.* of 16 bits or more",
+        ),
+        ({"S": torch.tensor([1.0, 0.9, 0.8, -0.7])}, "triplets 0 hold negative values"),
         ({"U": None}, "U is a NoneType"),
         ({"U": ["a"]}, "U of operator 0 is a str"),
         *(({"tol": tol}, "no tolerance") for tol in ("x", None, 2, 1e300, 0)),

@@ -103,6 +103,20 @@ def test_an_ambient_autocast_changes_nothing() -> None:
     assert torch.equal(alone.S, inside.S)
 
 
+def test_a_default_device_is_not_that_of_arrays() -> None:
+    half = A.half().numpy()
+    alone = svd(half, 3)
+    with torch.device("meta"):
+        inside = svd(half, 3)
+    assert torch.equal(alone.S, inside.S)
+
+
+def test_a_start_of_eight_bits_is_refused() -> None:
+    coarse = torch.ones(A.shape[1], 2).to(torch.float8_e4m3fn)
+    with pytest.raises(InputError, match=r"torch.float8_e4m3fn on cpu: give finite .* of 16 bits or more"):
+        svd(A, 2, method="lanczos", start=coarse)
+
+
 def test_a_parameter_is_a_matrix(recwarn: pytest.WarningsRecorder) -> None:
     assert not svd(torch.nn.Parameter(A), 3).S.requires_grad
     assert not recwarn.list

@@ -91,7 +91,9 @@ def test_a_value_at_the_threshold_cannot_be_parted() -> None:
     assert claim.cluster
     assert claim.upper[3] >= 1.0
     assert "BOUND σ_4 ≤ " in claim.line
-    assert result.advice.endswith("move the threshold into a gap of the spectrum.")
+    assert result.advice.endswith("move the threshold into a gap of the spectrum, or ask for a smaller tol.")
+    closer = svd(matrix(values, (100, 100)), threshold=1.0 + 1e-9, method="lanczos", tol=1e-11, certify="complete")
+    assert closer.certificate.completeness.complete
 
 
 def test_a_written_out_value_that_rounding_hides_is_not_called_unknown() -> None:

@@ -253,8 +253,10 @@ def test_options_and_starts_of_numpy_are_taken() -> None:
     A = matrix(spectrum("root", 40), (40, 40))
     cold = svd(A, np.int64(4), tol=np.float32(1e-3), block=np.int32(2), seed=np.int64(3), method="lanczos")
     torch.testing.assert_close(cold.S, svd(A, 4, tol=float(np.float32(1e-3)), block=2, seed=3, method="lanczos").S)
-    warm = svd(A, 4, method="lanczos", start=cold.V.numpy())
-    assert torch.equal(warm.S, svd(A, 4, method="lanczos", start=cold.V).S)
+    expected = svd(A, 4, method="lanczos", start=cold.V).S
+    for dtype in (cold.V.numpy().dtype, ">f8", np.longdouble):
+        assert torch.equal(svd(A, 4, method="lanczos", start=cold.V.numpy().astype(dtype)).S, expected)
+    assert torch.equal(svd(A, 4, method="lanczos", start=cold.V.flip(0).numpy()[::-1]).S, expected)
 
 
 @settings(max_examples=100, deadline=None)
