@@ -21,12 +21,13 @@ from detjac_lanczos.solvers.rounding import SAFETY, epsilon, working_dtype
 
 
 def finite_claim(token: TokenResult) -> Claim:
-    """Triplets and guards are numbers, unless the record itself says that none were found."""
+    """Triplets and guards are numbers, no value below 0, unless the record itself says that none were found."""
     guards = token.guards
     parts = (token.U, token.S, token.V, *(() if guards is None else (guards.U, guards.S, guards.V)))
     count = sum(int((~torch.isfinite(part)).sum()) for part in parts)
+    count += int((token.S < 0).sum())
     allowed = math.inf if None in token.record["singular_values"] else 0.0
-    return Claim(f"numbers of {token.name} that are not finite", 0.0, float(count), allowed)
+    return Claim(f"numbers of {token.name} that are not finite, and values below 0", 0.0, float(count), allowed)
 
 
 def triplet_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult], passes: int) -> Iterator[Claim]:

@@ -211,7 +211,9 @@ def test_a_cluster_across_k_is_not_hidden(tiny: LoadedModel) -> None:
 def test_a_guard_that_is_no_number_fails(complete: Run, tiny: LoadedModel) -> None:
     name = next(name for name in complete.vectors if name.startswith("guards.V.0.0"))
     vectors = complete.vectors | {name: complete.vectors[name] * math.nan}
-    assert _failed(Run(complete.record, vectors), tiny) == ["numbers of token 0 of prompt 0 that are not finite"]
+    assert _failed(Run(complete.record, vectors), tiny) == [
+        "numbers of token 0 of prompt 0 that are not finite, and values below 0"
+    ]
 
 
 def test_guards_that_are_not_there_are_named(copy: Path) -> None:

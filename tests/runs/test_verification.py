@@ -136,6 +136,7 @@ def _nudge(vectors: Tensor) -> Tensor:
         ("S.0.1", lambda S: S * 1.01, "values of token 1"),
         ("U.0.0", lambda U: U * 1.001, "orthonormality, left vectors of token 0"),
         ("U.0.0", lambda U: U * float("nan"), "token 0 of prompt 0 that are not finite"),
+        ("S.0.1", lambda S: -S, "token 1 of prompt 0 that are not finite, and values below 0"),
         ("x.0.4", lambda x: x * 1.001, "input of token 4"),
         ("y.0", lambda y: -y, "output of prompt 0"),
     ],
