@@ -253,12 +253,14 @@ def guarded(triplets: RitzTriplets, goals: np.ndarray, edge: float, floor: float
     """
     values, worst = triplets.values, triplets.norms.max(axis=1)
     least = min(len(goals), len(values))
+    most = max(least, min(least + GUARDS, len(values) - 1))
+    poor = (worst[least:most] > _WELL_ENOUGH * edge) | (values[least:most] <= floor)
+    most = least + int(np.argmax(np.r_[poor, True]))
+    measured = deflation_of(triplets.head(most))
     best, chosen = -np.inf, (least, -np.inf)
-    for count in range(least, max(least, min(least + GUARDS, len(values) - 1)) + 1):
-        if count > least and (worst[count - 1] > _WELL_ENOUGH * edge or values[count - 1] <= floor):
-            break
-        deflation = deflation_of(triplets.head(count))
-        reach = largest_tau(deflation.values, deflation.right_gram, deflation.left_gram, goals[:count])
+    for count in range(least, most + 1):
+        block = (slice(count), slice(count))
+        reach = largest_tau(values[:count], measured.right_gram[block], measured.left_gram[block], goals[:count])
         left = max(values[count] if count < len(values) else 0.0, floor, np.finfo(np.float64).tiny)
         if count == least or reach / left > best:
             best, chosen = reach / left, (count, reach)
