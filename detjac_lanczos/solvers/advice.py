@@ -85,11 +85,14 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
         claim, counted = completed.claim, completed.claim.threshold is None
         edge, other = (f"σ_{claim.k}", "ask for another k") if counted else ("the threshold", "move it")
         if counted and claim.cluster:
-            return f" {claim.line}: they are closer than rounding; {other}: a higher precision parts no equal values."
+            return (
+                f" {claim.line}: they are closer than rounding; {other}, or, unless they are equal, compute the "
+                "operator in a higher precision."
+            )
         hidden = f"{claim.line}: rounding hides whether σ_{claim.k + 1} lies above {edge}"
         return f" {hidden}; {other}, or compute the operator in a higher precision."
     claim, values = completed.claim, completed.triplets.values
-    more = "ask for a smaller tol" if completed.out_of_reach else "give more products by max_products"
+    more = _what_narrows(completed, options.tol)
     if claim.threshold is not None:
         return f" {claim.line}: move the threshold into a gap of the spectrum, or {more}."
     if claim.sigma_k <= claim.floor:
@@ -100,3 +103,12 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
     if claim.cluster:
         return f" σ_{claim.k} and σ_{claim.k + 1} are closer than the tolerance: no probe can part them{gap}."
     return f" Probes of {claim.products} products do not show that these are all: {more}{gap}."
+
+
+def _what_narrows(completed: CompletenessClaim, tol: float) -> str:
+    """Return what would narrow the bounds: products, or smaller residuals where these leave no room."""
+    claim = completed.claim
+    edge = claim.sigma_k if claim.threshold is None else claim.threshold
+    if not completed.out_of_reach:
+        return "give more products by max_products"
+    return "ask for a smaller tol" if tol * edge > claim.floor else "compute the operator in a higher precision"

@@ -168,7 +168,7 @@ def test_no_certificate_unless_asked_for(tiny: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"prompt": " "}, "empty"),
+        ({"prompt": ""}, "empty"),
         ({"prompt": "the " * 33}, "context is 32"),
         ({"k": 0}, "k = 0"),
         ({"k": 65}, "1 to 64"),

@@ -310,6 +310,14 @@ def test_advice_is_a_smaller_tol_where_residuals_leave_no_room_for_what_is_left(
     assert "give more products by max_products" in spent.advice and "smaller tol" not in spent.advice
 
 
+@pytest.mark.parametrize("goal", [{"k": 4, "tol": 1e-3}, {"k": 4, "tol": 1e-2}, {"threshold": 0.9, "tol": 1e-2}])
+def test_no_smaller_tol_is_advised_where_residuals_are_rounding(goal: dict[str, float]) -> None:
+    values = np.sort(np.random.default_rng(0).uniform(size=60))[::-1]
+    result = svd(matrix(values, (60, 80)).bfloat16(), **goal, method="lanczos", certify="complete")
+    assert not claim_of(result).complete
+    assert "smaller tol" not in result.advice and "in a higher precision" in result.advice
+
+
 @pytest.mark.parametrize("spare", [0, 1, 7, 100])
 def test_the_budget_is_kept_to_the_product(spare: int) -> None:
     A = matrix(spectrum("root", 150), (150, 150))

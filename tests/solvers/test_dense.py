@@ -140,8 +140,18 @@ def test_a_whole_spectrum_is_complete_only_where_rounding_parts_its_values() -> 
         "BOUND σ_7 ≤ 1.01 σ_6, σ_6 and σ_7 in one cluster (the whole matrix was seen)"
     )
     assert (
-        "they are closer than rounding; ask for another k: a higher precision parts no equal values" in cluster.advice
+        "they are closer than rounding; ask for another k, or, unless they are equal, compute the operator in a higher "
+        "precision" in cluster.advice
     )
+
+
+def test_a_higher_precision_parts_values_that_differ_as_it_is_advised() -> None:
+    near = matrix(np.r_[4, 3, 2, 1.0005, 1.0, np.full(40, 0.3)], (60, 80))
+    half, single = (
+        svd(near.to(dtype), 4, method="dense", certify="complete") for dtype in (torch.float16, torch.float32)
+    )
+    assert "unless they are equal, compute the operator in a higher precision" in half.advice
+    assert single.certificate.completeness.complete
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
