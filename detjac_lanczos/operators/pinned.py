@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
-from detjac_lanczos.frozen.capture import Streams, capture
+from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.declare import Family, Residual
 from detjac_lanczos.frozen.drop import Expert, Head
 from detjac_lanczos.frozen.layout import Segment
@@ -242,26 +242,6 @@ class PinnedNetwork(DetachedNetwork):
             Always.
         """
         raise InputError(f"{cls.__name__}.load reads nothing: what is pinned is never saved; use DetachedNetwork.load")
-
-    @classmethod
-    def from_capture(
-        cls,
-        loaded: LoadedModel,
-        family: Family,
-        prompts: tuple[Prompt, ...],
-        freeze: Freeze,
-        coefficients: Mapping[str, Tensor],
-        streams: Streams,
-        planned: Plan | None,
-    ) -> Self:
-        """Refuse: coefficients alone pin no modules; `attach` does.
-
-        Raises
-        ------
-        InputError
-            Always.
-        """
-        raise InputError(f"{cls.__name__}.from_capture has no modules to pin; use {cls.__name__}.attach, or detach")
 
     @cached_property
     def _logits_are_affine(self) -> bool:

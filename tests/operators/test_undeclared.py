@@ -270,12 +270,10 @@ def test_the_frozen_final_norm_is_the_models(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_a_recognised_decoder_cannot_do_is_one_line(tmp_path: Any) -> None:
     _, _, network = case("StableLM", "gate")
-    captured = network.loaded, network.family, network.prompts, network.freeze, network.coefficients, network.streams
     attempts: list[tuple[Callable[[], Any], type[DetjacError], str]] = [
         (lambda: network.replace(drop=[head(0, 0)]), UnsupportedModelError, "no family declares it"),
         (lambda: network.save(tmp_path), UnsupportedModelError, "cannot be saved"),
         (lambda: PinnedNetwork.load(tmp_path, network.loaded), InputError, "use DetachedNetwork.load"),
-        (lambda: PinnedNetwork.from_capture(*captured, None), InputError, "use PinnedNetwork.attach, or detach"),
         (lambda: network.program(0, layer(1)), UnsupportedModelError, "no program of maps"),
         (lambda: network.jacobian(0, source=layer(2), target=layer(1)), InputError, "lies before"),
         (lambda: network.jacobian(0, target=probe(torch.ones(2, 5))), InputError, "width 5"),
