@@ -17,7 +17,7 @@ from detjac_lanczos.frozen.rebuilt import RebuiltRows
 from detjac_lanczos.frozen.sizes import BlockShape, GateShape
 from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.tape import Tape
-from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
+from detjac_lanczos.frozen.words.product import GATED, factors, product_maps
 from detjac_lanczos.frozen.words.projections import linear_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
 from detjac_lanczos.models.linear_modules import has_bias, linear_shape
@@ -33,7 +33,6 @@ class GatedMLP:
     gate: str
     up: str
     activation: str
-    product: Product = GATED
 
     @classmethod
     def fused(cls, path: str, activation: str) -> GatedMLP:
@@ -58,10 +57,10 @@ class GatedMLP:
             if rebuild:
                 if self.gate != self.up and not torch.equal(seen["gate"], seen["up"]):
                     raise UnsupportedModelError(f"{prefix} and {name}{self.up} read different rows; give more memory")
-                _record_inputs(record, prefix, self.product.names(freeze), seen["gate"])
+                _record_inputs(record, prefix, GATED.names(freeze), seen["gate"])
             else:
                 z, u = seen["gate"].chunk(2, dim=-1) if self.gate == self.up else (seen["gate"], seen["up"])
-                for key, value in factors(self.product, activation, z, u, freeze).items():
+                for key, value in factors(GATED, activation, z, u, freeze).items():
                     record(f"{prefix}.{key}", value, "gates")
             seen.clear()
 
@@ -72,7 +71,7 @@ class GatedMLP:
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """Return the width of the factors and of what they are made of."""
         f, d = linear_shape(block.get_submodule(self.gate))
-        names = self.product.names(freeze)
+        names = GATED.names(freeze)
         projections = sum(1 if name == "activation" else 2 for name in names)
         width = f // 2 if self.gate == self.up else f
         biased = any(has_bias(block.get_submodule(path)) for path in (self.gate, self.up))
@@ -89,11 +88,11 @@ class GatedMLP:
 
         def make(x: Tensor, key: str) -> Tensor:
             activation = block.get_submodule(self.activation)
-            return self.product.factor(key, activation, _rows(half(0), x), lambda: _rows(half(1), x), freeze)
+            return GATED.factor(key, activation, _rows(half(0), x), lambda: _rows(half(1), x), freeze)
 
         frozen: dict[str, Tensor | RebuiltRows] = dict(coefficients)
         if f"{prefix}.input" in coefficients:
-            for key in self.product.names(freeze):
+            for key in GATED.names(freeze):
                 made = partial(make, key=key)
                 frozen[f"{prefix}.{key}"] = _rebuilt(coefficients, prefix, key, made, half(0), half(1))
         return product_maps(lambda: half(0), lambda: half(1), prefix, frozen)
