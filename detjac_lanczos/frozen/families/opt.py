@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from detjac_lanczos.frozen.declare import Family, Residual, Stream
-from detjac_lanczos.frozen.words import ActivatedMLP, Attend, Constant, IfPresent, LayerNorm, Project
+from detjac_lanczos.frozen.words import ActivatedMLP, Attend, Constant, Either, LayerNorm, Project
 
 ATTENTION = Residual(
     "attention",
@@ -20,10 +20,10 @@ OPT = Family(
         (replace(MLP, words=(LayerNorm("final_layer_norm"), *MLP.words)),),
     ),
     tail=(
-        IfPresent("final_layer_norm", LayerNorm("final_layer_norm")),
-        IfPresent("project_out", Project("project_out")),
+        Either("final_layer_norm", (LayerNorm("final_layer_norm"),)),
+        Either("project_out", (Project("project_out"),)),
     ),
-    entry=(IfPresent("project_in", Project("project_in")), Constant("embed_positions")),
+    entry=(Either("project_in", (Project("project_in"),)), Constant("embed_positions")),
     decoder="model.decoder",
     positions_from_mask=True,
     when=("do_layer_norm_before", True),

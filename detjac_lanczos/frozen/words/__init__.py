@@ -5,7 +5,7 @@ primitive maps it becomes.
 """
 
 from detjac_lanczos.frozen.words.attention import Attend
-from detjac_lanczos.frozen.words.choices import Either, IfPresent, Plus
+from detjac_lanczos.frozen.words.choices import Either, Plus
 from detjac_lanczos.frozen.words.experts import RoutedExperts
 from detjac_lanczos.frozen.words.mlp import ActivatedMLP, GatedMLP
 from detjac_lanczos.frozen.words.norms import LayerNorm, RMSNorm
@@ -28,7 +28,6 @@ __all__ = [
     "Either",
     "Freeze",
     "GatedMLP",
-    "IfPresent",
     "LayerNorm",
     "Plus",
     "Project",

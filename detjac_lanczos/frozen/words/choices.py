@@ -43,11 +43,6 @@ class Either:
         return self.present if has_module(block, self.path) else self.absent
 
 
-def IfPresent(path: str, *words: Word) -> Either:
-    """Return a word that is nothing where the block has no module at ``path``."""
-    return Either(path, words)
-
-
 @dataclass(frozen=True)
 class Plus:
     """The sum of several chains of words on the same rows."""
