@@ -4,25 +4,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import betaincinv
 
 _BISECTIONS = 60
-
-
-def log_overlap(dimension: int, delta: float, rows: int = 1) -> float:
-    """Return ln γ such that a random unit vector has |⟨y, v⟩| < γ with probability δ, for any fixed unit y.
-
-    ⟨y, v⟩² of a uniform v in ``dimension`` dimensions has the distribution Beta(1/2, (dimension - 1)/2): it is
-    g_1² / (g_1² + … + g_n²) of independent normal g_i, a ratio of χ²_1 to χ²_1 + χ²_{n - 1}. γ² is its δ-quantile.
-    For b orthonormal random ``rows`` F, ‖F y‖² has Beta(b/2, (dimension - b)/2).
-
-    Source: van Dorsselaer, Hochstenbach, van der Vorst, "Computing probabilistic bounds for extreme eigenvalues of
-    symmetric matrices with the Lanczos method", SIAM J. Matrix Anal. Appl. 22, 2000, who write the same probability as
-    an integral of cosⁿ⁻² over an angle.
-    """
-    if dimension == rows:
-        return 0.0
-    return 0.5 * math.log(float(betaincinv(rows / 2, (dimension - rows) / 2, delta)))
 
 
 def largest_root(coefficients: Sequence[float], log_gamma: float) -> float:

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from detjac_lanczos.solvers.basis import complete_block, project_out, random_rows
+from detjac_lanczos.solvers.overlap import held_share
 from detjac_lanczos.solvers.streams import Stream
 
 CONFIDENCE = 0.99
@@ -164,11 +164,6 @@ def measure_missed(
         probes=probes,
         basis=basis,
     )
-
-
-def held_share(rows: int, room: int, level: float) -> float:
-    """Return the quantile of ‖W e‖² for a unit e and ``rows`` orthonormal rows W, uniform in ``room`` dimensions."""
-    return float(betaincinv(rows / 2, (room - rows) / 2, level)) if 0 < rows < room else 1.0
 
 
 def _norm(gram: Tensor) -> float:

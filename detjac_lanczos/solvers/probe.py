@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.basis import RowStore, project_out, random_rows, spectral_norm, to_numpy
-from detjac_lanczos.solvers.lanczos_polynomial import largest_ritz_value, largest_root, log_overlap
+from detjac_lanczos.solvers.lanczos_polynomial import largest_ritz_value, largest_root
 from detjac_lanczos.solvers.operator import Direction
+from detjac_lanczos.solvers.overlap import log_overlap
 from detjac_lanczos.solvers.rounding import rounding_of
 from detjac_lanczos.solvers.streams import Stream
 

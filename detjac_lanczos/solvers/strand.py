@@ -15,7 +15,7 @@ from detjac_lanczos.solvers.basis import (
     small_svd,
     to_numpy,
 )
-from detjac_lanczos.solvers.lanczos_polynomial import log_overlap
+from detjac_lanczos.solvers.overlap import log_overlap
 
 _CARRIED = 0.1
 """Length of a direction outside of the block below which the block has it."""

@@ -11,10 +11,10 @@ from scipy.stats import binom
 from detjac_lanczos.solvers.lanczos_polynomial import (
     largest_ritz_value,
     largest_root,
-    log_overlap,
     log_polynomial,
     steps_left,
 )
+from detjac_lanczos.solvers.overlap import log_overlap
 
 
 def golub_kahan(C: np.ndarray, v: np.ndarray, count: int) -> tuple[list[float], list[np.ndarray]]:

@@ -7,8 +7,8 @@ import torch
 
 from detjac_lanczos.solvers.attempt import stated
 from detjac_lanczos.solvers.completeness import Completeness
-from detjac_lanczos.solvers.lanczos_polynomial import log_overlap
 from detjac_lanczos.solvers.operator import Direction
+from detjac_lanczos.solvers.overlap import log_overlap
 from detjac_lanczos.solvers.probe import Deflation, Probe, share_of
 from detjac_lanczos.solvers.rounding import rounding_of
 from tests.solvers.spectra import matrix, spectrum

@@ -10,7 +10,8 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers import Status, SVDResult, flagged, polish, svd_batch, worst
 from detjac_lanczos.solvers.batch import Subset
-from detjac_lanczos.solvers.missed import CONFIDENCE, Cotangents, Missed, held_share, measure_missed
+from detjac_lanczos.solvers.missed import CONFIDENCE, Cotangents, Missed, measure_missed
+from detjac_lanczos.solvers.overlap import held_share
 from detjac_lanczos.solvers.streams import Stream
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
