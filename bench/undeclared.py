@@ -13,7 +13,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import detjac_lanczos as dl
-from detjac_lanczos.errors import ModelError, UnsupportedModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError, in_one_line
 from detjac_lanczos.frozen.families import FAMILIES
 from tests import oracle_structures
 from tests.oracle_structures import Branch, FreezeMLPs, Freezer, Structure, activations, fused, replaced_forwards
@@ -56,13 +56,13 @@ def row(name: str) -> dict[str, Any]:
     try:
         model = _tiny(name)
     except Exception as error:
-        return {"class": name, "not_built": _line(error)}
+        return {"class": name, "not_built": in_one_line(error)[:200]}
     try:
         return {"class": name, **_figures(model)}
     except UnsupportedModelError as error:
-        return {"class": name, "refused": _line(error)}
+        return {"class": name, "refused": in_one_line(error)[:200]}
     except ModelError as error:  # its own pass fails on these sizes
-        return {"class": name, "not_built": _line(error)}
+        return {"class": name, "not_built": in_one_line(error)[:200]}
 
 
 def _tiny(name: str) -> Any:
@@ -150,7 +150,3 @@ def _known(model: Any, structure: Structure) -> Iterator[None]:
         yield
     finally:
         table.pop(name) if before is None else table.update({name: before})
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

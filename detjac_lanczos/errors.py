@@ -28,3 +28,8 @@ class RunFileError(DetjacError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an error's whole message with its line breaks as blanks, or the name of its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, in_one_line
 from detjac_lanczos.frozen.padding import Positions, rows_of, unpadded
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.text_model import text_config_of, token_table_of
@@ -149,7 +149,7 @@ def _through_chat_template(tokenizer: Any, text: str) -> list[int]:
                 ids: list[int] = fill(content(text), tokenize=True, return_dict=True)["input_ids"]
                 return ids
         except Exception as error:  # a template is a program of its own, and may fail in any way
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = in_one_line(error)
     raise InputError(f"the chat template takes no single user turn ({reason}); leave chat off")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from detjac_kernels.decoded import scratch_bytes
 from detjac_kernels.four_bit import PAIRS_BYTES
-from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.errors import InputError, ModelError, in_one_line
 from detjac_lanczos.models.cache import cache_folder_of
 from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
 from detjac_lanczos.models.dtypes import parse_dtype
@@ -59,7 +59,9 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
         with torch.device("meta"):
             made = maker.from_config(config, dtype=wanted or default or torch.float32)
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ModelError(f"{name} is no causal language model that transformers knows ({_in_a_line(error)})") from error
+        raise ModelError(
+            f"{name} is no causal language model that transformers knows ({in_one_line(error)[:200]})"
+        ) from error
     if stored is not None:
         made.config.quantization_config = stored
     return made.eval(), name, packed
@@ -139,7 +141,7 @@ def _config(model: Any) -> Any:
             return AutoConfig.from_pretrained(path)
         return AutoConfig.from_pretrained(name, **options_for_hub(name, {}))
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ModelError(f"no configuration of {name!r} can be read ({_in_a_line(error)})") from error
+        raise ModelError(f"no configuration of {name!r} can be read ({in_one_line(error)[:200]})") from error
 
 
 def _embedded_config(embedded: Embedded) -> Any:
@@ -179,7 +181,3 @@ def _packed(quantization: Any, name: str) -> Quantization | None:
     raise InputError(
         f"{name} is packed as {options.get('quant_method')}; plan knows the formats of bitsandbytes, and MXFP4"
     )
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

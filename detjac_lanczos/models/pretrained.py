@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from detjac_lanczos.errors import DetjacError, InputError, ModelError
+from detjac_lanczos.errors import DetjacError, InputError, ModelError, in_one_line
 from detjac_lanczos.models.alignment import align
 from detjac_lanczos.models.belonging import no_causal_model, require_all_taken, require_belonging
 from detjac_lanczos.models.config_faults import fault_of
@@ -116,7 +116,7 @@ def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> 
             raise no_causal_model(name, _architectures(config)) from error
         if _NO_TOKENIZER in str(error):
             raise _no_tokenizer(name) from error
-        raise _in_one_line(error, name) from error
+        raise _not_loaded(error, name) from error
 
 
 def _for_config(from_pretrained: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,12 +171,11 @@ def _no_tokenizer(name: str) -> ModelError:
     )
 
 
-def _in_one_line(error: Exception, name: str) -> ModelError | InputError:
-    text = " ".join(str(error).split())
+def _not_loaded(error: Exception, name: str) -> ModelError | InputError:
+    text = in_one_line(error)
     if "trust_remote_code" in text:
         return InputError(f"{name} brings its own Python code; if you trust it, pass trust_remote_code=True")
     reason = text.split(". ")[0]
-    if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | EOFError):  # the kind says more
-        reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
-    reason = reason or type(error).__name__
+    if isinstance(error, LookupError | TypeError | AttributeError | ArithmeticError | EOFError) and str(error):
+        reason = f"{type(error).__name__}: {reason}"  # the kind says more
     return ModelError(f"cannot load {name!r}: {reason[:300]}; check the name, or that the files are whole")
