@@ -4,6 +4,7 @@ Layout: ``<cache>/unpacked/<file>-<sha256 of the GGUF>-t<transformers>-f<format>
 ``cache.json``. A folder is whole or absent, since it is filled under another name and renamed.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from detjac_lanczos.errors import ModelError
-from detjac_lanczos.models.gguf_file import sha256_of, unpack
+from detjac_lanczos.models.gguf_file import unpack
 
 CACHE_FORMAT = 2
 MANIFEST = "cache.json"
@@ -27,6 +28,12 @@ LONGEST_STEM = 160
 """Bytes of a file's name that are kept in that of its folder; file systems take 255 for the whole."""
 
 _log = logging.getLogger(__name__)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_root() -> Path:

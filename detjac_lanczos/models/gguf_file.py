@@ -4,7 +4,6 @@ transformers reads the format and then refuses `save_pretrained`, since it calls
 plain by then, so they are written here one by one.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -19,20 +18,10 @@ from detjac_lanczos.models.belonging import require_belonging
 from detjac_lanczos.models.fingerprint import fingerprint_of, require_finite
 from detjac_lanczos.models.gguf_rope import set_rope
 
-CHUNK_BYTES = 1 << 22
 DIVISORS = "rope_freqs.weight"
 _LARGEST = {"gemma2": 46, "gemma3": 62}
 """Blocks of the models of 27B, whose queries are scaled by the width per head, not by that of a head."""
 _COPY = "get a whole copy of the file, or the model's folder"
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def unpack(path: Path, folder: Path) -> str:

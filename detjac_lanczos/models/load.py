@@ -13,12 +13,11 @@ from torch import nn
 from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.bitsandbytes import require_not_repacked
-from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, unpacked_folder
+from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, sha256_of, unpacked_folder
 from detjac_lanczos.models.catalogue import EMBEDDED
 from detjac_lanczos.models.conversion import convert, why_fixed
 from detjac_lanczos.models.dtypes import compute_dtype, parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
-from detjac_lanczos.models.gguf_file import sha256_of
 from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.loaded import LoadedModel
 from detjac_lanczos.models.loading import loading_of
