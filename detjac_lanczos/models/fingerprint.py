@@ -40,7 +40,7 @@ def fingerprint_of(model: nn.Module, finite_as: str | None = None) -> str:
     Raises
     ------
     ModelError
-        As in `require_finite`, if ``finite_as`` is given.
+        Naming the first weight that is not finite, if ``finite_as`` is given.
     UnsupportedModelError
         If packed weights are offloaded.
     """
@@ -55,19 +55,6 @@ def fingerprint_of(model: nn.Module, finite_as: str | None = None) -> str:
     for line in adapter_state(model):
         digest.update(line.encode())
     return digest.hexdigest()
-
-
-def require_finite(model: nn.Module, name: str) -> None:
-    """Refuse a model with NaN or infinite weights.
-
-    Raises
-    ------
-    ModelError
-        Naming the first such tensor.
-    """
-    for key, tensor in _distinct_tensors(model):
-        if not tensor.is_meta:
-            _require_finite(model, tensor, key, name)
 
 
 def _require_finite(model: nn.Module, tensor: Tensor, key: str, name: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import ModelError, first_line
 from detjac_lanczos.models.belonging import require_belonging
-from detjac_lanczos.models.fingerprint import fingerprint_of, require_finite
+from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.gguf_rope import set_rope
 
 DIVISORS = "rope_freqs.weight"
@@ -36,7 +36,6 @@ def unpack(path: Path, folder: Path) -> str:
         If the folder cannot be written.
     """
     model, tokenizer = _read(path)
-    require_finite(model, path.name)
     config = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "dtype"):
         config.pop(key, None)
@@ -51,7 +50,7 @@ def unpack(path: Path, folder: Path) -> str:
         raise
     except Exception as error:  # tokenizers and safetensors have errors of their own for a disk that is full
         raise OSError(str(error).strip()) from error
-    return fingerprint_of(model)
+    return fingerprint_of(model, finite_as=path.name)
 
 
 def _read(path: Path) -> tuple[Any, Any]:

@@ -61,9 +61,13 @@ def refusal(path: Path, own_cache: Path) -> str:
         ({"metadata": {"feed_forward_length": 80}}, r"weight 'model.layers.0.mlp.\w+.weight' has shape .*\(\d+, \d+\)"),
         ({"metadata": {"split.count": 2}}, "is one part of 2; join them"),
         ({"metadata": {"layer_norm_rms_eps": None}}, r"says no epsilon of its norms that can be read here \(none\)"),
+        (
+            {"left_out": ["output_norm.weight"], "further": {"output_norm.weight": np.full(64, np.nan, "f4")}},
+            "weight 'model.norm.weight' holds 64 NaN or infinite values of 64",
+        ),
     ],
 )
-def test_weights_that_are_missing_or_left_over_are_named(
+def test_weights_that_are_missing_left_over_or_not_finite_are_named(
     fault: dict[str, Any], words: str, own_cache: Path, tmp_path: Path
 ) -> None:
     message = refusal(write_gguf(tmp_path / "faulty.gguf", **fault), own_cache)
