@@ -1,11 +1,6 @@
 """What singular vectors mean: decoding, contributions, stable rank, figures, the page and the table."""
 
-from detjac_lanczos.reading.contribution import (
-    Contribution,
-    contributions,
-    estimate_contributions,
-    measure_contribution,
-)
+from detjac_lanczos.reading.contribution import Contribution, contributions, estimate_contributions
 from detjac_lanczos.reading.decode import Decoded, decode_left, decode_right
 from detjac_lanczos.reading.figures import plot_contributions, plot_reconstruction, plot_spectra, save_figures
 from detjac_lanczos.reading.page import render_page
@@ -20,7 +15,6 @@ __all__ = [
     "decode_left",
     "decode_right",
     "estimate_contributions",
-    "measure_contribution",
     "plot_contributions",
     "plot_reconstruction",
     "plot_spectra",

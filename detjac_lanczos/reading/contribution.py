@@ -43,8 +43,6 @@ class Contribution:
 
     Attributes
     ----------
-    product : Tensor, shape (d_out,), or None
-        J_i x_i; None where only its length was estimated.
     share : float
         ‖J_i x_i‖ / ‖y‖. Shares do not sum to 1: contributions may cancel.
     cosine : float
@@ -54,7 +52,6 @@ class Contribution:
         exact triplets U S Vᵀ x is the projection of J x on the left vectors, and this is ‖U S Vᵀ x‖² / ‖J x‖².
     """
 
-    product: Tensor | None
     share: float
     cosine: float
     captured: float
@@ -82,7 +79,7 @@ def contributions(batch: JacobianBatch, triplets: Sequence[Triplets]) -> list[Co
         [(i, x[:, None].contiguous()) for i, x in enumerate(inputs)]
     )
     return [
-        measure_contribution(product[:, 0], x, operator.y, found)
+        _measured(product[:, 0], x, operator.y, found)
         for product, x, operator, found in zip(products, inputs, batch.operators, triplets, strict=True)
     ]
 
@@ -123,7 +120,6 @@ def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *
         cosine = along / (length * total) if length * total else 0.0
         found.append(
             Contribution(
-                product=None,
                 share=length / total if total else 0.0,
                 cosine=max(-1.0, min(1.0, cosine)),
                 captured=known / length**2 if length else 1.0,
@@ -132,28 +128,13 @@ def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *
     return found
 
 
-def measure_contribution(product: Tensor, x: Tensor, y: Tensor, triplets: Triplets) -> Contribution:
-    """Measure one contribution.
-
-    Parameters
-    ----------
-    product : Tensor, shape (d_out,)
-        J x.
-    x : Tensor, shape (d_in,)
-    y : Tensor, shape (d_out,)
-    triplets : SVDResult, or what has its U, S and V
-        Those of J.
-
-    Returns
-    -------
-    Contribution
-    """
+def _measured(product: Tensor, x: Tensor, y: Tensor, triplets: Triplets) -> Contribution:
+    """Return what ``product``, J x, is of y, and the triplets of J of it."""
     Jx, value = product.double(), y.double()
     U, S, V = (part.to(Jx) for part in (triplets.U, triplets.S, triplets.V))
     missed = Jx - U @ (S * (V.T @ x.to(Jx)))
     length, total = float(Jx.norm()), float(value.norm())
     return Contribution(
-        product=product,
         share=length / total if total else 0.0,
         cosine=float(Jx @ value) / (length * total) if length * total else 0.0,
         captured=1 - (float(missed.norm()) / length) ** 2 if length else 1.0,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detjac_lanczos.operators import DetachedNetwork, detach
-from detjac_lanczos.reading import contributions, estimate_contributions, measure_contribution
+from detjac_lanczos.reading import contributions, estimate_contributions
 from tests import tiny_models
 
 
@@ -20,12 +20,32 @@ def truncated(network: DetachedNetwork, k: int) -> list[SimpleNamespace]:
     return found
 
 
-def test_products_sum_to_the_output(network: DetachedNetwork) -> None:
-    batch = network.jacobians()
-    parts = contributions(batch, truncated(network, 3))
-    total = torch.stack([part.product for part in parts]).sum(dim=0)
-    y = batch.operators[0].y
-    assert float((total - y).norm() / y.norm()) < 1e-13
+class OneOperator:
+    """A batch of one matrix, all that is asked of one."""
+
+    def __init__(self, J: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.J, self.shapes, self.device, self.dtype = J, [J.shape], J.device, J.dtype
+        self.operators = [SimpleNamespace(prompt=0, x=x, y=y)]
+
+    def __len__(self) -> int:
+        return 1
+
+    def cost(self, index: int) -> float:
+        return 1.0
+
+    def matmat(self, blocks: list[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
+        return [self.J @ X for _, X in blocks]
+
+    def rmatmat_shared(self, Y: torch.Tensor) -> list[torch.Tensor]:
+        return [self.J.T @ Y]
+
+
+def batch_of(J: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Any:
+    return OneOperator(J, x, y)
+
+
+def test_contributions_sum_to_the_output(network: DetachedNetwork) -> None:
+    parts = contributions(network.jacobians(), truncated(network, 3))
     assert sum(part.share * part.cosine for part in parts) == pytest.approx(1, rel=1e-12)
 
 
@@ -40,7 +60,7 @@ def test_all_triplets_capture_everything_and_more_capture_more(network: Detached
 def test_known_values() -> None:
     """J = diag(3, 4), x = (1, 1), y = (3, 0): the leading triplet (σ = 4) reproduces 16 of 25."""
     found = SimpleNamespace(U=torch.tensor([[0.0], [1.0]]), S=torch.tensor([4.0]), V=torch.tensor([[0.0], [1.0]]))
-    part = measure_contribution(torch.tensor([3.0, 4.0]), torch.ones(2), torch.tensor([3.0, 0.0]), found)
+    (part,) = contributions(batch_of(torch.tensor([3.0, 4.0]).diag(), torch.ones(2), torch.tensor([3.0, 0.0])), [found])
     assert part.share == pytest.approx(5 / 3)
     assert part.cosine == pytest.approx(3 / 5)
     assert part.captured == pytest.approx(16 / 25)
@@ -48,7 +68,7 @@ def test_known_values() -> None:
 
 def test_a_token_without_influence_contributes_nothing() -> None:
     found = SimpleNamespace(U=torch.zeros(2, 1), S=torch.zeros(1), V=torch.zeros(2, 1))
-    part = measure_contribution(torch.zeros(2), torch.ones(2), torch.ones(2), found)
+    (part,) = contributions(batch_of(torch.zeros(2, 2), torch.ones(2), torch.ones(2)), [found])
     assert (part.share, part.cosine, part.captured) == (0, 0, 1)
 
 
@@ -58,13 +78,6 @@ def test_cosines_of_an_estimate_are_with_the_output_of_their_own_prompt() -> Non
     batch, triplets = prompts.jacobians(), truncated(prompts, 24)
     found, measured = estimate_contributions(batch, triplets), contributions(batch, triplets)
     assert [part.cosine for part in found] == pytest.approx([part.cosine for part in measured], rel=1e-9)
-
-
-def batch_of(J: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Any:
-    """Return a batch of one operator, all that an estimate asks of one."""
-    operator = SimpleNamespace(prompt=0, x=x, y=y)
-    parts = {"shapes": [J.shape], "operators": [operator], "device": J.device, "dtype": J.dtype}
-    return SimpleNamespace(**parts, rmatmat_shared=lambda Y: [J.T @ Y])
 
 
 def test_the_cosine_of_an_estimate_is_one() -> None:
