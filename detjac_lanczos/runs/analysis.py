@@ -15,10 +15,11 @@ from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models.kernel_choices import replay_kernel_choices
 from detjac_lanczos.operators import JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
-from detjac_lanczos.runs.choices import recorded_choices, replay_choices, solver_choices
+from detjac_lanczos.runs.choices import recorded_choices, solver_choices
 from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
 from detjac_lanczos.runs.record import make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
@@ -156,7 +157,8 @@ def analyze(
     batch = network.jacobians(wanted, source=source, target=target, position=position)
     _require_distinct(batch)
     clock.lap("capture")
-    replay_choices(choices)
+    if choices is not None:
+        replay_kernel_choices(choices)
     results = search_batch(batch, k, polish, search, decided)
     clock.lap("solve")
     signed, token_readings = read_triplets(

@@ -6,18 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.models.kernel_choices import kernel_choices, replay_kernel_choices
+from detjac_lanczos.models.kernel_choices import kernel_choices
 
 
 def recorded_choices(solver: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything decided by timing so far, to be replayed."""
     return {"solver": dict(solver), **kernel_choices()}
-
-
-def replay_choices(choices: Mapping[str, Any] | None) -> None:
-    """Put recorded choices of kernels in force, so that repeated work multiplies as the first did."""
-    if choices is not None:
-        replay_kernel_choices(choices)
 
 
 def solver_choices(choices: Mapping[str, Any]) -> dict[str, Any]:

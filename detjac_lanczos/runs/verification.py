@@ -11,10 +11,10 @@ from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place, probe
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.dtypes import compute_dtype
+from detjac_lanczos.models.kernel_choices import replay_kernel_choices
 from detjac_lanczos.models.loading import options_from
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.reading.record_values import Record
-from detjac_lanczos.runs.choices import replay_choices
 from detjac_lanczos.runs.claims import Claim, Verification
 from detjac_lanczos.runs.coherence_claims import coherence_claims
 from detjac_lanczos.runs.completeness_claims import completeness_claims
@@ -68,7 +68,7 @@ def verify(
     record = run.record
     loaded = _load(record, model, device)
     network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"]["memory"])
-    replay_choices(record["choices"])
+    replay_kernel_choices(record["choices"])
     places: dict[str, Any] = {
         "source": parse_place(record["options"]["source"]),
         "target": _target(run),
