@@ -40,44 +40,12 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
     route = FrozenSweeps.route
     """How products are computed: through the maps of the "frozen" network, or by "autograd"."""
 
-    def sweeps(self, source: int, target: Place) -> AffineSweeps:
-        """Return the products of the frozen network between two places.
-
-        Parameters
-        ----------
-        source, target
-            As in `program`.
-
-        Returns
-        -------
-        AffineSweeps
-
-        Raises
-        ------
-        InputError, UnsupportedModelError
-            As in `program`.
-        """
+    def _sweeps(self, source: int, target: Place) -> AffineSweeps:
+        """Return the products of the frozen network between two places, as in `program`."""
         return FrozenSweeps(self.program(source, target), self.lengths, self.device)
 
-    def ordinary_sweeps(self, source: int, target: Place) -> AutogradSweeps:
-        """Return the products of the model between two places, nothing frozen.
-
-        Parameters
-        ----------
-        source, target
-            As in `program`.
-
-        Returns
-        -------
-        AutogradSweeps
-
-        Raises
-        ------
-        InputError
-            As in `program`.
-        ModelError
-            If the model cannot be copied, or its weights were made in inference mode.
-        """
+    def _ordinary_sweeps(self, source: int, target: Place) -> AutogradSweeps:
+        """Return the products of the model between two places, nothing frozen."""
         return AutogradSweeps(self._ordinary_passes, self, source, target)
 
     @cached_property
@@ -177,10 +145,11 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         ------
         InputError
             If the token, position, source or target does not exist, the token comes after the position, the target
-            before the source, the rows of a probe do not fit, or the ordinary Jacobian of an altered network is asked
-            for.
+            before the source or is a branch that blocks lack, the rows of a probe do not fit, or the ordinary Jacobian
+            of an altered network is asked for.
         ModelError
-            As in `sweeps` or, with ``frozen=False``, `ordinary_sweeps`.
+            If the way to the logits is not built as the family declares; with ``frozen=False``, if the model cannot be
+            copied, or its weights were made in inference mode.
         """
         if not frozen and self.altered:
             raise InputError("an ordinary Jacobian is the model's own; take it of the network before replace")
@@ -195,8 +164,8 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         if start is not None and start > end:
             raise InputError(f"token {start} comes after position {end}: its Jacobian is zero; choose a later position")
         if frozen:
-            return DetachedJacobian(self, self.sweeps(block, place), block, place, prompt, start, end)
-        return OrdinaryJacobian(self, self.ordinary_sweeps(block, place), block, place, prompt, start, end)
+            return DetachedJacobian(self, self._sweeps(block, place), block, place, prompt, start, end)
+        return OrdinaryJacobian(self, self._ordinary_sweeps(block, place), block, place, prompt, start, end)
 
     def jacobians(
         self,
@@ -284,7 +253,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
             raise InputError(f"apply takes inputs (b, {expected[0]}, {expected[1]}), a torch tensor; got {got}")
         check_block(J, X.flatten(1).T, J.shape[1], "apply")
         segment = replace(J.segment, width=len(X))
-        return self.sweeps(J.source, J.target).affine(segment, X.transpose(0, 1).flatten(0, 1))
+        return self._sweeps(J.source, J.target).affine(segment, X.transpose(0, 1).flatten(0, 1))
 
     def _prompt(self, prompt: int) -> int:
         found = whole_number(prompt)

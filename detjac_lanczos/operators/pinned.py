@@ -152,23 +152,15 @@ class PinnedNetwork(DetachedNetwork):
         """One line: model, family, prompts, what is frozen and how products are computed."""
         return f"{super().__repr__()[:-1]}, route={self.route!r})"
 
-    def sweeps(self, source: int, target: Place) -> PinnedSweeps:
-        """Return the products of the pinned modules between two places.
-
-        Raises
-        ------
-        InputError
-            As in `DetachedNetwork.program`, or if the target is a branch and it is not known where blocks have theirs.
-        UnsupportedModelError
-            If the target is the logits and they are no affine function of the output.
-        """
+    def _sweeps(self, source: int, target: Place) -> PinnedSweeps:
+        """Return the products of the pinned modules between two places."""
         if target.kind == "logits" and not self._logits_are_affine:
             raise UnsupportedModelError(f"the logits of {self.family.name} are no affine function of its output")
         return PinnedSweeps(self.passes, self, source, target)
 
     def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:
         """Return the affine part r of y = Σ J_i x_i + r, the pinned modules at zero: (d_out,)."""
-        sweeps = self.sweeps(source, target)
+        sweeps = self._sweeps(source, target)
         segment = Segment(prompt, 0, position, 1, joint=True)
         zero = torch.zeros(segment.rows, sweeps.d_in, dtype=self.dtype, device=self.device)
         return sweeps.affine(segment, zero)[0]
@@ -177,7 +169,7 @@ class PinnedNetwork(DetachedNetwork):
     def value(self, target: Place, prompt: int, position: int) -> Tensor:
         """Return the nonlinear value of a target at a position of a prompt: (d_out,)."""
         if target.kind == "logits":
-            return self.ordinary_sweeps(-1, target).values(prompt, position, self.inputs(-1, prompt)[None])[0]
+            return self._ordinary_sweeps(-1, target).values(prompt, position, self.inputs(-1, prompt)[None])[0]
         return super().value(target, prompt, position)
 
     @property
