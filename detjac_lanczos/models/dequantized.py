@@ -30,12 +30,12 @@ class DequantizedWeight(UnfusedWeight):
     """Some rows of a matrix that its format decodes whole, anew for each product."""
 
     def __init__(self, decode: Callable[[], Tensor], shape: tuple[int, int], device: torch.device) -> None:
-        self._decode, self._whole, self._device = decode, shape, device
+        self._decode, self._whole, self.device = decode, shape, device
         self.runs: Sequence[range] = (range(shape[0]),)
 
     def part(self, runs: Sequence[range]) -> DequantizedWeight:
         """Return some of its rows."""
-        chosen = DequantizedWeight(self._decode, self._whole, self._device)
+        chosen = DequantizedWeight(self._decode, self._whole, self.device)
         chosen.runs = runs
         return chosen
 
@@ -43,11 +43,6 @@ class DequantizedWeight(UnfusedWeight):
     def shape(self) -> tuple[int, int]:
         """Output and input width, (f, d)."""
         return sum(map(len, self.runs)), self._whole[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where its values lie."""
-        return self._device
 
     def product(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ``: (R, d) to (R, f)."""

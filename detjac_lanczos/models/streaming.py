@@ -29,17 +29,8 @@ class StreamedWeight:
 
     def __init__(self, source: OffloadedModule, weight: Callable[[nn.Module], Weight]) -> None:
         self.source, self._weight = source, weight
-        self._shape = weight(source.module).shape
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (f, d)."""
-        return self._shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where its values are used."""
-        return self.source.device
+        self.shape = weight(source.module).shape
+        self.device = source.device
 
     def apply(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
