@@ -54,7 +54,7 @@ def is_cached(file_name: str, sha256: str) -> bool:
 
 
 def unpacked_folder(
-    file_name: str, sha256: str, seconds: int, whole_file: Callable[[], AbstractContextManager[Path]]
+    file_name: str, sha256: str, seconds: int, gguf: Callable[[], AbstractContextManager[Path]]
 ) -> Path:
     """Return the folder of the unpacked model, unpacking it first if this machine has not done so yet.
 
@@ -64,7 +64,7 @@ def unpacked_folder(
         Of the GGUF file.
     seconds
         About how long unpacking takes, for the message.
-    whole_file
+    gguf
         Gives the file itself; called only if it has to be unpacked.
 
     Raises
@@ -79,7 +79,7 @@ def unpacked_folder(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + ".lock")):
             if not is_cached(file_name, sha256):
-                with whole_file() as path:
+                with gguf() as path:
                     _log.warning("unpacking %s, once, about %s s", file_name, seconds)
                     _fill(folder, path)
     except OSError as error:

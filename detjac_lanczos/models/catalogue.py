@@ -51,7 +51,7 @@ class Embedded:
         return [path for path in paths if path is not None] if all(paths) else None
 
     @contextmanager
-    def whole_file(self) -> Iterator[Path]:
+    def gguf(self) -> Iterator[Path]:
         """Give the path of the whole GGUF file, checked; a joined one is deleted afterwards.
 
         Raises

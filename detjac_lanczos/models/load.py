@@ -115,7 +115,7 @@ def _named(
     own = options | {"trust_remote_code": False}  # what we unpacked ourselves brings no code
     if name in EMBEDDED:
         embedded = EMBEDDED[name]
-        folder = unpacked_folder(embedded.file_name, embedded.sha256, embedded.conversion_seconds, embedded.whole_file)
+        folder = unpacked_folder(embedded.file_name, embedded.sha256, embedded.conversion_seconds, embedded.gguf)
         return _from_cache(folder, name, wanted, place, kind, **own)
     if path.exists():
         name = os.path.abspath(path)

@@ -150,7 +150,7 @@ def _embedded_config(embedded: Embedded) -> Any:
     folder = cache_folder_of(embedded.file_name, embedded.sha256)
     if (folder / "config.json").is_file():
         return AutoConfig.from_pretrained(folder)
-    with embedded.whole_file() as path:
+    with embedded.gguf() as path:
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
 
 

@@ -41,7 +41,7 @@ def test_parts_are_joined_in_order_and_checked(tmp_path: Path, monkeypatch: pyte
     write_parts(tmp_path, monkeypatch, contents)
     fields = {field: getattr(GEMMA, field) for field in GEMMA.__dataclass_fields__}
     ours = catalogue.Embedded(**fields | {"sha256": hashlib.sha256(b"".join(contents)).hexdigest()})
-    with ours.whole_file() as path:
+    with ours.gguf() as path:
         assert path.read_bytes() == b"onetwothreefour"
     assert not path.exists()
 
@@ -70,7 +70,7 @@ def test_smollm2_is_the_model_its_file_says(smollm2: LoadedModel) -> None:
 
 @needs_gemma
 def test_gemma_parts_are_the_file_pinned_here() -> None:
-    with GEMMA.whole_file() as path:
+    with GEMMA.gguf() as path:
         assert path.stat().st_size > 250_000_000
 
 
