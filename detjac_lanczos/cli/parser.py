@@ -47,14 +47,14 @@ def make_parser() -> argparse.ArgumentParser:
 
     _svd_arguments(command("svd", commands.svd, "find, certify and decode the singular vectors of every token"))
     check = command("verify", commands.verify, "measure the claims of a run again, on the model")
-    check.add_argument("folder", type=words.name, help="what `detjac svd --out` wrote")
+    check.add_argument("folder", type=words.not_blank, help="what `detjac svd --out` wrote")
     check.add_argument(
-        "--model", type=words.name, help="the model, if it has moved since (default: the one that is recorded)"
+        "--model", type=words.not_blank, help="the model, if it has moved since (default: the one that is recorded)"
     )
     _device(check)
     _shared(check)
     again = command("report", commands.report, "write the page of a run again")
-    again.add_argument("folder", type=words.name, help="what `detjac svd --out` wrote")
+    again.add_argument("folder", type=words.not_blank, help="what `detjac svd --out` wrote")
     again.add_argument("--open", action="store_true", help="open it in the browser")
     _shared(again)
     listing = command("models", commands.models, "list embedded models and supported families")
@@ -71,14 +71,14 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("prompt", nargs="+", type=words.prompt_text, help="one prompt, or several that share every sweep")
     add(
         "--model",
-        type=words.name,
+        type=words.not_blank,
         default="smollm2",
         help="embedded name, hub id, folder or .gguf file (default: %(default)s)",
     )
     add("-k", "--k", type=words.count, help="singular triplets of each token (default: 8)")
     add("--threshold", type=words.positive, help="in place of -k: all triplets with larger singular values")
     add("--energy", type=words.tolerance, help="in place of -k: triplets for this share of the squared Frobenius norm")
-    add("--out", type=words.name, metavar="FOLDER", help="write run.json, vectors, page and figures there")
+    add("--out", type=words.not_blank, metavar="FOLDER", help="write run.json, vectors, page and figures there")
     add("--tokens", type=words.tokens, metavar="0,3-5", help="input tokens (default: all)")
     _tol(parser)
     claims = "the claim to make: complete adds that no larger value was missed (default: %(default)s)"
@@ -106,7 +106,7 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", default="output", help=target)
     add("--position", type=int, default=-1, help="row of the output (default: the last)")
     add("--chat", action="store_true", help="put the prompt through the model's chat template")
-    add("--memory", type=words.name, metavar="2GiB", help="budget for coefficients and streams (default: none)")
+    add("--memory", type=words.not_blank, metavar="2GiB", help="budget for coefficients and streams (default: none)")
     _device(parser)
     _shared(parser)
 
@@ -114,14 +114,15 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     named = "embedded name, hub id, .gguf file or a folder with a config.json (default: %(default)s)"
-    add("--model", type=words.name, default="smollm2", help=named)
+    add("--model", type=words.not_blank, default="smollm2", help=named)
     add("--tokens", type=words.count, required=True, help="length of the prompt")
     wider = "columns of a block (default: %(default)s, as svd begins; weights read per sweep may widen blocks to 8)"
     add("--width", type=words.count, default=3, help=wider)
     add("-k", "--k", type=words.count, default=8, help="singular triplets (default: %(default)s)")
     _tol(parser)
     add("--device", default="cpu", help="h100, h200, a100, or cpu: this one, measured (default: %(default)s)")
-    add("--memory", type=words.name, metavar="40GiB", help="what everything has to fit into (default: the device's)")
+    room = "what everything has to fit into (default: the device's)"
+    add("--memory", type=words.not_blank, metavar="40GiB", help=room)
     stored = "nf4, fp4 (each also -double), int8, or mxfp4 for gpt-oss (default: what the configuration says)"
     add("--quantization", help=stored)
     _dtype(parser)
@@ -148,7 +149,7 @@ def _dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", type=words.name, help="where the weights go (default: cpu)")
+    parser.add_argument("--device", type=words.not_blank, help="where the weights go (default: cpu)")
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:

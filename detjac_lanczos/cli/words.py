@@ -20,8 +20,8 @@ def prompt_text(text: str) -> str:
         raise argparse.ArgumentTypeError("the prompt is not text in UTF-8, give it in that encoding") from None
 
 
-def name(text: str) -> str:
-    """Return the name of a model, a file or a budget: anything but blanks."""
+def not_blank(text: str) -> str:
+    """Return the name of a model, a file, a device or a budget: anything but blanks."""
     if not text.strip():
         raise argparse.ArgumentTypeError("the name is empty, give one")
     return text
