@@ -1,13 +1,14 @@
 """Every product of a solve goes through here: it is counted, and its answer is checked."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.solvers.chunks import turns
 from detjac_lanczos.solvers.journal import Journal
 from detjac_lanczos.solvers.operator import Direction, OperatorBatch, SummingBatch
 from detjac_lanczos.solvers.options import Callback
@@ -199,6 +200,31 @@ class CountingBatch:
                 self.nonfinite.setdefault(index, f"operator {index}: a sum of products holds NaN or infinite values")
         self._end(way, sent, made, width * self.shared_cost)
         return checked
+
+    def both_ways(
+        self, counts: Mapping[int, int], rows: Callable[[int], tuple[Tensor, Tensor]]
+    ) -> Iterator[list[tuple[int, Tensor, Tensor]]]:
+        """Send pairs of rows, one forward and one back, in passes that operators share as far as these hold them.
+
+        Parameters
+        ----------
+        counts : mapping of int to int
+            How many pairs each operator is sent.
+        rows : callable
+            Returns those of an operator, ``(count, d_in)`` and ``(count, d_out)``, when it is their turn.
+
+        Yields
+        ------
+        list of (operator, pushed, pulled)
+            Their products, ``(count, d_out)`` and ``(count, d_in)``, of the operators of one turn.
+        """
+        waiting = list(counts)
+        for turn in turns([counts[index] * self.costs[index] for index in waiting]):
+            indices = [waiting[place] for place in turn]
+            rights, lefts = zip(*map(rows, indices), strict=True)
+            pushed = self.apply(Direction.FORWARD, list(zip(indices, rights, strict=True)))
+            pulled = self.apply(Direction.TRANSPOSED, list(zip(indices, lefts, strict=True)))
+            yield list(zip(indices, pushed, pulled, strict=True))
 
     def repeats(self, direction: Direction, index: int, rows: Tensor, products: Tensor, scale: float) -> bool:
         """Whether rows sent again give the same products, up to rounding: where not, the operator changes.

@@ -102,17 +102,17 @@ def _measured(comparison: Comparison, leading: Mapping[int, Found], options: Opt
         rows = (~sound[index]).nonzero().flatten()
         if 0 < 2 * len(rows) <= options.left(batch.forward[index] + batch.transposed[index]):
             doubtful[index] = rows
-    waiting = list(doubtful)
-    for turn in turns([len(doubtful[index]) * batch.costs[index] for index in waiting]):
-        indices = [waiting[place] for place in turn]
-        pushed = batch.apply(Direction.FORWARD, [(index, leading[index].right[doubtful[index]]) for index in indices])
-        pulled = batch.apply(Direction.TRANSPOSED, [(index, leading[index].left[doubtful[index]]) for index in indices])
-        for index, right, left in zip(indices, pushed, pulled, strict=True):
+
+    def vectors(index: int) -> tuple[Tensor, Tensor]:
+        return leading[index].right[doubtful[index]], leading[index].left[doubtful[index]]
+
+    for turn in batch.both_ways({index: len(rows) for index, rows in doubtful.items()}, vectors):
+        for index, pushed, pulled in turn:
             found, rows = leading[index], doubtful[index]
-            right, left = right * found.scale, left * found.scale
-            for known, made in ((found.right_products, right), (found.left_products, left)):
+            pushed, pulled = pushed * found.scale, pulled * found.scale
+            for known, made in ((found.right_products, pushed), (found.left_products, pulled)):
                 comparison.note(index, found, float((made - known[rows]).norm(dim=1).max()))
-            found.right_products[rows], found.left_products[rows] = right, left
+            found.right_products[rows], found.left_products[rows] = pushed, pulled
             mismatches[index][rows] = 0.0
     return {index: replace(found, mismatch=mismatches[index]) for index, found in leading.items()}
 

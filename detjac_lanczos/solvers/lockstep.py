@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from detjac_lanczos.solvers.chunks import turns
 from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.operator import Direction
@@ -101,19 +100,14 @@ class Lockstep:
         unmeasured = {
             index: triplets for index, search in enumerate(self.searches) if (triplets := search.unmeasured) is not None
         }
-        waiting = list(unmeasured)
-        for turn in turns([len(unmeasured[index].values) * self.batch.costs[index] for index in waiting]):
-            indices = [waiting[place] for place in turn]
-            rights = [(index, unmeasured[index].right) for index in indices]
-            lefts = [(index, unmeasured[index].left) for index in indices]
-            pushed = self.batch.apply(Direction.FORWARD, rights)
-            pulled = self.batch.apply(Direction.TRANSPOSED, lefts)
-            for index, right, left in zip(indices, pushed, pulled, strict=True):
+        counts = {index: len(triplets.values) for index, triplets in unmeasured.items()}
+        for turn in self.batch.both_ways(counts, lambda index: (unmeasured[index].right, unmeasured[index].left)):
+            for index, pushed, pulled in turn:
                 search = self.searches[index]
                 if index in self.batch.nonfinite:
                     search.status, search.triplets = Status.NOT_FINITE, None
                 else:
-                    search.measure(unmeasured[index], right, left)
+                    search.measure(unmeasured[index], pushed, pulled)
                 self.note_end(index)
             self.learn()
 
