@@ -116,6 +116,11 @@ def spectral_norm(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0
 
 
+def orthonormality_loss(rows: Tensor) -> float:
+    """Return ‖X Xᵀ - I‖₂ of the rows X, 0 where they are orthonormal or there are none."""
+    return spectral_norm(rows @ rows.T - torch.eye(rows.shape[0], dtype=rows.dtype, device=rows.device))
+
+
 def project_out(rows: Tensor, basis: Tensor) -> Tensor:
     """Return ``rows`` less their components along the orthonormal rows of ``basis``."""
     return rows - (rows @ basis.T) @ basis if basis.shape[0] else rows

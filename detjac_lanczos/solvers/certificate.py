@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import spectral_norm
+from detjac_lanczos.solvers.basis import orthonormality_loss, spectral_norm
 from detjac_lanczos.solvers.clusters import clusters
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.residuals import are_zeros, relative_residuals
@@ -142,11 +142,11 @@ def certify_triplets(
     sigma, floor = sigma * unit, floor * unit
     top = float(sigma.max()) if len(sigma) else 0.0
     vectors, products = _in_double(U, AV, scale, unit)
-    right_gram, right_defect = vectors.T @ products, _orthonormality(vectors)
+    right_gram, right_defect = vectors.T @ products, orthonormality_loss(vectors.T)
     right = products.sub_(vectors.mul_(sigma))
     del vectors, products
     vectors, products = _in_double(V, AtU, scale, unit)
-    left_gram, left_defect = products.T @ vectors, _orthonormality(vectors)
+    left_gram, left_defect = products.T @ vectors, orthonormality_loss(vectors.T)
     left = products.sub_(vectors.mul_(sigma))
     del vectors, products
     unseen = torch.zeros_like(sigma) if mismatch is None else mismatch.to(sigma) * unit
@@ -181,10 +181,6 @@ def _in_double(vectors: Tensor, products: Tensor, scale: float, unit: float) -> 
 
 def _norm(block: Tensor, chosen: Tensor) -> float:
     return spectral_norm(block if bool(chosen.all()) else block[:, chosen])
-
-
-def _orthonormality(block: Tensor) -> float:
-    return spectral_norm(block.T @ block - torch.eye(block.shape[1], dtype=block.dtype, device=block.device))
 
 
 def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor, unit: float) -> tuple[Cluster, ...]:

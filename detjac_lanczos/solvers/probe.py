@@ -6,7 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import RowStore, project_out, random_rows, spectral_norm, to_numpy
+from detjac_lanczos.solvers.basis import (
+    RowStore,
+    orthonormality_loss,
+    project_out,
+    random_rows,
+    spectral_norm,
+    to_numpy,
+)
 from detjac_lanczos.solvers.lanczos_polynomial import largest_ritz_value, largest_root
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.overlap import log_overlap
@@ -43,7 +50,6 @@ class Deflation:
         left, right, pushed, pulled = (rows.to(torch.float64) for rows in (left, right, pushed, pulled))
         sigma = torch.from_numpy(values).to(left.device)[:, None]
         right_residuals, left_residuals = pushed - sigma * left, pulled - sigma * right
-        identity = torch.eye(len(values), dtype=torch.float64, device=left.device)
         adjoint = spectral_norm(left @ pushed.T - pulled @ right.T)
         return cls(
             values,
@@ -51,8 +57,8 @@ class Deflation:
             right,
             to_numpy(right_residuals @ right_residuals.T),
             to_numpy(left_residuals @ left_residuals.T),
-            spectral_norm(left @ left.T - identity)
-            + spectral_norm(right @ right.T - identity)
+            orthonormality_loss(left)
+            + orthonormality_loss(right)
             + (adjoint / float(values[0]) if adjoint > 0.0 else 0.0),
         )
 
