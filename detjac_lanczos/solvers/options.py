@@ -62,17 +62,17 @@ class Options:
     k: int
     tol: float
     width: int
-    later: int | None = None
-    timed: bool = False
-    max_products: int | None = None
-    seed: int = 0
-    start: Sequence[Tensor] | None = None
-    callback: Callback | None = None
-    certify: str | None = "triplets"
-    delta: float | None = None
-    threshold: float | None = None
-    energy: float | None = None
-    capacity: int | None = None
+    later: int | None
+    timed: bool
+    max_products: int | None
+    seed: int
+    start: Sequence[Tensor] | None
+    callback: Callback | None
+    certify: str | None
+    delta: float | None
+    threshold: float | None
+    energy: float | None
+    capacity: int | None
 
     @property
     def counted(self) -> bool:

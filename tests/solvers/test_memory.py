@@ -72,7 +72,22 @@ def test_the_check_of_written_out_matrices_sends_no_more_rows_than_writing_them_
     batch = CountingBatch(IndependentBatch(operators))
     comparison = Comparison(batch, Materialisation(batch).run())
     writing = len(batch.sweeps)
-    options = Options(k=1, tol=1e-3, width=3)
+    options = Options(
+        k=1,
+        tol=1e-3,
+        width=3,
+        later=None,
+        timed=False,
+        max_products=None,
+        seed=0,
+        start=None,
+        callback=None,
+        certify="triplets",
+        delta=None,
+        threshold=None,
+        energy=None,
+        capacity=None,
+    )
     comparison.run(options.seed)
     assert comparison.contradictions(options) == {}
     assert [rows for rows, _ in batch.sweeps[writing:]] == [800.0, 800.0, 800.0, 400.0]
