@@ -1,4 +1,6 @@
-"""When residuals of a search are small enough: what is tolerated of them, and what rounding hides."""
+"""When residuals of a search are small enough: what is tolerated of them, what rounding hides, and when to give up."""
+
+import math
 
 import numpy as np
 import torch
@@ -6,7 +8,6 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.goal import Goal
-from detjac_lanczos.solvers.patience import Patience
 from detjac_lanczos.solvers.residuals import are_zeros, relative_residuals
 from detjac_lanczos.solvers.rounding import (
     adjoint_bound,
@@ -15,6 +16,32 @@ from detjac_lanczos.solvers.rounding import (
     rounding_of,
     safe_scale,
 )
+
+_STALLED_AFTER = 8
+"""Passes without progress. Chosen: four each way."""
+
+_PROGRESS = 0.1
+"""Fall of the sum of logarithms that is progress. Chosen: one residual by a tenth, or all of them together."""
+
+
+class Patience:
+    """Waits some passes for residuals to move: their level is the sum of their logarithms."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Wait anew."""
+        self._best = math.inf
+        self._since_best = 0
+
+    def ends(self, level: float) -> bool:
+        """Take the level after one more pass; True where it has not moved for eight."""
+        if level < self._best - _PROGRESS:
+            self._best, self._since_best = level, 0
+        else:
+            self._since_best += 1
+        return self._since_best >= _STALLED_AFTER
 
 
 class Judge:

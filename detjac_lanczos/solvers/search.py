@@ -12,7 +12,6 @@ from detjac_lanczos.solvers.goal import Goal
 from detjac_lanczos.solvers.judgement import Judge
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
-from detjac_lanczos.solvers.patience import Patience
 from detjac_lanczos.solvers.restart import SPARE_VECTORS, vectors_to_keep
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import epsilon, rounding_of, working_dtype
@@ -280,7 +279,7 @@ class Search:
         self._copies.passes_left = 0
         self._exact = False
         self._idle = 0
-        self.judge.patience = Patience()
+        self.judge.patience.reset()
         self._look()
 
     def forgo(self) -> None:
