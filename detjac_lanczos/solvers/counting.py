@@ -255,7 +255,7 @@ class CountingBatch:
 
     def report(self) -> None:
         """Tell the callback of the latest pass, unless it was told."""
-        self.reporter.tell(len(self.sweeps), sum(self.row_sweeps))
+        self.reporter.tell(len(self.sweeps), sum(self.forward) + sum(self.transposed), sum(self.row_sweeps))
 
     def settle(self, timed: dict[str, float]) -> dict[str, float]:
         """Return what decisions are made of: ``timed``, or what was timed when a journaled solve first came here."""

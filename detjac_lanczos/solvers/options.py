@@ -29,6 +29,8 @@ class Progress:
     ----------
     passes : int
         Sweeps so far.
+    products : int
+        Columns sent both ways so far, all operators together.
     row_sweeps : float
         Rows sent through all layers so far, all operators together.
     finished, operators : int
@@ -39,6 +41,7 @@ class Progress:
     """
 
     passes: int
+    products: int
     row_sweeps: float
     finished: int
     operators: int

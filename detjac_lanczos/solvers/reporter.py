@@ -43,7 +43,7 @@ class Reporter:
             if self.callback is not None and bool(result.residuals.isfinite().all()):
                 self.learn(index, result.S.cpu().numpy(), result.relative.amax(dim=1).cpu().numpy())
 
-    def tell(self, passes: int, row_sweeps: float) -> None:
+    def tell(self, passes: int, products: int, row_sweeps: float) -> None:
         """Call the callback, where there is one, unless it has seen so many passes."""
         if self.callback is None or passes == self._told:
             return
@@ -51,6 +51,7 @@ class Reporter:
         self.callback(
             Progress(
                 passes,
+                products,
                 row_sweeps,
                 self.finished,
                 len(self._values),

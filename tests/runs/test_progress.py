@@ -11,8 +11,8 @@ import pytest
 from detjac_lanczos.runs.progress import ProgressReporter
 from detjac_lanczos.solvers import Progress
 
-HALF_FOUND = Progress(3, 1200.0, 1, 2, [np.ones(4)] * 2, [np.full(4, 1e-4), np.full(4, 1e-2)])
-NOTHING_YET = Progress(1, 14.0, 0, 2, [np.empty(0)] * 2, [np.empty(0)] * 2)
+HALF_FOUND = Progress(3, 40, 1200.0, 1, 2, [np.ones(4)] * 2, [np.full(4, 1e-4), np.full(4, 1e-2)])
+NOTHING_YET = Progress(1, 6, 14.0, 0, 2, [np.empty(0)] * 2, [np.empty(0)] * 2)
 
 
 class Terminal(io.StringIO):

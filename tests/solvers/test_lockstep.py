@@ -114,6 +114,8 @@ def test_every_method_reports_every_pass_once(options: dict[str, Any], measured:
     finished = [progress.finished for progress in seen]
     assert finished == sorted(finished)
     assert finished[-1] == 5
+    assert seen[-1].products == sum(result.work.products for result in results)
+    assert 0 < seen[0].products <= seen[-1].products
     assert seen[-1].row_sweeps == pytest.approx(sum(result.work.row_sweeps for result in results))
     for result, values, residuals in zip(results, seen[-1].values, seen[-1].residuals, strict=True):
         np.testing.assert_allclose(values[:4], result.S[:4], rtol=1e-6)
