@@ -1,6 +1,7 @@
 """Names of floating-point types that a model can be loaded in."""
 
 from collections.abc import Iterator
+from textwrap import shorten
 
 import torch
 from torch import nn
@@ -58,9 +59,9 @@ def parse_device(device: str | torch.device | None) -> torch.device | None:
     try:
         parsed = torch.device(device.lower() if isinstance(device, str) else device)
         torch.empty(0, device=parsed)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = first_line(error).split(". ")[0]
-        raise InputError(f"device {str(device)!r} cannot be used here ({reason[:120]}); try device='cpu'") from None
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        reason = shorten(first_line(error).split(". ")[0], 120, placeholder=" …")
+        raise InputError(f"device {str(device)!r} cannot be used here ({reason}); try device='cpu'") from None
     return parsed
 
 

@@ -133,8 +133,14 @@ def test_wrong_dtypes_are_refused(folder: Path, dtype: Any) -> None:
 
 
 def test_wrong_devices_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="device 'abacus' cannot be used"):
-        load_model(folder, device="abacus")
+    for device in ("abacus", "hpu"):
+        with pytest.raises(InputError, match=f"device '{device}' cannot be used"):
+            load_model(folder, device=device)
+
+
+def test_a_long_reason_against_a_device_ends_at_a_word(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"Expected one of cpu, .*(?<=,) …\); try device='cpu'"):
+        load_model(folder, device="gpu")
 
 
 def test_a_live_model_is_not_converted_in_place(live: tuple[Any, Any]) -> None:
