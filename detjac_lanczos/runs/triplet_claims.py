@@ -1,4 +1,4 @@
-"""The triplets of a run and their certificates, measured again: one pass of the stored vectors each way."""
+"""The triplets of a run, their certificates and the shares of ‖J‖_F² that they hold, measured again."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from torch import Tensor
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.energy_claims import energy_claims
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.certificate import Certificate
+from detjac_lanczos.solvers.energy import EnergySketch
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
-from detjac_lanczos.solvers.rounding import SAFETY, epsilon, working_dtype
+from detjac_lanczos.solvers.rounding import SAFETY, adjoint_bound, epsilon, working_dtype
+
+_CONFIDENCE = 1 - 1e-6
+"""Of an interval of the share."""
 
 
 def finite_claim(token: TokenResult) -> Claim:
@@ -42,7 +45,7 @@ def triplet_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult]
     fresh = measure_triplets(sweeps, *vectors, tol=run.record["options"]["tol"], passes=passes)
     for token, found in zip(part, fresh, strict=True):
         yield from _of_token(token, found, epsilon(working_dtype(batch.dtype)))
-    yield from energy_claims(run, operators, part)
+    yield from _of_energy(run, operators, part)
 
 
 def _of_token(token: TokenResult, found: Measurement, eps: float) -> Iterator[Claim]:
@@ -104,3 +107,30 @@ def _wrong_clusters(claimed: Certificate, found: Measurement, values: Tensor) ->
         again = measured.get(cluster.indices, cluster.residual)
         wrong += abs(again - cluster.residual) > math.sqrt(claimed.k) * found.rounding
     return wrong
+
+
+def _of_energy(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult]) -> Iterator[Claim]:
+    """Compare each recorded interval of the share with a fresh one.
+
+    The fresh interval rests on the triplets alone, the recorded one on all that the search knew, or on the matrix. It
+    is made so wide that it misses the share in one of a million runs: the two must meet.
+    """
+    told = [token.record["energy"] for token in tokens]
+    if not any(told):
+        return
+    sketch = EnergySketch(tokens[0].U.T.to(batch.device, batch.dtype), run.record["options"]["seed"])
+    images = batch.rmatmat_shared(sketch.rows.T)
+    pulled = batch.rmatmat([(index, token.U.to(batch.device, batch.dtype)) for index, token in enumerate(tokens)])
+    slack = adjoint_bound(epsilon(batch.dtype), max(batch.shapes[0]))
+    for token, written, image, products in zip(tokens, told, images, pulled, strict=True):
+        if written is None:
+            continue
+        sketch.absorb(image.T)
+        first = math.inf if token.status == "budget" else float(token.S[0])
+        low, high = sketch.total(token.U.T.to(image), products.T, first, _CONFIDENCE)
+        held = float(token.S.double().square().sum())
+        least, most = (held / high, held / low) if low > 0.0 else (1.0, 1.0)
+        asked = (run.record["options"]["energy"] or 0.0) if token.status == "converged" else 0.0
+        inside = max(asked - written[0], written[0] - written[1], written[1] - 1.0)
+        apart = max(written[0] - most, least - written[1], inside, 0.0)
+        yield Claim(f"difference in the share of the energy of {token.name}", 0.0, apart, slack)
