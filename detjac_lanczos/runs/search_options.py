@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar, cast
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.options import Callback, check_options, is_whole
 
 SHARED_BASIS = "shared_basis"
+_Number = TypeVar("_Number", int, float)
 Polish = int | str | None
 """Tokens of a survey to certify: "flagged", a number of them, or none."""
 
@@ -49,39 +50,25 @@ def check_search(k: int | None, polish: Polish, search: SearchOptions) -> None:
 def search_record(k: int | None, polish: Polish, search: SearchOptions) -> dict[str, Any]:
     """Return checked options as a record keeps them: plain data, all but the callback."""
     return {
-        "k": _whole(k),
-        "threshold": _number(search["threshold"]),
-        "energy": _number(search["energy"]),
-        "tol": _number(search["tol"]),
+        "k": _plain(int, k),
+        "threshold": _plain(float, search["threshold"]),
+        "energy": _plain(float, search["energy"]),
+        "tol": _plain(float, search["tol"]),
         "method": search["method"],
-        "polish": polish if isinstance(polish, str) else _whole(polish),
-        "seed": _whole(search["seed"]),
+        "polish": polish if isinstance(polish, str) else _plain(int, polish),
+        "seed": _plain(int, search["seed"]),
         "certify": search["certify"],
-        "delta": _number(search["delta"]),
-        "block": _whole(search["block"]),
-        "max_products": _whole(search["max_products"]),
+        "delta": _plain(float, search["delta"]),
+        "block": _plain(int, search["block"]),
+        "max_products": _plain(int, search["max_products"]),
     }
 
 
 def search_from(options: Mapping[str, Any]) -> SearchOptions:
     """Return the options of the solver that `search_record` wrote down."""
-    return SearchOptions(
-        threshold=options["threshold"],
-        energy=options["energy"],
-        tol=options["tol"],
-        method=options["method"],
-        block=options["block"],
-        max_products=options["max_products"],
-        seed=options["seed"],
-        certify=options["certify"],
-        delta=options["delta"],
-        callback=None,
-    )
+    recorded = {name: options[name] for name in SearchOptions.__annotations__ if name != "callback"}
+    return cast(SearchOptions, recorded | {"callback": None})
 
 
-def _whole(value: int | None) -> int | None:
-    return None if value is None else int(value)
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None else float(value)
+def _plain(kind: type[_Number], value: _Number | None) -> _Number | None:
+    return None if value is None else kind(value)
