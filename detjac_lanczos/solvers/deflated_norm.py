@@ -38,9 +38,11 @@ def frobenius_interval(
 ) -> tuple[Interval, float]:
     """Return ‖A‖_F times a power of two, and that power.
 
-    ‖A‖_F² = Σ s_j² + ‖A - U S Vᵀ‖_F² for s_j = u_jᵀ A v_j. Where the triplets were found ``in_order`` the interval
-    assumes that no value above s_k + ‖residuals‖ was missed, and nothing where they were not, where residuals are
-    unknown, or there are no triplets.
+    ‖A‖_F² = Σ s_j² + ‖A - U S Vᵀ‖_F² for s_j = u_jᵀ A v_j, as Ritz values are, and ‖(A - U S Vᵀ)ᵀ ω‖² is an unbiased
+    estimate of the second term (Girard 1989; Hutchinson 1989; removing the leading part first: Meyer, Musco, Musco,
+    Woodruff, "Hutch++", 2021). Where the triplets were found ``in_order`` the interval assumes that no value above
+    s_k + ‖residuals‖ was missed (:func:`~detjac_lanczos.solvers.trace_interval.rest_interval`), and nothing where they
+    were not, where residuals are unknown, or there are no triplets: ‖A‖_F is then all that bounds σ_1.
 
     Its ends hold what rounding may do. A product of an operator in precision ε is off by c ε times its length: each s_j
     by c ε s_j, hence ‖S‖ by c ε ‖S‖; and (A - U S Vᵀ)ᵀ ω by c ε ‖Aᵀ ω‖, hence the root of the mean square over the

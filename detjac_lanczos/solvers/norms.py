@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers.basis import project_out, random_rows
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.deflated_norm import Interval, frobenius_interval, stable_rank_interval
@@ -78,18 +79,14 @@ def norms(
 
     The part of A that the triplets hold is known; what is left is measured by independent standard normal ω:
 
-    - ‖A‖_F² = Σ s_j² + ‖A - U S Vᵀ‖_F², for s_j = u_jᵀ A v_j as Ritz values are, and ‖(A - U S Vᵀ)ᵀ ω‖² is an unbiased
-      estimate of the second term (Girard 1989; Hutchinson 1989; removing the leading part first: Meyer, Musco, Musco,
-      Woodruff, "Hutch++", 2021). Its interval assumes that no singular value above s_k + ‖residuals‖ was missed; see
-      :func:`~detjac_lanczos.solvers.trace_interval.rest_interval`. It assumes nothing where residuals are unknown, or
-      where a budget cut the search short: ‖A‖_F is then all that bounds σ_1, and the stable rank 1 or more.
+    - ‖A‖_F² and the stable rank by (A - U S Vᵀ)ᵀ ω; what their intervals assume of the triplets says
+      :func:`~detjac_lanczos.solvers.deflated_norm.frobenius_interval`.
     - ‖Aᵀ e_i‖² = ‖(A V)ᵀ e_i‖² + ‖(A (I - V Vᵀ))ᵀ e_i‖², and (A (I - V Vᵀ) ω)_i² is χ²_1 times the second term:
       these intervals rest on nothing but the probes. Columns the same way, with U and Aᵀ.
 
-    Intervals hold what rounding may do besides: see
-    :func:`~detjac_lanczos.solvers.deflated_norm.frobenius_interval`. Of a row, the root of either term is off by c ε
-    times its length, as a scalar product with it is. Where an operator spreads the rounding of earlier steps over all
-    rows, those shorter than that are not known.
+    Intervals hold what rounding may do besides. Of a row, the root of either term is off by c ε times its length, as a
+    scalar product with it is. Where an operator spreads the rounding of earlier steps over all rows, those shorter than
+    that are not known.
 
     Parameters
     ----------
@@ -214,8 +211,8 @@ def _lengths(
     blocks = []
     for index, basis in enumerate(bases):
         known = basis.T.to(batch.device, batch.dtype)
-        drawn = torch.randn(probes, known.shape[1], dtype=torch.float64, device="cpu", generator=generator).to(known)
-        blocks.append((index, torch.cat([known, drawn - (drawn @ known.T) @ known])))
+        drawn = random_rows(probes, known, generator)
+        blocks.append((index, torch.cat([known, project_out(drawn, known)])))
     low_factor, high_factor = chi_square_factors(probes, confidence)
     found: list[Lengths | None] = []
     for index, (product, basis) in enumerate(zip(batch.finite(batch.apply(direction, blocks)), bases, strict=True)):
