@@ -115,10 +115,6 @@ class _Iteration:
         self.batch.reporter.learn(self.index, values / self.scale, relative.numpy())
         return _judge(values, worst, self.options.tol, floor)
 
-    @property
-    def _full(self) -> bool:
-        return self.width == min(self.shape)
-
     def _product(self, direction: Direction, rows: Tensor) -> Tensor | None:
         """Return the scaled product of these rows, in units that the first one chooses; None where it is not finite."""
         product = self.batch.apply(direction, [(self.index, rows)])[0]
@@ -130,7 +126,8 @@ class _Iteration:
     def _error(self, triplets: RitzTriplets, tangents: Tensor, pushed: Tensor, estimate: LeaveOneOut) -> float:
         sigma = torch.from_numpy(triplets.values).to(tangents)
         known = pushed - (tangents @ triplets.right.T * sigma) @ triplets.left
-        beyond = 0.0 if self._full else estimate.squared(tangents)  # a basis of the whole space leaves nothing
+        whole = self.width == min(self.shape)  # which leaves nothing
+        beyond = 0.0 if whole else estimate.squared(tangents)
         return math.sqrt(float(known.double().square().sum()) + beyond) / self.scale
 
     def _cause(self, first: Factorisation) -> Status:
@@ -144,15 +141,8 @@ def _defect(state: Factorisation, before: Factorisation | None) -> float:
     """Return what contradicts in the products of a round and of the one before: an operator may change in between."""
     if before is None:
         return state.adjoint_defect()
-    rounds = (before, state)
-    left, pulled = (
-        torch.cat([store.rows for store in stores])
-        for stores in zip(*((one.U, one.AtU) for one in rounds), strict=True)
-    )
-    right, pushed = (
-        torch.cat([store.rows for store in stores]) for stores in zip(*((one.V, one.AV) for one in rounds), strict=True)
-    )
-    return adjoint_defect(left, pulled, right, pushed)
+    rounds = ((one.U, one.AtU, one.V, one.AV) for one in (before, state))
+    return adjoint_defect(*(torch.cat([store.rows for store in stores]) for stores in zip(*rounds, strict=True)))
 
 
 def _judge(values: np.ndarray, worst: np.ndarray, tol: float, floor: float) -> Status:
