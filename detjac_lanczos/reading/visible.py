@@ -52,9 +52,9 @@ def fit(text: str, width: int) -> str:
     return text + " " * (width - columns(text))
 
 
-def wrapped(text: str, width: int, indent: str = "    ") -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Return a text on lines of at most ``width`` terminal columns; a word that is longer than a line is broken."""
-    lines, line = [], ""
+    lines, line, indent = [], "", " " * 4
     for word in text.split(" "):
         if line.strip() and columns(f"{line} {word}") > width:
             lines.append(line)

@@ -68,5 +68,5 @@ def test_shortened_text_is_no_longer_than_asked_and_whole_where_it_fits(text: st
 def test_a_line_holds_as_much_as_it_is_wide() -> None:
     assert [joined(["ab", "cd", "e"], " ", width) for width in (4, 5, 6, 7)] == ["ab", "ab cd", "ab cd", "ab cd e"]
     assert joined(["abcdef", "g"], " ", 4) == "abc…"
-    assert wrapped("ab cd efgh", 5, " ") == ["ab cd", " efgh"]
-    assert wrapped("ab cd efgh", 4, " ") == ["ab", " cd", " efg", " h"]
+    assert wrapped("ab cd efgh", 8) == ["ab cd", "    efgh"]
+    assert wrapped("ab cd efgh", 7) == ["ab cd", "    efg", "    h"]
