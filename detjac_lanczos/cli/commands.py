@@ -30,10 +30,10 @@ def svd(arguments: argparse.Namespace) -> int:
 
         check_output(arguments.out)
     _quiet_libraries(arguments)
+    from detjac_lanczos.frozen.places import parse_place
     from detjac_lanczos.models import load_model
     from detjac_lanczos.runs import analyze
     from detjac_lanczos.runs.beforehand import check_on_configuration
-    from detjac_lanczos.runs.place_names import parse_place
     from detjac_lanczos.runs.progress import ProgressReporter
 
     tokens: Any = arguments.tokens

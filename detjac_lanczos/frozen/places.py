@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -105,7 +106,23 @@ def probe(rows: Tensor) -> Place:
 
 
 _NAMED = {"output": Place("output"), "residual": Place("residual"), "logits": Place("logits")}
-_IN_BLOCKS = ("layer", *get_args(Role))
+_IN_BLOCKS = {"layer": layer, "attention": attention, "mlp": mlp}
+_CALL = re.compile(r"\s*(layer|attention|mlp)\s*\(\s*(-?\d+)\s*\)\s*")
+
+
+def parse_place(text: str) -> str | Place:
+    """Return ``layer(12)`` and its like, as text, as a `Place`; other names as they are, for `detach` to judge.
+
+    Raises
+    ------
+    InputError
+        If the text has brackets but is no place.
+    """
+    if found := _CALL.fullmatch(text):
+        return _IN_BLOCKS[found[1]](int(found[2]))
+    if "(" in text or text in _IN_BLOCKS:
+        raise InputError(f"{text!r} is no place in the network; write layer(12), attention(3) or mlp(5)")
+    return text.strip()
 
 
 def source_block(source: str | Place, blocks: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.frozen.converted import load_converted
-from detjac_lanczos.frozen.places import Place, probe
+from detjac_lanczos.frozen.places import Place, parse_place, probe
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.kernel_choices import replay_kernel_choices
@@ -21,7 +21,6 @@ from detjac_lanczos.runs.completeness_claims import completeness_claims
 from detjac_lanczos.runs.loading import load_run
 from detjac_lanczos.runs.notes import loading_notes, wording_notes
 from detjac_lanczos.runs.output_claims import input_claims, output_claims
-from detjac_lanczos.runs.place_names import parse_place
 from detjac_lanczos.runs.reading_claims import copies_claim, prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.survey_claims import survey_claims
