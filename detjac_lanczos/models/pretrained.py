@@ -10,7 +10,7 @@ import torch
 from detjac_lanczos.errors import DetjacError, InputError, ModelError, in_one_line
 from detjac_lanczos.models.alignment import align
 from detjac_lanczos.models.belonging import no_causal_model, require_all_taken, require_belonging
-from detjac_lanczos.models.config_faults import fault_of
+from detjac_lanczos.models.dtypes import DTYPES
 from detjac_lanczos.models.mxfp4 import config_without_packing, gpt_oss_with_packed_experts, stored_in_mxfp4
 
 _FOR_CONFIG = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -86,7 +86,7 @@ def load_tokenizer(source: str, name: str, trust_remote_code: bool, **from_pretr
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **shared)
         except (AttributeError, KeyError, TypeError) as error:  # files of another form
-            if fault := fault_of(_config(source, name, shared), error):
+            if fault := _fault_of(_config(source, name, shared), error):
                 raise ModelError(f"{name}: {fault}") from error
             raise _no_tokenizer(name) from error
         if not _knows_words(tokenizer):
@@ -110,7 +110,7 @@ def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> 
             config = _config(source, name, shared)
         except (OSError, ValueError):  # it is this that failed
             config = {}
-        if fault := fault_of(config, error):
+        if fault := _fault_of(config, error):
             raise ModelError(f"{name}: {fault}") from error
         if any(words in str(error) for words in _NO_CAUSAL_MODEL):
             raise no_causal_model(name, _architectures(config)) from error
@@ -162,6 +162,29 @@ def _config(source: str, name: str, options: Mapping[str, Any]) -> dict[str, Any
     if not isinstance(config, dict):
         raise ModelError(f"{name}: config.json holds no JSON object; get the one that belongs to the weights")
     return config
+
+
+def _fault_of(config: Mapping[str, Any], error: Exception) -> str | None:
+    """Return what is wrong with a configuration, and how to mend it; None where an error does not come from there.
+
+    What transformers raises tells the value that it met, not the field.
+    """
+    import transformers
+
+    stored = config.get("dtype", config.get("torch_dtype"))
+    of_the_dtype = isinstance(error, TypeError | AttributeError) or "dtype=" in str(error)
+    if of_the_dtype and not isinstance(stored, Mapping) and stored not in (None, "auto", *DTYPES):
+        return f"nothing is computed in {stored!r}, the dtype in config.json; write one of {', '.join(DTYPES)} there"
+    named = str((config.get("architectures") or [""])[0])
+    if "does not recognize this architecture" in str(error) and hasattr(transformers, named):
+        kind = config.get("model_type")
+        return f"config.json's model_type {kind!r} is unknown to transformers; write the one of a {named} there"
+    if isinstance(error, KeyError) and error.args:
+        parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+        fields = [field for part in parts for field, value in part.items() if value == error.args[0]]
+        if fields:
+            return f"config.json's {fields[0]} is {error.args[0]!r}, which transformers does not know; mend it there"
+    return None
 
 
 def _no_tokenizer(name: str) -> ModelError:
