@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, apply_from_afar
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.prompt import decode
@@ -118,9 +119,10 @@ def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 
     Parameters
     ----------
     network : DetachedNetwork
-    V : Tensor, shape (hidden size, k)
+    V : Tensor, shape (d, k)
         Of any source: a vector in the residual stream of a later layer is compared with the input embeddings all the
-        same, by what it would be called at the input.
+        same, by what it would be called at the input. Where the stream has not the width of the embeddings (OPT-350m),
+        they are taken as they enter it, projected.
     signs : Tensor, shape (k,)
         From `decode_left` of the same triplets.
     top : int
@@ -133,14 +135,20 @@ def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 
     Raises
     ------
     InputError
-        If V does not live in the residual stream of one token; cut the vectors of a joint operator token by token.
+        If V does not live in the embeddings or the residual stream of one token; cut the vectors of a joint operator
+        token by token.
+    UnsupportedModelError
+        If V lives in a stream of another width than the embeddings, in a model that no family declares.
     """
-    if V.ndim != 2 or V.shape[0] != network.hidden_size or signs.shape != V.shape[1:]:
+    table = embedding_table(network.model.get_input_embeddings())
+    widths = dict.fromkeys((table.shape[1], network.hidden_size))
+    if V.ndim != 2 or V.shape[0] not in widths or signs.shape != V.shape[1:]:
         raise InputError(
-            f"decode_right takes V ({network.hidden_size}, k) and k signs; "
+            f"decode_right takes V ({' or '.join(map(str, widths))}, k) and k signs; "
             f"got {tuple(V.shape)} and {tuple(signs.shape)}; cut joint vectors token by token"
         )
-    found = best_rows(embedding_table(network.model.get_input_embeddings()), V * signs.to(V), top, cosine=True)
+    through = None if V.shape[0] == table.shape[1] else partial(_into_the_stream, network)
+    found = best_rows(table, V * signs.to(V), top, cosine=True, through=through)
     return [
         [
             Decoded(decode(network.loaded, int(i)), int(i), float(cosine))
@@ -154,6 +162,17 @@ def _output_at(network: DetachedNetwork, row: int) -> Tensor:
     """Return the output in a row counted over all prompts, an altered network's own: (d_out,)."""
     prompt = max(i for i in range(len(network.lengths)) if network.start_of(i) <= row)
     return network.value(Place("output"), prompt, row - network.start_of(prompt))
+
+
+def _into_the_stream(network: DetachedNetwork, rows: Tensor) -> Tensor:
+    """Pass rows of the embedding table through the linear part of what leads to the first block: (N, d_e) to (N, d)."""
+    if network.route == "autograd":
+        raise UnsupportedModelError(
+            f"how the embeddings of {network.family.name} enter its stream, which has another width, is not known: no "
+            "family declares it; take the Jacobians from the embeddings"
+        )
+    chain = [step for step in network.stages[0].branches[0].chain if not isinstance(step, Bias)]
+    return apply_from_afar(chain, rows.to(network.dtype), torch.zeros(len(rows), dtype=torch.long))
 
 
 def _through_final_norm(network: DetachedNetwork, vectors: Tensor, row: int) -> Tensor:

@@ -14,6 +14,9 @@ _CHUNK_ELEMENTS = 1 << 20
 Logits = Callable[[Tensor, int, int], Tensor]
 """From scores (stop − start, K) of the rows from start to stop to the logits that rank and weigh these rows."""
 
+Linear = Callable[[Tensor], Tensor]
+"""A linear map of rows, (rows, d) to (rows, d')."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -31,6 +34,7 @@ def best_rows(
     top: int,
     *,
     cosine: bool = False,
+    through: Linear | None = None,
     logits: Logits | None = None,
     softcap: float | None = None,
 ) -> Found:
@@ -39,11 +43,13 @@ def best_rows(
     Parameters
     ----------
     table : Tensor, shape (vocabulary, d)
-    queries : Tensor, shape (d, K)
+    queries : Tensor, shape (d, K), or (d', K) where rows go through a map
         The search runs in their precision, float32 at least.
     top : int
     cosine : bool
         Divide each product by the lengths of row and query; rows of zeros score 0.
+    through : callable, optional
+        Linear map that each row passes first.
     logits : callable, optional
         By default the scores are the logits.
     softcap : float, optional
@@ -60,7 +66,8 @@ def best_rows(
         queries = queries / _length(queries, 0)
 
     def score(start: int, stop: int) -> Tensor:
-        rows = table[start:stop].to(dtype)
+        rows = table[start:stop]
+        rows = (rows if through is None else through(rows)).to(dtype)
         products = rows @ queries
         return products / _length(rows, 1)[:, None] if cosine else products
 

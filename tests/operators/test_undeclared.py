@@ -26,6 +26,7 @@ from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, lay
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.detach import family_or_structure
 from detjac_lanczos.operators.self_check import check, require, self_check
+from detjac_lanczos.reading import decode_right
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models
 from tests.offloading import in_host_memory, on_disk
@@ -256,6 +257,14 @@ def test_the_network_says_how_it_was_made() -> None:
     assert network.coefficients["model.layers.1.input_layernorm.rstd.0"].shape == (1, 12, 1)
     assert network.coefficients["model.layers.1.self_attn.mixing.1"].shape == (1, 3, 5, 5)
     assert network.jacobians().shared_cost() == sum(LENGTHS)
+
+
+def test_a_stream_that_embeddings_enter_in_an_unknown_way_is_not_decoded() -> None:
+    network = pinned(tiny_models.DENSE["OPT post-norm"](torch.float64), ids=tiny_models.prompt_ids(4))
+    at_the_embeddings = decode_right(network, torch.eye(16, 2), torch.ones(2))
+    assert all(len(entries) == 10 for entries in at_the_embeddings)
+    with refused("how the embeddings of OPTForCausalLM, by its structure enter its stream"):
+        decode_right(network, torch.eye(24, 2), torch.ones(2))
 
 
 def test_the_frozen_final_norm_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,22 @@ def test_an_input_embedding_decodes_to_its_own_token(network: DetachedNetwork) -
     assert decoded[0][0].token == "<3>"
 
 
+def test_embeddings_are_projected_where_the_stream_is_wider() -> None:
+    """Right vectors at the embeddings are as wide as these, and meet them as they are."""
+    network = detach(tiny_models.loaded(DENSE["OPT post-norm"](torch.float64)), input_ids=tiny_models.prompt_ids(6))
+    table = network.model.get_input_embeddings().weight.detach()
+    projected = table @ network.model.model.decoder.project_in.weight.detach().T
+    for source, rows in (("embeddings", table), (layer(1), projected)):
+        J = network.jacobian(2, source=source)
+        V = torch.linalg.svd(J.dense(), full_matrices=False)[2][:3].T
+        for v, entries in zip(V.T, decode_right(network, V, torch.ones(3)), strict=True):
+            cosines = torch.nn.functional.cosine_similarity(v, rows).topk(10)
+            assert [entry.id for entry in entries] == cosines.indices.tolist()
+            assert [entry.score for entry in entries] == pytest.approx(cosines.values.tolist(), rel=1e-9)
+    with pytest.raises(InputError, match=r"takes V \(16 or 24, k\)"):
+        decode_right(network, torch.ones(20, 2), torch.ones(2))
+
+
 def test_bad_shapes_are_refused_in_one_line(network: DetachedNetwork) -> None:
     with pytest.raises(InputError, match="decode_left takes"):
         decode_left(network, torch.ones(5, 2), torch.ones(4))
