@@ -38,7 +38,7 @@ class Journal:
 
     Parameters
     ----------
-    folder : path
+    folder : Path
         Made where it does not exist.
     header : dict
         The options of the solve, as plain data.
@@ -51,8 +51,8 @@ class Journal:
         The journal is damaged, or was written by an earlier or a newer version.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], header: dict[str, Any]) -> None:
-        self.folder = Path(folder).expanduser().resolve()
+    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
+        self.folder = folder
         self._next = 0
         self._replaying = True
         self._open(json.loads(json.dumps({"kind": KIND, "format": FORMAT, **header})))
@@ -165,8 +165,7 @@ def open_journal(
     """
     if folder is None:
         return None
-    if not isinstance(folder, str | os.PathLike) or not (name := os.fspath(folder)) or "\0" in str(name):
-        raise InputError(f"checkpoint = {folder!r} names no folder: give a path, or None")
+    place = checkpoint_folder(folder)
     plain = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "callback"}
     header = (
         plain
@@ -178,7 +177,20 @@ def open_journal(
             "shapes": digest(str([tuple(shape) for shape in operators.shapes])),
         }
     )
-    return Journal(folder, header)
+    return Journal(place, header)
+
+
+def checkpoint_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the path of a checkpoint, which need not exist.
+
+    Raises
+    ------
+    InputError
+        If it can be none.
+    """
+    if not isinstance(folder, str | os.PathLike) or not (name := os.fspath(folder)) or "\0" in str(name):
+        raise InputError(f"checkpoint = {folder!r} names no folder: give a path, or None")
+    return Path(folder).expanduser().resolve()
 
 
 def digest(*parts: str | Tensor) -> str:

@@ -54,7 +54,8 @@ class Work:
     row_sweeps : float
         Rows sent through all layers.
     seconds : float
-        From the start of the solve (of the whole batch) to this operator's end.
+        From the start of the solve (of the whole batch) to this operator's end; passes that a checkpoint held count
+        as long as they took.
     probe_products : int
         Columns of these that went into probes for completeness.
     """

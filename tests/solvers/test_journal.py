@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -294,3 +295,15 @@ def test_counts_do_not_see_the_column_that_is_sent_again(tmp_path: Path) -> None
     again = svd(operator, 4, method="lanczos", checkpoint=tmp_path)
     assert again.work.products == first.work.products
     assert sum(operator.forward) + sum(operator.transposed) == first.work.products + 1
+
+
+def test_the_time_of_earlier_passes_counts_as_their_products_do(tmp_path: Path) -> None:
+    class Slow(Recorder):
+        def spoil(self, product: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.05)
+            return product
+
+    svd(Slow(MATRICES[0]), 4, method="lanczos", checkpoint=tmp_path)
+    began = time.perf_counter()
+    again = svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path)
+    assert again.work.seconds > 0.05 * again.work.passes > time.perf_counter() - began
