@@ -78,6 +78,7 @@ def svd(arguments: argparse.Namespace) -> int:
             position=arguments.position,
             chat=arguments.chat,
             memory=arguments.memory,
+            checkpoint=arguments.checkpoint,
             callback=progress,
         ).with_times(load=loaded)
         unsaved: InputError | None = None

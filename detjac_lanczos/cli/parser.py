@@ -107,6 +107,8 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add("--position", type=int, default=-1, help="row of the output (default: the last)")
     add("--chat", action="store_true", help="put the prompt through the model's chat template")
     add("--memory", type=words.not_blank, metavar="2GiB", help="budget for coefficients and streams (default: none)")
+    resumed = "write every pass down there; the same command goes on where it was cut off (default: nothing is)"
+    add("--checkpoint", type=words.not_blank, metavar="FOLDER", help=resumed)
     _device(parser)
     _shared(parser)
 

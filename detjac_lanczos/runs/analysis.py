@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from detjac_lanczos.models.kernel_choices import replay_kernel_choices
 from detjac_lanczos.operators import JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
+from detjac_lanczos.runs.checkpoint import Checkpoint
 from detjac_lanczos.runs.choices import recorded_choices, solver_choices
 from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
 from detjac_lanczos.runs.record import make_record
@@ -60,6 +62,7 @@ def analyze(
     position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     memory: int | str | None = None,
     choices: Mapping[str, Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> Run:
     """Find, certify and decode the k leading singular triplets of every token's detached Jacobian, in lockstep.
@@ -104,6 +107,10 @@ def analyze(
         Budget for frozen factors and streams, such as "2GiB"; see `detach`.
     choices : mapping, optional
         ``run.record["choices"]`` of an earlier run: what was decided there by timing is repeated, not timed again.
+    checkpoint : path, optional
+        A folder in which every pass of the search (a survey's and its polish's too) is written down as it is made: the
+        same call with the same folder goes on where an earlier one was cut off, and finds the same bit for bit; see
+        `svd`. The times of the run hold those of earlier passes. It may be deleted once there is a run.
     callback : callable, optional
         Called with a `Progress` after every pass of the solver.
 
@@ -121,6 +128,7 @@ def analyze(
         If a product comes out with a wrong shape, dtype or device.
     """
     clock = _Clock()
+    kept = None if checkpoint is None else Checkpoint(checkpoint)
     decided = {} if choices is None else solver_choices(choices)
     wanted, position = read_tokens_wanted(tokens), read_position(position)
     search = SearchOptions(
@@ -142,6 +150,8 @@ def analyze(
     check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
     loaded = load_converted(model, dtype, device)
     clock.lap("load")
+    if kept is not None:
+        kept.replay()
     network = detach(
         loaded,
         prompt,
@@ -159,8 +169,10 @@ def analyze(
     clock.lap("capture")
     if choices is not None:
         replay_kernel_choices(choices)
-    results = search_batch(batch, k, polish, search, decided)
-    clock.lap("solve")
+    if kept is not None:
+        search["callback"] = kept.noting(callback)
+    results = search_batch(batch, k, polish, search, decided, None if kept is None else kept.folder)
+    clock.lap("solve", least=max(result.work.seconds for result in results))
     signed, token_readings = read_triplets(
         network, batch, results, target=target, seed=seed, estimates=estimates_of(results)
     )
@@ -189,18 +201,18 @@ def analyze(
 
 
 class _Clock:
-    """Seconds between laps, and in total."""
+    """Seconds between laps, and in total; a lap that went on from a checkpoint took longer than this process saw."""
 
     def __init__(self) -> None:
-        self._began = self._last = time.perf_counter()
+        self._last = time.perf_counter()
         self._laps: dict[str, float] = {}
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, least: float = 0.0) -> None:
         now = time.perf_counter()
-        self._laps[name], self._last = now - self._last, now
+        self._laps[name], self._last = max(now - self._last, least), now
 
     def times(self) -> dict[str, float]:
-        return self._laps | {"total": self._last - self._began}
+        return self._laps | {"total": sum(self._laps.values())}
 
 
 def _require_distinct(batch: JacobianBatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from detjac_lanczos.operators import JacobianBatch
@@ -16,7 +17,12 @@ _LONG = 24
 
 
 def search_batch(
-    batch: JacobianBatch, k: int | None, wanted: Polish, search: SearchOptions, choices: Mapping[str, Any]
+    batch: JacobianBatch,
+    k: int | None,
+    wanted: Polish,
+    search: SearchOptions,
+    choices: Mapping[str, Any],
+    checkpoint: Path | None,
 ) -> list[SVDResult]:
     """Find the triplets of all tokens as the options say, by a survey or with a certificate for each.
 
@@ -27,6 +33,8 @@ def search_batch(
         What `check_search` has passed.
     choices : mapping
         The solver's own of an earlier search, to be made again; empty for new ones.
+    checkpoint : Path or None
+        As in `svd_batch`; a polish has a folder in it.
 
     Returns
     -------
@@ -34,8 +42,8 @@ def search_batch(
         One for each operator.
     """
     if search["method"] == SHARED_BASIS:
-        return _survey(batch, k, wanted, search, choices)
-    results = svd_batch(batch, k, **search, choices=dict(choices))
+        return _survey(batch, k, wanted, search, choices, checkpoint)
+    results = svd_batch(batch, k, **search, choices=dict(choices), checkpoint=checkpoint)
     return name_the_survey(results) if search["method"] == "auto" and k is not None else results
 
 
@@ -57,7 +65,12 @@ def estimates_of(results: Sequence[SVDResult]) -> dict[int, Missed]:
 
 
 def _survey(
-    batch: JacobianBatch, k: int | None, wanted: Polish, search: SearchOptions, choices: Mapping[str, Any]
+    batch: JacobianBatch,
+    k: int | None,
+    wanted: Polish,
+    search: SearchOptions,
+    choices: Mapping[str, Any],
+    checkpoint: Path | None,
 ) -> list[SVDResult]:
     """Survey all tokens, and polish those asked for: the flagged, or so many, the worst first.
 
@@ -65,7 +78,7 @@ def _survey(
     the reason and the choices are those of the survey in all of them, with what became of the polish.
     """
     estimating: SearchOptions = {**search, "certify": None}
-    surveyed = svd_batch(batch, k, **estimating, choices=dict(choices))
+    surveyed = svd_batch(batch, k, **estimating, choices=dict(choices), checkpoint=checkpoint)
     chosen = _chosen(surveyed, wanted)
     if not chosen:
         return surveyed
@@ -80,6 +93,7 @@ def _survey(
         block=search["block"],
         callback=search["callback"],
         choices=choices.get("polish"),
+        checkpoint=None if checkpoint is None else checkpoint / "polish",
     )
     first = results[chosen[0]]
     made = {**surveyed[0].choices, "polish": first.choices}

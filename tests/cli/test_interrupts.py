@@ -1,6 +1,7 @@
 """Ctrl-C or SIGTERM at any time: exit code 130 or 143, and a folder that is whole, the old one or the new one."""
 
 import importlib
+import json
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ from detjac_lanczos.cli.process import noted_interrupts
 from detjac_lanczos.models import load_model
 from detjac_lanczos.runs import analyze, disk, load_run
 from detjac_lanczos.runs.progress import ProgressReporter
-from tests.command_line import call
+from tests.command_line import call, refused
 from tests.tiny_llama import PROMPT
 
 
@@ -175,3 +176,34 @@ def test_a_signal_that_someone_else_handles_stays_theirs(monkeypatch: pytest.Mon
     finally:
         signal.signal(signal.SIGTERM, before)
     assert theirs == [signal.SIGTERM] * 2 and interrupts.noted is None
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupted_command_goes_on_from_its_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "work"
+    command = ("svd", PROMPT, "--model", folder, "-k", 3, "--method", "lanczos", "--checkpoint", place, "--json", "-q")
+
+    def third(_: ProgressReporter, progress: Any) -> None:
+        if progress.passes == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressReporter, "__call__", third)
+        assert call(*command) == 130
+    early = {path: path.stat().st_mtime_ns for path in place.glob("pass-*")}
+    assert len(early) == 3
+    capsys.readouterr()
+    assert call(*command) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert {path: path.stat().st_mtime_ns for path in early} == early
+    assert call(*command[:-4], "--json", "-q") == 0
+    whole = json.loads(capsys.readouterr().out)
+    for one, other in zip(whole["tokens"], resumed["tokens"], strict=True):
+        assert (one["singular_values"], one["residuals"]) == (other["singular_values"], other["residuals"])
+    assert whole["work"]["products"] == resumed["work"]["products"]
+
+
+def test_a_checkpoint_in_a_folder_of_other_files_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no solve" in refused(capsys, "svd", PROMPT, "--model", folder, "--checkpoint", folder, "-q")

@@ -14,12 +14,13 @@ from detjac_lanczos.runs.search_options import SearchOptions, search_from, searc
 from detjac_lanczos.solvers.options import CERTIFICATES, METHODS, check_options
 
 WHAT_IS_RUN = {"model", "prompt", "input_ids", "inputs_embeds", "attention_mask", "position_ids"}
+HOW_IT_IS_RUN = {"checkpoint", "callback"}
 PARTS_OF_THE_RECORD = {"freeze", "dtype", "device", "choices"}
 
 
 def test_every_option_is_recorded_and_repeated(run: Run) -> None:
     asked = {name: parameter.default for name, parameter in signature(analyze).parameters.items()}
-    options = asked.keys() - WHAT_IS_RUN - PARTS_OF_THE_RECORD - {"callback"}
+    options = asked.keys() - WHAT_IS_RUN - PARTS_OF_THE_RECORD - HOW_IT_IS_RUN
     assert run.record["options"].keys() == RECORD["options"].keys() == options
     assert {name: asked[name] for name in options - {"k", "tokens"}} == repeat._DEFAULTS
     typed = vars(make_parser().parse_args(["svd", "a prompt"]))

@@ -1,0 +1,121 @@
+"""A run that is cut off goes on from its checkpoint: same numbers bit for bit, same work, and the time of it all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models.kernel_choices import kernel_choices
+from detjac_lanczos.operators import JacobianBatch
+from detjac_lanczos.runs import Run, analyze, checkpoint, verify
+from tests.tiny_llama import PROMPT
+
+RUNS: dict[str, dict[str, Any]] = {
+    "lanczos": {"method": "lanczos"},
+    "complete": {"method": "lanczos", "certify": "complete"},
+    "energy": {"method": "lanczos", "k": None, "energy": 0.9},
+    "dense": {"method": "dense"},
+    "auto": {"method": "auto"},
+    "survey": {"method": "shared_basis"},
+    "polished": {"method": "shared_basis", "polish": 2},
+}
+
+
+class Cut(Exception):
+    """The end of a process, as far as a run can tell."""
+
+
+class Cutting:
+    """A callback that ends a run after so many passes."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, _: object) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Cut
+
+
+def made(tiny: LoadedModel, name: str, **more: Any) -> Run:
+    return analyze(tiny, [PROMPT, "most of the bridge"], **({"k": 3} | RUNS[name] | more))
+
+
+def assert_same(one: Run, other: Run) -> None:
+    assert one.vectors.keys() == other.vectors.keys()
+    for name, vectors in one.vectors.items():
+        torch.testing.assert_close(vectors, other.vectors[name], rtol=0, atol=0, equal_nan=True)
+    assert told(one.record) == told(other.record)
+
+
+def told(record: Any) -> Any:
+    """Return a record without what two runs need not share: times, date, and which kernels were timed beside them."""
+    if isinstance(record, dict):
+        beside = ("seconds", "times", "created", "gemm")
+        return {name: told(part) for name, part in record.items() if name not in beside}
+    return [told(part) for part in record] if isinstance(record, list) else record
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_was_cut_off_goes_on(name: str, tiny: LoadedModel, tmp_path: Path) -> None:
+    """Cut off early, in the middle and at its last pass; a survey also in its polish."""
+    passes: list[object] = []
+    whole = made(tiny, name, callback=passes.append)
+    for left in {1, len(passes) // 2 + 1, len(passes)}:
+        folder = tmp_path / str(left)
+        with pytest.raises(Cut):
+            made(tiny, name, callback=Cutting(left), checkpoint=folder)
+        assert_same(whole, made(tiny, name, checkpoint=folder))
+
+
+def test_earlier_passes_are_not_made_again_and_their_time_is_told(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = made(tiny, "polished", checkpoint=tmp_path)
+    for folder in (tmp_path, tmp_path / "polish"):
+        assert list(folder.glob("pass-*"))
+    sent: list[int] = []
+    for name in ("matmat", "rmatmat"):
+        usual = getattr(JacobianBatch, name)
+
+        def counted(self: JacobianBatch, blocks: Any, usual: Any = usual) -> Any:
+            sent.append(sum(block.shape[1] for _, block in blocks))
+            return usual(self, blocks)
+
+        monkeypatch.setattr(JacobianBatch, name, counted)
+    again = made(tiny, "polished", checkpoint=tmp_path)
+    assert_same(first, again)
+    assert sum(sent) < first.work["columns"] / 2
+    times = again.record["times"]
+    assert times["solve"] >= again.work["seconds"]
+    assert times["total"] == pytest.approx(sum(times.values()) - times["total"])
+    assert verify(again, tiny).ok
+
+
+def test_a_run_goes_on_with_the_kernels_that_it_began_with(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Cut):
+        made(tiny, "lanczos", checkpoint=tmp_path, callback=Cutting(2))
+    written = json.loads((tmp_path / "choices.json").read_text())
+    assert written == kernel_choices()
+    replayed: list[object] = []
+    monkeypatch.setattr(checkpoint, "replay_kernel_choices", replayed.append)
+    made(tiny, "lanczos", checkpoint=tmp_path)
+    assert replayed == [written]
+    (tmp_path / "choices.json").write_text("{")
+    made(tiny, "lanczos", checkpoint=tmp_path)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
+    made(tiny, "lanczos", checkpoint=tmp_path)
+    with pytest.raises(InputError, match="another operator"):
+        made(tiny, "lanczos", checkpoint=tmp_path, freeze="up")
+    with pytest.raises(InputError, match="repeat its options"):
+        made(tiny, "lanczos", checkpoint=tmp_path, seed=1)
+    with pytest.raises(InputError, match="checkpoint = 5 names no folder"):
+        analyze("no model is looked for", PROMPT, checkpoint=5)  # type: ignore[arg-type]
