@@ -8,35 +8,8 @@ from pkgutil import iter_modules
 from typing import Any
 
 from detjac_lanczos.frozen import families
-from detjac_lanczos.frozen.declare import Family, Stream
-from detjac_lanczos.frozen.words import (
-    ActivatedMLP,
-    Attend,
-    Constant,
-    Either,
-    GatedMLP,
-    LayerNorm,
-    Plus,
-    Project,
-    RMSNorm,
-    RoutedExperts,
-    Scale,
-    Softcap,
-    Word,
-)
-
-FROZEN: dict[type, str | None] = {
-    RMSNorm: "1/rms",
-    LayerNorm: "1/std",
-    Attend: "P",
-    GatedMLP: "act(gate)",
-    ActivatedMLP: "act(z)/z",
-    RoutedExperts: "routing and act(gate) of experts",
-    Softcap: "softcap ratio of logits",
-    Project: None,
-    Scale: None,
-    Constant: None,
-}
+from detjac_lanczos.frozen.declare import Family
+from detjac_lanczos.frozen.said import FACTORS, frozen_kinds
 
 HEAD = """# Families
 
@@ -113,13 +86,10 @@ The models of Llama, Qwen2, Qwen3, Gemma 3 and GPT-2 are also held against a pub
 
 def describe(family: Family) -> dict[str, Any]:
     """Return what a family's file says of it, and what its words freeze."""
-    words = [*family.entry, *family.tail, *family.logits]
-    for stage in family.block:
-        words += stage.words if isinstance(stage, Stream) else [word for branch in stage for word in branch.words]
-    frozen = dict.fromkeys(FROZEN[type(word)] for word in _flat(words))
+    kinds = frozen_kinds(family)
     return {
         "about": _docstring(family),
-        "frozen": [name for name in FROZEN.values() if name is not None and name in frozen],
+        "frozen": [factor.name for kind, factor in FACTORS.items() if kind in kinds],
     }
 
 
@@ -182,18 +152,6 @@ def _undeclared(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 def _row(cells: Sequence[str]) -> str:
     escaped = (cell.replace("|", r"\|") for cell in cells)
     return f"| {' | '.join(escaped)} |"
-
-
-def _flat(words: Sequence[Word]) -> Iterator[Word]:
-    """Yield words, those inside other words included."""
-    for word in words:
-        match word:
-            case Either():
-                yield from _flat([*word.present, *word.absent])
-            case Plus():
-                yield from _flat([inner for chain in word.chains for inner in chain])
-            case _:
-                yield word
 
 
 def _docstring(family: Family) -> str:

@@ -11,7 +11,7 @@ import torch
 from bench import exactness, families
 from bench.exactness import Figures
 from bench.families import PAGE, RECORD, record
-from bench.family_page import page
+from bench.family_page import describe, page
 from bench.undeclared import row as undeclared_row
 from detjac_lanczos.frozen.families import FAMILIES
 from tests.test_layout import ROOT
@@ -31,6 +31,9 @@ def test_every_declared_family_has_a_row(found: dict[str, Any]) -> None:
     rows = {row["name"]: row["classes"] for row in found["families"]}
     assert list(rows) == [family.name for family in FAMILIES]
     assert all(set(family.classes) <= set(rows[family.name]) for family in FAMILIES)
+    assert all(
+        describe(family)["frozen"] == row["frozen"] for family, row in zip(FAMILIES, found["families"], strict=True)
+    )
     table = [line.split(" | ")[0] for line in (ROOT / PAGE).read_text().splitlines() if line.startswith("| ")]
     for family in FAMILIES:
         assert table.count(f"| {family.name}") == 2, "run `make families`"

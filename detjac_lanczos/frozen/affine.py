@@ -13,6 +13,7 @@ from detjac_lanczos.frozen.maps import Linear, Map, apply_from_afar, device_of
 from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision
+from detjac_lanczos.frozen.said import Kinds, frozen_kinds, tail_in_words
 from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.sweep import Program, forward
 from detjac_lanczos.frozen.widths import width_after
@@ -28,6 +29,16 @@ class AffineNetwork(FrozenNetwork):
         default_factory=dict, init=False, repr=False
     )
     _values: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def frozen_kinds(self) -> Kinds:
+        """The kinds of words that freeze something here, as a family file has them."""
+        return frozen_kinds(self.family, self.model)
+
+    @property
+    def tail_words(self) -> str:
+        """What lies between the last block and the output, such as "the final norm"; empty where nothing does."""
+        return tail_in_words(self.family, self.model)
 
     def program(self, source: int, target: Place) -> Program:
         """Return the stages from a source to a target.

@@ -14,6 +14,8 @@ from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.frozen.affine import AffineNetwork
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.said import frozen_in_words
+from detjac_lanczos.frozen.words import Softcap
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.float16 import FORWARDS, TRANSPOSED, fitting, scaled, unscaled
 from detjac_lanczos.operators.linear import MatrixFree
@@ -97,14 +99,21 @@ class Jacobian(MatrixFree):
         start = (
             network.family.input_definition if self.source < 0 else f"the residual stream entering block {self.source}"
         )
-        after = {"output": "after the final norm", "residual": "the residual stream before the final norm"}
+        tail = network.tail_words
+        ends = {
+            "output": f"after {tail or 'the last block'}",
+            "residual": f"the residual stream {f'before {tail}' if tail else 'after the last block'}",
+        }
+        bends = set() if self.target.kind == "logits" else {Softcap}
         return {
             "family": network.family.name,
             "freeze": network.freeze,
+            "frozen": frozen_in_words(set(network.frozen_kinds) - bends, network.freeze),
             "route": self.sweeps.route,
             "input": start,
             "target": str(self.target),
-            "target_definition": after.get(str(self.target), str(self.target)),
+            "target_definition": ends.get(str(self.target), str(self.target)),
+            "tail": tail,
             "position": self.position,
             "token": "joint" if self.token is None else self.token,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -175,7 +184,7 @@ class OrdinaryJacobian(Jacobian):
     @property
     def definition(self) -> dict[str, Any]:
         """What this operator is, in plain words."""
-        return super().definition | {"freeze": "nothing"}
+        return super().definition | {"freeze": "nothing", "frozen": "nothing"}
 
 
 class JacobianBatch:

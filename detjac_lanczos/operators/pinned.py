@@ -20,10 +20,11 @@ from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.said import Kinds
 from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.structure import Structure
 from detjac_lanczos.frozen.sweep import Program
-from detjac_lanczos.frozen.words import Freeze
+from detjac_lanczos.frozen.words import ActivatedMLP, Attend, Freeze, GatedMLP, LayerNorm, RMSNorm
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.autograd import AutogradSweeps
@@ -173,8 +174,23 @@ class PinnedNetwork(DetachedNetwork):
         return super().value(target, prompt, position)
 
     @property
+    def frozen_kinds(self) -> Kinds:
+        """The kinds of words that a family file would have for what is pinned."""
+        norms = {LayerNorm if norm.centred else RMSNorm for norm in self.passes.trace.norms.values()}
+        mlps = {ActivatedMLP if mlp.u is None else GatedMLP for mlp in self.passes.trace.mlps.values()}
+        return {Attend, *norms, *mlps}
+
+    @property
+    def tail_words(self) -> str:
+        """What lies between the last block and the output; empty where nothing does."""
+        try:
+            return "the final norm" if self.tail.branches[0].chain else ""
+        except UnsupportedModelError:
+            return "what follows the last block"
+
+    @property
     def tail(self) -> Stage:
-        """From the last block to the output: the final norm, frozen.
+        """From the last block to the output: the final norm, frozen, or nothing.
 
         Raises
         ------
@@ -182,6 +198,8 @@ class PinnedNetwork(DetachedNetwork):
             If something else than a norm lies there.
         """
         x, y = self.streams.residual[-1], self.streams.output
+        if same(x, y):
+            return Stage((Branch("output", ()),), residual=False, block=self.blocks)
         for norm in self.passes.trace.final:
             if x.shape == y.shape and same(norm.frozen(x, norm.reciprocal(x)), y):
                 return Stage((Branch("output", tuple(norm.maps(x))),), residual=False, block=self.blocks)

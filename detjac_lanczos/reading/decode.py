@@ -48,9 +48,9 @@ def decode_left(
     """Decode left singular vectors through the head.
 
     The sign of each vector is fixed so that u · y > 0. Vectors at the output meet the head directly. Vectors in the
-    residual stream (targets "residual", layer, attention, mlp) first pass the frozen final norm and are made unit
-    again: the logit lens. With target "logits" the vector is its own logits. With a probe, the entries of the vector
-    are read as they stand: token "row 3", score u_j² (they sum to 1), logit u_j.
+    residual stream (targets "residual", layer, attention, mlp) first pass the frozen final norm, or what else a model
+    has there, and are made unit again: the logit lens. With target "logits" the vector is its own logits. With a probe,
+    the entries of the vector are read as they stand: token "row 3", score u_j² (they sum to 1), logit u_j.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a run's target is in words, and how its left vectors are read, for the page and the figures."""
+"""What a run's target is in words, what is frozen before it and how its left vectors are read: for page and figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from detjac_lanczos.reading.record_values import Record
 
 _NAMES = {
     "output": "output",
-    "residual": "residual stream before the final norm",
+    "residual": "residual stream {end}",
     "layer": "residual stream after block {index}",
     "attention": "attention branch of block {index}",
     "mlp": "MLP branch of block {index}",
@@ -14,7 +14,6 @@ _NAMES = {
     "probe": "output along the probe's rows",
 }
 _SHARE = "the share of softmax a token would have if the {where} pointed that way"
-_THROUGH_NORM = "pass the frozen final norm and are read through the head"
 _READ = {
     "output": "are read through the head",
     "logits": "are logits",
@@ -29,13 +28,27 @@ _FIGURES = {
 def target_name(record: Record) -> str:
     """Return what y is: "output", "MLP branch of block 1" and so on."""
     kind, index = _target(record)
-    return _NAMES.get(kind, "target").format(index=index)
+    tail = _tail(record)
+    return _NAMES.get(kind, "target").format(index=index, end=f"before {tail}" if tail else "after the last block")
+
+
+def frozen(record: Record) -> str:
+    """Return what was frozen; a run of before that was recorded does not tell norms and MLPs apart."""
+    unknown = "the scale of every norm, every attention weight, and one factor of every MLP"
+    return str(record["definition"].get("frozen", unknown))
 
 
 def how_left_is_read(record: Record) -> tuple[str, str]:
     """Return how left vectors are read, and what the figure beside each token (or row of a probe) is."""
     kind, _ = _target(record)
-    return _READ.get(kind, _THROUGH_NORM), _FIGURES.get(kind, _SHARE.format(where="output"))
+    tail = _tail(record).replace("the final norm", "the frozen final norm")
+    through = f"pass {tail} and are read through the head" if tail else "are read through the head"
+    return _READ.get(kind, through), _FIGURES.get(kind, _SHARE.format(where="output"))
+
+
+def _tail(record: Record) -> str:
+    """Return what lies between the last block and the output; a final norm in a run of before that was recorded."""
+    return str(record["definition"].get("tail", "the final norm"))
 
 
 def _target(record: Record) -> tuple[str, str]:

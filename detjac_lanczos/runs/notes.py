@@ -7,11 +7,14 @@ from typing import Any
 
 from detjac_lanczos.operators import JacobianBatch
 
-WORDED = ("family", "input", "target_definition", "weights")
+WORDED = ("family", "frozen", "input", "tail", "target_definition", "weights")
 """Parts of a definition that are sentences or names. What they say is held by parts that are compared (source, target,
 position, freeze, route, dtype, the fingerprint of the weights) and by what is measured: x, y and the products of the
 operator. The words themselves may be others in another version.
 """
+
+LATER = ("frozen", "tail")
+"""Those that runs of earlier versions lack."""
 
 
 def loading_notes(record: Mapping[str, Any]) -> Iterator[str]:
@@ -24,8 +27,9 @@ def wording_notes(record: Mapping[str, Any], batch: JacobianBatch) -> Iterator[s
     """Yield a line for each part of the definition that reads otherwise today."""
     written, today = record["definition"], batch.operators[0].definition
     for name in WORDED:
-        if name in written and name in today and written[name] != today[name]:
+        known = name in today and (name in written or name in LATER)
+        if known and (word := written.get(name, "")) != today[name]:
             yield (
-                f"definition.{name} reads {written[name]!r} in the record and {today[name]!r} today: the words are not "
+                f"definition.{name} reads {word!r} in the record and {today[name]!r} today: the words are not "
                 "compared, what they stand for is measured"
             )

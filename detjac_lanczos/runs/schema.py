@@ -164,6 +164,8 @@ RECORD: dict[str, Shape] = {
         "family": str,
         "input": str,
         "target_definition": str,
+        "frozen": Sometimes(str),
+        "tail": Sometimes(str),
         "position": AnyOf((int, [int])),
         "weights": Sometimes(str),
     },

@@ -631,13 +631,15 @@ def test_blocks_that_do_not_fit_are_refused(network: DetachedNetwork) -> None:
 
 def test_the_definition_says_what_the_operator_is(network: DetachedNetwork) -> None:
     J = network.jacobian(3, source=layer(1), target=mlp(2), position=7)
-    assert J.definition | {"family": "", "input": ""} == {
+    assert J.definition | {"family": "", "input": "", "frozen": ""} == {
         "family": "",
         "freeze": "gate",
+        "frozen": "",
         "route": "frozen",
         "input": "",
         "target": "mlp(2)",
         "target_definition": "mlp(2)",
+        "tail": "the final norm",
         "position": 7,
         "token": 3,
         "dtype": "float64",

@@ -21,8 +21,10 @@ from detjac_lanczos.reading.page.token_card import reading_cells, token_card
 from detjac_lanczos.reading.record_values import percent
 from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run, analyze
+from detjac_lanczos.runs.schema import first_fault
 from tests import tiny_models
 from tests.reading.conftest import ODD_TOKENS
+from tests.tiny_models.dense import DENSE
 
 VOID = {"meta", "br"}
 
@@ -173,6 +175,26 @@ def test_the_page_says_what_the_map_gives_and_how_its_left_vectors_are_read(kind
     assert note.format(name) in said
     assert ("share of softmax" in said) == (kind != "probe")
     assert ("make the model say" in said) == (kind in ("output", "logits"))
+
+
+def test_the_page_says_what_is_frozen_and_what_the_stream_passes(run: Run) -> None:
+    plain = tiny_models.loaded(DENSE["OPT plain"](torch.float32))
+    said = _text(analyze(plain, input_ids=tiny_models.prompt_ids(3), k=2, tokens=[0], target="residual"))
+    assert "1/std of every layer norm" in said and "the ratio act(z)/z of every MLP without a gate" in said
+    assert "1/rms" not in said and "final norm" not in said
+    assert "residual stream after the last block, entry of y" in said
+    projected = tiny_models.loaded(DENSE["OPT post-norm"](torch.float32))
+    said = _text(analyze(projected, input_ids=tiny_models.prompt_ids(3), k=2, tokens=[0], target=layer(1)))
+    assert "pass the output projection and are read through the head" in said
+    assert "act(gate x) of every gated MLP" in _text(run)
+
+
+def test_a_run_of_before_what_is_frozen_was_recorded_has_a_page(run: Run) -> None:
+    definition = {name: value for name, value in run.record["definition"].items() if name not in ("frozen", "tail")}
+    older = run.record | {"definition": definition}
+    assert first_fault(older) is None
+    said = _text(Run(older, run.vectors))
+    assert "the scale of every norm, every attention weight, and one factor of every MLP (freeze = gate)" in said
 
 
 def test_the_python_call_repeats_the_run(run: Run) -> None:

@@ -28,18 +28,19 @@ class Either:
 
     def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Observe what the block has."""
-        for word in self._words(block):
+        for word in self.chosen(block):
             word.observe(block, name, record, freeze)
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """Return what the words that the block has freeze."""
-        return shape_of(self._words(block), block, freeze)
+        return shape_of(self.chosen(block), block, freeze)
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the maps of what the block has."""
-        return chain_maps(self._words(block), block, name, coefficients, freeze)
+        return chain_maps(self.chosen(block), block, name, coefficients, freeze)
 
-    def _words(self, block: nn.Module) -> Sequence[Word]:
+    def chosen(self, block: nn.Module) -> Sequence[Word]:
+        """Return the words for a block."""
         return self.present if has_module(block, self.path) else self.absent
 
 

@@ -24,15 +24,10 @@ from detjac_lanczos.reading.record_values import (
     surveyed,
     tokens_of,
 )
-from detjac_lanczos.reading.target_words import how_left_is_read, target_name
+from detjac_lanczos.reading.target_words import frozen, how_left_is_read, target_name
 
 _COLUMNS = 8
 _NARROW = 360.0
-_FROZEN = {
-    "gate": "the activation act(gate x) of every MLP, so that its up projection stays linear",
-    "up": "the up projection of every MLP, with act(z) taken as (act(z)/z) z, so that its gate path stays linear",
-    "half": "in every MLP, each of its two factors in turn; the map is the mean of both",
-}
 
 
 def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:
@@ -82,7 +77,7 @@ def about(record: Record) -> str:
         ),
         ("Input x", f"{text(definition['input'])}"),
         ("Output y", f"{text(definition['target_definition'])}, {_position(record)}"),
-        ("Frozen", f"1/rms of every norm, every attention weight, and {_FROZEN[record['freeze']]}"),
+        ("Frozen", f"{text(frozen(record))} (freeze = {text(record['freeze'])})"),
         ("Method", f"{text(work['method'])}: {text(work['why'])}"),
         (
             "Counted work",
