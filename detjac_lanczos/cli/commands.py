@@ -107,7 +107,7 @@ def verify(arguments: argparse.Namespace) -> int:
     check = arguments.interrupts.check
     with ProgressReporter(quiet=arguments.quiet, verbose=arguments.verbose, check=check) as progress:
         progress.stage(f"measuring the claims of {arguments.folder}")
-        found = verify_run(arguments.folder, arguments.model, device=arguments.device)
+        found = verify_run(arguments.folder, arguments.model, device=arguments.device, callback=progress.step)
     check()
     if arguments.verbose and not arguments.json:
         show("\n".join(map(str, found.claims)))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from detjac_lanczos.runs.job_plan import JobPlan
     from detjac_lanczos.runs.loading import load_run
     from detjac_lanczos.runs.planning import plan
+    from detjac_lanczos.runs.progress import ProgressReporter
     from detjac_lanczos.runs.run import Run
     from detjac_lanczos.runs.token_result import DecodedVector, TokenResult
     from detjac_lanczos.runs.verification import verify
@@ -20,6 +21,7 @@ __all__ = [
     "Claim",
     "DecodedVector",
     "JobPlan",
+    "ProgressReporter",
     "Run",
     "TokenResult",
     "Verification",
@@ -35,6 +37,7 @@ _MODULES = {
     "job_plan": ("JobPlan",),
     "loading": ("load_run",),
     "planning": ("plan",),
+    "progress": ("ProgressReporter",),
     "run": ("Run",),
     "token_result": ("DecodedVector", "TokenResult"),
     "verification": ("verify",),

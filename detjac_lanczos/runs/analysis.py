@@ -22,6 +22,7 @@ from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
 from detjac_lanczos.runs.checkpoint import Checkpoint
 from detjac_lanczos.runs.choices import recorded_choices, solver_choices
+from detjac_lanczos.runs.progress import usual_progress
 from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
 from detjac_lanczos.runs.record import make_record
 from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
@@ -112,7 +113,7 @@ def analyze(
         same call with the same folder goes on where an earlier one was cut off, and finds the same bit for bit; see
         `svd`. The times of the run hold those of earlier passes. It may be deleted once there is a run.
     callback : callable, optional
-        Called with a `Progress` after every pass of the solver.
+        Called with a `Progress` after every pass of the solver; a bar in a notebook by default.
 
     Returns
     -------
@@ -169,9 +170,9 @@ def analyze(
     clock.lap("capture")
     if choices is not None:
         replay_kernel_choices(choices)
-    if kept is not None:
-        search["callback"] = kept.noting(callback)
-    results = search_batch(batch, k, polish, search, decided, None if kept is None else kept.folder)
+    with usual_progress(callback, tol) as shown:
+        search["callback"] = shown if kept is None else kept.noting(shown)
+        results = search_batch(batch, k, polish, search, decided, None if kept is None else kept.folder)
     clock.lap("solve", least=max(result.work.seconds for result in results))
     signed, token_readings = read_triplets(
         network, batch, results, target=target, seed=seed, estimates=estimates_of(results)

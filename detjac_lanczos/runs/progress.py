@@ -1,16 +1,18 @@
-"""How long work shows itself: a bar on a terminal, a plain line now and then elsewhere, nothing if told to be quiet."""
+"""How long work shows itself: a bar on a terminal and in a notebook, plain lines elsewhere, nothing if told so."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 from tqdm import tqdm
 
 from detjac_lanczos.solvers import Progress
+from detjac_lanczos.solvers.options import Callback
 
 _SECONDS_BETWEEN_LINES = 5.0
 _ERASE = "\x1b[K"
@@ -45,7 +47,7 @@ class ProgressReporter:
         self._tol, self._quiet, self._verbose, self._check = tol, quiet, verbose, check
         self._bar: Any = None
         self._staged = False
-        self._on_terminal = sys.stderr.isatty()
+        self._live = sys.stderr.isatty() or in_notebook()
         self._spoke = time.monotonic()
         self._log = _StageHandler(self)
 
@@ -62,20 +64,47 @@ class ProgressReporter:
         self.close()
 
     def say(self, text: str) -> None:
-        """Show one line."""
+        """Show one line.
+
+        Parameters
+        ----------
+        text : str
+        """
         if not self._quiet:
             self.close()
             print(f"detjac: {text}", file=sys.stderr, flush=True)
 
     def stage(self, text: str) -> None:
-        """Show what is going on until something else is shown; only on a terminal, so that errors stay one line."""
+        """Show what is going on until something else is; only where bars are shown, so that errors stay one line.
+
+        Parameters
+        ----------
+        text : str
+        """
         self._check()
         if self._verbose:
             self.say(text)
-        elif self._on_terminal and not self._quiet:
+        elif self._live and not self._quiet:
             self.close()
             print(f"\r{_ERASE}detjac: {text} …", end="", file=sys.stderr, flush=True)
             self._staged = True
+
+    def step(self, what: str, done: int, steps: int) -> None:
+        """Show which step of known work begins: a bar, or a line; the ``callback`` of `verify`.
+
+        Parameters
+        ----------
+        what : str
+        done, steps : int
+            Steps before this one, and how many there are.
+        """
+        self._check()
+        if self._live and not self._verbose and not self._quiet:
+            self._open_bar(what, "step")
+            self._bar.total, self._bar.n = steps, done
+            self._bar.set_description(what)
+        else:
+            self.say(f"{what}, {done + 1} of {steps}")
 
     def close(self) -> None:
         """Take the stage and the bar away."""
@@ -87,13 +116,18 @@ class ProgressReporter:
             self._bar = None
 
     def __call__(self, progress: Progress) -> None:
-        """Show how many triplets have been found after a pass."""
+        """Show how many triplets have been found after a pass; the ``callback`` of `svd` and `analyze`.
+
+        Parameters
+        ----------
+        progress : Progress
+        """
         self._check()
         if self._quiet:
             return
         wanted = sum(len(residuals) for residuals in progress.residuals)
         found = sum(int((residuals <= self._tol).sum()) for residuals in progress.residuals)
-        if self._on_terminal and not self._verbose:
+        if self._live and not self._verbose:
             self._show_bar(progress, found, wanted)
         elif self._verbose or time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
@@ -104,11 +138,30 @@ class ProgressReporter:
             )
 
     def _show_bar(self, progress: Progress, found: int, wanted: int) -> None:
-        if self._bar is None:
-            self.close()
-            self._bar = tqdm(desc="singular triplets", leave=False, unit="triplet", file=sys.stderr)
+        self._open_bar("singular triplets", "triplet")
         self._bar.total, self._bar.n = wanted or None, found
         self._bar.set_postfix_str(f"pass {progress.passes}, {progress.row_sweeps:,.0f} row-sweeps")
+
+    def _open_bar(self, what: str, unit: str) -> None:
+        if self._bar is None:
+            self.close()
+            self._bar = tqdm(desc=what, leave=False, unit=unit, file=sys.stderr)
+
+
+@contextmanager
+def usual_progress(callback: Callback | None, tol: float) -> Iterator[Callback | None]:
+    """Give the callback that was asked for; where none was, a bar in a notebook, and none elsewhere."""
+    if callback is not None or not in_notebook():
+        yield callback
+        return
+    with ProgressReporter(tol) as reporter:
+        yield reporter
+
+
+def in_notebook() -> bool:
+    """Whether a kernel of IPython runs this, which has no terminal but shows bars."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
 
 
 class _StageHandler(logging.Handler):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
@@ -26,12 +26,15 @@ from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.survey_claims import survey_claims
 from detjac_lanczos.runs.triplet_claims import finite_claim, triplet_claims
 
+_STEPS = ("outputs", "bounds and estimates", "triplets", "what vectors decode to")
+
 
 def verify(
     run: Run | str | os.PathLike[str],
     model: LoadedModel | tuple[Any, Any] | str | None = None,
     *,
     device: str | None = None,
+    callback: Callable[[str, int, int], None] | None = None,
 ) -> Verification:
     """Load the model of a run again and measure what the run claims.
 
@@ -51,6 +54,8 @@ def verify(
         dtype than the run's a converted copy is made, as by `detach`.
     device : str, optional
         Where the weights are put; a live model elsewhere is copied there.
+    callback : callable, optional
+        Called as each step begins, with what is measured in it, its number from 0, and how many there are.
 
     Returns
     -------
@@ -75,8 +80,14 @@ def verify(
     }
     batch = network.jacobians([(token.prompt, token.index) for token in run.tokens], **places)
     _require_fit(run, batch)
+
+    def begin(step: int) -> None:
+        if callback is not None:
+            callback(f"measuring {_STEPS[step]}", step, len(_STEPS))
+
     finite = [finite_claim(token) for token in run.tokens]
     sound = [index for index, claim in enumerate(finite) if claim.measured == 0]
+    begin(0)
     claims = [
         *output_claims(run, network, batch, places),
         *prompt_claims(run, network),
@@ -85,18 +96,24 @@ def verify(
         copies_claim(run),
         work_claim(run, batch),
         *finite,
-        *_vector_claims(run, network, batch, places, sound),
+        *_vector_claims(run, network, batch, places, sound, begin),
     ]
     estimated = tuple(token.name for token in run.tokens if token.estimated)
     return Verification(claims, estimated, (*loading_notes(record), *wording_notes(record, batch)))
 
 
 def _vector_claims(
-    run: Run, network: DetachedNetwork, batch: JacobianBatch, places: Mapping[str, Any], sound: Sequence[int]
+    run: Run,
+    network: DetachedNetwork,
+    batch: JacobianBatch,
+    places: Mapping[str, Any],
+    sound: Sequence[int],
+    begin: Callable[[int], None],
 ) -> Iterator[Claim]:
     """Send the vectors of tokens through the network: of the ``sound``, by index, whose numbers are all finite."""
     # No search takes more passes than there are columns to find: a larger count would only excuse residuals.
     passes = min(int(run.record["work"]["passes"]), sum(batch.shapes[0]))
+    begin(1)
     if sound:
         yield from completeness_claims(run, batch.part(sound), [run.tokens[index] for index in sound], passes)
     found = [index for index in sound if len(run.tokens[index].S)]
@@ -104,7 +121,9 @@ def _vector_claims(
         part, tokens = batch.part(found), [run.tokens[index] for index in found]
         told, estimates = survey_claims(run, part, tokens)
         yield from told
+        begin(2)
         yield from triplet_claims(run, part, tokens, passes)
+        begin(3)
         yield from token_claims(run, network, part, tokens, places, estimates)
 
 

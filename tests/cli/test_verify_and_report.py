@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from detjac_lanczos.runs import load_run
 from tests.command_line import call, refused
+from tests.runs.test_progress import Terminal
 from tests.tiny_llama import PROMPT
 
 
@@ -127,3 +128,22 @@ def test_a_page_is_opened_where_one_asks_for_it(folder: Path, tmp_path: Path, mo
     assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
     assert call("report", out) == 0 and opened == []
     assert call("report", out, "--open") == 0 and opened == [(out / "report.html").as_uri()]
+
+
+def test_verify_tells_every_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines where there is no terminal, a bar that leaves nothing behind on one, and standard output for the result."""
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
+    capsys.readouterr()
+    assert call("verify", out) == 0
+    shown, told = capsys.readouterr()
+    steps = ["outputs", "bounds and estimates", "triplets", "what vectors decode to"]
+    assert told.splitlines() == [f"detjac: measuring {what}, {at} of 4" for at, what in enumerate(steps, 1)]
+    assert "measuring" not in shown
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert call("verify", out) == 0
+    assert all(f"measuring {what}" in terminal.getvalue() for what in steps)
+    assert "\n" not in terminal.getvalue()

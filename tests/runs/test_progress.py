@@ -2,14 +2,19 @@
 
 import io
 import logging
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from detjac_lanczos import runs
+from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.runs import analyze
 from detjac_lanczos.runs.progress import ProgressReporter
-from detjac_lanczos.solvers import Progress
+from detjac_lanczos.solvers import Progress, svd
+from tests.tiny_llama import PROMPT
 
 HALF_FOUND = Progress(3, 40, 1200.0, 1, 2, [np.ones(4)] * 2, [np.full(4, 1e-4), np.full(4, 1e-2)])
 NOTHING_YET = Progress(1, 6, 14.0, 0, 2, [np.empty(0)] * 2, [np.empty(0)] * 2)
@@ -109,3 +114,46 @@ def test_what_stops_the_work_is_asked_at_every_stage_and_pass() -> None:
     progress.stage("loading")
     progress(HALF_FOUND)
     assert len(asked) == 2
+
+
+def test_a_step_is_a_bar_on_a_terminal_and_a_line_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ({}, {"verbose": True}, {"quiet": True}):
+        ProgressReporter(**options).step("measuring triplets", 2, 4)
+    assert capsys.readouterr().err == "detjac: measuring triplets, 3 of 4\n" * 2
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with ProgressReporter() as progress:
+        progress.step("measuring outputs", 0, 4)
+        progress.step("measuring triplets", 2, 4)
+        assert "measuring outputs" in terminal.getvalue()
+        assert "measuring triplets:  50%" in terminal.getvalue() and "2/4" in terminal.getvalue()
+    assert terminal.getvalue().rsplit("\r", 2)[-1].strip() == "" and "\n" not in terminal.getvalue()
+
+
+def ipython(shell: object) -> SimpleNamespace:
+    return SimpleNamespace(get_ipython=lambda: shell)
+
+
+def test_a_notebook_sees_a_bar_by_default(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kernel has no terminal; IPython in one, or merely imported, has no kernel."""
+    monkeypatch.setitem(sys.modules, "IPython", ipython(SimpleNamespace(kernel=object())))
+    for options in ({"method": "lanczos"}, {"method": "shared_basis"}):
+        analyze(tiny, PROMPT, k=2, **options)
+        assert "singular triplets: " in capsys.readouterr().err
+    seen: list[Progress] = []
+    analyze(tiny, PROMPT, k=2, callback=seen.append)
+    assert seen and capsys.readouterr().err == ""
+    for module in (ipython(None), ipython(SimpleNamespace()), SimpleNamespace()):
+        monkeypatch.setitem(sys.modules, "IPython", module)
+        analyze(tiny, PROMPT, k=2)
+        assert capsys.readouterr().err == ""
+
+
+def test_what_is_exported_is_a_callback_of_a_solve(capsys: pytest.CaptureFixture[str]) -> None:
+    with runs.ProgressReporter(verbose=True) as progress:
+        svd(np.diag(np.arange(1.0, 40.0)), k=2, method="lanczos", callback=progress)
+    assert capsys.readouterr().err.startswith("detjac: pass 1: ")
