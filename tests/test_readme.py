@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from detjac_lanczos import reading
 from detjac_lanczos.frozen.families.glm import GLM4
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text("utf-8")
@@ -21,3 +22,8 @@ def test_every_block_is_python() -> None:
     assert len(BLOCKS) >= 5
     for block in BLOCKS:
         compile(block, "README.md", "exec")
+
+
+def test_every_plot_is_told_of() -> None:
+    plots = [name for name in reading.__all__ if name.startswith("plot_")]
+    assert len(plots) == 3 and all(name in README for name in plots)

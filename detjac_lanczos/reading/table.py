@@ -6,6 +6,7 @@ from detjac_lanczos.reading.record_values import (
     Record,
     earlier_position,
     energy_held,
+    has_offset,
     needs_advice,
     percent,
     prompt_text,
@@ -63,7 +64,10 @@ def render_table(record: Record) -> str:
         candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
         whole = "" if earlier_position(record, prompt) is None else "after the whole prompt:  "
         lines.append(_labelled("next token", whole + joined(candidates, "   ", _WIDTH - _LABEL - len(whole))))
-        lines.append(_labelled("reconstruction", _reconstruction(record["reconstructions"][prompt])))
+        told = _reconstruction(record, prompt)
+        lines += [_labelled("" if row else "reconstruction", line) for row, line in enumerate(told)]
+        if floor := _noise_floor(tokens):
+            lines.append(_labelled("noise floor", floor))
     return "\n".join([*lines, *_closing_lines(record)])
 
 
@@ -122,14 +126,27 @@ def _labelled(label: str, text: str) -> str:
     return f"{label:<{_LABEL}}{text}"
 
 
-def _reconstruction(errors: Record) -> str:
+def _reconstruction(record: Record, prompt: int) -> list[str]:
+    """Return how far y is from what was rebuilt, and, on a line of its own, what biases and other Jacobians give."""
+    errors, beside = record["reconstructions"][prompt], []
     told = [
         f"{'–' if errors[name] is None else format(errors[name], '.2e')} ({unit})"
         for name, unit in (("relative_error", "std/std"), ("norm_error", "norm/norm"))
     ]
+    if errors["model_relative_error"] is not None:
+        told.append(f"{errors['model_relative_error']:.2e} (std/std, of the model's own y)")
+    if has_offset(record, prompt):
+        beside.append(f"offset {percent(errors['offset_share'])} of y")
     if errors["ordinary_relative_error"] is not None:
-        told.append(f"with ordinary Jacobians {errors['ordinary_relative_error']:.3g}")
-    return " · ".join(told)
+        beside.append(f"with ordinary Jacobians {errors['ordinary_relative_error']:.3g}")
+    return [" · ".join(parts) for parts in (told, beside) if parts]
+
+
+def _noise_floor(tokens: list[Record]) -> str:
+    """Return the floors of all tokens, c ε σ_1 √passes each; empty where none has one."""
+    floors = [f"{floor:.1e}" for floor in sorted(token["floor"] for token in tokens) if floor]
+    between = " to ".join(dict.fromkeys((*floors[:1], *floors[-1:])))
+    return between and f"{between}: claims are about values above it"
 
 
 def _closing_lines(record: Record) -> list[str]:

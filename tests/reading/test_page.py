@@ -18,7 +18,7 @@ from detjac_lanczos.reading.page.charts import Axis, beside, log_range, scatter,
 from detjac_lanczos.reading.page.markup import dotted, text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
 from detjac_lanczos.reading.page.token_card import reading_cells, token_card
-from detjac_lanczos.reading.record_values import percent
+from detjac_lanczos.reading.record_values import percent, scientific
 from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run, analyze
 from detjac_lanczos.runs.schema import first_fault
@@ -136,12 +136,24 @@ def _text(run: Run) -> str:
     return reader.text
 
 
+def test_the_error_against_what_the_model_returns_and_the_noise_floor_are_told(run: Run) -> None:
+    errors = run.record["reconstructions"][0] | {"model_relative_error": 3e-3}
+    tokens = [token | {"floor": 2.5e-6} for token in run.record["tokens"]]
+    said = _text(Run(run.record | {"reconstructions": [errors], "tokens": tokens}, run.vectors))
+    assert f"with its own roundings, to {scientific(3e-3)}." in said
+    assert said.count(f"Noise floor c ε σ₁ √passes{scientific(2.5e-6)}") == len(tokens)
+    errors |= {"model_relative_error": None}
+    tokens = [token | {"floor": 0.0} for token in tokens]
+    said = _text(Run(run.record | {"reconstructions": [errors], "tokens": tokens}, run.vectors))
+    assert "roundings" not in said and "Noise floor" not in said
+
+
 def test_the_offset_is_named_where_there_is_one(run: Run, biased_run: Run) -> None:
     plain, biased = _text(run), _text(biased_run)
-    assert "offset" not in plain and "Detached: the sum over tokens of J x gives the model's own output" in plain
-    assert "Detached: the offset r plus the sum over tokens of J x gives the model's own output to" in biased
+    assert "offset" not in plain and "Detached: the sum over tokens of J x gives the output to" in plain
+    assert "Detached: the offset r plus the sum over tokens of J x gives the output to" in biased
     assert "Ordinary Jacobians, whose sum has no offset, miss it by" in biased
-    share = percent(biased_run.record["reconstruction"]["offset_share"])
+    share = percent(biased_run.record["reconstruction"]["offset_share"]).replace(" ", "\u00a0")
     assert f"The offset is {share} of the output" in biased
 
 
@@ -170,7 +182,7 @@ def test_the_page_says_what_the_map_gives_and_how_its_left_vectors_are_read(kind
     target, name, note = TARGETS[kind]
     loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
     said = _text(analyze(loaded, input_ids=tiny_models.prompt_ids(3), k=2, target=target))
-    assert f"The linear map gives the {name}" in said and f"gives the model's own {name} to" in said
+    assert f"The linear map gives the {name}" in said and f"gives the {name} to" in said
     assert f"{name}, entry of y" in said and f"what it adds to the {name}" in said
     assert note.format(name) in said
     assert ("share of softmax" in said) == (kind != "probe")
@@ -451,7 +463,7 @@ def test_a_page_of_two_prompts_has_each_figure_in_its_place(two_prompts: tuple[d
     assert key["Work"] == "25 %" and key["Tokens certified"] == "4 of 4"
     bars = re.findall(r'class="tok">(\w+)</bdi></span><span class="meter".*?width:([\d.]+)%.*?num">([\d.]+ %)', second)
     assert bars == [("said", "100.0", "50.0 %"), ("or", "50.0", "25.0 %")]
-    assert "to 1.0\u00a0×\u00a010⁻³." in second and "miss it by 75.0 %." in second
+    assert "to 1.0\u00a0×\u00a010⁻³, and" in second and "miss it by 75.0\u00a0%." in second
     facts = {name: re.sub(r"<[^>]*>", "", said) for name, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", second)}
     assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("large #0 4.000", "small #1 1.000")
     assert (facts["Largest stable rank"], facts["Smallest stable rank"]) == ("large #0 2.5", "small #1 1.25")

@@ -131,13 +131,29 @@ def test_a_text_whose_tokens_read_otherwise_is_told_by_the_tokens_up_to_the_posi
     assert text_read(record | {"options": {"position": 1}}, 0) == "<s>one"
 
 
+def test_what_a_run_has_not_measured_takes_no_room(run: Run) -> None:
+    unknown = dict.fromkeys(("model_relative_error", "ordinary_relative_error", "offset_share"))
+    tokens = [token | {"floor": 0.0} for token in run.record["tokens"]]
+    errors = run.record["reconstructions"][0] | unknown | {"relative_error": 1e-3, "norm_error": 2e-3}
+    lines = render_table(run.record | {"reconstructions": [errors], "tokens": tokens}).splitlines()
+    told = lines.index("reconstruction  1.00e-03 (std/std) · 2.00e-03 (norm/norm)")
+    assert lines[told + 1] == ""
+
+
+def test_the_floors_of_all_tokens_are_between_two(run: Run) -> None:
+    floors = (3e-6, 2e-5, 4e-6)
+    tokens = [token | {"floor": floor} for token, floor in zip(run.record["tokens"], floors, strict=False)]
+    assert "\nnoise floor     3.0e-06 to 2.0e-05: claims are" in render_table(run.record | {"tokens": tokens})
+
+
 def test_each_figure_is_in_its_place(run: Run) -> None:
     """Of two prompts, the second one's."""
     record = dict(run.record)
     words = {side: [[{"token": f"{side}{j}"}] for j in range(4)] for side in ("left", "right")}
     token = record["tokens"][0] | words | {"stable_rank": 2.5, "stable_rank_interval": [2.0, 3.0]}
     token |= {"singular_values": [4.0, 2.0, 1.0, 0.5], "residuals": [[0.0, 0.04]] + [[0.0, 0.0]] * 3, "floor": 1e-9}
-    errors = {"relative_error": 1e-3, "norm_error": 2e-3, "ordinary_relative_error": 0.75}
+    errors = {"relative_error": 1e-3, "norm_error": 2e-3, "ordinary_relative_error": 0.75, "offset_share": 1.034}
+    errors |= {"model_relative_error": 3e-3}
     record["tokens"] = [token, token | {"prompt": 1}]
     for name in ("prompts", "prompt_tokens", "predictions", "reconstructions"):
         record[name] = record[name] * 2
@@ -147,8 +163,12 @@ def test_each_figure_is_in_its_place(run: Run) -> None:
     table = render_table(record)
     first, second = table.split("“")[1:]
     assert "25.0 %" not in first and "next token      said 25.0 %" in second
-    assert "reconstruction  1.00e-03 (std/std) · 2.00e-03 (norm/norm) · with ordinary Jacobians 0.75\n" in second
-    assert "1.00e-03" not in first
+    assert (
+        "\nreconstruction  1.00e-03 (std/std) · 2.00e-03 (norm/norm) · 3.00e-03 (std/std, of the model's own y)\n"
+        "                offset 103.4 % of y · with ordinary Jacobians 0.75\n"
+        "noise floor     1.0e-09: claims are"
+    ) in second
+    assert "1.00e-03" not in first and "offset" not in first
     assert re.search(r"   2\.5 \[2, 3\] +1\.0e-02\n", second)
     assert re.search(r"left +left0 +right +right0\n", second)
     assert "1,000 row-sweeps · 25 % of dense (4,000) · 12 columns · 3 passes" in second

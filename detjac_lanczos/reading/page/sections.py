@@ -159,21 +159,28 @@ def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) 
     name, truth = target_name(record), vectors[f"y.{prompt}"].tolist()
     clouds = [("dot", vectors[f"reconstruction.detached.{prompt}"].tolist())]
     caption = (
-        f'<span class="legend-dot">● Detached</span>: the {estimate_of(record, prompt)} gives the model\'s own '
-        f"{text(name)} to {scientific(errors['relative_error'])}."
+        f'<span class="legend-dot">● Detached</span>: the {estimate_of(record, prompt)} gives the '
+        f"{text(name)} to {scientific(errors['relative_error'])}"
     )
+    if (own := errors["model_relative_error"]) is not None:
+        caption += f", and what the model itself returns, with its own roundings, to {scientific(own)}"
+    caption += "."
     ordinary = errors["ordinary_relative_error"]
     if ordinary is not None:
         clouds.insert(0, ("cross", vectors[f"reconstruction.ordinary.{prompt}"].tolist()))
         without = ", whose sum has no offset," if offset else ""
-        caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians{without} miss it by {percent(ordinary)}.'
+        caption += f' <span class="legend-cross">✕ Ordinary</span> Jacobians{without} miss it by {_unbroken(ordinary)}.'
     if offset:
-        caption += f" The offset is {percent(errors['offset_share'])} of the {text(name)}."
+        caption += f" The offset is {_unbroken(errors['offset_share'])} of the {text(name)}."
     summary = f"Reconstructed against true {name}, on the diagonal to {scientific(errors['relative_error'])}"
     names = f"{name}, entry of y", estimate_of(record, prompt)
     chart = charts.scatter(truth, clouds, names, summary) + charts.scatter(truth, clouds, names, summary, _NARROW)
     maps = "The linear map and its offset give" if offset else "The linear map gives"
     return f"<div><h2>{maps} the {text(name)}</h2>{figure(chart, caption, 'by-width')}</div>"
+
+
+def _unbroken(share: float) -> str:
+    return percent(share).replace(" ", "\u00a0")
 
 
 def _spectra(tokens: list[Record]) -> str:

@@ -68,6 +68,8 @@ def _facts(token: Record) -> list[tuple[str, str]]:
     residual = relative_residual(token)
     if residual is not None:
         pairs.append(("Largest relative residual", scientific(residual)))
+    if token["floor"]:
+        pairs.append(("Noise floor c ε σ₁ √passes", scientific(token["floor"])))
     if (held := energy_held(token)) is not None:
         pairs.append((f"Held by these {len(singular_values(token))}", held))
     contribution = token["contribution"]
