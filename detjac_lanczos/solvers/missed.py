@@ -68,7 +68,8 @@ class Missed:
     values : Tensor, shape (k,), float64
         Estimates of ‖A v_j‖ = √(s_j² + ρ_R²), nearer to σ_j than the lower bound s_j. What remains of the gap σ_1 - s_1
         is random error, about √(2/r) of it, and what rotating v_1 would still gain. The estimate may lie on either side
-        of σ_j and has no error bound.
+        of σ_j and has no error bound. That of σ_1 is moved into ``sigma_1`` where it lies outside: up to a lower end
+        that is certain, which only brings it nearer to σ_1; above the upper end it can be by rounding alone.
     sigma_1 : (float, float)
         Holds σ_1: the lower end always, the upper end with probability ``confidence``.
     confidence : float
@@ -153,12 +154,15 @@ def measure_missed(
     raised[len(known) :] = 1.0 / math.sqrt(held_share(rank, room, (1.0 - CONFIDENCE) / operators))
     low = max(float(values[0]), _norm(gram))
     high = max(low, _norm(raised[:, None] * gram * raised))
+    low, high = max(low / scale - floor, 0.0), high / scale + floor
+    estimates = estimates / scale
+    estimates[0] = estimates[0].clamp(low, high)
     return Missed(
         share=rest / (captured + rest) if captured + rest > 0.0 else 0.0,
         frobenius=math.sqrt(captured + rest) / scale,
         residuals=squares.sqrt() / scale,
-        values=estimates / scale,
-        sigma_1=(max(low / scale - floor, 0.0), high / scale + floor),
+        values=estimates,
+        sigma_1=(low, high),
         confidence=CONFIDENCE,
         operators=operators,
         probes=probes,

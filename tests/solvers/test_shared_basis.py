@@ -150,12 +150,12 @@ def _columns(diagonal: list[float]) -> tuple[Tensor, Tensor]:
     return rows, torch.eye(2, len(rows), dtype=torch.float64)
 
 
-def _measured(rows: Tensor, basis: Tensor, seed: int, operators: int = 1) -> Missed:
+def _measured(rows: Tensor, basis: Tensor, seed: int, operators: int = 1, scale: float = 1.0) -> Missed:
     cotangents = Cotangents.outside(basis, 16, seed)
     known = basis @ rows
     _, values, right = torch.linalg.svd(known, full_matrices=False)
     return measure_missed(
-        known, values, right, cotangents.rows @ rows, cotangents, basis, operators=operators, scale=1.0, floor=0.0
+        known, values, right, cotangents.rows @ rows, cotangents, basis, operators=operators, scale=scale, floor=0.0
     )
 
 
@@ -229,6 +229,21 @@ def test_estimates_are_nearer_than_lower_bounds() -> None:
     lacking = 1 - torch.stack([result.S[0] for result in results]) / exact
     error = (torch.stack([result.missed.values[0] for result in results]) / exact - 1).abs()
     assert float(error.median()) < 0.5 * float(lacking.median())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.125])
+def test_an_estimate_is_no_lower_than_what_is_certain(scale: float) -> None:
+    """v_1 of the basis is not that of A: what the cotangents hold of A alone is longer than A v_1."""
+    rows, basis = _columns([0.0] * 9 + [1.0] + [0.0] * 20)
+    exact = float(torch.linalg.matrix_norm(rows, ord=2))
+    length, raised = float(torch.linalg.matrix_norm(basis @ rows, ord=2)), 0
+    for seed in range(40):
+        found = _measured(rows * scale, basis, seed, scale=scale)
+        (low, high), estimate = found.sigma_1, float(found.values[0])
+        assert low <= estimate <= high and low <= exact * (1 + 1e-12)
+        assert estimate == pytest.approx(max(low, math.hypot(length, float(found.residuals[0]))), rel=1e-12)
+        raised += estimate > 1.1 * length
+    assert raised > 10
 
 
 def test_operators_that_share_nothing_are_flagged_and_others_are_not() -> None:
