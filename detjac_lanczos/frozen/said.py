@@ -46,9 +46,7 @@ class Factor:
 FACTORS: dict[type, Factor] = {
     RMSNorm: Factor("1/rms", "1/rms of every RMS norm"),
     LayerNorm: Factor("1/std", "1/std of every layer norm (taking off its mean is linear)"),
-    Attend: Factor(
-        "P", "every attention weight, with all that leads to it (windows, softcaps, sinks, where it has any)"
-    ),
+    Attend: Factor("P", "every attention weight, with all that leads to it (windows, softcaps and sinks too, if any)"),
     GatedMLP: Factor(
         "act(gate)",
         "the activation act(gate x) of every gated MLP, so that its up projection stays linear",

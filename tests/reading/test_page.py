@@ -206,7 +206,7 @@ def test_a_run_of_before_what_is_frozen_was_recorded_has_a_page(run: Run) -> Non
     older = run.record | {"definition": definition}
     assert first_fault(older) is None
     said = _text(Run(older, run.vectors))
-    assert "the scale of every norm, every attention weight, and one factor of every MLP (freeze = gate)" in said
+    assert "the scale of every norm, every attention weight, and one factor of every MLP (freeze=gate)" in said
 
 
 def test_the_python_call_repeats_the_run(run: Run) -> None:

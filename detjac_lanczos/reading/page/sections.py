@@ -77,7 +77,7 @@ def about(record: Record) -> str:
         ),
         ("Input x", f"{text(definition['input'])}"),
         ("Output y", f"{text(definition['target_definition'])}, {_position(record)}"),
-        ("Frozen", f"{text(frozen(record))} (freeze = {text(record['freeze'])})"),
+        ("Frozen", f"{text(frozen(record))} (freeze={text(record['freeze'])})"),
         ("Method", f"{text(work['method'])}: {text(work['why'])}"),
         (
             "Counted work",
