@@ -17,6 +17,7 @@ from detjac_lanczos.reading.record_values import (
     tokens_of,
 )
 from detjac_lanczos.reading.survey_table import survey_heading, survey_line, survey_summary
+from detjac_lanczos.reading.target_words import is_one_entry
 from detjac_lanczos.reading.visible import fit, joined, visible, wrapped
 
 _WIDTH = 110
@@ -129,10 +130,10 @@ def _labelled(label: str, text: str) -> str:
 def _reconstruction(record: Record, prompt: int) -> list[str]:
     """Return how far y is from what was rebuilt, and, on a line of its own, what biases and other Jacobians give."""
     errors, beside = record["reconstructions"][prompt], []
-    told = [
-        f"{'–' if errors[name] is None else format(errors[name], '.2e')} ({unit})"
-        for name, unit in (("relative_error", "std/std"), ("norm_error", "norm/norm"))
-    ]
+    units = {"norm_error": "norm/norm"}
+    if not is_one_entry(record):
+        units = {"relative_error": "std/std"} | units
+    told = [f"{'–' if errors[name] is None else format(errors[name], '.2e')} ({unit})" for name, unit in units.items()]
     if errors["model_relative_error"] is not None:
         told.append(f"{errors['model_relative_error']:.2e} (std/std, of the model's own y)")
     if has_offset(record, prompt):

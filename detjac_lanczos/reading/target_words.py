@@ -51,6 +51,11 @@ def _tail(record: Record) -> str:
     return str(record["definition"].get("tail", "the final norm"))
 
 
+def is_one_entry(record: Record) -> bool:
+    """Whether y is a single number: it has no spread to compare an error with, only its size."""
+    return bool(record["options"]["target"] == "probe(1 rows)")
+
+
 def _target(record: Record) -> tuple[str, str]:
     kind, _, index = record["options"]["target"].rstrip(")").partition("(")
     return kind, index

@@ -333,6 +333,37 @@ def test_a_larger_estimate_is_higher_up_and_a_larger_truth_further_right() -> No
     assert (low, high) == (pytest.approx(y(0.5), abs=0.06), pytest.approx(y(0.75), abs=0.06))
 
 
+@pytest.mark.parametrize("width", [552.0, 360.0])
+@pytest.mark.parametrize("value", [-3.29449, 0.306287, -12345.678, 4e-7, 0.0])
+def test_values_that_are_nearly_equal_keep_ticks_that_differ(value: float, width: float) -> None:
+    """A digit is 7 wide; the only point of a single entry lies in the middle."""
+    svg = scatter([value], [("dot", [value * (1 + 1e-15)])], ("", ""), "", width)
+    (at, height) = next((float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", svg))
+    ends = [float(x) for x in re.findall(r'class="axis" d="M([\d.]+) [\d.]+H([\d.]+)', svg)[0]]
+    assert at == pytest.approx(sum(ends) / 2, abs=0.2) and 100 < height < width
+    down, across = (re.findall(rf'class="{kind}" x="([\d.]+)" [^>]*>([^<]*)<', svg) for kind in ("end", "mid"))
+    assert all(len({label for _, label in labels}) == len(labels) >= 2 for labels in (down, across))
+    for (left, one), (right, other) in itertools.pairwise(across):
+        assert float(right) - float(left) >= 7 * max(len(one), len(other))
+
+
+def test_the_error_of_a_single_entry_is_labelled_as_that_of_its_norm(run: Run) -> None:
+    pages = [
+        render_page(run.record | {"options": run.record["options"] | {"target": target}}, run.vectors)
+        for target in ("probe(1 rows)", "probe(11 rows)")
+    ]
+    assert ["std(ŷ − y) / std(y)" in page for page in pages] == [False, True]
+    assert ["<small>‖ŷ − y‖ / ‖y‖</small>" in page for page in pages] == [True, False]
+
+
+def test_recorded_choices_leave_out_what_nothing_was_chosen_for(run: Run) -> None:
+    solver = {"method": "shared_basis", "polish": {"method": "lanczos", "block": 3}}
+    for gemm, told in (({}, ""), ({"8 x 8": "torch"}, " · gemm: 8 x 8 torch")):
+        page = render_page(run.record | {"choices": {"solver": solver, "gemm": gemm}}, run.vectors)
+        said = f"solver: method shared_basis, polish method lanczos, block 3{told}"
+        assert f"<dt>Recorded choices</dt><dd>{said}</dd>" in page
+
+
 def test_values_that_are_zero_all_but_leave_a_chart_alone() -> None:
     low, high = log_range([1.0, 1e-30, 0.0])
     assert high - low <= 12 * 1.12 + 1e-9 and low < high - 11

@@ -176,3 +176,11 @@ def test_each_figure_is_in_its_place(run: Run) -> None:
     empty, full = render_table(record).split("“")[1:]
     assert "no token of this prompt was chosen" in empty and "───" not in empty
     assert "no token" not in full and "───" in full
+
+
+def test_the_error_of_a_single_entry_is_that_of_its_norm(run: Run) -> None:
+    errors = run.record["reconstructions"][0] | {"relative_error": 2e-3, "norm_error": 2e-3}
+    record = run.record | {"reconstructions": [errors]}
+    for target, label in (("probe(1 rows)", ""), ("probe(11 rows)", "2.00e-03 (std/std) · ")):
+        told = render_table(record | {"options": run.record["options"] | {"target": target}})
+        assert f"\nreconstruction  {label}2.00e-03 (norm/norm)" in told

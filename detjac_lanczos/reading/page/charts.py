@@ -133,11 +133,13 @@ def scatter(
     kept = _thinned(truth)
     everything = [truth[i] for i in kept] + [cloud[i] for _, cloud in clouds for i in kept]
     low, high = min(everything), max(everything)
-    air = 0.04 * ((high - low) or 1.0)
+    # Nearly equal values keep a range in which their ticks differ in the digits shown.
+    air = max(0.04 * (high - low), 0.01 * max(-low, high)) or 1.0
     y = Axis(low - air, high + air, height - 44, 10)
     x = Axis(low - air, high + air, beside(y), width - 10)
-    parts = [f'<path class="grid" d="M{x(value):.1f} {y.start:.1f}V{y.end:.1f}"/>' for value in x.ticks()]
-    parts += axes(x, y, x.ticks(), *names)
+    columns = _side_by_side(x)
+    parts = [f'<path class="grid" d="M{x(value):.1f} {y.start:.1f}V{y.end:.1f}"/>' for value in columns]
+    parts += axes(x, y, columns, *names)
     parts.append(f'<path class="diagonal" d="M{x.start} {y.start}L{x.end} {y.end}"/>')
     for kind, cloud in clouds:
         marks = []
@@ -147,6 +149,16 @@ def scatter(
             marks.append(cross if kind == "cross" else f"M{px:.1f} {py:.1f}h0")
         parts.append(f'<path class="cloud {kind}" d="{"".join(marks)}"/>')
     return svg(parts, width, height, summary)
+
+
+def _side_by_side(x: Axis) -> list[float]:
+    """Return ticks of a horizontal axis whose labels do not touch."""
+    found = (x.ticks(count) for count in range(7, 2, -1))
+    return next((ticks for ticks in found if _DIGIT * (_longest(ticks) + 1) <= x(ticks[1]) - x(ticks[0])), x.ticks(2))
+
+
+def _longest(ticks: Sequence[float]) -> int:
+    return max(len(_tick(value)) for value in ticks)
 
 
 def _thinned(truth: Sequence[float]) -> list[int]:
@@ -178,7 +190,7 @@ def axes(x: Axis, y: Axis, columns: Sequence[float], below: str, left: str) -> l
 
 def beside(y: Axis) -> float:
     """Return the room that an axis's name and ticks take to its left, in pixels."""
-    return 28 + _DIGIT * max(len(_tick(value)) for value in y.ticks())
+    return 28 + _DIGIT * _longest(y.ticks())
 
 
 def _tick(value: float) -> str:

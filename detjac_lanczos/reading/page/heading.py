@@ -15,7 +15,7 @@ from detjac_lanczos.reading.record_values import (
     surveyed,
     text_read,
 )
-from detjac_lanczos.reading.target_words import target_name
+from detjac_lanczos.reading.target_words import is_one_entry, target_name
 from detjac_lanczos.reading.visible import shortened, visible
 
 _LONG = 90
@@ -57,6 +57,7 @@ def _continuation(record: Record) -> str:
 def _key_figures(record: Record) -> list[tuple[str, str]]:
     following, tokens, options = record["predictions"][0][0], record["tokens"], record["options"]
     work, error = record["work"], record["reconstructions"][0]["relative_error"]
+    unit = "‖ŷ − y‖ / ‖y‖" if is_one_entry(record) else "std(ŷ − y) / std(y)"
     found = sum(token["status"] in SUCCESSFUL for token in tokens)
     share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
     estimated = f"; {estimates_counted(tokens)}" if surveyed(record) else ""
@@ -67,7 +68,7 @@ def _key_figures(record: Record) -> list[tuple[str, str]]:
             f"Next token{after}{whose}",
             f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>",
         ),
-        (f"Reconstruction error{whose}", f"{scientific(error)} <small>std(ŷ − y) / std(y)</small>"),
+        (f"Reconstruction error{whose}", f"{scientific(error)} <small>{unit}</small>"),
         (
             "Tokens certified" if options["certify"] else "Tokens converged",
             f"{found} of {len(tokens)} <small>{text(asked_for(record))}, "

@@ -85,7 +85,7 @@ def about(record: Record) -> str:
             f"{work['columns']:,} columns in {work['passes']:,} passes",
         ),
         ("Time", " · ".join(f"{text(name)} {seconds:.2f} s" for name, seconds in record["times"].items())),
-        ("Choices by timing", text(_choices(record["choices"]))),
+        ("Recorded choices", text(_choices(record["choices"]))),
         ("Seed", text(options["seed"])),
         ("Made", f"{text(record['created'])} with {text(versions)}"),
     ]
@@ -105,9 +105,11 @@ def _position(record: Record) -> str:
 
 
 def _choices(choices: Record) -> str:
-    """Return the choices of a run in a line; long lists of them only counted."""
+    """Return the choices of a run in a line, without tables in which none was made; long lists only counted."""
     parts = []
     for name, made in choices.items():
+        if not made:
+            continue
         few = [f"{key} {_choice(value)}" for key, value in made.items()] if isinstance(made, Mapping) else [str(made)]
         parts.append(
             f"{name}: {', '.join(few)}" if len(few) <= 4 else f"{name}: {len(few)} choices, listed in run.json"
