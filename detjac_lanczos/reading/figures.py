@@ -13,12 +13,14 @@ from torch import Tensor
 from detjac_lanczos.errors import DetjacError
 from detjac_lanczos.reading.fonts import drawable, installed_fonts
 from detjac_lanczos.reading.record_values import (
+    ESTIMATE,
     Record,
     estimate_of,
     has_offset,
     percent,
     prompt_text,
     scientific,
+    shown_values,
     singular_values,
     tokens_of,
 )
@@ -51,6 +53,16 @@ _STYLE: Any = {
     "svg.hashsalt": "detjac",
     "savefig.dpi": 200,
 }
+_MEASURED: Any = {"linestyle": "-", "marker": "o", "markersize": 3.5, "linewidth": 1.3, "zorder": 3}
+_SURVEYED: Any = _MEASURED | {
+    "zorder": 2,
+    "linestyle": (0, (4, 2)),
+    "linewidth": 0.9,
+    "markerfacecolor": "white",
+    "markeredgewidth": 0.9,
+    "markevery": slice(1, None),
+}
+_ABOUT: Any = {"linestyle": "", "marker": "D", "markersize": 3.8, "markeredgewidth": 0}
 _LABELLED_LINES = 16
 _LABELLED_BARS = 80
 _LONGEST_TOKEN = 22
@@ -59,6 +71,8 @@ _LTR = "\u200e"  # keeps an index beside an Arabic or Hebrew token where it was 
 
 def plot_spectra(record: Record, prompt: int = 0) -> Figure:
     """Draw the singular values of every token of a prompt on a log scale, from dark (first token) to light (last).
+
+    Of a token that a survey left as an estimate, a diamond is what σ_1 is about and rings are lower bounds.
 
     Parameters
     ----------
@@ -84,10 +98,12 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
 
         shades = LinearSegmentedColormap.from_list("tokens", [_FIRST, _LAST])
         for order, token in enumerate(tokens):
-            values = singular_values(token)
+            values, style = shown_values(token), _SURVEYED if token["status"] == ESTIMATE else _MEASURED
             shade = shades(order / max(1, len(tokens) - 1))
-            axes.plot(range(1, len(values) + 1), values, "-o", color=shade, markersize=3.5, linewidth=1.3)
-        if not any(value > 0 for token in tokens for value in singular_values(token)):
+            axes.plot(range(1, len(values) + 1), values, color=shade, **style)
+            if style is _SURVEYED:
+                axes.plot([1], values[:1], color=shade, **_ABOUT)
+        if not any(value > 0 for token in tokens for value in shown_values(token)):
             axes.set_ylim(0.1, 1)  # of its own choice, a log scale warns that it finds nothing to show
         axes.set_yscale("log")
         axes.grid(axis="y")
@@ -95,10 +111,12 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_tick_params(which="both", length=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set(xlabel="index j", ylabel="singular value $\\sigma_j$")
         if len(tokens) <= _LABELLED_LINES:
             _label_ends(axes, tokens)
+        if any(token["status"] == ESTIMATE for token in tokens):
+            _survey_legend(axes, tokens)
         _title(figure, record, prompt)
     return figure
 
@@ -268,12 +286,27 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def _survey_legend(axes: Axes, tokens: list[Record]) -> None:
+    """Say which of the marks that are drawn are estimates, bounds and values."""
+    from matplotlib.lines import Line2D
+
+    polished = any(token["status"] != ESTIMATE for token in tokens)
+    bounds = any(len(singular_values(token)) > 1 for token in tokens if token["status"] == ESTIMATE)
+    told = {
+        "polished": _MEASURED if polished else None,
+        "estimates of $\\sigma_1$ (surveyed)": _ABOUT,
+        "lower bounds (surveyed)": _SURVEYED if bounds else None,
+    }
+    marks = [Line2D([], [], color=_MUTED, label=label, **style) for label, style in told.items() if style]
+    axes.legend(handles=marks, frameon=False, loc="best", fontsize=8)
+
+
 def _label_ends(axes: Axes, tokens: list[Record]) -> None:
     """Name each line at its right end, labels moved apart on the log scale where they would touch."""
     low, high = (math.log10(limit) for limit in axes.get_ylim())
     gap, last = 0.042 * (high - low), -math.inf
-    for token in sorted(tokens, key=lambda token: singular_values(token)[-1]):
-        values = singular_values(token)
+    for token in sorted(tokens, key=lambda token: shown_values(token)[-1]):
+        values = shown_values(token)
         end = math.log10(values[-1]) if values[-1] > 0 else low
         last = max(end, last + gap)
         name = f"{token['index']}  {_short(token)}"

@@ -20,6 +20,12 @@ def singular_values(token: Record) -> list[float]:
     return [] if None in values else values
 
 
+def shown_values(token: Record) -> list[float]:
+    """Return a token's singular values as they are told: of an estimate, lower bounds after what σ_1 is about."""
+    values = singular_values(token)
+    return [*token["survey"]["values"][:1], *values[1:]] if token["status"] == ESTIMATE else values
+
+
 def asked_for(record: Record) -> str:
     """Return how many triplets of each token were asked for, in words: a number, or what it follows from."""
     options = record["options"]

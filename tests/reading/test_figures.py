@@ -11,7 +11,8 @@ import pytest
 from detjac_lanczos.errors import DetjacError
 from detjac_lanczos.reading import figures, fonts, plot_contributions, plot_reconstruction, plot_spectra, save_figures
 from detjac_lanczos.reading.record_values import percent
-from detjac_lanczos.runs import Run
+from detjac_lanczos.runs import Run, analyze
+from tests import tiny_models
 
 pytest.importorskip("matplotlib")
 
@@ -22,6 +23,52 @@ def test_spectra_are_the_singular_values(run: Run) -> None:
     for line, token in zip(axes.get_lines(), run.record["tokens"], strict=True):
         np.testing.assert_array_equal(np.asarray(line.get_ydata()), token["singular_values"])
         assert list(line.get_xdata()) == [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def survey() -> Run:
+    return analyze(
+        tiny_models.loaded(tiny_models.llama()),
+        input_ids=tiny_models.prompt_ids(12),
+        k=3,
+        method="shared_basis",
+        polish=4,
+    )
+
+
+@pytest.mark.parametrize("left", [0, 8, 12])
+def test_estimates_and_lower_bounds_of_a_survey_are_told_from_values(survey: Run, left: int) -> None:
+    """As many of its tokens as are ``left`` as estimates, the others polished: none, some and all."""
+    kinds = sorted(survey.record["tokens"], key=lambda token: str(token["status"] != "estimate"))
+    tokens = {0: kinds[8:], 8: kinds, 12: kinds[:8]}[left]
+    (axes,) = plot_spectra(survey.record | {"tokens": tokens}).axes
+    lines = iter(axes.get_lines())
+    for token in tokens:
+        line = next(lines)
+        values = np.asarray(line.get_ydata())
+        np.testing.assert_array_equal(values[1:], token["singular_values"][1:])
+        if token["status"] != "estimate":
+            assert (line.get_linestyle(), line.get_markerfacecolor()) == ("-", line.get_color())
+            assert values[0] == token["singular_values"][0]
+            continue
+        assert (line.get_linestyle(), line.get_markerfacecolor()) == ("--", "white")
+        about = next(lines)
+        assert (list(about.get_xdata()), about.get_marker()) == ([1], "D")
+        assert list(about.get_ydata()) == [values[0]] == token["survey"]["values"][:1]
+    assert next(lines, None) is None
+    legend = axes.get_legend()
+    told = [text.get_text() for text in legend.get_texts()] if legend else []
+    surveyed = ["estimates of $\\sigma_1$ (surveyed)", "lower bounds (surveyed)"]
+    assert told == {0: [], 8: ["polished", *surveyed], 12: surveyed}[left]
+
+
+def test_spectra_of_one_value_have_one_tick(survey: Run) -> None:
+    tokens = [token | {"singular_values": token["singular_values"][:1]} for token in survey.record["tokens"]]
+    (axes,) = plot_spectra(survey.record | {"tokens": tokens}).axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+    told = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert told == ["polished", "estimates of $\\sigma_1$ (surveyed)"]
 
 
 def test_reconstruction_lies_on_the_diagonal(run: Run) -> None:
