@@ -66,6 +66,7 @@ class AffineNetwork(FrozenNetwork):
             self._programs[key] = self._program(source, target)
         return self._programs[key]
 
+    @in_own_precision
     def _program(self, source: int, target: Place) -> Program:
         blocks = self.blocks
         check_reach(source, target, self.output_size)

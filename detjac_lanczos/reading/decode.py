@@ -11,6 +11,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, apply_from_afar
 from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import decode
 from detjac_lanczos.models.linear_modules import embedding_table
 from detjac_lanczos.operators import DetachedNetwork
@@ -42,6 +43,7 @@ class Decoded:
     logit: float | None = None
 
 
+@in_own_precision
 def decode_left(
     network: DetachedNetwork, U: Tensor, y: Tensor, target: str | Place = "output", top: int = 10, row: int = -1
 ) -> tuple[list[list[Decoded]], Tensor]:
@@ -113,6 +115,7 @@ def decode_left(
     ], signs
 
 
+@in_own_precision
 def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 10) -> list[list[Decoded]]:
     """Decode right singular vectors to the nearest input embeddings by cosine: exact, over the whole vocabulary.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detjac_lanczos.frozen.precision import in_own_precision
+
 _CHUNK_ELEMENTS = 1 << 20
 """Numbers of a part of the table, or of its scores: no more than a search has held before."""
 
@@ -27,7 +29,7 @@ class Found:
     shares: Tensor
 
 
-@torch.no_grad()
+@in_own_precision
 def best_rows(
     table: Tensor,
     queries: Tensor,

@@ -236,3 +236,14 @@ def test_smollm2_says_only_and_most_after_the_bridge(smollm2: LoadedModel) -> No
     assert float(S[0]) == pytest.approx(63.93, abs=0.01)
     decoded, _ = decode_left(network, U[:, :1], J.y)
     assert {" most", " only"} <= {entry.token for entry in decoded[0][:4]}
+
+
+@pytest.mark.parametrize("name", ["Llama", "OPT post-norm", "StableLM"])
+def test_an_ambient_autocast_changes_nothing(name: str) -> None:
+    network = detach(tiny_models.loaded(EVERY[name](torch.float32)), input_ids=tiny_models.prompt_ids(6))
+    U, V, y = triplets_of(network, source=layer(1))
+    left, signs = decode_left(network, U, y)
+    right = decode_right(network, V, signs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decode_left(network, U, y)[0] == left
+        assert decode_right(network, V, signs) == right

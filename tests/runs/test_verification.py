@@ -39,6 +39,14 @@ def test_a_sound_run_holds(saved: Path, tiny: LoadedModel) -> None:
     assert not found.failed
 
 
+def test_an_ambient_autocast_changes_nothing(run: Run, tiny: LoadedModel) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again = analyze(tiny, PROMPT, k=4, method="lanczos", choices=run.record["choices"])
+        assert verify(run, tiny).ok
+    assert [token.left for token in again.tokens] == [token.left for token in run.tokens]
+    assert [token.right for token in again.tokens] == [token.right for token in run.tokens]
+
+
 def test_the_model_is_loaded_by_its_recorded_name(saved: Path) -> None:
     assert verify(saved).ok
 
