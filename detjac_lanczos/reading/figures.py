@@ -150,7 +150,9 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
     truth = vectors[f"y.{prompt}"].double().cpu().numpy()
     figure, axes = _sheet(4.6, 4.6)
     with _style():
-        ends = [truth.min(), truth.max()]
+        # Past the ends by a share of their size: of nearly equal entries, ticks still differ in a few digits.
+        past = 0.01 * abs(truth).max()
+        ends = [truth.min() - past, truth.max() + past]
         axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
         if errors["ordinary_relative_error"] is not None:
             ordinary = vectors[f"reconstruction.ordinary.{prompt}"].double().cpu().numpy()

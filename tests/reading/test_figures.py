@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from detjac_lanczos.errors import DetjacError
 from detjac_lanczos.reading import figures, fonts, plot_contributions, plot_reconstruction, plot_spectra, save_figures
@@ -89,6 +90,17 @@ def test_reconstruction_names_the_offset_where_there_is_one(run: Run, biased_run
     )
     labels = [[str(line.get_label()) for line in axes.get_lines()] for axes in (plain, biased)]
     assert [any("without r" in label for label in found) for found in labels] == [False, True]
+
+
+def test_a_single_entry_is_reconstructed_on_ticks_that_need_no_offset(run: Run) -> None:
+    y = torch.tensor([-3.29449], dtype=torch.float64)
+    vectors = {"y.0": y, "reconstruction.detached.0": y * (1 + 3e-15)}
+    errors = run.record["reconstructions"][0] | {"ordinary_relative_error": None}
+    figure = plot_reconstruction(run.record | {"reconstructions": [errors]}, vectors)
+    figure.draw_without_rendering()
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        assert len(set(labels)) == len(labels) >= 2 and not axis.get_offset_text().get_text()
 
 
 def test_axes_name_the_target(run: Run) -> None:

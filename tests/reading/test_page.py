@@ -334,7 +334,7 @@ def test_a_larger_estimate_is_higher_up_and_a_larger_truth_further_right() -> No
 
 
 @pytest.mark.parametrize("width", [552.0, 360.0])
-@pytest.mark.parametrize("value", [-3.29449, 0.306287, -12345.678, 4e-7, 0.0])
+@pytest.mark.parametrize("value", [-3.29449, 0.306287, -2.99959, -12345.678, 4e-7, 0.0])
 def test_values_that_are_nearly_equal_keep_ticks_that_differ(value: float, width: float) -> None:
     """A digit is 7 wide; the only point of a single entry lies in the middle."""
     svg = scatter([value], [("dot", [value * (1 + 1e-15)])], ("", ""), "", width)
@@ -343,6 +343,7 @@ def test_values_that_are_nearly_equal_keep_ticks_that_differ(value: float, width
     assert at == pytest.approx(sum(ends) / 2, abs=0.2) and 100 < height < width
     down, across = (re.findall(rf'class="{kind}" x="([\d.]+)" [^>]*>([^<]*)<', svg) for kind in ("end", "mid"))
     assert all(len({label for _, label in labels}) == len(labels) >= 2 for labels in (down, across))
+    assert all(float(x) + 7 * len(label) / 2 <= width for x, label in across)
     for (left, one), (right, other) in itertools.pairwise(across):
         assert float(right) - float(left) >= 7 * max(len(one), len(other))
 

@@ -137,7 +137,7 @@ def scatter(
     air = max(0.04 * (high - low), 0.01 * max(-low, high)) or 1.0
     y = Axis(low - air, high + air, height - 44, 10)
     x = Axis(low - air, high + air, beside(y), width - 10)
-    columns = _side_by_side(x)
+    columns = _side_by_side(x, width)
     parts = [f'<path class="grid" d="M{x(value):.1f} {y.start:.1f}V{y.end:.1f}"/>' for value in columns]
     parts += axes(x, y, columns, *names)
     parts.append(f'<path class="diagonal" d="M{x.start} {y.start}L{x.end} {y.end}"/>')
@@ -151,10 +151,13 @@ def scatter(
     return svg(parts, width, height, summary)
 
 
-def _side_by_side(x: Axis) -> list[float]:
-    """Return ticks of a horizontal axis whose labels do not touch."""
-    found = (x.ticks(count) for count in range(7, 2, -1))
-    return next((ticks for ticks in found if _DIGIT * (_longest(ticks) + 1) <= x(ticks[1]) - x(ticks[0])), x.ticks(2))
+def _side_by_side(x: Axis, width: float) -> list[float]:
+    """Return ticks of a horizontal axis whose labels neither touch nor leave a drawing of this width."""
+    for count in range(7, 1, -1):
+        inside = [value for value in x.ticks(count) if x(value) + _DIGIT * len(_tick(value)) / 2 <= width]
+        if len(inside) < 2 or _DIGIT * (_longest(inside) + 1) <= x(inside[1]) - x(inside[0]):
+            break
+    return inside
 
 
 def _longest(ticks: Sequence[float]) -> int:
