@@ -183,7 +183,7 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def _remarks(run: Run, out: str | None) -> Iterator[str]:
     """Yield what a user of ``detjac svd`` is told besides the result: where it lies, and what it lacks."""
-    from detjac_lanczos.reading.figures import NO_MATPLOTLIB
+    from detjac_lanczos.reading.sheet import NO_MATPLOTLIB
     from detjac_lanczos.runs.folder import FIGURES, PAGE
 
     if out is not None:

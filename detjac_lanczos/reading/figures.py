@@ -10,49 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from detjac_lanczos.errors import DetjacError
-from detjac_lanczos.reading.fonts import drawable, installed_fonts
 from detjac_lanczos.reading.record_values import (
     ESTIMATE,
     Record,
     estimate_of,
     has_offset,
     percent,
-    prompt_text,
     scientific,
     shown_values,
     singular_values,
     tokens_of,
 )
+from detjac_lanczos.reading.sheet import INK, MUTED, add_title, empty_sheet, house_style, short_name
 from detjac_lanczos.reading.target_words import target_name
-from detjac_lanczos.reading.visible import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _MUTED, _GRID = "#1d1c19", "#67635a", "#e3dfd5"
 _BLUE, _PALE, _ORANGE = "#1f5fa8", "#c9dcf2", "#c2681c"
 _FIRST, _LAST = "#123a6b", "#7fbccf"
-NO_MATPLOTLIB = "figures need matplotlib; install it with: pip install 'detjac-lanczos[report]'"
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _MUTED,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "text.color": _INK,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "svg.hashsalt": "detjac",
-    "savefig.dpi": 200,
-}
 _MEASURED: Any = {"linestyle": "-", "marker": "o", "markersize": 3.5, "linewidth": 1.3, "zorder": 3}
 _SURVEYED: Any = _MEASURED | {
     "zorder": 2,
@@ -65,8 +42,6 @@ _SURVEYED: Any = _MEASURED | {
 _ABOUT: Any = {"linestyle": "", "marker": "D", "markersize": 3.8, "markeredgewidth": 0}
 _LABELLED_LINES = 16
 _LABELLED_BARS = 80
-_LONGEST_TOKEN = 22
-_LTR = "\u200e"  # keeps an index beside an Arabic or Hebrew token where it was written
 
 
 def plot_spectra(record: Record, prompt: int = 0) -> Figure:
@@ -91,8 +66,8 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
         If matplotlib is not installed.
     """
     tokens = [token for token in tokens_of(record, prompt) if singular_values(token)]
-    figure, axes = _sheet(6.4, 4.0)
-    with _style():
+    figure, axes = empty_sheet(6.4, 4.0)
+    with house_style():
         from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -117,7 +92,7 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
             _label_ends(axes, tokens)
         if any(token["status"] == ESTIMATE for token in tokens):
             _survey_legend(axes, tokens)
-        _title(figure, record, prompt)
+        add_title(figure, record, prompt)
     return figure
 
 
@@ -148,12 +123,12 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
     """
     errors = record["reconstructions"][prompt]
     truth = vectors[f"y.{prompt}"].double().cpu().numpy()
-    figure, axes = _sheet(4.6, 4.6)
-    with _style():
+    figure, axes = empty_sheet(4.6, 4.6)
+    with house_style():
         # Past the ends by a share of their size: of nearly equal entries, ticks still differ in a few digits.
         past = 0.01 * abs(truth).max()
         ends = [truth.min() - past, truth.max() + past]
-        axes.plot(ends, ends, color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
         if errors["ordinary_relative_error"] is not None:
             ordinary = vectors[f"reconstruction.ordinary.{prompt}"].double().cpu().numpy()
             without = " without r" if has_offset(record, prompt) else ""
@@ -166,7 +141,7 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
         axes.grid()
         axes.set(xlabel=f"{target_name(record)}, entry of y", ylabel=estimate_of(record, prompt))
         axes.legend(frameon=False, loc="upper left", fontsize=8)
-        _title(figure, record, prompt)
+        add_title(figure, record, prompt)
     return figure
 
 
@@ -190,8 +165,8 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
         If matplotlib is not installed.
     """
     tokens = [token for token in tokens_of(record, prompt) if token["contribution"]]
-    figure, axes = _sheet(6.4, min(14.0, 1.2 + 0.24 * max(3, len(tokens))))
-    with _style():
+    figure, axes = empty_sheet(6.4, min(14.0, 1.2 + 0.24 * max(3, len(tokens))))
+    with house_style():
         shares = [token["contribution"]["share"] for token in tokens]
         kept = [
             share * math.sqrt(max(0.0, token["contribution"]["captured"]))
@@ -202,7 +177,9 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
         axes.barh(rows, kept, height=0.72, color=_BLUE, label="its part in these triplets")
         every = max(1, math.ceil(len(tokens) / _LABELLED_BARS))
         axes.set_yticks(
-            rows[::every], labels=[f"{_short(token)}  {token['index']}" for token in tokens[::every]], parse_math=False
+            rows[::every],
+            labels=[f"{short_name(token)}  {token['index']}" for token in tokens[::every]],
+            parse_math=False,
         )
         if len(tokens) <= _LABELLED_BARS:
             for row, share in enumerate(shares):
@@ -211,10 +188,10 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
         axes.margins(x=0.12, y=0.02)
         axes.set_xlim(left=0)
         axes.grid(axis="x")
-        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set(xlabel=f"length relative to the {target_name(record)}, $\\|J x\\| / \\|y\\|$")
         axes.legend(frameon=False, loc="best", fontsize=8)
-        _title(figure, record, prompt)
+        add_title(figure, record, prompt)
     return figure
 
 
@@ -246,46 +223,10 @@ def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) ->
         for name, figure in drawn.items():
             for kind, metadata in (("png", {}), ("svg", {"Date": None})):
                 path = folder / f"{name}{f'-{prompt}' if prompt else ''}.{kind}"
-                with _style():
+                with house_style():
                     figure.savefig(path, metadata=metadata)
                 written.append(path)
     return written
-
-
-def _style() -> Any:
-    from matplotlib import rc_context
-
-    return rc_context(_STYLE | {"font.family": list(installed_fonts())})
-
-
-def _sheet(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return an empty figure of so many inches that belongs to no window and no global list."""
-    if find_spec("matplotlib") is None:
-        raise DetjacError(NO_MATPLOTLIB)
-    with _style():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-        return figure, figure.subplots()
-
-
-def _title(figure: Figure, record: Record, prompt: int) -> None:
-    model = f"{_LTR}  ({record['model']})"
-    figure.suptitle(
-        _cut(drawable(prompt_text(record, prompt)), int(12 * figure.get_figwidth()) - len(model)) + model,
-        x=0.02,
-        ha="left",
-        fontsize=10,
-        parse_math=False,
-    )
-
-
-def _short(token: Record) -> str:
-    return _LTR + _cut(drawable(visible(token["token"])), _LONGEST_TOKEN) + _LTR
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _survey_legend(axes: Axes, tokens: list[Record]) -> None:
@@ -299,7 +240,7 @@ def _survey_legend(axes: Axes, tokens: list[Record]) -> None:
         "estimates of $\\sigma_1$ (surveyed)": _ABOUT,
         "lower bounds (surveyed)": _SURVEYED if bounds else None,
     }
-    marks = [Line2D([], [], color=_MUTED, label=label, **style) for label, style in told.items() if style]
+    marks = [Line2D([], [], color=MUTED, label=label, **style) for label, style in told.items() if style]
     axes.legend(handles=marks, frameon=False, loc="best", fontsize=8)
 
 
@@ -311,7 +252,7 @@ def _label_ends(axes: Axes, tokens: list[Record]) -> None:
         values = shown_values(token)
         end = math.log10(values[-1]) if values[-1] > 0 else low
         last = max(end, last + gap)
-        name = f"{token['index']}  {_short(token)}"
+        name = f"{token['index']}  {short_name(token)}"
         axes.annotate(
             name,
             (len(values), 10**last),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from detjac_lanczos import models
 from detjac_lanczos.models import LoadedModel, load_model
-from detjac_lanczos.reading import figures
+from detjac_lanczos.reading import figures, sheet
 from detjac_lanczos.runs import disk, load_run, verify
 from tests.command_line import call, refused
 from tests.tiny_llama import PROMPT
@@ -80,7 +80,7 @@ def test_without_matplotlib_it_is_said_that_there_are_no_figures(
     monkeypatch.setattr(figures, "find_spec", lambda name: None)
     assert call("svd", PROMPT, "--model", folder, "-k", 1, "--tokens", "0", "--out", tmp_path / "out") == 0
     assert not (tmp_path / "out" / "figures").exists()
-    assert figures.NO_MATPLOTLIB in capsys.readouterr().err
+    assert sheet.NO_MATPLOTLIB in capsys.readouterr().err
 
 
 def test_a_disk_that_filled_up_meanwhile_costs_no_result(

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import DetjacError
-from detjac_lanczos.reading import figures, fonts, plot_contributions, plot_reconstruction, plot_spectra, save_figures
+from detjac_lanczos.reading import (
+    figures,
+    fonts,
+    plot_contributions,
+    plot_reconstruction,
+    plot_spectra,
+    save_figures,
+    sheet,
+)
 from detjac_lanczos.reading.record_values import percent
 from detjac_lanczos.runs import Run, analyze
 from tests import tiny_models
@@ -209,7 +217,8 @@ def test_drawing_twice_gives_the_same_svg(run: Run, tmp_path: Path) -> None:
 
 
 def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "find_spec", lambda name: None)
+    for module in (figures, sheet):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(DetjacError, match=r"pip install 'detjac-lanczos\[report\]'"):
         plot_spectra(run.record)
     assert save_figures(run.record, run.vectors, tmp_path / "figures") == []

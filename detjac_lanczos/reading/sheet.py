@@ -1,0 +1,77 @@
+"""The sheet that every figure is drawn on: its style, its title, and names of tokens that fonts can draw."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from detjac_lanczos.errors import DetjacError
+from detjac_lanczos.reading.fonts import drawable, installed_fonts
+from detjac_lanczos.reading.record_values import Record, prompt_text
+from detjac_lanczos.reading.visible import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, _GRID = "#1d1c19", "#67635a", "#e3dfd5"
+NO_MATPLOTLIB = "figures need matplotlib; install it with: pip install 'detjac-lanczos[report]'"
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "svg.hashsalt": "detjac",
+    "savefig.dpi": 200,
+}
+_LONGEST_TOKEN = 22
+_LTR = "\u200e"  # keeps an index beside an Arabic or Hebrew token where it was written
+
+
+def house_style() -> Any:
+    """Return a context in which matplotlib draws in the style of all figures."""
+    from matplotlib import rc_context
+
+    return rc_context(_STYLE | {"font.family": list(installed_fonts())})
+
+
+def empty_sheet(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure of so many inches that belongs to no window and no global list."""
+    if find_spec("matplotlib") is None:
+        raise DetjacError(NO_MATPLOTLIB)
+    with house_style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        return figure, figure.subplots()
+
+
+def add_title(figure: Figure, record: Record, prompt: int) -> None:
+    """Head a figure with its prompt, cut to its width, and the model."""
+    model = f"{_LTR}  ({record['model']})"
+    figure.suptitle(
+        _cut(drawable(prompt_text(record, prompt)), int(12 * figure.get_figwidth()) - len(model)) + model,
+        x=0.02,
+        ha="left",
+        fontsize=10,
+        parse_math=False,
+    )
+
+
+def short_name(token: Record) -> str:
+    """Return a token as fonts can draw it, cut to a label's length."""
+    return _LTR + _cut(drawable(visible(token["token"])), _LONGEST_TOKEN) + _LTR
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
