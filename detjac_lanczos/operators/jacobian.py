@@ -59,13 +59,12 @@ class Jacobian(MatrixFree):
         self.segment = Segment(prompt, 0 if token is None else token, position, 1, joint)
         self.tokens = self.segment.length if joint else 1
         self.shape = (sweeps.d_out, sweeps.d_in * self.tokens)
-        self._batch = JacobianBatch([self])
 
     def _matmat(self, X: Tensor) -> Tensor:
-        return self._batch._matmat([(0, X)])[0]
+        return JacobianBatch([self])._matmat([(0, X)])[0]
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
-        return self._batch._rmatmat([(0, Y)])[0]
+        return JacobianBatch([self])._rmatmat([(0, Y)])[0]
 
     @property
     def x(self) -> Tensor:
