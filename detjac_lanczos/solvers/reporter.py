@@ -44,7 +44,7 @@ class Reporter:
                 self.learn(index, result.S.cpu().numpy(), result.relative.amax(dim=1).cpu().numpy())
 
     def tell(self, passes: int, products: int, row_sweeps: float) -> None:
-        """Call the callback, where there is one, unless it has seen so many passes."""
+        """Call the callback, where there is one, unless it has seen so many passes; its arrays are its own."""
         if self.callback is None or passes == self._told:
             return
         self._told = passes
@@ -55,7 +55,7 @@ class Reporter:
                 row_sweeps,
                 self.finished,
                 len(self._values),
-                values=[*self._values],
-                residuals=[*self._residuals],
+                values=[values.copy() for values in self._values],
+                residuals=[residuals.copy() for residuals in self._residuals],
             )
         )

@@ -169,7 +169,7 @@ def _estimate(
     return SVDResult(
         U=(left @ measured.basis).T,
         S=sigma,
-        V=right.T,
+        V=right.clone().T,  # a view would keep the right vectors of the whole basis
         residuals=torch.stack([torch.full_like(rho_left, torch.nan), rho_left], dim=1),
         certificate=None,
         status=Status.ESTIMATE,

@@ -1,5 +1,6 @@
 """Many operators in one sweep: each as it would be alone, all counted."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.solvers import Progress, Status, svd, svd_batch
+from detjac_lanczos.solvers import Progress, Status, SVDResult, svd, svd_batch
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 NAMES = ["geometric", "spike", "root", "cluster", "flat"]
@@ -120,6 +121,29 @@ def test_every_method_reports_every_pass_once(options: dict[str, Any], measured:
     for result, values, residuals in zip(results, seen[-1].values, seen[-1].residuals, strict=True):
         np.testing.assert_allclose(values[:4], result.S[:4], rtol=1e-6)
         assert (residuals.size > 0) == measured
+
+
+@pytest.mark.parametrize("method", ["randomized", "dense", "shared_basis", "lanczos"])
+def test_what_a_callback_gets_is_its_own(method: str) -> None:
+    """Whatever it writes into its arrays, results and later reports are as they would be."""
+
+    def solve(callback: Callable[[Progress], None]) -> list[SVDResult]:
+        return svd_batch(SharingBatch(MATRICES, [5.0, 4.0, 3.0, 2.0, 1.0]), 4, method=method, callback=callback)
+
+    seen: list[list[np.ndarray]] = []
+    told: list[list[np.ndarray]] = []
+
+    def overwrite(progress: Progress) -> None:
+        told.append([array.copy() for array in [*progress.values, *progress.residuals]])
+        for array in [*progress.values, *progress.residuals]:
+            array[:] = 77.0
+
+    expected = solve(lambda progress: seen.append([*progress.values, *progress.residuals]))
+    for one, other in zip(expected, solve(overwrite), strict=True):
+        assert torch.equal(one.S, other.S)
+    for before, after in zip(seen, told, strict=True):
+        for one, other in zip(before, after, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("method", ["randomized", "dense", "shared_basis", "lanczos"])
