@@ -15,6 +15,7 @@ from detjac_lanczos.solvers.rounding import (
     noise_floor,
     rounding_of,
     safe_scale,
+    tells_zeros,
 )
 
 _STALLED_AFTER = 8
@@ -106,11 +107,17 @@ class Judge:
         return np.maximum(np.maximum(self._goal.tolerated(values), least), np.finfo(np.float64).tiny)
 
     def solved(self, triplets: RitzTriplets, *, exact: bool) -> bool:
-        """Whether all residuals meet ``tol``; ``exact`` lets values under a low floor count as zeros of A."""
-        worst = triplets.norms.max(axis=1)
-        met = worst <= self._goal.tolerated(triplets.values)
+        """Whether all residuals meet ``tol``; ``exact`` lets values under a low floor count as zeros of A.
+
+        A value of 0 meets no ``tol``, even where its residual happens to round to 0 as well: where the floor is low, it
+        takes a space known as a whole to tell a zero of A.
+        """
+        values, worst = triplets.values, triplets.norms.max(axis=1)
+        met = worst <= self._goal.tolerated(values)
         if exact:
-            met |= are_zeros(triplets.values, worst, self.floor, self._tol, self.largest)
+            met |= are_zeros(values, worst, self.floor, self._tol, self.largest)
+        elif tells_zeros(self.floor, self._tol, self.largest):
+            met &= values > 0.0
         return bool(met.all())
 
     def stalled(self, triplets: RitzTriplets) -> bool:

@@ -148,7 +148,7 @@ def _defect(state: Factorisation, before: Factorisation | None) -> float:
 def _judge(values: np.ndarray, worst: np.ndarray, tol: float, floor: float) -> Status:
     """Return how the iteration stands; BUDGET while it should go on."""
     allowed = tol * values
-    if (worst <= allowed).all() and values[0] > 0.0:
+    if (worst <= allowed).all() and values[-1] > 0.0:
         return Status.CONVERGED
     if (worst > np.maximum(allowed, floor)).any():
         return Status.BUDGET

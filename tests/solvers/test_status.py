@@ -1,5 +1,7 @@
 """An operator that breaks its contract, or a budget that ends: the status says so, and never `converged`."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -128,6 +130,28 @@ def test_values_that_rounding_hides_are_no_zeros(method: str, dtype: torch.dtype
         if method != "randomized":
             assert svd(half, threshold=0.55, tol=1e-2, seed=seed, method=method).status is not Status.BREAKDOWN_EXACT
     assert svd(torch.zeros(50, 40, dtype=dtype), 3, method=method).status is Status.BREAKDOWN_EXACT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", [*METHODS, "dense"])
+def test_a_zero_is_one_whatever_its_residual_rounds_to(method: str, dtype: torch.dtype) -> None:
+    """Of a matrix of rank one the second residual rounds to 0, or does not: 0 ≤ tol · 0 is no convergence."""
+    for pair in itertools.product(range(-4, 5), repeat=2):
+        B = torch.zeros(3, 2, dtype=dtype)
+        B[0] = torch.tensor(pair)
+        result = svd(B, 2, method=method)
+        assert (result.status, result.certificate.claimed) == (Status.BREAKDOWN_EXACT, 2)
+
+
+def test_a_search_from_its_own_answer_claims_as_much() -> None:
+    for pair in itertools.product(range(-5, 6), repeat=2):
+        B = torch.zeros(3, 2, dtype=torch.float64)
+        B[0] = torch.tensor(pair)
+        cold = svd(B, 2, method="lanczos")
+        for start in (cold.V, torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)):
+            for budget in (None, 7):
+                warm = svd(B, 2, method="lanczos", start=start, max_products=budget)
+                assert (warm.status, warm.certificate.claimed) == (Status.BREAKDOWN_EXACT, 2)
 
 
 def test_what_is_under_a_low_floor_is_said_to_have_no_digits() -> None:
