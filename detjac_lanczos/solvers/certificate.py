@@ -25,6 +25,7 @@ class Cluster:
     Attributes
     ----------
     indices : tuple of int
+        Of the triplets as they were given, ascending; neighbours where S is descending.
     residual : float
         max(‖A V - U S‖₂, ‖Aᵀ U - V S‖₂) over the group, absolute.
     """
@@ -38,7 +39,7 @@ class Certificate:
     """TRIPLETS: A has ``claimed`` distinct singular values, one within ``radius`` of each claimed s_i.
 
     Distinct counts multiplicity. Deterministic, about the operator as computed. The j-th singular value is moreover at
-    least s_j, less rounding.
+    least the j-th largest s, less rounding.
 
     Attributes
     ----------
@@ -184,8 +185,10 @@ def _norm(block: Tensor, chosen: Tensor) -> float:
 
 
 def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor, unit: float) -> tuple[Cluster, ...]:
+    order = sigma.argsort(descending=True, stable=True)
+    groups = [order[group].sort().values for group in clusters(sigma[order].tolist(), worst[order].tolist())]
     return tuple(
-        Cluster(tuple(group), max(spectral_norm(block[:, group.start : group.stop]) for block in (right, left)) / unit)
-        for group in clusters(sigma.tolist(), worst.tolist())
+        Cluster(tuple(group.tolist()), max(spectral_norm(block[:, group]) for block in (right, left)) / unit)
+        for group in groups
         if len(group) > 1
     )

@@ -47,8 +47,8 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     ----------
     A : operator, or batch of operators
     U, S, V : Tensor or ndarray, or a sequence of them, one for each operator
-        Shapes (d_out, k), (k,) and (d_in, k), real; no value of S negative. Of vectors that are not orthonormal nothing
-        is claimed.
+        Shapes (d_out, k), (k,) and (d_in, k), real; no value of S negative, in any order. Of vectors that are not
+        orthonormal nothing is claimed.
     tol : float
         What max(ρ_R, ρ_L) / σ_j of a claimed triplet must meet, between 0 and 1.
     passes : int

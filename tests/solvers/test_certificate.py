@@ -134,6 +134,15 @@ def test_clusters_are_one_subspace() -> None:
     assert certificate.clusters[0].residual <= certificate.e_k + 1e-15
 
 
+def test_clusters_are_of_neighbouring_values_in_whatever_order_they_are_given() -> None:
+    """Indices are the caller's: 3 and 5 coincide with none, the two that are 4 with each other."""
+    A = torch.diag(torch.tensor([5.0, 4.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    vectors = torch.eye(5, dtype=torch.float64)[:, [1, 2, 0, 3]]
+    (measured,) = measure_triplets(A, vectors, torch.tensor([4.0, 3.0, 5.0, 4.0]), vectors)
+    assert measured.certificate.claimed == 4
+    assert [cluster.indices for cluster in measured.certificate.clusters] == [(0, 3)]
+
+
 @pytest.mark.parametrize(
     ("residual", "text"), [(7.04e-4, "7.1e-4"), (7.1e-4, "7.1e-4"), (9.96e-4, "1.0e-3"), (0.0, "0"), (2e-16, "2.0e-16")]
 )
