@@ -143,5 +143,6 @@ def _estimate(
     residuals = torch.as_tensor(found.residuals, dtype=torch.float64)
     in_order, triplets = Status(found.status).ended_well, (found.U, found.S, found.V, residuals)
     total, unit = frobenius_interval(image, drawn, *triplets, confidence, eps, in_order=in_order)
-    rank = stable_rank_interval(total, unit, found.S, residuals, eps, in_order=in_order)
+    shorter = min(found.U.shape[0], found.V.shape[0])
+    rank = stable_rank_interval(total, unit, found.S, residuals, eps, in_order=in_order, rank=shorter)
     return StableRank(rank.value, (rank.low, rank.high), confidence)

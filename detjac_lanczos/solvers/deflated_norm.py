@@ -86,21 +86,25 @@ def stable_rank_interval(
     eps: float,
     *,
     in_order: bool,
+    rank: int,
     upper: float = math.inf,
 ) -> Interval:
     """Return ‖A‖_F² / σ_1², of ‖A‖_F times ``unit`` and triplets as in :func:`frobenius_interval`.
 
     σ_1 is at least the longest product of a unit vector, ‖A v_j‖² = s_j² + ‖A v_j - s_j u_j‖², and at most ``upper``
     and, where the triplets were found in order, s_1 + its residual; either may be off by c ε of it. The ratio is never
-    below 1 of an A that is not zero: that alone is known without an upper bound of σ_1, or without triplets.
+    below 1 of an A that is not zero: that alone is known without an upper bound of σ_1. Without triplets, that and
+    ``rank``, min(d_out, d_in), which it is never above; there is no estimate then, NaN.
     """
+    if frobenius.high == 0.0:
+        return Interval(0.0, 0.0, 0.0)
     if not len(S):
-        return Interval(math.nan, 1.0 if frobenius.low > 0.0 else 0.0, math.inf if frobenius.high > 0.0 else 0.0)
+        return Interval(math.nan, 1.0 if frobenius.low > 0.0 else 0.0, float(rank))
     share = rounding_of(eps, 1.0)
     lengths = residuals.double().nan_to_num(nan=0.0).amax(dim=1).cpu() * unit
     longest = float(lengths.hypot(S.double().cpu() * unit).max())
     if longest == 0.0:
-        return Interval(0.0, 0.0, 0.0 if frobenius.high == 0.0 else math.inf)
+        return Interval(0.0, 0.0, float(rank))
     residual = float(residuals[0].max())
     if in_order and upper == math.inf and math.isfinite(residual):
         upper = float(S[0]) + residual

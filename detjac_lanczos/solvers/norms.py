@@ -48,7 +48,7 @@ class Norms:
     frobenius : Interval
         ‖A‖_F.
     stable_rank : Interval
-        ‖A‖_F² / σ_1².
+        ‖A‖_F² / σ_1²; its value is NaN where no triplet was found.
     rows, columns : Lengths or None
         ‖Aᵀ e_i‖, ``(d_out,)``, and ‖A e_j‖, ``(d_in,)``; None where they were not asked for.
     confidence : float
@@ -171,8 +171,9 @@ def norms_batch(
     for index, ((total, unit), one, row, column) in enumerate(zip(totals, found, rows, columns, strict=True)):
         upper = math.inf if one.missed is None else one.missed.sigma_1[1]
         eps, in_order = counted.epsilon(index, total.value / unit), one.status.ended_well
-        rank = stable_rank_interval(total, unit, one.S, one.residuals, eps, in_order=in_order, upper=upper)
-        results.append(Norms(_in_units(total, unit), rank, row, column, confidence, probes))
+        rank = min(counted.shapes[index])
+        ratio = stable_rank_interval(total, unit, one.S, one.residuals, eps, in_order=in_order, rank=rank, upper=upper)
+        results.append(Norms(_in_units(total, unit), ratio, row, column, confidence, probes))
     return results
 
 

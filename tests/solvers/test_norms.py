@@ -67,6 +67,15 @@ def test_a_stable_rank_is_never_below_one(dtype: torch.dtype) -> None:
     assert 1.0 <= found.low <= found.value <= found.high
 
 
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, (math.nan, 1.0, 5.0)), (0.0, (0.0, 0.0, 0.0))])
+def test_without_triplets_a_stable_rank_lies_between_one_and_the_smaller_dimension(
+    scale: float, expected: tuple[float, float, float]
+) -> None:
+    A = scale * matrix(np.arange(5.0, 0.0, -1.0), (5, 8))
+    found = norms(A, svd(A, threshold=10.0, method="lanczos")).stable_rank
+    assert (found.value, found.low, found.high) == pytest.approx(expected, nan_ok=True)
+
+
 def test_row_intervals_are_sharp() -> None:
     """They rest on χ² alone: they fail about as often as they say."""
     A = matrix(spectrum("root", 40), (50, 40))
@@ -101,7 +110,9 @@ def test_residuals_of_triplets_widen_the_intervals() -> None:
     )
     assert wide.value == sharp.value
     assert wide.high > sharp.high * 1.01
-    sharp, wide = (stable_rank_interval(sharp, 1.0, S, residuals(size), eps, in_order=True) for size in (0.0, 0.5))
+    sharp, wide = (
+        stable_rank_interval(sharp, 1.0, S, residuals(size), eps, in_order=True, rank=50) for size in (0.0, 0.5)
+    )
     assert wide.low == pytest.approx(sharp.low * (S[0] / (S[0] + 0.5)) ** 2)
 
 
