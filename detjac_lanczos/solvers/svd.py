@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detjac_lanczos.budget import read_memory
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.auto import is_tiny, solve_auto
 from detjac_lanczos.solvers.batch import as_batch
@@ -229,8 +230,14 @@ def svd_batch(
     )
     if decisions.method == "shared_basis":
         survey_sizes(operators.shapes, options)  # what it refuses is to leave no checkpoint behind
+    given = {
+        "method": method,
+        "block": None if block is None else int(block),
+        "memory": read_memory(memory),
+        "choices": decisions.given,
+    }
     with torch.no_grad(), torch.autocast(torch.device(operators.device).type, enabled=False):
-        journal = open_journal(checkpoint, operators, options, method=decisions.method, choices=decisions.given)
+        journal = open_journal(checkpoint, operators, options, **given)
         counted = CountingBatch(operators, journal, callback)
         results = _solve(counted, options, decisions)
         counted.reporter.conclude(results)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_a_survey_that_is_refused_leaves_its_folder_free(
     assert svd_batch([MATRICES[0]] * 2, 5, method="shared_basis", checkpoint=tmp_path, max_products=60)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "half-written"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "missing", "half-written", "one bit"])
 def test_a_damaged_pass_and_all_after_it_are_made_again(damage: str, tmp_path: Path) -> None:
     whole = Cutting(MATRICES)
     expected = solve(whole, "lanczos", tmp_path)
@@ -140,9 +141,10 @@ def test_a_damaged_pass_and_all_after_it_are_made_again(damage: str, tmp_path: P
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(
-            {"truncated": content[:-7], "emptied": b"", "half-written": content[: len(content) // 2]}[damage]
-        )
+        flipped = content[:-9] + bytes([content[-9] ^ 0x40]) + content[-8:]
+        halved = content[: len(content) // 2]
+        damaged = {"truncated": content[:-7], "emptied": b"", "half-written": halved, "one bit": flipped}
+        path.write_bytes(damaged[damage])
     again = Cutting(MATRICES)
     assert_same(expected, solve(again, "lanczos", tmp_path))
     assert len(again.calls) == len(whole.calls) - 5 + 1
@@ -173,6 +175,43 @@ def test_a_journal_of_another_operator_or_solve_is_refused(tmp_path: Path) -> No
             svd_batch(other if isinstance(other, list) else [other], 4, method="lanczos", checkpoint=tmp_path)
     with pytest.raises(InputError, match="repeat its options"):
         svd(A, 4, method="lanczos", checkpoint=tmp_path, start=torch.ones(40, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_products": 1000}, "max_products = None instead of 1000"),
+        ({"memory": "1 GiB"}, "memory = None instead of 1073741824"),
+        ({"block": 3}, "block = None instead of 3"),
+        ({"choices": {"method": "lanczos", "block": 3}}, "choices = {} instead of {'method': 'lanczos', 'block': 3}"),
+        ({"start": torch.ones(40, 1)}, "another start, or none"),
+    ],
+)
+def test_a_journal_is_refused_by_what_the_caller_gave(options: dict[str, object], said: str, tmp_path: Path) -> None:
+    svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path)
+    with pytest.raises(InputError, match=re.escape(f"holds a solve with {said}: repeat its options")):
+        svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path, **options)
+
+
+def test_a_stale_pass_that_cannot_be_removed_is_told(tmp_path: Path) -> None:
+    svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path)
+    (tmp_path / "pass-000002.safetensors").unlink()
+    (tmp_path / "pass-000099.safetensors").mkdir()
+    with pytest.raises(InputError, match=r"cannot remove .*pass-000099.safetensors .*: give another folder"):
+        svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path)
+
+
+def test_a_stale_pass_may_be_removed_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path)
+    (tmp_path / "pass-000002.safetensors").unlink()
+    unlink = Path.unlink
+
+    def too_late(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=True)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", too_late)
+    assert_same([first], [svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path)])
 
 
 @pytest.mark.parametrize("method", ["lanczos", "dense", "randomized", "auto"])
