@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class AutogradSweeps:
         products = [tangents.new_empty(0, self.d_out)]
         with _one_at_a_time:
             for part in tangents.split(max(1, ROWS_AT_ONCE // len(x))):
-                with forward_ad.dual_level():
+                with _dual_level():
                     dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
                     product = forward_ad.unpack_dual(self._run(dual, prompt, position)).tangent
                 products.append(product if product is not None else part.new_zeros(len(part), self.d_out))
@@ -124,6 +125,21 @@ class AutogradSweeps:
             return self.passes.run(x, embeddings, self.source, self.target, prompt, position)
         except NotImplementedError as error:
             raise OperatorError(f"a module of this model cannot be differentiated: {first_line(error)}") from error
+
+
+@contextmanager
+def _dual_level() -> Iterator[None]:
+    try:
+        forward_ad.enter_dual_level()
+    except RuntimeError as error:  # torch has one level
+        raise OperatorError(
+            "these products are made in forward mode, and torch nests none in another (jvp, jacfwd, hessian); "
+            "differentiate them in reverse mode: grad, vjp, jacrev"
+        ) from error
+    try:
+        yield
+    finally:
+        forward_ad.exit_dual_level()
 
 
 def _by_end(segments: Sequence[Segment]) -> Iterator[tuple[int, int, list[int]]]:

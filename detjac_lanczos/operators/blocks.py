@@ -22,7 +22,7 @@ class HasSpace(Protocol):
 
 
 def check_block(operator: HasSpace, block: Tensor, rows: int, name: str) -> None:
-    """Check that ``block`` is a finite (rows, b) tensor of the operator's dtype and device.
+    """Check that ``block`` is a (rows, b) tensor of the operator's dtype and device.
 
     Raises
     ------
@@ -39,6 +39,16 @@ def check_block(operator: HasSpace, block: Tensor, rows: int, name: str) -> None
         raise OperatorError(f"{name} takes {operator.dtype}; got {block.dtype}, convert the block first")
     if block.device.type != operator.device.type:
         raise OperatorError(f"{name} works on {operator.device}; the block is on {block.device}, move it first")
+
+
+def check_finite(block: Tensor, name: str) -> None:
+    """Check that a block holds numbers only.
+
+    Raises
+    ------
+    OperatorError
+        If it holds a NaN or an infinity.
+    """
     # A finite sum proves that all are finite; one that is not may have overflowed.
     if not (isfinite(float(block.detach().sum())) or torch.isfinite(block).all()):
         raise OperatorError(f"{name} was given a block with a NaN or an infinity")

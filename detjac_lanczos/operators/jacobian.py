@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.said import frozen_in_words
 from detjac_lanczos.frozen.words import Softcap
 from detjac_lanczos.operators.blocks import check_block
+from detjac_lanczos.operators.differentiable import Products, products
 from detjac_lanczos.operators.float16 import FORWARDS, TRANSPOSED, fitting, scaled, unscaled
 from detjac_lanczos.operators.linear import MatrixFree
 from detjac_lanczos.operators.reconstruction import Reconstruction
@@ -61,10 +63,10 @@ class Jacobian(MatrixFree):
         self.shape = (sweeps.d_out, sweeps.d_in * self.tokens)
 
     def _matmat(self, X: Tensor) -> Tensor:
-        return JacobianBatch([self])._matmat([(0, X)])[0]
+        return JacobianBatch([self])._matmat([0], X)[0]
 
     def _rmatmat(self, Y: Tensor) -> Tensor:
-        return JacobianBatch([self])._rmatmat([(0, Y)])[0]
+        return JacobianBatch([self])._rmatmat([0], Y)[0]
 
     @property
     def x(self) -> Tensor:
@@ -189,6 +191,8 @@ class OrdinaryJacobian(Jacobian):
 class JacobianBatch:
     """Many Jacobians of one network, source and target, swept together: the solver's batch protocol.
 
+    Its products are differentiable, as those of each operator are.
+
     Parameters
     ----------
     operators : sequence of Jacobian
@@ -232,9 +236,7 @@ class JacobianBatch:
         OperatorError
             If a block has another shape, dtype or device, or is not finite.
         """
-        for index, block in blocks:
-            check_block(self, block, self.operators[index].shape[1], f"matmat of operator {index}")
-        return self._matmat(blocks)
+        return self._checked("matmat", 1, self._matmat, self._rmatmat, blocks) if blocks else []
 
     def rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         """Return A_iᵀ Y_i for every (i, Y_i), in one sweep: (d_out, b_i) to (d_in, b_i).
@@ -244,9 +246,7 @@ class JacobianBatch:
         OperatorError
             If a block has another shape, dtype or device, or is not finite.
         """
-        for index, block in blocks:
-            check_block(self, block, self.operators[index].shape[0], f"rmatmat of operator {index}")
-        return self._rmatmat(blocks)
+        return self._checked("rmatmat", 0, self._rmatmat, self._matmat, blocks) if blocks else []
 
     def rmatmat_shared(self, Y: Tensor) -> list[Tensor]:
         """Return A_iᵀ Y for every operator: (d_out, b) to one (d_in, b) each.
@@ -259,18 +259,9 @@ class JacobianBatch:
             If Y has another shape, dtype or device, or is not finite.
         """
         check_block(self, Y, self.sweeps.d_out, "rmatmat_shared")
-        segments = [replace(segment, width=Y.shape[1]) for segment in self._ends]
-        factors = fitting([Y], TRANSPOSED)
-        rows = self.sweeps.transposed(segments, scaled(Y, factors).T.repeat(len(segments), 1))
-        parts = zip(segments, rows.split([s.rows for s in segments]), strict=True)
-        by_end = {(s.prompt, s.position): (s.start, part) for s, part in parts}
-        results = []
-        for operator in self.operators:
-            first, part = by_end[operator.prompt, operator.position]
-            start = operator.segment.start - first
-            positions = part.view(-1, Y.shape[1], self.sweeps.d_in)[start : start + operator.tokens]
-            results.append(unscaled(positions.permute(0, 2, 1).reshape(-1, Y.shape[1]), factors))
-        return results
+        every = range(len(self))
+        shared = partial(self._rmatmat_shared, every)
+        return list(products(["rmatmat_shared"], shared, shared, partial(self._matmat_sum, every), Y))
 
     def matmat_sum(self, blocks: Sequence[tuple[int, Tensor]]) -> Tensor:
         """Return Σ A_i X_i over every (i, X_i), all of one width: (d_in, b) each to one (d_out, b).
@@ -287,23 +278,7 @@ class JacobianBatch:
         """
         if not blocks:
             raise InputError("matmat_sum was given no blocks; pass at least one (operator, block)")
-        width = blocks[0][1].shape[-1]
-        for index, block in blocks:
-            check_block(self, block, self.operators[index].shape[1], f"matmat_sum of operator {index}")
-            if block.shape[1] != width:
-                raise OperatorError(f"matmat_sum adds products of one width; got {width} and {block.shape[1]} columns")
-        segments = [replace(segment, width=width) for segment in self._ends]
-        parts = [blocks[0][1].new_zeros(s.length, width, self.sweeps.d_in) for s in segments]
-        entries = dict(zip(((s.prompt, s.position) for s in segments), zip(segments, parts, strict=True), strict=True))
-        factors = fitting([block for _, block in blocks], FORWARDS)
-        for index, block in blocks:
-            operator = self.operators[index]
-            segment, part = entries[operator.prompt, operator.position]
-            start = operator.segment.start - segment.start
-            rows = self._to_rows(operator, scaled(block, factors))
-            part[start : start + operator.tokens] += rows.view(operator.tokens, width, -1)
-        out = self.sweeps.forward(segments, torch.cat(parts).flatten(0, 1))
-        return unscaled(out.view(len(segments), width, self.sweeps.d_out).sum(dim=0).T, factors)
+        return self._checked("matmat_sum", 1, self._matmat_sum, self._rmatmat_shared, blocks)[0]
 
     def cost(self, index: int) -> float:
         """Row-sweeps of one column of operator ``index``, either way."""
@@ -322,28 +297,67 @@ class JacobianBatch:
             starts[end] = min(starts.get(end, operator.position), operator.segment.start)
         return [Segment(prompt, start, position, 1, joint=True) for (prompt, position), start in starts.items()]
 
-    def _matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
-        if not blocks:
-            return []
-        segments = [replace(self.operators[i].segment, width=X.shape[1]) for i, X in blocks]
-        factors = [fitting([X], FORWARDS) for _, X in blocks]
-        pairs = zip(blocks, factors, strict=True)
-        rows = torch.cat([self._to_rows(self.operators[i], scaled(X, f)) for (i, X), f in pairs])
+    def _checked(
+        self, name: str, side: int, value: Products, transposed: Products, blocks: Sequence[tuple[int, Tensor]]
+    ) -> list[Tensor]:
+        """Return the products with blocks that have as many rows as the shapes of their operators have on a side."""
+        indices = [index for index, _ in blocks]
+        names = [f"{name} of operator {index}" for index in indices]
+        for (index, block), named in zip(blocks, names, strict=True):
+            check_block(self, block, self.operators[index].shape[side], named)
+        value = partial(value, indices)
+        return list(products(names, value, value, partial(transposed, indices), *(block for _, block in blocks)))
+
+    def _matmat(self, indices: Sequence[int], *blocks: Tensor) -> list[Tensor]:
+        operators = [self.operators[index] for index in indices]
+        segments = [replace(A.segment, width=X.shape[1]) for A, X in zip(operators, blocks, strict=True)]
+        factors = [fitting([X], FORWARDS) for X in blocks]
+        triples = zip(operators, blocks, factors, strict=True)
+        rows = torch.cat([self._to_rows(A, scaled(X, f)) for A, X, f in triples])
         parts = self.sweeps.forward(segments, rows).split([s.width for s in segments])
         return [unscaled(part.T, f) for part, f in zip(parts, factors, strict=True)]
 
-    def _rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
-        if not blocks:
-            return []
-        segments = [replace(self.operators[i].segment, width=Y.shape[1]) for i, Y in blocks]
-        factors = [fitting([Y], TRANSPOSED) for _, Y in blocks]
-        pairs = zip(blocks, factors, strict=True)
-        out = self.sweeps.transposed(segments, torch.cat([scaled(Y, f).T for (_, Y), f in pairs]))
-        parts = out.split([s.source_rows for s in segments])
+    def _rmatmat(self, indices: Sequence[int], *blocks: Tensor) -> list[Tensor]:
+        operators = [self.operators[index] for index in indices]
+        segments = [replace(A.segment, width=Y.shape[1]) for A, Y in zip(operators, blocks, strict=True)]
+        factors = [fitting([Y], TRANSPOSED) for Y in blocks]
+        rows = torch.cat([scaled(Y, f).T for Y, f in zip(blocks, factors, strict=True)])
+        parts = self.sweeps.transposed(segments, rows).split([s.source_rows for s in segments])
         return [
-            unscaled(self._to_columns(self.operators[i], part, Y.shape[1]), f)
-            for (i, Y), part, f in zip(blocks, parts, factors, strict=True)
+            unscaled(self._to_columns(A, part, s.width), f)
+            for A, part, s, f in zip(operators, parts, segments, factors, strict=True)
         ]
+
+    def _rmatmat_shared(self, indices: Sequence[int], Y: Tensor) -> list[Tensor]:
+        segments = [replace(segment, width=Y.shape[1]) for segment in self._ends]
+        factors = fitting([Y], TRANSPOSED)
+        rows = self.sweeps.transposed(segments, scaled(Y, factors).T.repeat(len(segments), 1))
+        parts = zip(segments, rows.split([s.rows for s in segments]), strict=True)
+        by_end = {(s.prompt, s.position): (s.start, part) for s, part in parts}
+        results = []
+        for operator in (self.operators[index] for index in indices):
+            first, part = by_end[operator.prompt, operator.position]
+            start = operator.segment.start - first
+            positions = part.view(-1, Y.shape[1], self.sweeps.d_in)[start : start + operator.tokens]
+            results.append(unscaled(positions.permute(0, 2, 1).reshape(-1, Y.shape[1]), factors))
+        return results
+
+    def _matmat_sum(self, indices: Sequence[int], *blocks: Tensor) -> list[Tensor]:
+        width, *others = sorted({block.shape[1] for block in blocks})
+        if others:
+            raise OperatorError(f"matmat_sum adds products of one width; got {width} and {others[0]} columns")
+        segments = [replace(segment, width=width) for segment in self._ends]
+        parts = [blocks[0].new_zeros(s.length, width, self.sweeps.d_in) for s in segments]
+        entries = dict(zip(((s.prompt, s.position) for s in segments), zip(segments, parts, strict=True), strict=True))
+        factors = fitting(blocks, FORWARDS)
+        for index, block in zip(indices, blocks, strict=True):
+            operator = self.operators[index]
+            segment, part = entries[operator.prompt, operator.position]
+            start = operator.segment.start - segment.start
+            rows = self._to_rows(operator, scaled(block, factors))
+            part[start : start + operator.tokens] += rows.view(operator.tokens, width, -1)
+        out = self.sweeps.forward(segments, torch.cat(parts).flatten(0, 1))
+        return [unscaled(out.view(len(segments), width, self.sweeps.d_out).sum(dim=0).T, factors)]
 
     def _to_rows(self, operator: Jacobian, X: Tensor) -> Tensor:
         if operator.token is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.operators.blocks import check_block
+from detjac_lanczos.operators.differentiable import product
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
@@ -17,7 +18,7 @@ _DENSE_CHUNK = 256
 
 
 class MatrixFree(ABC):
-    """A linear operator given by products with columns.
+    """A linear operator given by products with columns, which autograd and `torch.func` differentiate in the columns.
 
     Attributes
     ----------
@@ -39,8 +40,8 @@ class MatrixFree(ABC):
         OperatorError
             If X has another shape, dtype or device, or is not finite.
         """
-        check_block(self, X, self.shape[1], f"{type(self).__name__}.matmat")
-        return self._matmat(X)
+        check_block(self, X, self.shape[1], name := f"{type(self).__name__}.matmat")
+        return product(name, self._matmat, self._matmat, self._rmatmat, X)
 
     def rmatmat(self, Y: Tensor) -> Tensor:
         """Return Aᵀ Y: (d_out, b) to (d_in, b).
@@ -50,8 +51,8 @@ class MatrixFree(ABC):
         OperatorError
             If Y has another shape, dtype or device, or is not finite.
         """
-        check_block(self, Y, self.shape[0], f"{type(self).__name__}.rmatmat")
-        return self._rmatmat(Y)
+        check_block(self, Y, self.shape[0], name := f"{type(self).__name__}.rmatmat")
+        return product(name, self._rmatmat, self._rmatmat, self._matmat, Y)
 
     @abstractmethod
     def _matmat(self, X: Tensor) -> Tensor: ...
@@ -77,7 +78,7 @@ class MatrixFree(ABC):
         import numpy as np
         from scipy.sparse.linalg import LinearOperator
 
-        def product(method: Any) -> Any:
+        def by_columns(method: Any) -> Any:
             def call(X: Any) -> Any:
                 X = np.asarray(X)
                 columns = X[:, None] if X.ndim == 1 else X
@@ -86,7 +87,7 @@ class MatrixFree(ABC):
 
             return call
 
-        forward, backward = product(self.matmat), product(self.rmatmat)
+        forward, backward = by_columns(self.matmat), by_columns(self.rmatmat)
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
         return LinearOperator(
             self.shape, matvec=forward, matmat=forward, rmatvec=backward, rmatmat=backward, dtype=dtype

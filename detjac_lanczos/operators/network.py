@@ -18,6 +18,7 @@ from detjac_lanczos.frozen.prompt import decode
 from detjac_lanczos.frozen.store import StoredNetwork
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.blocks import check_block
+from detjac_lanczos.operators.differentiable import product
 from detjac_lanczos.operators.jacobian import DetachedJacobian, Jacobian, JacobianBatch, OrdinaryJacobian
 from detjac_lanczos.operators.passes import Passes
 from detjac_lanczos.operators.reconstruction import Reconstruction
@@ -225,6 +226,8 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
     ) -> Tensor:
         """Return what the detached network makes of other inputs: it is affine, x → Σ J_i x_i + offset.
 
+        Autograd differentiates it in X.
+
         Parameters
         ----------
         X : Tensor, shape (b, positions, d)
@@ -251,9 +254,15 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         if not isinstance(X, Tensor) or X.ndim != 3 or X.shape[1:] != expected:
             got = tuple(X.shape) if isinstance(X, Tensor) else type(X).__name__
             raise InputError(f"apply takes inputs (b, {expected[0]}, {expected[1]}), a torch tensor; got {got}")
-        check_block(J, X.flatten(1).T, J.shape[1], "apply")
-        segment = replace(J.segment, width=len(X))
-        return self._sweeps(J.source, J.target).affine(segment, X.transpose(0, 1).flatten(0, 1))
+        columns = X.flatten(1).T
+        check_block(J, columns, J.shape[1], "apply")
+        sweeps = self._sweeps(J.source, J.target)
+
+        def value(columns: Tensor) -> Tensor:
+            rows = columns.unflatten(0, expected).movedim(2, 1).flatten(0, 1)
+            return sweeps.affine(replace(J.segment, width=columns.shape[1]), rows).T
+
+        return product("apply", value, J._matmat, J._rmatmat, columns).T
 
     def _prompt(self, prompt: int) -> int:
         found = whole_number(prompt)
