@@ -203,6 +203,7 @@ def _quiet_libraries(arguments: argparse.Namespace) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of unpacking is tqdm's own, made while it is imported
         logging.getLogger("detjac_lanczos").addHandler(logging.NullHandler())
     if not arguments.verbose:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from transformers.utils import logging as of_transformers
 
         of_transformers.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -25,6 +26,22 @@ def test_json_is_one_object_and_quiet_is_quiet(folder: Path, capsys: pytest.Capt
     record = json.loads(out)
     assert record["format"] == 1
     assert [token["index"] for token in record["tokens"]] == [0, 3, 4, 5]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_advice_of_bitsandbytes_is_for_those_who_want_everything(
+    verbose: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = pytest.importorskip("bitsandbytes.backends.cpu.ops").logger
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+
+    def advised(*arguments: object, **options: object) -> LoadedModel:
+        logger.warning("pip install kernels")
+        return load_model(*arguments, **options)
+
+    monkeypatch.setattr(models, "load_model", advised)
+    assert call("svd", PROMPT, "--model", folder, "-k", 1, "--tokens", 0, *(["--verbose"] if verbose else [])) == 0
+    assert ("pip install kernels" in caplog.text) is verbose
 
 
 def test_the_time_to_load_the_model_is_told(
