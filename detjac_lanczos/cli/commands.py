@@ -116,11 +116,17 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Write the page of a stored run again."""
+    """Write the page and the figures of a stored run again."""
+    from detjac_lanczos.reading.sheet import NO_MATPLOTLIB
     from detjac_lanczos.runs import load_run
+    from detjac_lanczos.runs.disk import draw_again
     from detjac_lanczos.runs.folder import PAGE
 
-    page = load_run(arguments.folder).report(Path(arguments.folder) / PAGE).resolve()
+    run = load_run(arguments.folder)
+    folder = Path(arguments.folder).expanduser()
+    page = run.report(folder / PAGE).resolve()
+    if not draw_again(run.record, run.vectors, folder) and not arguments.quiet:
+        print(f"detjac: {NO_MATPLOTLIB}", file=sys.stderr)
     show(json.dumps({"page": str(page)}) if arguments.json else page)
     if arguments.open:
         import webbrowser

@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _device(check)
     _shared(check)
-    again = command("report", commands.report, "write the page of a run again")
+    again = command("report", commands.report, "write the page and the figures of a run again")
     again.add_argument("folder", type=words.not_blank, help="what `detjac svd --out` wrote")
     again.add_argument("--open", action="store_true", help="open it in the browser")
     _shared(again)

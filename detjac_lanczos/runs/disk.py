@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from torch import Tensor
 from detjac_lanczos.errors import RunFileError, first_line
 from detjac_lanczos.reading.figures import save_figures
 from detjac_lanczos.reading.page import render_page
-from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, replaced_folder
+from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, replaced_folder, unwritable
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.schema import first_fault
 
@@ -36,6 +37,24 @@ def write_run(record: dict[str, Any], vectors: dict[str, Tensor], folder: str | 
         (work / PAGE).write_text(render_page(record, vectors), "utf-8")
         save_figures(record, vectors, work / FIGURES)
     return Path(folder)
+
+
+def draw_again(record: dict[str, Any], vectors: dict[str, Tensor], folder: Path) -> list[Path]:
+    """Put new figures into the folder of a run once all are drawn; return their paths: none without matplotlib.
+
+    Raises
+    ------
+    InputError
+        If they cannot be written.
+    """
+    try:
+        with TemporaryDirectory(dir=folder, prefix=f".{FIGURES}.") as work:
+            drawn = save_figures(record, vectors, Path(work))
+            if drawn:
+                (folder / FIGURES).mkdir(exist_ok=True)
+            return [path.replace(folder / FIGURES / path.name) for path in drawn]
+    except OSError as error:
+        raise unwritable(folder / FIGURES, error) from error
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -48,7 +48,7 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
         attempt.mkdir()
         attempt.rmdir()
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
     return path
 
 
@@ -74,7 +74,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             (_move_in if inside else _exchange)(work, path)
         made = []
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         with _interrupts_wait():
             shutil.rmtree(work, ignore_errors=True)
@@ -109,6 +109,11 @@ def is_run_folder(path: Path) -> bool:
     return isinstance(record, dict) and record.get("kind") == KIND
 
 
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the error for a folder that cannot be written."""
+    return InputError(f"cannot write to {path} ({error.strerror or error}); choose a folder that can be written")
+
+
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Let SIGINT and SIGTERM wait until the block is done: what stops the clearing up leaves what it was to clear."""
@@ -139,7 +144,7 @@ def _require_ours(path: Path) -> None:
         found = sorted(path.iterdir())
         figures = sorted((path / FIGURES).iterdir()) if (path / FIGURES).is_dir() else []
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise unwritable(path, error) from None
     if Path.cwd().is_relative_to(path):
         raise InputError(f"{path} is where this process works, and is replaced as a whole; name a folder inside it")
     foreign = [entry.name for entry in found if not _is_part(entry)]
@@ -215,7 +220,3 @@ def _sync_one(place: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot write to {path} ({error.strerror or error}); choose a folder that can be written")

@@ -98,6 +98,12 @@ def test_without_matplotlib_it_is_said_that_there_are_no_figures(
     assert call("svd", PROMPT, "--model", folder, "-k", 1, "--tokens", "0", "--out", tmp_path / "out") == 0
     assert not (tmp_path / "out" / "figures").exists()
     assert sheet.NO_MATPLOTLIB in capsys.readouterr().err
+    assert call("report", tmp_path / "out") == 0
+    assert capsys.readouterr().err == f"detjac: {sheet.NO_MATPLOTLIB}\n"
+    monkeypatch.undo()
+    assert call("report", tmp_path / "out") == 0
+    assert capsys.readouterr().err == ""
+    assert len([*(tmp_path / "out" / "figures").iterdir()]) == 6
 
 
 def test_a_disk_that_filled_up_meanwhile_costs_no_result(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,17 @@ def test_a_page_that_cannot_be_written_is_one_line(
     for name in ("write_text", "unlink"):
         monkeypatch.setattr(Path, name, read_only)
     assert "Read-only file system" in refused(capsys, "report", out)
+
+
+def test_figures_that_cannot_be_written_are_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
+    shutil.rmtree(out / "figures")
+    (out / "figures").write_text("no folder")
+    capsys.readouterr()
+    assert "figures (File exists)" in refused(capsys, "report", out)
 
 
 @pytest.mark.parametrize("command", ["verify", "report"])
