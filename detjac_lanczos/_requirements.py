@@ -8,6 +8,7 @@ before 5.23, and some mixtures of experts are built otherwise in 5.10.
 from importlib import metadata
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
 
 from detjac_lanczos.errors import DetjacError
 
@@ -32,5 +33,9 @@ def check_requirements() -> None:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             raise RequirementError(f"{name} is not installed; detjac_lanczos needs {name}{wanted}; {mend}") from None
-        if not wanted.contains(version, prereleases=True):
+        try:
+            fits = wanted.contains(version, prereleases=True)
+        except InvalidVersion:  # of packaging before 26; later ones say False
+            fits = False
+        if not fits:
             raise RequirementError(f"{name} {version} is installed, detjac_lanczos needs {name}{wanted}; {mend}")

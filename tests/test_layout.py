@@ -5,9 +5,12 @@ import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from detjac_lanczos import _requirements
 
@@ -45,9 +48,43 @@ def test_untried_versions_of_transformers_are_refused_at_import(version: str, tm
     assert f"transformers {version} is installed, detjac_lanczos needs transformers<6,>=5.23; install one with" in last
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from packaging.specifiers import SpecifierSet
+VERSIONS = {
+    "2.12.1": "return '2.12.1'",
+    "main": "return 'main'",
+    "not installed": "raise metadata.PackageNotFoundError(name)",
+}
 
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_program_refuses_them_in_one_line(version: str, tmp_path: Path) -> None:
+    """Run what installers make of the entry point."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, function = project["scripts"]["detjac"].split(":")
+    found = f"from importlib import metadata\ndef version(name):\n    {VERSIONS[version]}\nmetadata.version = version\n"
+    program = f"import sys\nfrom {module} import {function}\nsys.argv = ['detjac', '--version']\nsys.exit({function}())"
+    done = run(found + program, tmp_path, str(ROOT))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith("detjac: torch ") and version in done.stderr and "pip install" in done.stderr
+    done = run(program, tmp_path, str(ROOT))
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("detjac-lanczos ")
+
+
+def test_a_version_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict(SpecifierSet):
+        """That of packaging before 26."""
+
+        def contains(self, item: Any, prereleases: bool | None = None, installed: bool | None = None) -> bool:
+            return super().contains(Version(item), prereleases, installed)
+
+    monkeypatch.setattr(_requirements, "REQUIREMENTS", {"torch": Strict(">=2.13")})
+    monkeypatch.setattr(_requirements.metadata, "version", lambda name: "main")
+    with pytest.raises(
+        _requirements.RequirementError, match=r"torch main is installed, detjac_lanczos needs torch>=2.13"
+    ):
+        _requirements.check_requirements()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_requirements, "REQUIREMENTS", {"no-such-package": SpecifierSet(">=1")})
     with pytest.raises(_requirements.RequirementError, match=r"no-such-package is not installed.*pip install"):
         _requirements.check_requirements()
