@@ -1,5 +1,6 @@
 """The layout of the repository hides nothing from transformers, and untried versions of it are refused."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -94,3 +95,17 @@ def test_the_ranges_checked_are_those_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {(r := Requirement(text)).name: r.specifier for text in project["dependencies"]}
     assert {name: declared[name] for name in _requirements.REQUIREMENTS} == _requirements.REQUIREMENTS
+
+
+def test_triton_is_asked_for_where_it_exists_and_as_torch_asks_for_it() -> None:
+    """Torch names one version of triton, on Linux alone, and another with each of its own releases."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [Requirement(text) for extra in ("gpu", "dev") for text in project["optional-dependencies"][extra]]
+    triton = [requirement for requirement in asked if requirement.name == "triton"]
+    assert len(triton) == 2
+    for requirement in triton:
+        assert "3.7.1" in requirement.specifier, "torch 2.13.0 asks for 3.7.1"
+        assert requirement.marker is not None
+        systems = [s for s in ("Linux", "Darwin", "Windows") if requirement.marker.evaluate({"platform_system": s})]
+        assert systems == ["Linux"]
+    assert "triton" not in re.findall(r"^[\w.-]+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
