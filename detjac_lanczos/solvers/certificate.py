@@ -186,9 +186,15 @@ def _norm(block: Tensor, chosen: Tensor) -> float:
 
 def _clusters(sigma: Tensor, worst: Tensor, right: Tensor, left: Tensor, unit: float) -> tuple[Cluster, ...]:
     order = sigma.argsort(descending=True, stable=True)
-    groups = [order[group].sort().values for group in clusters(sigma[order].tolist(), worst[order].tolist())]
+    groups = [sorted(order[group].tolist()) for group in clusters(sigma[order].tolist(), worst[order].tolist())]
     return tuple(
-        Cluster(tuple(group.tolist()), max(spectral_norm(block[:, group]) for block in (right, left)) / unit)
+        Cluster(tuple(group), max(spectral_norm(_columns(block, group)) for block in (right, left)) / unit)
         for group in groups
         if len(group) > 1
     )
+
+
+def _columns(block: Tensor, group: list[int]) -> Tensor:
+    """Return columns, in ascending order; neighbours as a view, since residuals of a long prompt are large."""
+    first, end = group[0], group[-1] + 1
+    return block[:, first:end] if end - first == len(group) else block[:, group]
