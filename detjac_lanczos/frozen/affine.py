@@ -95,7 +95,7 @@ class AffineNetwork(FrozenNetwork):
         for word in self.family.logits:
             with self.family.fits(where, as_written(word)):
                 if isinstance(word, Softcap):
-                    logits = apply_from_afar(reading, output, torch.arange(len(output)))
+                    logits = apply_from_afar(reading, output, torch.arange(len(output), device=output.device))
                     steps = word.maps_at(model, logits.to(device_of(reading) or self.device))
                 else:
                     steps = self._unrecorded(word, model)
@@ -144,7 +144,7 @@ class AffineNetwork(FrozenNetwork):
         """
         if target.kind in ("logits", "probe"):
             y = self.value(Place("output"), prompt, position)[None]
-            return apply_from_afar(self._reading(target, y), y, torch.zeros(1, dtype=torch.long))[0]
+            return apply_from_afar(self._reading(target, y), y, torch.zeros(1, dtype=torch.long, device=y.device))[0]
         if self.altered:
             return self._affine(-1, target, prompt, position, self.inputs(-1, prompt)[: position + 1])
         row = self.start_of(prompt) + position

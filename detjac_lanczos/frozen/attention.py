@@ -175,7 +175,7 @@ def first_visible(mask: Tensor | None, n: int) -> Tensor | None:
     None where the mask says anything else: other gaps, a bias, a difference between heads.
     """
     if mask is None or mask.shape[:2] != (1, 1) or mask.shape[2] != n:
-        return torch.zeros(1, dtype=torch.int64) if mask is None and n == 1 else None
+        return torch.zeros(1, dtype=torch.int64, device="cpu") if mask is None and n == 1 else None
     first = torch.empty(n, dtype=torch.int64, device=mask.device)
     at = torch.arange(n, device=mask.device)
     for rows in at.split(max(32, TILE_CELLS // n)):

@@ -91,7 +91,7 @@ def capture(
     found = _streams(streams, prompts, len(blocks), logits)
     if not torch.isfinite(found.output).all():
         raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
-    last = torch.tensor([prompt.length for prompt in prompts]).cumsum(0).sub(1).to(logits.device)
+    last = torch.tensor([prompt.length for prompt in prompts], device=logits.device).cumsum(0).sub(1)
     require_branches(family, blocks, ends.rows, [stream[last] for stream in found.residual])
     return tape.coefficients(), found
 

@@ -129,10 +129,11 @@ class Layout:
     def positions(self) -> Tensor:
         """Position, counted over all prompts, of every row: (R,)."""
         parts = [
-            torch.arange(s.start, s.position + 1).repeat_interleave(s.width) + self._prompt_start[s.prompt]
+            torch.arange(s.start, s.position + 1, device=self.device).repeat_interleave(s.width)
+            + self._prompt_start[s.prompt]
             for s in self.segments
         ]
-        return torch.cat(parts).to(self.device)
+        return torch.cat(parts)
 
     @cached_property
     def pruned_positions(self) -> Tensor:
@@ -145,17 +146,17 @@ class Layout:
         offset, parts = 0, []
         for s in self.segments:
             offset += s.rows
-            parts.append(torch.arange(offset - s.width, offset))
-        return torch.cat(parts).to(self.device)
+            parts.append(torch.arange(offset - s.width, offset, device=self.device))
+        return torch.cat(parts)
 
     @cached_property
     def source(self) -> Tensor:
         """Rows the input enters at (and a transposed sweep leaves from), segment by segment."""
         offset, parts = 0, []
         for s in self.segments:
-            parts.append(torch.arange(offset, offset + s.source_rows))
+            parts.append(torch.arange(offset, offset + s.source_rows, device=self.device))
             offset += s.rows
-        return torch.cat(parts).to(self.device)
+        return torch.cat(parts)
 
     @cached_property
     def square(self) -> Mixing:
@@ -176,12 +177,13 @@ class Layout:
             columns = sum(s.width for s in group)
             key_cells, query_cells, column = [], [], 0
             for s in group:
-                at = torch.arange(s.width) + column
-                cells = (torch.arange(s.start - lo, s.position + 1 - lo)[:, None] * columns + at).flatten()
+                at = torch.arange(s.width, device=self.device) + column
+                positions = torch.arange(s.start - lo, s.position + 1 - lo, device=self.device)
+                cells = (positions[:, None] * columns + at).flatten()
                 key_cells.append(cells)
                 query_cells.append(at if pruned else cells)
                 column += s.width
-            keys, outs = torch.cat(key_cells).to(self.device), torch.cat(query_cells).to(self.device)
+            keys, outs = torch.cat(key_cells), torch.cat(query_cells)
             tiles.append(
                 Tile(
                     prompt=group[0].prompt,

@@ -18,13 +18,17 @@ def rows_of(value: Any, axes: int) -> list[Tensor] | None:
     """Return the rows of a batch, each with ``axes`` axes, from one row, a tensor or a list; None if there are none."""
     try:
         if isinstance(value, list | tuple) and any(isinstance(row, list | tuple | Tensor) for row in value):
-            rows = [torch.as_tensor(row) for row in value]
+            rows = [_tensor(row) for row in value]
         else:
-            whole = torch.as_tensor(value)
+            whole = _tensor(value)
             rows = [whole] if whole.ndim == axes else list(whole)
     except (ValueError, TypeError, RuntimeError):
         return None
     return rows if rows and all(row.ndim == axes for row in rows) else None
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
 
 
 def unpadded(

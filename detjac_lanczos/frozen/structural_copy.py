@@ -160,8 +160,8 @@ def _require_tables_left_alone(model: nn.Module) -> None:
 
 def _find_long_frequencies(rotary: Any) -> None:
     """Have "longrope" compute the frequencies of long prompts as its model does: in float32, not in a lifted pass."""
-    beyond = torch.tensor([[rotary.config.rope_parameters["original_max_position_embeddings"]]])
-    rotary(rotary.inv_freq, beyond.to(rotary.inv_freq.device))
+    beyond = [[rotary.config.rope_parameters["original_max_position_embeddings"]]]
+    rotary(rotary.inv_freq, torch.tensor(beyond, device=rotary.inv_freq.device))
 
 
 def _forget_lengths(rotary: Any, _: Any) -> None:

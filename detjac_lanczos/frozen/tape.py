@@ -67,7 +67,7 @@ class Tape:
         if self.way(kind, name) != "offload":
             zeros = torch.zeros(tuple(shape), dtype=dtype, device=device)
         elif device.type == "cuda":
-            zeros = torch.zeros(tuple(shape), dtype=dtype, pin_memory=True)
+            zeros = torch.zeros(tuple(shape), dtype=dtype, device="cpu", pin_memory=True)
         else:
             let_go(self._whole.values())
             zeros = mapped_zeros(shape, dtype)

@@ -63,7 +63,7 @@ def runs_of(part: Part | None, rows: int) -> tuple[range, ...]:
     """Return which rows of a matrix a part is, as runs of evenly spaced ascending ones in its order."""
     if part is None:
         return (range(rows),)
-    chosen = part(torch.arange(rows)).flatten().tolist()
+    chosen = part(torch.arange(rows, device="cpu")).flatten().tolist()
     runs: list[range] = []
     start = 0
     steps = [b - a for a, b in pairwise(chosen)]

@@ -139,7 +139,7 @@ def _distance(module: nn.Module, W: Tensor) -> tuple[float, float, float]:
     A product that rounds its activations is not linear, and its distance from the linear one is of the size of that
     defect: a weight that is another one lies further off.
     """
-    a, b = torch.randn(2, _ROWS, W.shape[1], generator=torch.Generator().manual_seed(0)).to(W)
+    a, b = torch.randn(2, _ROWS, W.shape[1], generator=torch.Generator().manual_seed(0), device="cpu").to(W)
     x = torch.cat([a, b, a + b])
     bias = getattr(module, "bias", None)
     offset = torch.zeros_like(W[:, 0]) if bias is None else bias.to(W.dtype)

@@ -76,7 +76,12 @@ def _read(path: Path) -> tuple[Any, Any]:
         )
         require_belonging(model, info, str(path), _COPY)
         _require_all_taken(model, info, metadata["general.architecture"], tensors, path)
-        set_rope(model, metadata, torch.tensor(tensors[DIVISORS].data) if DIVISORS in tensors else None, str(path))
+        set_rope(
+            model,
+            metadata,
+            torch.tensor(tensors[DIVISORS].data, device="cpu") if DIVISORS in tensors else None,
+            str(path),
+        )
         _set_attention(model.config, metadata)
         _require_epsilon(model, metadata, path)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

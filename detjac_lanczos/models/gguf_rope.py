@@ -86,7 +86,9 @@ def _scaling(said: Mapping[str, Any], prefix: str, context: int) -> dict[str, An
 def _divide(config: Any, parameters: dict[str, Any], rotary: Any, divisors: Tensor, name: str) -> None:
     """Find the parameters that divide frequencies so: those there are, or Llama 3's, whose factor is the largest."""
     theta, dim = parameters["rope_theta"], 2 * len(divisors)
-    wanted = 1 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim) * divisors.double())
+    wanted = 1 / (
+        theta ** (torch.arange(0, dim, 2, dtype=torch.float64, device=divisors.device) / dim) * divisors.double()
+    )
     llama3 = {"rope_type": "llama3", "factor": float(divisors.max())} | LLAMA3
     for further in ({}, llama3) if parameters.get("rope_type") == "default" else ({},):
         parameters |= further

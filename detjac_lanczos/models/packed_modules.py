@@ -114,8 +114,8 @@ def require_linear(weight: Weight, name: str) -> None:
     """
     f, d = weight.shape
     generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, d, generator=generator).to(weight.device)
-    y = torch.randn(1, f, generator=generator).to(weight.device)
+    a, b = torch.randn(2, d, generator=generator, device="cpu").to(weight.device)
+    y = torch.randn(1, f, generator=generator, device="cpu").to(weight.device)
     ya, yb, yab = weight.apply(torch.stack([a, b, a + b]))
     x = weight.apply_transposed(y)[0]
     eps = _SLACK * torch.finfo(torch.float32).eps * max(f, d) ** 0.5

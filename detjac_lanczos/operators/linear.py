@@ -88,7 +88,7 @@ class MatrixFree(ABC):
             return call
 
         forward, backward = by_columns(self.matmat), by_columns(self.rmatmat)
-        dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+        dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         return LinearOperator(
             self.shape, matvec=forward, matmat=forward, rmatvec=backward, rmatmat=backward, dtype=dtype
         )

@@ -57,7 +57,7 @@ def require_affine_parts(network: PinnedNetwork) -> None:
         Naming the first part whose f(a + b) is not f(a) + f(b) - f(0).
     """
     x = network.inputs(-1, 0)
-    noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     unit = float(x.double().square().mean().sqrt())
     inputs = [torch.zeros_like(x)]
     for size in _SIZES:
@@ -80,14 +80,14 @@ def _values(network: PinnedNetwork, inputs: Tensor) -> list[Value]:
     """Return what every part gives for inputs (m, n, d) in place of the prompt's, in the order of the calls."""
     found: list[Value] = []
     m, n, _ = inputs.shape
-    positions = torch.linspace(0, n - 1, min(_POSITIONS, n)).long()
+    positions = torch.linspace(0, n - 1, min(_POSITIONS, n), device=inputs.device).long()
 
     def rows(value: Tensor) -> Tensor:
         return value.reshape(m, n, -1)[:, positions.to(value.device)].flatten(1).double()
 
     def keep(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            found.append(Value(path, rows(leaving(out)).cpu(), torch.zeros(m)))
+            found.append(Value(path, rows(leaving(out)).cpu(), torch.zeros(m, device="cpu")))
 
         return hook
 

@@ -98,7 +98,7 @@ def affine_defect(f: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 def random_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return two random inputs of the shape of x, (n, d): one of its size and a large one (alike in float16)."""
-    noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     size = float(x.double().square().mean().sqrt())
     large = 1.0 if x.dtype is torch.float16 else _LARGE
     a, b = (size * noise).to(x)

@@ -164,7 +164,7 @@ def read_norm(module: Any, x: Tensor, y: Tensor, path: str) -> Norm:
     weight, bias = tensor_of(module, "weight"), tensor_of(module, "bias")
     w = None if weight is None else weight.to(wide)
     b = None if bias is None else bias.to(wide)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x) + 1
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(x) + 1
     elsewhere = x + noise * x.double().square().mean().sqrt().to(x)
     rows, values = torch.stack([x, elsewhere]), torch.stack([y, module.forward(elsewhere)])
     scales = (None,) if w is None else (w, 1 + w)

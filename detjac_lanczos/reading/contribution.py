@@ -103,7 +103,7 @@ def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *
         Lengths (``share``, and what follows from it) are estimates.
     """
     generator = Stream.CONTRIBUTION.generator(seed)
-    Omega = torch.randn(batch.shapes[0][0], PROBES, generator=generator, dtype=torch.float64)
+    Omega = torch.randn(batch.shapes[0][0], PROBES, generator=generator, dtype=torch.float64, device="cpu")
     outputs = {operator.prompt: operator.y for operator in batch.operators}
     Y = torch.stack([y.to(batch.device, batch.dtype) for y in outputs.values()], dim=1)
     images = batch.rmatmat_shared(torch.cat([Omega.to(Y), Y], dim=1))

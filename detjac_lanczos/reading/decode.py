@@ -175,7 +175,7 @@ def _into_the_stream(network: DetachedNetwork, rows: Tensor) -> Tensor:
             "family declares it; take the Jacobians from the embeddings"
         )
     chain = [step for step in network.stages[0].branches[0].chain if not isinstance(step, Bias)]
-    return apply_from_afar(chain, rows.to(network.dtype), torch.zeros(len(rows), dtype=torch.long))
+    return apply_from_afar(chain, rows.to(network.dtype), torch.zeros(len(rows), dtype=torch.long, device=rows.device))
 
 
 def _through_final_norm(network: DetachedNetwork, vectors: Tensor, row: int) -> Tensor:

@@ -72,8 +72,8 @@ def head_of(network: DetachedNetwork) -> Head:
 
 def _fitted_scale(network: DetachedNetwork, head: Head) -> float:
     """Return by how much the logits of a model that no family declares are more than W y + b."""
-    ends = torch.tensor([network.start_of(i) + n - 1 for i, n in enumerate(network.lengths)])
-    outputs = network.streams.output[ends.to(network.streams.output.device)].T
+    ends = [network.start_of(i) + n - 1 for i, n in enumerate(network.lengths)]
+    outputs = network.streams.output[ends].T
     wide = torch.promote_types(outputs.dtype, torch.float32)
     parts = [
         head.logits(rows.to(outputs.device, wide) @ outputs.to(wide), at * _ROWS, (at + 1) * _ROWS)

@@ -99,7 +99,9 @@ def stable_ranks(
     check_probes(PROBES, confidence)
     d_out = batch.shapes[0][0]
     generator = Stream.STABLE_RANK.generator(seed)
-    Omega = torch.randn(d_out, PROBES, generator=generator, dtype=torch.float64).to(batch.device, batch.dtype)
+    Omega = torch.randn(d_out, PROBES, generator=generator, dtype=torch.float64, device="cpu").to(
+        batch.device, batch.dtype
+    )
     images = batch.rmatmat_shared(Omega)
     return [
         _estimate(image.T, Omega.T, found, confidence, batch.dtype)
@@ -140,7 +142,7 @@ def _estimate(
     image: Tensor, drawn: Tensor, found: MeasuredTriplets, confidence: float, dtype: torch.dtype
 ) -> StableRank:
     eps = epsilon_at(dtype, float(image.double().norm()) / len(image) ** 0.5, image.shape[1])
-    residuals = torch.as_tensor(found.residuals, dtype=torch.float64)
+    residuals = torch.as_tensor(found.residuals, dtype=torch.float64, device="cpu")
     in_order, triplets = Status(found.status).ended_well, (found.U, found.S, found.V, residuals)
     total, unit = frobenius_interval(image, drawn, *triplets, confidence, eps, in_order=in_order)
     shorter = min(found.U.shape[0], found.V.shape[0])

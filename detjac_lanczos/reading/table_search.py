@@ -91,7 +91,7 @@ def merge_chunks(
     def capped(z: Tensor) -> Tensor:
         return z if softcap is None else torch.tanh(z / softcap) * softcap
 
-    scores, ids, best, total = [], [], [], torch.tensor(-torch.inf)
+    scores, ids, best, total = [], [], [], torch.tensor(-torch.inf, device="cpu")
     for start in range(0, size, rows):
         stop = min(start + rows, size)
         part = score(start, stop)

@@ -78,10 +78,12 @@ def _claims(batch: JacobianBatch, token: TokenResult, fresh: SVDResult, pulled: 
     S = token.S.double()
     apart = _gap(S, fresh.S.double().cpu())
     yield Claim(f"difference in the lower bounds of {token.name}", 0.0, apart, product)
-    recorded = torch.tensor(token.record["singular_values"], dtype=torch.float64)
+    recorded = torch.tensor(token.record["singular_values"], dtype=torch.float64, device="cpu")
     yield Claim(f"difference between record and vectors in the values of {token.name}", 0.0, _gap(recorded, S), 0.0)
     U, basis = token.U.double(), missed.basis.double().cpu()
-    loss = max(float((block.T @ block - torch.eye(len(S))).norm()) for block in (U, token.V.double()))
+    loss = max(
+        float((block.T @ block - torch.eye(len(S), device=block.device)).norm()) for block in (U, token.V.double())
+    )
     loss = max(loss, float((U - basis.T @ (basis @ U)).norm()))
     yield Claim(f"loss of orthonormality of {token.name}", 0.0, loss, SAFETY * eps * math.sqrt(d_out))
     residuals = (pulled - token.V.double() * S).norm(dim=0).tolist()
@@ -97,7 +99,7 @@ def _apart(written: dict[str, Any], fresh: Missed) -> float:
     scales = {"share": fresh.frobenius, "frobenius": 1.0, "values": 1.0, "residuals": 1.0, "sigma_1": 1.0}
     worst = 0.0
     for name, scale in scales.items():
-        one, other = (torch.tensor(numbers[name], dtype=torch.float64) for numbers in (written, again))
+        one, other = (torch.tensor(numbers[name], dtype=torch.float64, device="cpu") for numbers in (written, again))
         worst = max(worst, scale * _gap(one, other))
     return worst
 

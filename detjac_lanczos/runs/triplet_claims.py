@@ -55,9 +55,9 @@ def _of_token(token: TokenResult, found: Measurement, eps: float) -> Iterator[Cl
     for j, (claimed, measured) in enumerate(zip(token.residuals, residuals.tolist(), strict=True)):
         largest = max(part for part in claimed if part is not None)
         yield Claim(f"residual of triplet {j + 1} of {name}", largest, max(measured), largest + slack)
-    recorded = torch.tensor(token.residuals, dtype=torch.float64)
+    recorded = torch.tensor(token.residuals, dtype=torch.float64, device="cpu")
     yield Claim(f"difference in the residuals of {name}", 0.0, float((recorded - residuals).abs().max()), slack)
-    written = torch.tensor(record["singular_values"], dtype=torch.float64)
+    written = torch.tensor(record["singular_values"], dtype=torch.float64, device="cpu")
     apart = float((written - token.S.double()).abs().max())
     yield Claim(f"difference between record and vectors in the values of {name}", 0.0, apart, 0.0)
     wanted = len(token.S) if token.status in SUCCESSFUL else 0

@@ -66,10 +66,10 @@ def _begin(path: str, record: Tape, attended: Attended) -> Tiles:
         "first": first,
         "key_scale": attended.query.new_ones(n, dtype=wide),
         "query_scale": query_scale,
-        "scaling": torch.tensor(attended.scaling, dtype=torch.float64),
+        "scaling": torch.tensor(attended.scaling, dtype=torch.float64, device="cpu"),
     }
     if attended.softcap is not None:
-        parts["softcap"] = torch.tensor(attended.softcap, dtype=torch.float64)
+        parts["softcap"] = torch.tensor(attended.softcap, dtype=torch.float64, device="cpu")
     for part, value in parts.items():
         record.alone(f"{name}.{part}", value)
     return partial(keep_sums, path, lse, query_scale)

@@ -74,7 +74,7 @@ class Scale:
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the number as a column scale."""
-        return [ColumnScale(torch.tensor(self.factor(block), dtype=torch.float64))]
+        return [ColumnScale(torch.tensor(self.factor(block), dtype=torch.float64, device="cpu"))]
 
     def factor(self, block: nn.Module) -> float:
         """Return s."""
