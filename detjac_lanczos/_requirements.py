@@ -5,6 +5,7 @@ the same names, and a wrong Jacobian is worse than none. Within version 5, GGUF 
 before 5.23, and some mixtures of experts are built otherwise in 5.10.
 """
 
+import sys
 from importlib import metadata
 
 from packaging.specifiers import SpecifierSet
@@ -39,3 +40,18 @@ def check_requirements() -> None:
             fits = False
         if not fits:
             raise RequirementError(f"{name} {version} is installed, detjac_lanczos needs {name}{wanted}; {mend}")
+
+
+def require_docstrings() -> None:
+    """Refuse to have transformers make a model where Python has stripped the docstrings that it reads.
+
+    Raises
+    ------
+    RequirementError
+        Under ``python -OO``.
+    """
+    if sys.flags.optimize > 1:
+        raise RequirementError(
+            "transformers reads its own docstrings, which Python strips under -OO (PYTHONOPTIMIZE=2); run Python "
+            "without it, -O will do"
+        )

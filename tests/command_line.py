@@ -28,4 +28,4 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def in_process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
     command = [sys.executable, "-m", "detjac_lanczos", *arguments]
-    return subprocess.run(command, stderr=subprocess.PIPE, check=False, **options)
+    return subprocess.run(command, check=False, **{"stderr": subprocess.PIPE} | options)

@@ -7,6 +7,7 @@ Rooms are imported inside the commands, so that ``--help`` and bad arguments cos
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 
 from detjac_lanczos.cli import commands
@@ -25,14 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Arguments; those of the process by default.
     """
-    parser = make_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.run is not commands.bench:
-        parser.error(f"unknown argument {rest[0]!r}")
-    arguments.rest = rest
+    arguments = Namespace(verbose=False)
 
     def run(interrupts: Interrupts) -> int:
-        arguments.interrupts = interrupts
+        parser = make_parser()
+        _, rest = parser.parse_known_args(argv, arguments)
+        if rest and arguments.run is not commands.bench:
+            parser.error(f"unknown argument {rest[0]!r}")
+        arguments.rest, arguments.interrupts = rest, interrupts
         return int(arguments.run(arguments))
 
-    return exit_code(run, verbose=getattr(arguments, "verbose", False))
+    return exit_code(run, verbose=lambda: bool(arguments.verbose))

@@ -15,7 +15,7 @@ _SIGNALLED = 128
 _ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
-def exit_code(run: Callable[[Interrupts], int], *, verbose: bool = False) -> int:
+def exit_code(run: Callable[[Interrupts], int], *, verbose: Callable[[], bool] = lambda: False) -> int:
     """Run something that gives an exit code; return it, or that of the error or interrupt that ended it."""
     with noted_interrupts() as interrupts:
         try:
@@ -24,7 +24,7 @@ def exit_code(run: Callable[[Interrupts], int], *, verbose: bool = False) -> int
             interrupts.check()
             return code
         except DetjacError as error:
-            if verbose:
+            if verbose():
                 traceback.print_exc()
             print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
             return BAD_INPUT

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import detjac_lanczos
 from detjac_lanczos.cli import commands, words
+from detjac_lanczos.cli.process import show
 
 BAD_INPUT = 2
 _NEGATIVE = re.compile(r"-\d[\d,-]*$|-\d*\.\d+$")
@@ -22,6 +24,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._negative_number_matcher = _NEGATIVE
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help and version as results are, so that what cannot be printed is an error."""
+        if file is sys.stdout:
+            show(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with the exit code for bad input."""

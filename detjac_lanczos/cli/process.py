@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from detjac_lanczos.errors import InputError
 
@@ -66,6 +66,33 @@ def noted_interrupts() -> Iterator[Interrupts]:
             sys.unraisablehook = usual_hook
 
 
+class Lenient:
+    """A stream whose losses hurt nobody: what it cannot write is dropped.
+
+    Parameters
+    ----------
+    stream : text stream
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the stream has."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with suppress(OSError):
+            self._stream.flush()
+
+
 def mend_streams() -> None:
     """Let no character stop the output: what the terminal's encoding lacks is replaced; lost errors hurt nobody."""
     if sys.stderr is None:
@@ -75,6 +102,8 @@ def mend_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if not isinstance(sys.stderr, Lenient):
+        sys.stderr = cast(TextIO, Lenient(sys.stderr))
 
 
 def show(result: object) -> None:

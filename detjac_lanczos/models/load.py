@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from detjac_lanczos._requirements import require_docstrings
 from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.bitsandbytes import require_not_repacked
@@ -94,6 +95,7 @@ def load_model(
     if tokenizer is not None:
         raise InputError("a tokenizer goes with a live model only; a name or path brings its own")
 
+    require_docstrings()
     if device is not None and "device_map" in from_pretrained:
         raise InputError("device and device_map both say where the weights go; give one of them")
     options = {"trust_remote_code": trust_remote_code} | from_pretrained

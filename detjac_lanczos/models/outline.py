@@ -14,6 +14,7 @@ from torch import nn
 
 from detjac_kernels.decoded import scratch_bytes
 from detjac_kernels.four_bit import PAIRS_BYTES
+from detjac_lanczos._requirements import require_docstrings
 from detjac_lanczos.errors import InputError, ModelError, in_one_line
 from detjac_lanczos.models.cache import cache_folder_of
 from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
@@ -38,6 +39,7 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
     InputError, ModelError
         If there is no such configuration, or none of a causal language model.
     """
+    require_docstrings()
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig
     from transformers.models.auto import modeling_auto

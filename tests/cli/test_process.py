@@ -12,7 +12,7 @@ from detjac_lanczos.cli.ending import exit_code
 from detjac_lanczos.cli.process import Interrupts
 from detjac_lanczos.errors import DetjacError
 from tests.command_line import in_process
-from tests.tiny_llama import PROMPT
+from tests.tiny_llama import PROMPT, save_tiny_llama
 
 
 def test_installed_command_refuses_bad_input_without_a_traceback(tmp_path: Path) -> None:
@@ -47,6 +47,40 @@ def test_output_that_is_full_is_one_line() -> None:
         done.stderr
         == b"detjac: standard output cannot be written (No space left on device); send the result elsewhere\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", [["--help"], ["svd", "--help"], ["--version"]], ids=" ".join)
+def test_help_that_cannot_be_printed_is_one_line(words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = in_process(*words, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"detjac: standard output cannot be written")
+    assert done.stderr.count(b"\n") == 1
+    done = in_process(*words, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"standard output is closed" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("more", [[], ["--verbose"]], ids=str)
+def test_errors_that_are_lost_hurt_no_result(more: list[str], tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "llama")
+    with open("/dev/full", "wb") as full:
+        done = in_process("svd", PROMPT, "--model", str(folder), "-k", "1", *more, stdout=subprocess.PIPE, stderr=full)
+        assert done.returncode == 0
+        assert PROMPT.encode() in done.stdout
+        assert in_process("models", stdout=full, stderr=full).returncode == 2
+        assert in_process("svd", PROMPT, "--model", str(tmp_path), stdout=full, stderr=full).returncode == 2
+
+
+def test_a_python_that_strips_docstrings_is_one_line(tmp_path: Path) -> None:
+    folder = str(save_tiny_llama(tmp_path / "llama"))
+    command = [sys.executable, "-OO", "-m", "detjac_lanczos"]
+    for words in (["svd", PROMPT, "--model", folder, "-q"], ["plan", "--model", folder, "--tokens", "5"]):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith("run Python without it, -O will do")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="descriptors are closed as POSIX does")
