@@ -21,6 +21,7 @@ from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.schedule import make_plan
+from detjac_lanczos.frozen.shared import Shared
 from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
@@ -28,7 +29,7 @@ from detjac_lanczos.models.dtypes import compute_dtype
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FrozenNetwork:
+class FrozenNetwork(Shared):
     """Everything nonlinear of a forward pass as constant coefficients, beside the model's own weights.
 
     Attributes

@@ -16,6 +16,7 @@ from detjac_lanczos.frozen.affine import AffineNetwork
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.said import frozen_in_words
+from detjac_lanczos.frozen.shared import Shared
 from detjac_lanczos.frozen.words import Softcap
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.differentiable import Products, products
@@ -188,7 +189,7 @@ class OrdinaryJacobian(Jacobian):
         return super().definition | {"freeze": "nothing", "frozen": "nothing"}
 
 
-class JacobianBatch:
+class JacobianBatch(Shared):
     """Many Jacobians of one network, source and target, swept together: the solver's batch protocol.
 
     Its products are differentiable, as those of each operator are.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from detjac_lanczos.frozen.shared import Shared
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.differentiable import product
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _DENSE_CHUNK = 256
 
 
-class MatrixFree(ABC):
+class MatrixFree(Shared, ABC):
     """A linear operator given by products with columns, which autograd and `torch.func` differentiate in the columns.
 
     Attributes
