@@ -118,6 +118,8 @@ class Subset:
 
 def as_batch(A: Any) -> OperatorBatch:
     """Return a batch: ``A`` itself, a list of operators, or a single operator as a batch of one."""
+    if torch._C._are_functorch_transforms_active():  # torch has no public name for it
+        raise InputError("solvers run inside no transform of torch.func (grad, jvp, vmap): solve before it, or after")
     if hasattr(A, "shapes") and hasattr(A, "rmatmat_shared"):
         missing = [name for name in _BATCH if not hasattr(A, name)]
         if missing:

@@ -129,6 +129,12 @@ def test_what_is_no_real_operator_is_refused(A: object, message: str) -> None:
         as_operator(A)
 
 
+def test_transforms_of_torch_func_are_refused_in_one_line() -> None:
+    for transformed in (torch.func.grad(lambda A: svd(A, 2).S.sum()), torch.vmap(lambda v: v * svd(DENSE, 2).S.sum())):
+        with pytest.raises(InputError, match="inside no transform"):
+            transformed(DENSE)
+
+
 def test_svd_takes_one_operator_that_has_values() -> None:
     with pytest.raises(InputError, match="svd_batch"):
         svd([DENSE, DENSE], 2)
