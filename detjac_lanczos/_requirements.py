@@ -1,8 +1,10 @@
-"""Refuse versions of transformers whose internals this package has not been tried on.
+"""Refuse versions of torch and transformers that this package may compute something else with.
 
 The detached network is captured from transformers' own modules; another major version may compute something else under
 the same names, and a wrong Jacobian is worse than none. Within version 5, GGUF tokenizers leave out Gemma's first token
 before 5.23, and some mixtures of experts are built otherwise in 5.10.
+
+Torch keeps the meaning of its functions: 2.13.0 and 2.15.0 were tried, and later ones are let in.
 """
 
 import sys
@@ -17,11 +19,11 @@ REQUIREMENTS = {"torch": SpecifierSet(">=2.13"), "transformers": SpecifierSet(">
 
 
 class RequirementError(DetjacError, ImportError):
-    """A package this one stands on is missing or has a version outside the tried range."""
+    """A package this one stands on is missing or has a version outside its range."""
 
 
 def check_requirements() -> None:
-    """Compare the installed versions with the tried ranges, without importing the packages.
+    """Compare the installed versions with their ranges, without importing the packages.
 
     Raises
     ------
