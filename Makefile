@@ -27,6 +27,7 @@ test: $(INSTALLED) $(SMOLLM2)  ## Run the tests; those on Gemma skip unless `mak
 
 bench: $(INSTALLED) $(SMOLLM2)  ## Time against peers and floors, side by side
 	$(BIN)/detjac bench
+	$(BIN)/python -m pytest bench/parts.py
 
 coverage: $(INSTALLED) $(SMOLLM2)  ## Count false claims of the solver over all spectra and seeds (hours, resumable)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.coverage

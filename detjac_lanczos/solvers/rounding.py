@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 SAFETY = 10.0
-"""The constant ``c`` in front of every rounding bound of this package. Chosen: sound operators stay within it."""
+"""The constant ``c`` in front of every rounding bound of this package: sound operators stay within it.
+
+Over the tiny models of all families and the embedded ones, in four precisions, ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by at most
+1.6 ε √rows ‖A v‖ ‖u‖, and columns alone from those of a block by 1.1 ε √rows. Products with the singular vectors of the
+matrix are at most 13 ε σ₁ away from σ_j u_j, mostly below 2: within ``c ε σ₁ √passes`` from two passes on
+(``python -m bench.rounding``).
+"""
 
 LARGEST_ADJOINT_BOUND = 0.1
 """What an adjoint bound is capped at. Chosen: in bfloat16 ``c ε √rows`` is above 1 from 164 rows on: no bound."""

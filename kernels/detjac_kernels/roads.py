@@ -22,6 +22,13 @@ _AGREEMENT = 1e-5
 
 _REPEATS = 3
 
+_LONGEST = 1536
+"""Terms of a dot product that oneDNN adds up in one go.
+
+Of 2,048 the rounding shows in single entries (3e-6 of Gemma 3 270m's J for 1.7e-6 in two parts). A transposed view is
+cut in place; a matrix as it lies would have to be copied.
+"""
+
 _table: dict[str, str] = {}
 _lock = threading.Lock()
 
@@ -71,8 +78,12 @@ def _default(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
 
 
 def _onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
-    return out if add is None else out.add_(add)
+    parts = 1 if weight.is_contiguous() else -(-weight.shape[1] // _LONGEST)
+    for rows, matrix in zip(x.chunk(parts, dim=1), weight.chunk(parts, dim=1), strict=True):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, matrix, None, "none", [], "")
+        add = out if add is None else out.add_(add)
+    assert add is not None
+    return add
 
 
 _ROADS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"default": _default, "onednn": _onednn}
