@@ -34,6 +34,9 @@ _DERIVED = ("callback", "width", "later", "timed", "capacity")
 _FINGERPRINTS = {"start": "another start, or none", "shapes": "operators of other shapes"}
 """What is said of parts of a header that are no words of the caller."""
 
+_GOALS = ("threshold", "energy")
+"""Told before ``k``, which nobody gives with them."""
+
 
 class Journal:
     """A folder that holds a solve in the making: ``solve.json``, one safetensors file a pass, and ``decision.json``.
@@ -140,7 +143,7 @@ class Journal:
             raise RunFileError(f"{place} has format {found['format']}, newer than {FORMAT}: update detjac-lanczos")
         if found["format"] < FORMAT:
             raise RunFileError(f"{place} was written by an earlier version of detjac-lanczos: give a new folder")
-        for name, value in header.items():
+        for name, value in sorted(header.items(), key=lambda item: item[0] not in _GOALS):
             if found.get(name) != value:
                 other = _FINGERPRINTS.get(name, f"{name} = {found.get(name)!r} instead of {value!r}")
                 raise InputError(f"{self.folder} holds a solve with {other}: repeat its options, or give a new folder")
@@ -203,9 +206,13 @@ def checkpoint_folder(folder: str | os.PathLike[str]) -> Path:
     InputError
         If it can be none.
     """
+    unusable = InputError(f"checkpoint = {folder!r} names no folder: give a path, or None")
     if not isinstance(folder, str | os.PathLike) or not (name := os.fspath(folder)) or "\0" in str(name):
-        raise InputError(f"checkpoint = {folder!r} names no folder: give a path, or None")
-    return Path(folder).expanduser().resolve()
+        raise unusable
+    try:
+        return Path(folder).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # the home of nobody, links in a circle
+        raise unusable from error
 
 
 def digest(*parts: str | Tensor) -> str:

@@ -180,6 +180,8 @@ def test_a_journal_of_another_operator_or_solve_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"k": None, "threshold": 1.0}, "threshold = None instead of 1.0"),
+        ({"k": None, "energy": 0.5}, "energy = None instead of 0.5"),
         ({"max_products": 1000}, "max_products = None instead of 1000"),
         ({"memory": "1 GiB"}, "memory = None instead of 1073741824"),
         ({"block": 3}, "block = None instead of 3"),
@@ -190,7 +192,7 @@ def test_a_journal_of_another_operator_or_solve_is_refused(tmp_path: Path) -> No
 def test_a_journal_is_refused_by_what_the_caller_gave(options: dict[str, object], said: str, tmp_path: Path) -> None:
     svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path)
     with pytest.raises(InputError, match=re.escape(f"holds a solve with {said}: repeat its options")):
-        svd(MATRICES[0], 4, method="lanczos", checkpoint=tmp_path, **options)
+        svd(MATRICES[0], **({"k": 4, "method": "lanczos", "checkpoint": tmp_path} | options))
 
 
 def test_a_stale_pass_that_cannot_be_removed_is_told(tmp_path: Path) -> None:
@@ -258,7 +260,7 @@ def test_a_solve_that_was_not_finite_is_so_again(tmp_path: Path) -> None:
     assert [svd(A, 3, checkpoint=tmp_path).status for _ in range(2)] == [Status.NOT_FINITE] * 2
 
 
-@pytest.mark.parametrize("folder", ["", "a\0b", 5])
+@pytest.mark.parametrize("folder", ["", "a\0b", 5, "~no-such-user/x"])
 def test_what_names_no_folder_is_refused(folder: object, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="names no folder"):
