@@ -46,6 +46,7 @@ class ProgressReporter:
     ) -> None:
         self._tol, self._quiet, self._verbose, self._check = tol, quiet, verbose, check
         self._bar: Any = None
+        self._counted = ""
         self._staged = False
         self._live = sys.stderr.isatty() or in_notebook()
         self._spoke = time.monotonic()
@@ -143,8 +144,9 @@ class ProgressReporter:
         self._bar.set_postfix_str(f"pass {progress.passes}, {progress.row_sweeps:,.0f} row-sweeps")
 
     def _open_bar(self, what: str, unit: str) -> None:
-        if self._bar is None:
+        if self._bar is None or self._counted != unit:
             self.close()
+            self._counted = unit
             self._bar = tqdm(desc=what, leave=False, unit=unit, file=sys.stderr)
 
 

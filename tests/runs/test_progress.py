@@ -132,6 +132,19 @@ def test_a_step_is_a_bar_on_a_terminal_and_a_line_elsewhere(
     assert terminal.getvalue().rsplit("\r", 2)[-1].strip() == "" and "\n" not in terminal.getvalue()
 
 
+def test_another_kind_of_work_is_another_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with ProgressReporter(1e-3) as progress:
+        progress.step("measuring triplets", 2, 4)
+        for begin in (lambda: progress(HALF_FOUND), lambda: progress.step("measuring outputs", 0, 4)):
+            terminal.truncate(0)
+            begin()
+            told = terminal.getvalue().rsplit("\r", 1)[-1]
+            assert ("singular triplets" in told) != ("measuring" in told)
+            assert ("singular triplets" in told) == ("1,200 row-sweeps" in told)
+
+
 def ipython(shell: object) -> SimpleNamespace:
     return SimpleNamespace(get_ipython=lambda: shell)
 
