@@ -63,11 +63,15 @@ def verify(
 
     Raises
     ------
+    InputError
+        If ``callback`` cannot be called, or a run of a live model is given without it.
     RunFileError
         If the folder holds no whole run.
     ModelError
         If the model cannot be loaded, or its weights are not those of the run.
     """
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback = {callback!r} cannot be called: give a function of three arguments, or None")
     run = run if isinstance(run, Run) else load_run(run)
     record = run.record
     loaded = _load(record, model, device)

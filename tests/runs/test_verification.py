@@ -76,6 +76,11 @@ def test_a_relative_folder_is_recorded_as_what_it_is(
     assert verify(folder).ok
 
 
+def test_a_callback_that_is_none_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(InputError, match="callback = 3 cannot be called: give a function of three arguments, or None"):
+        verify("no run is looked for", callback=3)  # type: ignore[arg-type]
+
+
 def test_it_measures_true_residuals(saved: Path, tiny: LoadedModel) -> None:
     found = {claim.what: claim.measured for claim in verify(saved, tiny).claims}
     run = load_run(saved)
