@@ -39,7 +39,8 @@ class Certificate:
     """TRIPLETS: A has ``claimed`` distinct singular values, one within ``radius`` of each claimed s_i.
 
     Distinct counts multiplicity. Deterministic, about the operator as computed. The j-th singular value is moreover at
-    least the j-th largest s, less rounding.
+    least the j-th largest s, less rounding, where these are Ritz values, as in the results of a solve; of triplets from
+    elsewhere it is at least that less ``radius``.
 
     Attributes
     ----------
