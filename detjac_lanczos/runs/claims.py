@@ -25,6 +25,7 @@ RECORDED_ONLY = (
 """Parts of a record that no measurement can repeat: they are what the run wrote down."""
 
 _NAMED = 6
+_DIGITS = range(3, 18)
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Claim:
         return self.least <= self.measured <= self.allowed
 
     def __str__(self) -> str:
-        """Return the claim and its measurement in one line."""
-        word = "holds" if self.holds else "FAILS"
-        return f"{word}  {self.what}: claimed {self.claimed:.3g}, measured {self.measured:.3g}"
+        """Return the claim and its measurement in one line, with as many digits as tell them apart where it fails."""
+        word, shown = ("holds", _DIGITS[:1]) if self.holds else ("FAILS", _DIGITS)
+        told = [(f"{self.claimed:.{digits}g}", f"{self.measured:.{digits}g}") for digits in shown]
+        claimed, measured = next((pair for pair in told if pair[0] != pair[1]), told[0])
+        return f"{word}  {self.what}: claimed {claimed}, measured {measured}"
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ _DIGITS = 16 * epsilon(torch.float64)
 def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult], passes: int) -> Iterator[Claim]:
     """Send the recorded vectors of every probe through the operators of ``tokens`` again and compare the bounds.
 
-    A coefficient of a probe may differ by the rounding floor c ε σ_1 √passes, hence τ and each bound by twice as much
-    (they never fall when a coefficient grows, and the norm of a matrix with two coefficients in a row bounds both), and
-    by the rounding of its own arithmetic in float64: after few steps a bound is hundreds of σ_1.
+    A coefficient γ_j of a probe may differ by the rounding floor c ε σ_1 √passes, hence τ and each bound by twice as
+    much (they never fall when a coefficient grows, and the norm of a matrix with two coefficients in a row bounds
+    both). Far above σ_1, after few steps, the polynomial of τ is τ^m / (γ_1 ⋯ γ_m) = 1/γ: τ differs by as large a part
+    of itself as the geometric mean of its coefficients, for which the floor's part of σ_1 is taken, c ε √passes. Each
+    bound moves by no more than τ does, and by the rounding of its own arithmetic in float64.
     """
     told = {index: claim for index, token in enumerate(tokens) if (claim := _completeness_of(token)) is not None}
     if not told:
@@ -34,13 +36,15 @@ def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenRe
     options = run.record["options"]
     again = measure_completeness(batch.part(list(told)), U, S, V, claims, tol=options["tol"], passes=passes)
     for token, claim, fresh in zip(part, claims, again, strict=True):
-        slack = 2 * fresh.floor + _DIGITS * max(claim.tau, *claim.upper)
+        rounding = 2 * fresh.floor
+        stretched = max(1.0, fresh.tau / fresh.sigma_1) if fresh.sigma_1 > 0.0 else 1.0
+        slack = rounding * stretched + _DIGITS * max(fresh.tau, *fresh.upper)
         left = claim.tau - slack, claim.tau + slack
         yield Claim(f"bound of what the triplets of {token.name} leave", claim.tau, fresh.tau, left[1], left[0])
         apart = max(abs(now - was) for was, now in zip(claim.upper, fresh.upper, strict=True))
         yield Claim(f"difference in the bounds of the singular values of {token.name}", 0.0, apart, slack)
         apart = abs(claim.rounding - fresh.rounding)
-        yield Claim(f"difference in the rounding that the bounds of {token.name} hold", 0.0, apart, slack)
+        yield Claim(f"difference in the rounding that the bounds of {token.name} hold", 0.0, apart, rounding)
         wrong = _contradictions(claim, fresh, token, options)
         yield Claim(f"contradictions in the claim of completeness of {token.name}", 0.0, float(wrong), 0.0)
 

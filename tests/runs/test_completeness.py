@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from detjac_lanczos import detach
 from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs import Run, analyze, load_run, verify
 from tests.runs.conftest import forged, harm
 from tests.tiny_llama import PROMPT
@@ -73,6 +74,30 @@ def test_every_kind_of_claim_holds(tiny_folder: Path, options: dict, dtype: str)
     assert all(token.certificate.completeness is not None for token in run.tokens)
     found = verify(run, model)
     assert found.ok, str(found)
+
+
+def test_a_bound_far_above_the_first_value_holds_to_rounding_of_itself(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one or two steps of a probe it is a coefficient over γ, and so is what rounding does to that."""
+    run = analyze(tiny, PROMPT, k=2, method="lanczos", max_products=24, certify="complete")
+    claims = [token.certificate.completeness for token in run.tokens if token.certificate.completeness is not None]
+    assert max(claim.tau / claim.sigma_1 for claim in claims) > 1e4
+    plain = JacobianBatch.matmat
+
+    def rounded_otherwise(batch: JacobianBatch, blocks: Any) -> list[torch.Tensor]:
+        return [(1 + 2 * torch.finfo(product.dtype).eps) * product for product in plain(batch, blocks)]
+
+    monkeypatch.setattr(JacobianBatch, "matmat", rounded_otherwise)
+    found = verify(run, tiny)
+    assert found.ok, str(found)
+
+    def change(record: dict[str, Any]) -> None:
+        record["tokens"][0]["certificate"]["completeness"]["tau"] *= 1.0001
+
+    claim = next(claim for claim in verify(forged(run, change), tiny).failed if claim.what == BOUND)
+    told = str(claim).split("claimed ")[1].split(", measured ")
+    assert told[0] != told[1] and len(told[0]) < 8
 
 
 BOUND = "bound of what the triplets of token 0 of prompt 0 leave"
