@@ -11,6 +11,7 @@ from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs.search_options import SHARED_BASIS, Polish, SearchOptions
 from detjac_lanczos.solvers import Missed, Status, SVDResult, Work, flagged, polish, svd_batch, worst
 from detjac_lanczos.solvers.auto import TINY
+from detjac_lanczos.solvers.journal import digest
 
 _LONG = 24
 """Tokens from which on matrices are written out for want of anything cheaper that certifies."""
@@ -34,7 +35,7 @@ def search_batch(
     choices : mapping
         The solver's own of an earlier search, to be made again; empty for new ones.
     checkpoint : Path or None
-        As in `svd_batch`; a polish has a folder in it.
+        As in `svd_batch`; each polish has a folder in it.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def _survey(
         block=search["block"],
         callback=search["callback"],
         choices=choices.get("polish"),
-        checkpoint=None if checkpoint is None else checkpoint / "polish",
+        checkpoint=None if checkpoint is None else checkpoint / "polish" / _name(surveyed, chosen),
     )
     first = results[chosen[0]]
     made = {**surveyed[0].choices, "polish": first.choices}
@@ -108,6 +109,11 @@ def _chosen(surveyed: Sequence[SVDResult], wanted: Polish) -> list[int]:
     if wanted is None:
         return []
     return flagged(surveyed) if isinstance(wanted, str) else sorted(worst(surveyed, wanted))
+
+
+def _name(surveyed: Sequence[SVDResult], chosen: Sequence[int]) -> str:
+    """Return a name of what a polish starts from, so that other tokens, or vectors rounded otherwise, begin anew."""
+    return digest(str(chosen), *(surveyed[index].V for index in chosen))[:16]
 
 
 def _sum(survey: Work, own: Work) -> Work:

@@ -1,6 +1,7 @@
 """A run that is cut off goes on from its checkpoint: same numbers bit for bit, same work, and the time of it all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.kernel_choices import kernel_choices
 from detjac_lanczos.operators import JacobianBatch
-from detjac_lanczos.runs import Run, analyze, checkpoint, verify
+from detjac_lanczos.runs import Run, analyze, checkpoint, surveying, verify
+from detjac_lanczos.solvers import SVDResult
 from tests.tiny_llama import PROMPT
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -76,8 +78,8 @@ def test_earlier_passes_are_not_made_again_and_their_time_is_told(
     tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = made(tiny, "polished", checkpoint=tmp_path)
-    for folder in (tmp_path, tmp_path / "polish"):
-        assert list(folder.glob("pass-*"))
+    for passes in ("pass-*", "polish/*/pass-*"):
+        assert list(tmp_path.glob(passes))
     sent: list[int] = []
     for name in ("matmat", "rmatmat"):
         usual = getattr(JacobianBatch, name)
@@ -94,6 +96,24 @@ def test_earlier_passes_are_not_made_again_and_their_time_is_told(
     assert times["solve"] >= again.work["seconds"]
     assert times["total"] == pytest.approx(sum(times.values()) - times["total"])
     assert verify(again, tiny).ok
+
+
+def test_a_polish_of_other_tokens_or_other_vectors_begins_anew(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another processor or library rounds the survey otherwise; the survey's passes are kept."""
+    made(tiny, "polished", checkpoint=tmp_path)
+    more = {"polish": 3}
+    assert_same(made(tiny, "polished", **more), made(tiny, "polished", checkpoint=tmp_path, **more))
+    usual = surveying.svd_batch
+
+    def rounded_otherwise(*given: Any, **options: Any) -> list[SVDResult]:
+        return [replace(result, V=result.V.nextafter(result.V + 1)) for result in usual(*given, **options)]
+
+    monkeypatch.setattr(surveying, "svd_batch", rounded_otherwise)
+    again = made(tiny, "polished", checkpoint=tmp_path)
+    assert_same(made(tiny, "polished"), again)
+    assert len(list(tmp_path.glob("polish/*"))) == 3
 
 
 def test_a_run_goes_on_with_the_kernels_that_it_began_with(
