@@ -20,7 +20,7 @@ from detjac_lanczos.models.kernel_choices import replay_kernel_choices
 from detjac_lanczos.operators import JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
-from detjac_lanczos.runs.checkpoint import Checkpoint
+from detjac_lanczos.runs.checkpoint import Checkpoint, NotedBatch
 from detjac_lanczos.runs.choices import recorded_choices, solver_choices
 from detjac_lanczos.runs.progress import usual_progress
 from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
@@ -171,8 +171,9 @@ def analyze(
     if choices is not None:
         replay_kernel_choices(choices)
     with usual_progress(callback, tol) as shown:
-        search["callback"] = shown if kept is None else kept.noting(shown)
-        results = search_batch(batch, k, polish, search, decided, None if kept is None else kept.folder)
+        search["callback"] = shown
+        sent, folder = (batch, None) if kept is None else (NotedBatch(batch, kept), kept.folder)
+        results = search_batch(sent, k, polish, search, decided, folder)
     clock.lap("solve", least=max(result.work.seconds for result in results))
     signed, token_readings = read_triplets(
         network, batch, results, target=target, seed=seed, estimates=estimates_of(results)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 
+from torch import Tensor
+
 from detjac_lanczos.models.kernel_choices import kernel_choices, replay_kernel_choices
+from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.solvers.journal import checkpoint_folder
-from detjac_lanczos.solvers.options import Callback, Progress
 
 _CHOICES = "choices.json"
 
@@ -38,14 +41,46 @@ class Checkpoint:
         with suppress(OSError, ValueError, TypeError, AttributeError, RuntimeError):
             replay_kernel_choices(json.loads(self._place.read_text("utf-8")))
 
-    def noting(self, callback: Callback | None) -> Callback:
-        """Return a callback that writes new choices down after every pass, then calls the given one."""
+    def note(self) -> None:
+        """Write the choices of this process down, where there are new ones."""
+        if (made := kernel_choices()) != self._written:
+            write_whole(self._place, json.dumps(made))
+            self._written = made
 
-        def noted(progress: Progress) -> None:
-            if (made := kernel_choices()) != self._written:
-                write_whole(self._place, json.dumps(made))
-                self._written = made
-            if callback is not None:
-                callback(progress)
 
-        return noted
+class NotedBatch(JacobianBatch):
+    """Jacobians whose kernel choices are written down before a pass is: a pass read back has them beside it.
+
+    Parameters
+    ----------
+    batch : JacobianBatch
+    checkpoint : Checkpoint
+    """
+
+    def __init__(self, batch: JacobianBatch, checkpoint: Checkpoint) -> None:
+        super().__init__(batch.operators)
+        self._checkpoint = checkpoint
+
+    def matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        """As `JacobianBatch.matmat`."""
+        products = super().matmat(blocks)
+        self._checkpoint.note()
+        return products
+
+    def rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
+        """As `JacobianBatch.rmatmat`."""
+        products = super().rmatmat(blocks)
+        self._checkpoint.note()
+        return products
+
+    def rmatmat_shared(self, Y: Tensor) -> list[Tensor]:
+        """As `JacobianBatch.rmatmat_shared`."""
+        products = super().rmatmat_shared(Y)
+        self._checkpoint.note()
+        return products
+
+    def matmat_sum(self, blocks: Sequence[tuple[int, Tensor]]) -> Tensor:
+        """As `JacobianBatch.matmat_sum`."""
+        product = super().matmat_sum(blocks)
+        self._checkpoint.note()
+        return product

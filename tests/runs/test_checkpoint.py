@@ -14,6 +14,7 @@ from detjac_lanczos.models.kernel_choices import kernel_choices
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs import Run, analyze, checkpoint, surveying, verify
 from detjac_lanczos.solvers import SVDResult
+from detjac_lanczos.solvers.journal import Journal
 from tests.tiny_llama import PROMPT
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -129,6 +130,31 @@ def test_a_run_goes_on_with_the_kernels_that_it_began_with(
     assert replayed == [written]
     (tmp_path / "choices.json").write_text("{")
     made(tiny, "lanczos", checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lanczos", "polished"])
+def test_kernels_are_written_down_before_the_pass_that_chose_them(
+    name: str, tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices: dict[str, dict[str, str]] = {"gemm": {}}
+    monkeypatch.setattr(checkpoint, "kernel_choices", lambda: json.loads(json.dumps(choices)))
+    for way in ("matmat", "rmatmat", "rmatmat_shared", "matmat_sum"):
+        usual = getattr(JacobianBatch, way)
+
+        def choosing(self: JacobianBatch, given: Any, usual: Any = usual) -> Any:
+            choices["gemm"][f"shape {len(choices['gemm'])}"] = "default"
+            return usual(self, given)
+
+        monkeypatch.setattr(JacobianBatch, way, choosing)
+    write, written = Journal.write, []
+
+    def write_after_choices(self: Journal, *given: Any) -> None:
+        written.append(json.loads((tmp_path / "choices.json").read_text()) == choices)
+        write(self, *given)
+
+    monkeypatch.setattr(Journal, "write", write_after_choices)
+    made(tiny, name, checkpoint=tmp_path)
+    assert written and all(written)
 
 
 def test_a_checkpoint_of_something_else_is_refused(tiny: LoadedModel, tmp_path: Path) -> None:
