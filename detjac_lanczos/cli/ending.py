@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from detjac_lanczos.cli.parser import BAD_INPUT
-from detjac_lanczos.cli.process import Interrupts, mend_streams, noted_interrupts
+from detjac_lanczos.cli.process import Interrupts, mended_streams, noted_interrupts, require_output
 from detjac_lanczos.errors import DetjacError
 
 _SIGNALLED = 128
@@ -17,9 +17,9 @@ _ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 def exit_code(run: Callable[[Interrupts], int], *, verbose: Callable[[], bool] = lambda: False) -> int:
     """Run something that gives an exit code; return it, or that of the error or interrupt that ended it."""
-    with noted_interrupts() as interrupts:
+    with noted_interrupts() as interrupts, mended_streams():
         try:
-            mend_streams()
+            require_output()
             code = run(interrupts)
             interrupts.check()
             return code

@@ -93,17 +93,28 @@ class Lenient:
             self._stream.flush()
 
 
-def mend_streams() -> None:
+@contextmanager
+def mended_streams() -> Iterator[None]:
     """Let no character stop the output: what the terminal's encoding lacks is replaced; lost errors hurt nobody."""
-    if sys.stderr is None:
-        sys.stderr = io.StringIO()
+    usual = sys.stderr
+    changed = [stream for stream in (sys.stdout, usual) if isinstance(stream, io.TextIOWrapper)]
+    errors = [stream.errors for stream in changed]
+    for stream in changed:
+        stream.reconfigure(errors="replace")
+    sys.stderr = cast(TextIO, Lenient(io.StringIO() if usual is None else usual))
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # what is left of a full one would be tried, and fail, again when the program ends
+            for stream, kept in zip(changed, errors, strict=True):
+                stream.reconfigure(errors=kept)
+            sys.stderr = usual
+
+
+def require_output() -> None:
+    """Refuse a closed standard output."""
     if sys.stdout is None:
         raise InputError("standard output is closed; leave it open, the result goes there")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    if not isinstance(sys.stderr, Lenient):
-        sys.stderr = cast(TextIO, Lenient(sys.stderr))
 
 
 def show(result: object) -> None:

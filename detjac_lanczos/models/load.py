@@ -99,7 +99,8 @@ def load_model(
     if device is not None and "device_map" in from_pretrained:
         raise InputError("device and device_map both say where the weights go; give one of them")
     options = {"trust_remote_code": trust_remote_code} | from_pretrained
-    loaded = _named(name_or_model, wanted, place, kind, options)
+    with torch.device("cpu"):  # where the caller has new tensors made says nothing of where weights go
+        loaded = _named(name_or_model, wanted, place, kind, options)
     return replace(loaded, loading=loading_of(loaded.model, options))
 
 

@@ -1,5 +1,6 @@
 """The command as a process: standard output of any kind, and no traceback."""
 
+import io
 import os
 import signal
 import subprocess
@@ -105,3 +106,12 @@ def test_an_interrupt_that_nobody_asked_after_is_no_success(capsys: pytest.Captu
 
     assert exit_code(run) == 143
     assert capsys.readouterr().err == "detjac: terminated\n"
+
+
+def test_streams_are_given_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = (io.TextIOWrapper(io.BytesIO()) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert exit_code(lambda _: 0) == 0
+    assert sys.stdout is out and sys.stderr is err
+    assert (out.errors, err.errors) == ("strict", "strict")
