@@ -34,6 +34,13 @@ def test_weights_loaded_in_inference_mode_can_be_differentiated_outside_of_it(fo
     assert not any(parameter.is_inference() for parameter in loaded.model.parameters())
 
 
+def test_weights_go_to_the_cpu_whatever_the_default_device_is(folder: Path) -> None:
+    with torch.device("meta"):
+        loaded = load_model(folder)
+    assert loaded.device == torch.device("cpu")
+    assert loaded.fingerprint == load_model(folder).fingerprint
+
+
 def test_roads_share_one_fingerprint_and_other_weights_have_another(folder: Path, live: tuple[Any, Any]) -> None:
     model, tokenizer = live
     by_folder, by_hand, by_pair = load_model(str(folder)), load_model(model, tokenizer), load_model(live)
