@@ -42,7 +42,7 @@ class Forecast:
     @property
     def sentence(self) -> str:
         """The row-sweeps in words."""
-        return f"{self.lanczos_rows:.0f} row-sweeps expected against {self.dense_rows:.0f} of dense"
+        return f"{self.lanczos_rows:,.0f} row-sweeps expected against {self.dense_rows:,.0f} of dense"
 
 
 def forecast(
