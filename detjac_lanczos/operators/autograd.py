@@ -89,7 +89,7 @@ class AutogradSweeps:
         x = self.network.inputs(self.source, prompt)
         products = [tangents.new_empty(0, self.d_out)]
         with _one_at_a_time:
-            for part in tangents.split(max(1, ROWS_AT_ONCE // len(x))):
+            for part in _together(tangents, len(x)):
                 with _dual_level():
                     dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
                     product = forward_ad.unpack_dual(self._run(dual, prompt, position)).tangent
@@ -108,15 +108,15 @@ class AutogradSweeps:
             def pull(cotangent: Tensor) -> Tensor:
                 return torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0]
 
-            for part in cotangents.split(max(1, ROWS_AT_ONCE // len(x))):
+            for part in _together(cotangents, len(x)):
                 products.append(torch.func.vmap(pull)(part))
         return torch.cat(products)
 
     def values(self, prompt: int, position: int, inputs: Tensor) -> Tensor:
         """Return the target's values at inputs (b, n, d): (b, d_out)."""
         with _one_at_a_time:
-            parts = inputs.split(max(1, ROWS_AT_ONCE // inputs.shape[1]))
-            return torch.cat([self._run(part, prompt, position) for part in parts])
+            parts = [self._run(part, prompt, position) for part in _together(inputs, inputs.shape[1])]
+            return torch.cat([inputs.new_empty(0, self.d_out), *parts])
 
     def _run(self, x: Tensor, prompt: int, position: int) -> Tensor:
         embeddings = self.network.inputs(-1, prompt)
@@ -125,6 +125,11 @@ class AutogradSweeps:
             return self.passes.run(x, embeddings, self.source, self.target, prompt, position)
         except NotImplementedError as error:
             raise OperatorError(f"a module of this model cannot be differentiated: {first_line(error)}") from error
+
+
+def _together(columns: Tensor, positions: int) -> Sequence[Tensor]:
+    """Return as many columns at a time as are differentiated together; of none, nothing, which no module need take."""
+    return columns.split(max(1, ROWS_AT_ONCE // positions)) if len(columns) else ()
 
 
 @contextmanager

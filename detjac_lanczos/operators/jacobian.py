@@ -334,13 +334,14 @@ class JacobianBatch(Shared):
         factors = fitting([Y], TRANSPOSED)
         rows = self.sweeps.transposed(segments, scaled(Y, factors).T.repeat(len(segments), 1))
         parts = zip(segments, rows.split([s.rows for s in segments]), strict=True)
-        by_end = {(s.prompt, s.position): (s.start, part) for s, part in parts}
+        shape = (Y.shape[1], self.sweeps.d_in)
+        by_end = {(s.prompt, s.position): (s.start, part.view(s.length, *shape)) for s, part in parts}
         results = []
         for operator in (self.operators[index] for index in indices):
             first, part = by_end[operator.prompt, operator.position]
             start = operator.segment.start - first
-            positions = part.view(-1, Y.shape[1], self.sweeps.d_in)[start : start + operator.tokens]
-            results.append(unscaled(positions.permute(0, 2, 1).reshape(-1, Y.shape[1]), factors))
+            positions = part[start : start + operator.tokens]
+            results.append(unscaled(positions.permute(0, 2, 1).flatten(0, 1), factors))
         return results
 
     def _matmat_sum(self, indices: Sequence[int], *blocks: Tensor) -> list[Tensor]:
@@ -356,7 +357,7 @@ class JacobianBatch(Shared):
             segment, part = entries[operator.prompt, operator.position]
             start = operator.segment.start - segment.start
             rows = self._to_rows(operator, scaled(block, factors))
-            part[start : start + operator.tokens] += rows.view(operator.tokens, width, -1)
+            part[start : start + operator.tokens] += rows.view(operator.tokens, width, self.sweeps.d_in)
         out = self.sweeps.forward(segments, torch.cat(parts).flatten(0, 1))
         return [unscaled(out.view(len(segments), width, self.sweeps.d_out).sum(dim=0).T, factors)]
 
@@ -368,4 +369,4 @@ class JacobianBatch(Shared):
     def _to_columns(self, operator: Jacobian, rows: Tensor, width: int) -> Tensor:
         if operator.token is not None:
             return rows.T
-        return rows.view(operator.tokens, width, -1).permute(0, 2, 1).reshape(-1, width)
+        return rows.view(operator.tokens, width, self.sweeps.d_in).permute(0, 2, 1).flatten(0, 1)
