@@ -57,7 +57,9 @@ class _Affine(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         for name, block in zip(names, blocks, strict=False):
             check_finite(block, name)
-        return tuple(value(*blocks))
+        # No views, so that what is returned can be changed in place: by a copy where autograd would see it shared.
+        recorded = any(block.requires_grad for block in blocks)
+        return tuple(part.clone() if recorded else part.detach() for part in value(*blocks))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

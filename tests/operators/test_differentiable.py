@@ -113,6 +113,40 @@ def test_nothing_is_recorded_unless_it_is_asked_for(network: DetachedNetwork) ->
         assert J.matmat(x).is_inference()
 
 
+def test_products_can_be_changed_in_place(network: DetachedNetwork) -> None:
+    ordinary, batch, joint = network.jacobian(1, frozen=False), network.jacobians([0, 1]), network.jacobian("joint")
+    inputs = network.inputs(-1, 0)[None].repeat(2, 1, 1)
+    pulled: tuple[Callable[[Tensor], list[Tensor]], ...] = (
+        lambda Y: [batch.operators[1].rmatmat(Y)],
+        lambda Y: [ordinary.rmatmat(Y)],
+        lambda Y: [joint.rmatmat(Y)],
+        batch.rmatmat_shared,
+        lambda Y: batch.rmatmat([(0, Y), (1, Y)]),
+    )
+    pushed: tuple[Callable[[Tensor], list[Tensor]], ...] = (
+        lambda X: [batch.operators[1].matmat(X)],
+        lambda X: [ordinary.matmat(X)],
+        lambda X: [batch.matmat_sum([(0, X), (1, X)])],
+        lambda X: batch.matmat([(0, X), (1, X)]),
+    )
+    cases = [
+        (product, normal(rows, 2))
+        for rows, kind in zip(ordinary.shape, (pulled, pushed), strict=True)
+        for product in kind
+    ]
+    for product, at in [*cases, (lambda X: [network.apply(X)], inputs)]:
+        leaf = at.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(sum(part.square().sum() for part in product(leaf)), leaf)
+        parts = product(leaf)
+        squares = [part.square().sum() for part in parts[1:]]
+        doubled = parts[0].mul_(2)
+        (gradient,) = torch.autograd.grad(doubled.square().sum() / 4 + sum(squares), leaf)
+        same(gradient, expected)
+        plain = product(at)[0]
+        plain += torch.ones_like(plain).requires_grad_()
+        assert plain.requires_grad
+
+
 def test_columns_under_vmap_are_columns(network: DetachedNetwork) -> None:
     J = network.jacobian(1)
     with pytest.raises(OperatorError, match=r"takes columns, shape \(24, b\); got \(24,\)"):
