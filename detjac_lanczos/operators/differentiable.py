@@ -1,7 +1,7 @@
 """Products that autograd can differentiate: a linear map is its own derivative, and its transpose pulls gradients back.
 
-So derivatives of every order are products again, in reverse and in forward mode, and under the transforms of
-`torch.func`. Nothing is recorded where no derivative is asked for.
+So derivatives of every order are products again, in reverse and (unless a product takes it itself) in forward mode, and
+under the transforms of `torch.func`. Nothing is recorded where no derivative is asked for.
 """
 
 from __future__ import annotations

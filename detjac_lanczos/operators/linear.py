@@ -21,6 +21,9 @@ _DENSE_CHUNK = 256
 class MatrixFree(Shared, ABC):
     """A linear operator given by products with columns, which autograd and `torch.func` differentiate in the columns.
 
+    What is made in forward mode (J X of ordinary Jacobians and of undeclared decoders) is differentiated in reverse
+    mode alone. torch's older batching (``vectorize=True``, ``is_grads_batched=True``) is not served: use `torch.func`.
+
     Attributes
     ----------
     shape : (int, int)

@@ -226,7 +226,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
     ) -> Tensor:
         """Return what the detached network makes of other inputs: it is affine, x → Σ J_i x_i + offset.
 
-        Autograd differentiates it in X.
+        Autograd differentiates it in X; for a decoder that no family declares, in reverse mode alone.
 
         Parameters
         ----------
