@@ -24,9 +24,10 @@ from detjac_lanczos.frozen.words import (
     Softcap,
     Word,
 )
+from detjac_lanczos.frozen.words.product import ClampedSwish
 
 Kinds = Collection[type]
-"""Classes of words."""
+"""Classes of words, and of products in them that freeze more than a gated product does."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ FACTORS: dict[type, Factor] = {
         "the routing of experts, and the up projection in each, with act(z) taken as (act(z)/z) z",
         "the routing of experts, and in each its two factors in turn; the map is the mean of both",
     ),
+    ClampedSwish: Factor(
+        "clamps of up in experts",
+        "which entries of the experts' up projections are clamped",
+        "the experts' up projections as clamp(u) + 1",
+        "which entries of the experts' up projections are clamped, and these projections as clamp(u) + 1",
+    ),
     Softcap: Factor("softcap ratio of logits", "the ratio c tanh(z/c)/z of the logits' softcap"),
 }
 """By kind of word, in the order in which they are told."""
@@ -74,7 +81,9 @@ def frozen_kinds(family: Family, model: nn.Module | None = None) -> Kinds:
         inside = chain(*(_flat(family.block_words, block) for block in family.blocks_of(model)))
         bends = (w for w in family.logits if isinstance(w, Softcap) and attrgetter(w.attribute)(causal) is not None)
         words = chain(_flat(family.entry, decoder), inside, _flat(family.tail, decoder), bends)
-    return {type(word) for word in words} & FACTORS.keys()
+    found = list(words)
+    products = {type(word.product) for word in found if isinstance(word, RoutedExperts)}
+    return ({type(word) for word in found} | products) & FACTORS.keys()
 
 
 def frozen_in_words(kinds: Kinds, freeze: Freeze) -> str:

@@ -32,6 +32,11 @@ FACTORS = {
     "up": ("the up projection of every gated MLP", "the up projection in each"),
     "half": ("in every gated MLP, each of its two factors in turn", "in each its two factors in turn"),
 }
+CLAMPED = {
+    "gate": ["which entries of the experts' up projections are clamped"],
+    "up": ["clamp(u) + 1"],
+    "half": ["which entries of the experts' up projections are clamped", "clamp(u) + 1"],
+}
 ENDS = {"Llama": "the final norm", "OPT post-norm": "the output projection", "OPT plain": ""}
 
 
@@ -51,6 +56,12 @@ def test_the_factor_of_a_gated_product_is_the_chosen_one(freeze: str) -> None:
     frozen = definition("Llama 4", freeze=freeze)["frozen"]
     for way, said in FACTORS.items():
         assert [words in frozen for words in said] == [way == freeze] * 2
+
+
+def test_clamps_of_experts_are_told_where_there_are_any() -> None:
+    for freeze, said in CLAMPED.items():
+        assert all(words in definition("gpt-oss", freeze=freeze)["frozen"] for words in said)
+        assert "clamp" not in definition("Mixtral", freeze=freeze)["frozen"]
 
 
 def test_a_softcap_of_logits_is_frozen_on_the_way_to_them_where_there_is_one() -> None:
