@@ -130,7 +130,7 @@ def test_methods_and_row_sweeps_are_those_of_the_solver(tokens: int, method: str
     every, joint = network.jacobians(), network.jacobian("joint")
     assert found.every_token.method == method
     why = svd_batch(every, k=2, block=3, max_products=1000)[0].why
-    said, dense = (float(word) for word in why.split() if word.isdigit())
+    said, dense = (float(word) for word in why.replace(",", "").split() if word.isdigit())
     assert found.every_token.row_sweeps == pytest.approx(said if method == "lanczos" else dense, abs=0.5)
     columns = said / sum(map(every.cost, range(tokens)))
     assert found.joint.row_sweeps == pytest.approx(1.35 * columns * joint.cost(), rel=1e-2)
