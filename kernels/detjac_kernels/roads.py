@@ -12,7 +12,8 @@ The choice is data: `choices` returns the table made so far, `replay` puts a rec
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, reduce
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -79,11 +80,9 @@ def _default(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
 
 def _onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
     parts = 1 if weight.is_contiguous() else -(-weight.shape[1] // _LONGEST)
-    for rows, matrix in zip(x.chunk(parts, dim=1), weight.chunk(parts, dim=1), strict=True):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(rows, matrix, None, "none", [], "")
-        add = out if add is None else out.add_(add)
-    assert add is not None
-    return add
+    pairs = zip(x.chunk(parts, dim=1), weight.chunk(parts, dim=1), strict=True)
+    products = (torch.ops.mkldnn._linear_pointwise.default(*pair, None, "none", [], "") for pair in pairs)
+    return reduce(Tensor.add_, products if add is None else chain([add], products))
 
 
 _ROADS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"default": _default, "onednn": _onednn}
