@@ -23,7 +23,7 @@ from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, as_written
 from detjac_lanczos.models.bitsandbytes import rounding_unsaid
 from detjac_lanczos.models.dtypes import compute_dtype, in_several_dtypes
-from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
+from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights, multiply_fast
 from detjac_lanczos.models.offloaded import execution_device
 
 
@@ -77,6 +77,7 @@ def capture(
     streams, ends = Watch(), Watch()
     _run_as_it_is(twin, decoder, prompts, streams)
     make_observable(twin)
+    multiply_fast(twin)
     tape = Tape(plan, [prompt.length for prompt in prompts])
     _record_factors(family, decoder, blocks, tape, freeze)
     _watch_streams(twin, decoder, blocks, streams)
@@ -150,6 +151,7 @@ def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], r
     The branches of all blocks would be the largest streams; one more pass, when one of them is asked for, is cheaper.
     """
     twin = observed_copy(model)
+    multiply_fast(twin)
     watch = Watch()
     block = family.blocks_of(twin)[index]
     branch = family.branch(role)

@@ -7,6 +7,7 @@ taken on machines without an accelerator.
 from detjac_kernels.gemm import epilogue, linear, linear_transposed, surrounded
 from detjac_kernels.mixing_roads import mix, mix_rebuilt, mix_rebuilt_transposed, mix_transposed
 from detjac_kernels.norms import rms_reciprocal
+from detjac_kernels.roads import product_of_few_rows
 from detjac_kernels.scratch import keep_freed_memory
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "mix_rebuilt",
     "mix_rebuilt_transposed",
     "mix_transposed",
+    "product_of_few_rows",
     "rms_reciprocal",
     "surrounded",
 ]
