@@ -11,10 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detjac_lanczos.models.alignment import align
+
 
 @torch.no_grad()
 def widen(model: Any, r: int) -> Any:
-    """Return a Llama model of r times the width; the head is untied. ``r = 1`` returns the model itself."""
+    """Return a Llama model of r times the width; the head is untied. ``r = 1`` returns the model itself.
+
+    Its weights lie as those of a model that was loaded.
+    """
     if r == 1:
         return model
     config = copy.deepcopy(model.config)
@@ -34,6 +39,7 @@ def widen(model: Any, r: int) -> Any:
             module.weight.copy_(_tiled(small[name].weight, rows, r))
         elif getattr(module, "weight", None) is not None and module.weight.ndim == 1:
             module.weight.copy_(small[name].weight.repeat(r))
+    align(wide)
     return wide
 
 

@@ -151,6 +151,8 @@ def analyze(
     check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
     loaded = load_converted(model, dtype, device)
     clock.lap("load")
+    if choices is not None:
+        replay_kernel_choices(choices)
     if kept is not None:
         kept.replay()
     network = detach(
@@ -168,8 +170,6 @@ def analyze(
     batch = network.jacobians(wanted, source=source, target=target, position=position)
     _require_distinct(batch)
     clock.lap("capture")
-    if choices is not None:
-        replay_kernel_choices(choices)
     with usual_progress(callback, tol) as shown:
         search["callback"] = shown
         sent, folder = (batch, None) if kept is None else (NotedBatch(batch, kept), kept.folder)

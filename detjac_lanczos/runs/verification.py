@@ -75,8 +75,8 @@ def verify(
     run = run if isinstance(run, Run) else load_run(run)
     record = run.record
     loaded = _load(record, model, device)
-    network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"]["memory"])
     replay_kernel_choices(record["choices"])
+    network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"]["memory"])
     places: dict[str, Any] = {
         "source": parse_place(record["options"]["source"]),
         "target": _target(run),

@@ -1,6 +1,7 @@
 """Products with every prologue and epilogue against float64, on every road; a recorded choice of roads is obeyed."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from detjac_kernels import linear, linear_transposed, mix, mix_transposed, rms_reciprocal, roads
+from detjac_kernels import linear, linear_transposed, mix, mix_transposed, product_of_few_rows, rms_reciprocal, roads
 
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
@@ -106,15 +107,15 @@ def test_a_choice_is_made_once_and_a_recorded_one_is_obeyed(monkeypatch: pytest.
 @pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_road_that_disagrees_or_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    x, weight = torch.randn(6, 16), torch.randn(12, 16)
+    ready = 1.0001 * (x @ weight.T)
+
     def onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
         if fails:
             raise RuntimeError("could not create a primitive")
-        return 1.0001 * (x @ weight.T)
+        return ready.clone()
 
-    x, weight = torch.randn(6, 16), torch.randn(12, 16)
-    ready = torch.zeros(6, 12)
-    monkeypatch.setattr(roads, "_onednn", onednn)
-    monkeypatch.setitem(roads._ROADS, "onednn", lambda *_: ready)  # the faster one
+    monkeypatch.setitem(roads._ROADS, "onednn", onednn)
     assert torch.equal(linear(x, weight), roads._default(x, weight))
     assert roads.choices() == {"f32 xWt 8x16->12": "default"}
 
@@ -166,6 +167,7 @@ def test_the_reciprocal_root_mean_square_is_at_least_float32(dtype: torch.dtype)
 @pytest.mark.parametrize("faster", ["default", "onednn"])
 def test_the_faster_road_is_taken_though_it_was_slow_once(monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
     seconds = {road: iter([9.0, 1.0, 9.0] if road == faster else [2.0] * 3) for road in roads._ROADS}
+    seconds["onednn"] = chain([0.0], seconds["onednn"])  # it is compared first
     now = [0.0]
 
     def taking(road: str) -> Callable[..., Tensor]:
@@ -180,6 +182,22 @@ def test_the_faster_road_is_taken_though_it_was_slow_once(monkeypatch: pytest.Mo
     monkeypatch.setattr(roads, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     linear(torch.randn(6, 16), torch.randn(12, 16))
     assert list(roads.choices().values()) == [faster]
+
+
+@pytest.mark.parametrize(("rows", "f"), [(1, 16), (7, 16), (128, 16), (129, 16), (7, 18), (0, 16)])
+def test_few_rows_are_multiplied_by_parts_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, rows: int, f: int
+) -> None:
+    """Other numbers of rows, and matrices that have no equal parts, take the default product."""
+    x, weight = torch.randn(rows, 12), torch.randn(f, 12)
+    torch.testing.assert_close(product_of_few_rows(x, weight), x @ weight.T)
+    served = rows in (1, 7, 128) and f == 16
+    assert list(roads.choices()) == ([f"f32 few xWt {8 if rows == 7 else rows}x12->16"] if served else [])
+    taken = []
+    monkeypatch.setitem(roads._ROADS, "parts", lambda *operands: taken.append(operands) or roads._in_parts(*operands))
+    roads.replay(dict.fromkeys(roads.choices(), "parts"))
+    torch.testing.assert_close(product_of_few_rows(x, weight), x @ weight.T)
+    assert len(taken) == served
 
 
 @pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from detjac_kernels import roads
 from detjac_lanczos import detach, layer
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
@@ -133,6 +135,24 @@ def test_same_seed_and_choices_repeat_the_run_bit_for_bit(tiny: LoadedModel, met
     assert again.work["method"] == first.work["method"]
     assert again.vectors.keys() == first.vectors.keys()
     assert all(torch.equal(again.vectors[name], value) for name, value in first.vectors.items())
+
+
+def test_recorded_kernels_serve_the_capture_as_well_as_the_sweeps(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another process nothing is timed again, neither by the same call nor to verify its run."""
+    first = analyze(tiny, PROMPT, k=K, method="lanczos")
+    verified = verify(first, tiny)
+    recorded = {**first.record["choices"], "gemm": roads.choices()}
+    assert any("few" in shape for shape in recorded["gemm"])
+    monkeypatch.setattr(roads, "_measure", lambda key, *_: pytest.fail(f"{key} is timed again"))
+    for repeat in (
+        lambda: analyze(tiny, PROMPT, k=K, method="lanczos", choices=recorded),
+        lambda: verify(replace(first, record={**first.record, "choices": recorded}), tiny),
+    ):
+        monkeypatch.setattr(roads, "_table", {})
+        repeat()
+    assert verified.ok
 
 
 @pytest.mark.parametrize("choices", [{}, {"solver": 3}, "auto", []])
