@@ -117,10 +117,10 @@ def multiply_fast(copied: nn.Module) -> None:
     No gradient passes through.
     """
     for module in copied.modules():
-        weight = module._parameters.get("weight")
-        plain = type(module) is nn.Linear and type(weight) is nn.Parameter and "forward" not in vars(module)
-        if plain and weight.dtype is torch.float32:
-            module.forward = partial(_linear_of_few_rows, module)
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            weight = module._parameters.get("weight")
+            if type(weight) is nn.Parameter and weight.dtype is torch.float32:
+                vars(module)["forward"] = partial(_linear_of_few_rows, module)
 
 
 def _linear_of_few_rows(module: nn.Linear, x: Tensor) -> Tensor:
