@@ -126,10 +126,28 @@ def project_out(rows: Tensor, basis: Tensor) -> Tensor:
     return rows - (rows @ basis.T) @ basis if basis.shape[0] else rows
 
 
+def orthonormal_factor(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return L and orthonormal Q with rows = L Q: what Gram-Schmidt makes of them.
+
+    Orthonormal rows come back as they are, signs included: Householder reflections alone would flip some.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (s, d), s <= d
+
+    Returns
+    -------
+    Tensor, shape (s, s), lower triangular, no negative number on its diagonal
+    Tensor, shape (s, d)
+    """
+    basis, upper = torch.linalg.qr(rows.T)
+    signs = torch.where(upper.diagonal() < 0.0, -1.0, 1.0).to(rows.dtype)
+    return upper.T * signs, (basis * signs).T
+
+
 def orthonormal_rows(rows: Tensor) -> Tensor:
-    """Return orthonormal rows that span what the given rows (independent) span."""
-    basis: Tensor = torch.linalg.qr(rows.T).Q
-    return basis.T
+    """Return orthonormal rows that span what the given rows (independent) span; orthonormal ones come back as such."""
+    return orthonormal_factor(rows)[1]
 
 
 def dominant_rows(candidates: Tensor, width: int, threshold: float) -> Tensor:
@@ -154,6 +172,8 @@ def dominant_rows(candidates: Tensor, width: int, threshold: float) -> Tensor:
 
 def complete_block(block: Tensor, basis: Tensor, width: int, generator: torch.Generator) -> Tensor:
     """Make a block orthonormal to a basis, and fill it up to ``width`` with random directions orthogonal to both.
+
+    Rows that are orthonormal, and orthogonal to the basis, stay the first ones as they are, signs included.
 
     Parameters
     ----------

@@ -67,9 +67,3 @@ class LeaveOneOut:
         inside = self._samples @ basis.T
         outside = (self._samples - inside @ basis).square().sum()
         return float(outside + (inside * self._duals.T).sum(dim=1).square().sum()) / len(inside)
-
-
-def orthonormal_factor(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return L ``(s, s)``, lower triangular, and orthonormal Q ``(s, d)`` with rows = L Q, for s ≤ d."""
-    basis, upper = torch.linalg.qr(rows.T)
-    return upper.T, basis.T

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import random_rows
+from detjac_lanczos.solvers.basis import orthonormal_factor, random_rows
 from detjac_lanczos.solvers.contradiction import cause
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets, adjoint_defect
 from detjac_lanczos.solvers.finish import Found, Method, finish
-from detjac_lanczos.solvers.leave_one_out import LeaveOneOut, orthonormal_factor
+from detjac_lanczos.solvers.leave_one_out import LeaveOneOut
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.residuals import relative_residuals

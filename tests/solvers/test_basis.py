@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detjac_lanczos.solvers.basis import small_svd, svd_with_clean_zeros, thin_svd
+from detjac_lanczos.solvers.basis import complete_block, orthonormal_factor, small_svd, svd_with_clean_zeros, thin_svd
 
 
 def _give_up(*args: Any, **options: Any) -> Any:
@@ -52,3 +52,28 @@ def test_where_torch_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     left, values, right = thin_svd(matrix)
     assert values.dtype == matrix.dtype
     torch.testing.assert_close((left * values) @ right, matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orthonormal_rows_come_back_as_they_are(dtype: torch.dtype) -> None:
+    """Also through a block made orthonormal to a basis, and above the random rows that fill it."""
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.finfo(dtype).eps
+    for size in range(1, 9):
+        rows = torch.linalg.qr(torch.randn(30, 12, generator=generator, dtype=torch.float64)).Q.T.to(dtype)
+        basis, block = rows[:4], rows[4 : 4 + size]
+        for returned in (
+            orthonormal_factor(block)[1],
+            complete_block(block, basis, size, generator),
+            complete_block(block, basis, size + 3, generator)[:size],
+        ):
+            torch.testing.assert_close(returned, block, rtol=0, atol=20 * eps)
+
+
+def test_rows_are_the_factor_times_orthonormal_ones() -> None:
+    rows = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factor, orthonormal = orthonormal_factor(rows)
+    torch.testing.assert_close(factor @ orthonormal, rows, rtol=0, atol=1e-14)
+    torch.testing.assert_close(orthonormal @ orthonormal.T, torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-14)
+    # L Lᵀ = A Aᵀ has one such factor: that of Cholesky.
+    torch.testing.assert_close(factor, torch.linalg.cholesky(rows @ rows.T), rtol=0, atol=1e-13)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from detjac_lanczos.solvers import svd
-from detjac_lanczos.solvers.leave_one_out import LeaveOneOut, orthonormal_factor
+from detjac_lanczos.solvers.basis import orthonormal_factor
+from detjac_lanczos.solvers.leave_one_out import LeaveOneOut
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
 SAMPLES = 7

@@ -6,7 +6,8 @@ import torch
 from scipy.stats import binom
 
 from detjac_lanczos.solvers import Status, svd, svd_batch
-from detjac_lanczos.solvers.strand import Strand
+from detjac_lanczos.solvers.basis import complete_block
+from detjac_lanczos.solvers.strand import _LONGEST, Strand
 from detjac_lanczos.solvers.widening import Widening
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
@@ -113,17 +114,24 @@ def test_what_was_done_is_said() -> None:
     assert "\n" not in result.advice
 
 
+def as_sent(strand: Strand, basis: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """The rows of a strand as a search sends them, where no residual is open."""
+    rows = strand.beside(basis[:0], basis, most)
+    return complete_block(rows, basis, len(rows), generator)
+
+
 def test_a_strand_knows_its_part_of_every_copy() -> None:
     """F_j y = Φ_j w_0 on both sides, in a space that knows nothing of y; a copy keeps σ_min(Φ_j) ≤ 1 / ‖w_0‖."""
     A = matrix(with_copies(3, 1, size=60), (70, 60))
     left, values, right = torch.linalg.svd(A)
     known = {0: right[:3], 1: left.T[:3]}
     copy = {0: right[3], 1: left.T[3]}
-    strand = Strand(2, float(values[3]), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    strand = Strand(2, float(values[3]), generator)
     part, bases = None, dict(known)
     for step in range(7):
         side = step % 2
-        rows = strand.beside(A.new_empty(0, bases[side].shape[1]), bases[side], 5)
+        rows = as_sent(strand, bases[side], 5, generator)
         bases[side] = torch.cat([bases[side], rows])
         now = (rows @ copy[side]).numpy()
         part = np.linalg.solve(strand._now, now) if part is None else part
@@ -141,11 +149,12 @@ def test_a_copy_is_excluded_wrongly_by_chance_alone() -> None:
     wrong, right_ones, trials = 0, 0, 80
     for there, known in ((True, 1), (False, 2)):
         for seed in range(trials):
-            strand = Strand(1, float(values[0]), torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            strand = Strand(1, float(values[0]), generator)
             bases = [right[:known], left.T[:known]]
             for step in range(12):
                 side = step % 2
-                rows = strand.beside(A.new_empty(0, 40), bases[side], 1)
+                rows = as_sent(strand, bases[side], 1, generator)
                 bases[side] = torch.cat([bases[side], rows])
                 strand.absorb(rows @ (A if side else A.T), bases[1 - side], 1e-14)
                 if strand.ended:
@@ -154,6 +163,27 @@ def test_a_copy_is_excluded_wrongly_by_chance_alone() -> None:
             right_ones += strand.excluded and not there
     assert wrong <= binom.ppf(1 - 1e-6, trials, 1e-3)
     assert right_ones >= 0.95 * trials
+
+
+@pytest.mark.parametrize("gap", [0.97, 0.7, 0.4])
+def test_a_copy_is_there_until_the_last_pass(gap: float) -> None:
+    """A strand of two rows beside nothing else, with the one copy: at any distance of what comes next."""
+    values = np.r_[1.0, gap * np.arange(2.0, 61.0) ** -0.25]
+    excluded, trials = 0, 60
+    for seed in range(trials):
+        A = matrix(values, (60, 60), seed)
+        generator = torch.Generator().manual_seed(seed)
+        strand = Strand(2, 1.0, generator)
+        bases, passes = [A.new_empty(0, 60), A.new_empty(0, 60)], 0
+        while not strand.ended:
+            side = passes % 2
+            rows = as_sent(strand, bases[side], 8, generator)
+            bases[side] = torch.cat([bases[side], rows])
+            strand.absorb(rows @ (A if side else A.T), bases[1 - side], 1e-14)
+            passes += 1
+        assert passes <= _LONGEST and strand.excluded
+        excluded += passes < _LONGEST
+    assert excluded <= binom.ppf(1 - 1e-6, trials, 1e-3)
 
 
 @pytest.mark.parametrize("block", [1, 2])
