@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
 
 from detjac_lanczos.errors import InputError, in_one_line
 from detjac_lanczos.frozen.padding import Positions, rows_of, unpadded
@@ -184,6 +185,8 @@ def _rows_of_ids(input_ids: Any) -> list[Tensor]:
 def _rows_of_embeds(loaded: LoadedModel, inputs_embeds: Any) -> list[Tensor]:
     width = token_table_of(loaded.model).weight.shape[1]
     rows = rows_of(inputs_embeds, axes=2)
+    if rows and any(map(is_functorch_wrapped_tensor, rows)):
+        raise InputError("inputs_embeds is inside a transform of torch.func (grad, jvp, vmap): detach before it")
     if rows is None or any(row.shape[1] != width or len(row) == 0 for row in rows):
         have = tuple(inputs_embeds.shape) if isinstance(inputs_embeds, Tensor) else type(inputs_embeds).__name__
         raise InputError(

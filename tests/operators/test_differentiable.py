@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import OperatorError
+from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.operators import DetachedNetwork, detach
 from tests import tiny_models
 
@@ -151,3 +151,20 @@ def test_columns_under_vmap_are_columns(network: DetachedNetwork) -> None:
     J = network.jacobian(1)
     with pytest.raises(OperatorError, match=r"takes columns, shape \(24, b\); got \(24,\)"):
         torch.vmap(J.matmat)(normal(3, J.shape[1]))
+
+
+def test_embeddings_inside_a_transform_are_refused(network: DetachedNetwork) -> None:
+    rows = normal(3, 24)
+
+    def y(x: Tensor) -> Tensor:
+        return detach(network.loaded, inputs_embeds=x).jacobian(0).y
+
+    transformed: tuple[Callable[[], object], ...] = (
+        lambda: torch.func.grad(lambda x: y(x).sum())(rows),
+        lambda: torch.func.jvp(y, (rows,), (rows,)),
+        lambda: torch.func.functionalize(y)(rows),
+        lambda: torch.vmap(y)(rows.expand(2, 3, 24)),
+    )
+    for call in transformed:
+        with pytest.raises(InputError, match=r"inside a transform of torch\.func .*: detach before it"):
+            call()
