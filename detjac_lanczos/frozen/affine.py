@@ -25,7 +25,7 @@ from detjac_lanczos.models.weights import DenseWeight
 class AffineNetwork(FrozenNetwork):
     """A frozen network that is applied: y = Σ J_i x_i + r between any two of its places."""
 
-    _programs: dict[tuple[int, str, int | None, Tensor | None], Program] = field(
+    _programs: dict[tuple[int, str, int | None], tuple[Place, Program]] = field(
         default_factory=dict, init=False, repr=False
     )
     _values: dict[tuple[str | int, ...], Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -61,10 +61,13 @@ class AffineNetwork(FrozenNetwork):
         UnsupportedModelError
             If the way to the logits is not built as the family declares.
         """
-        key = (source, target.kind, target.index, self._asked_before(target.rows))
-        if key not in self._programs:
-            self._programs[key] = self._program(source, target)
-        return self._programs[key]
+        key = source, target.kind, target.index
+        known, program = self._programs.get(key, (None, None))
+        if known is None or program is None or not known.is_that(target):
+            # The latest probe takes the place of the one before: each has rows of its own.
+            program = self._program(source, target)
+            self._programs[key] = target, program
+        return program
 
     @in_own_precision
     def _program(self, source: int, target: Place) -> Program:
@@ -112,14 +115,6 @@ class AffineNetwork(FrozenNetwork):
             return word.maps(model, "", {}, self.freeze)
         except KeyError:
             raise ValueError("it freezes what a capture records, and nothing is recorded here") from None
-
-    def _asked_before(self, rows: Tensor | None) -> Tensor | None:
-        """Return the rows of an earlier probe where they are equal: each probe holds a copy of its own."""
-        if rows is None:
-            return None
-        known = (other for *_, other in self._programs if other is not None)
-        alike = (other for other in known if (other.dtype, other.device) == (rows.dtype, rows.device))
-        return next((other for other in alike if torch.equal(other, rows)), rows)
 
     @in_own_precision
     def value(self, target: Place, prompt: int, position: int) -> Tensor:
@@ -191,8 +186,9 @@ class AffineNetwork(FrozenNetwork):
         key = ("stream", source, prompt)
         if key not in self._values:
             before = Place("layer", source - 1)
-            rows = [self.value(before, prompt, position) for position in range(self.lengths[prompt])]
-            self._values[key] = torch.stack(rows)
+            layout = Layout([Segment(prompt, 0, self.lengths[prompt] - 1, 1, joint=True)], self.lengths, self.device)
+            entering, program = self.inputs(-1, prompt), self.program(-1, before)
+            self._values[key] = forward(program, entering, layout, affine=True, every_position=True)
         return self._values[key]
 
     def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:

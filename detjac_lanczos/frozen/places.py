@@ -24,6 +24,14 @@ class Place:
     index: int | None = None
     rows: Tensor | None = None
 
+    def is_that(self, other: Place) -> bool:
+        """Tell whether another is this place too: of probes, whether their rows are the same numbers."""
+        named = (self.kind, self.index) == (other.kind, other.index)
+        if not named or self.rows is None or other.rows is None or self.rows is other.rows:
+            return named
+        alike = (self.rows.dtype, self.rows.device) == (other.rows.dtype, other.rows.device)
+        return alike and torch.equal(self.rows, other.rows)
+
     def __str__(self) -> str:
         """Return the place as a user types it."""
         if self.rows is not None:

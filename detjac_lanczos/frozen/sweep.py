@@ -119,7 +119,9 @@ def has_bias(chain: Sequence[Map]) -> bool:
 
 
 @in_own_precision
-def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = False) -> Tensor:
+def forward(
+    program: Program, rows: Tensor, layout: Layout, *, affine: bool = False, every_position: bool = False
+) -> Tensor:
     """Apply the frozen network.
 
     Parameters
@@ -130,10 +132,12 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     layout : Layout
     affine : bool
         Add the biases on the way.
+    every_position : bool
+        Give the target at every position of each segment, not at its output position alone.
 
     Returns
     -------
-    Tensor, shape (Σ widths, d_out)
+    Tensor, shape (Σ widths, d_out), or (Σ rows, d_out) with ``every_position``
     """
     require_exact_products(rows.dtype, rows.device)
     keep_freed_memory()
@@ -142,7 +146,7 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     else:
         x = rows.new_zeros(layout.rows, program.d_in)
         x.index_copy_(0, layout.source, rows)
-    if program.last_mixing < 0:
+    if program.last_mixing < 0 and not every_position:
         x = x.index_select(0, layout.kept)
     all_chains = program.affine_chains if affine else program.chains
     for index in _stages_in_turn(program):
@@ -150,8 +154,8 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
         here = layout.on(stage.device)
         x = x.to(here.device)
         _turn_pages(program.stages, index, 1)
-        prunes = index == program.last_mixing
-        positions = here.positions if index <= program.last_mixing else here.pruned_positions
+        prunes = index == program.last_mixing and not every_position
+        positions = here.positions if every_position or index <= program.last_mixing else here.pruned_positions
         mixing = here.pruning if prunes else here.square
         out = here.pruned_positions if prunes else positions
         kept = x.index_select(0, here.kept) if prunes else x

@@ -63,6 +63,15 @@ class Jacobian(MatrixFree):
         self.tokens = self.segment.length if joint else 1
         self.shape = (sweeps.d_out, sweeps.d_in * self.tokens)
 
+    def goes_with(self, other: Jacobian) -> bool:
+        """Tell whether both are of one map between two places, at whatever tokens and positions."""
+        return (
+            type(self) is type(other)
+            and self.network is other.network
+            and self.source == other.source
+            and self.target.is_that(other.target)
+        )
+
     def _matmat(self, X: Tensor) -> Tensor:
         return JacobianBatch([self])._matmat([0], X)[0]
 
@@ -197,12 +206,24 @@ class JacobianBatch(Shared):
     Parameters
     ----------
     operators : sequence of Jacobian
-        One or more.
+        One or more, frozen or ordinary ones.
+
+    Raises
+    ------
+    InputError
+        If there are none, or they are of different networks, sources or targets, or frozen and ordinary ones.
     """
 
     def __init__(self, operators: Sequence[Jacobian]) -> None:
         self.operators = list(operators)
+        if not self.operators:
+            raise InputError("a batch is of one Jacobian or more; got none")
         first = self.operators[0]
+        if not all(map(first.goes_with, self.operators)):
+            raise InputError(
+                "a batch sweeps one map: operators of one network, source and target, all frozen or all ordinary; "
+                "make a batch of each"
+            )
         self.network, self.sweeps = first.network, first.sweeps
         self.dtype, self.device = first.dtype, first.device
 

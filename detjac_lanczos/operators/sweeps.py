@@ -75,7 +75,9 @@ class FrozenSweeps:
 
     def _layout(self, segments: Sequence[Segment]) -> Layout:
         key = tuple(segments)
-        if key not in self._layouts:
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = Layout(key, self.lengths, self.device)
             # A solver asks for the same segments again and again, then for others and never for these.
-            self._layouts = {key: Layout(key, self.lengths, self.device)}
-        return self._layouts[key]
+            self._layouts = {key: layout}
+        return layout

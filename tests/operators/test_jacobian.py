@@ -1,7 +1,12 @@
 """What a Jacobian of a frozen network satisfies: adjointness, chain rule, affine sum, batches, switched-off heads."""
 
+import gc
 import math
+import time
+import weakref
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,12 +14,16 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.frozen import affine
+from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.maps import ColumnScale
+from detjac_lanczos.frozen.sweep import forward
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, detach, expert, head, layer, mlp, probe
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
+from tests.threads import at_once
 from tests.tiny_models import undeclared
 from tests.tiny_models.dense import gemma2, granite
 from tests.tiny_models.moe import gpt_oss, qwen3_moe
@@ -407,6 +416,19 @@ def test_an_altered_network_has_its_own_output_and_no_reconstruction(network: De
     assert "without" not in repr(network.jacobian(0))
 
 
+@pytest.mark.parametrize("source", [1, 2])
+def test_the_stream_of_an_altered_network_takes_one_sweep(
+    network: DetachedNetwork, source: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    altered = network.replace(drop=mlp(1))
+    values = [altered.value(layer(source - 1), 0, position) for position in range(altered.lengths[0])]
+    swept = Mock(side_effect=forward)
+    monkeypatch.setattr(affine, "forward", swept)
+    stream = altered.inputs(source, 0)
+    assert swept.call_count == 1
+    assert (stream - torch.stack(values)).norm() <= 1e-14 * stream.norm()
+
+
 @pytest.mark.parametrize("make", [tiny_models.llama, undeclared.ctrl])
 def test_a_network_is_of_the_embeddings_it_was_given(make: Any) -> None:
     """It neither follows what is written to them later, nor writes to them (CTRL scales them in place)."""
@@ -538,11 +560,55 @@ def test_a_tuple_is_one_prompt_and_token_and_any_other_iterable_a_list(network: 
             network.jacobians(refused)  # type: ignore[arg-type]
 
 
-def test_equal_probes_share_one_program(network: DetachedNetwork) -> None:
+def test_equal_probes_share_one_program_and_the_latest_alone_is_kept(network: DetachedNetwork) -> None:
     rows = torch.randn(2, network.jacobian(0).shape[0], dtype=torch.float64)
     programs = [network.program(-1, probe(rows)) for _ in range(2)]
     assert programs[0] is programs[1]
     assert network.program(-1, probe(2 * rows)) is not programs[0]
+    first = weakref.ref(programs.pop())
+    del programs
+    gc.collect()
+    assert first() is None
+
+
+def test_a_batch_of_different_maps_is_refused(network: DetachedNetwork) -> None:
+    rows = normal(24, 24)
+    J = network.jacobian(0, target=probe(rows))
+    assert len(JacobianBatch([J, network.jacobian(3, target=probe(rows.clone()), position=5)])) == 2
+    for other in (
+        network.jacobian(0),
+        network.jacobian(0, target=probe(2 * rows)),
+        network.jacobian(0, target=probe(rows.float())),
+        network.jacobian(0, source=layer(0), target=probe(rows)),
+        network.jacobian(0, target=probe(rows), frozen=False),
+        network.replace().jacobian(0, target=probe(rows)),
+    ):
+        with pytest.raises(InputError, match="make a batch of each"):
+            JacobianBatch([J, other])
+    for index in (0, 1):
+        with pytest.raises(InputError, match="make a batch of each"):
+            JacobianBatch([network.jacobian(0, target=layer(index)), network.jacobian(0, target=layer(1 - index))])
+    with pytest.raises(InputError, match="got none"):
+        JacobianBatch([])
+
+
+class LookedUpSlowly(Segment):
+    """A segment that lets other threads run whenever it is looked up."""
+
+    def __hash__(self) -> int:
+        time.sleep(1e-4)
+        return super().__hash__()
+
+
+def test_threads_that_share_an_operator_get_their_own_products(network: DetachedNetwork) -> None:
+    J = network.jacobian(0)
+    segments = [LookedUpSlowly(0, 0, 11, width) for width in (1, 2)]
+
+    def widths(segment: Segment) -> set[int]:
+        x = normal(segment.width, 24)
+        return {len(J.sweeps.forward([segment], x)) for _ in range(10)}
+
+    assert at_once([partial(widths, segment) for segment in segments]) == [{1}, {2}]
 
 
 @pytest.mark.parametrize("part", ["model.norm", "model.embed_tokens"])
