@@ -228,7 +228,7 @@ class Family:
             blocks=tuple(blocks),
             ends=ends,
             hidden_size=text_config_of(whole).hidden_size,
-            embedding_size=token_table_of(whole).embedding_dim,
+            embedding_size=token_table_of(whole).weight.shape[1],
             output_size=output,
             vocabulary=vocabulary,
             itemsize=itemsize,

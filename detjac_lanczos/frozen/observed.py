@@ -7,6 +7,7 @@ from torch import nn
 from detjac_lanczos.frozen import attention
 from detjac_lanczos.frozen.structural_copy import structural_copy, use_plain_experts
 from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
+from detjac_lanczos.models.text_model import configurations_of
 
 
 def observed_copy(model: nn.Module) -> Any:
@@ -23,6 +24,7 @@ def make_observable(twin: Any) -> None:
     decoded weights.
     """
     attention.register()
-    twin.config._attn_implementation = attention.NAME
+    for config in configurations_of(twin):
+        config._attn_implementation = attention.NAME
     use_plain_experts(twin)
     multiply_by_decoded_weights(twin)

@@ -20,7 +20,7 @@ from detjac_lanczos.models.bitsandbytes import leave_weights_alone, require_not_
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.mxfp4 import refuse_reordered_experts
 from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
-from detjac_lanczos.models.text_model import text_config_of
+from detjac_lanczos.models.text_model import configurations_of
 
 _HOOK_TABLES = (
     "_forward_hooks",
@@ -48,7 +48,7 @@ def structural_copy(model: nn.Module) -> Any:
     """
     twin = copy_with_tensors(model, {})
     _tell_places_apart(twin)
-    for config in (twin.config, text_config_of(twin)):
+    for config in configurations_of(twin):
         config.return_dict = True
     for name, module in twin.named_modules():
         leave_weights_alone(module, name)
@@ -198,7 +198,8 @@ def _require_plain_hooks(model: nn.Module) -> None:
 
 def use_plain_experts(twin: Any) -> None:
     """Run experts one by one: the grouped product that transformers prefers takes neither float64 nor odd widths."""
-    twin.config._experts_implementation = "eager"
+    for config in configurations_of(twin):
+        config._experts_implementation = "eager"
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

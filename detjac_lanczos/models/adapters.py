@@ -47,7 +47,7 @@ def adapter_state(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if is_adapted(module) or "modules_to_save" in module._modules:
             layer: Any = module
-            scaling = sorted(getattr(layer, "scaling", {}).items())
+            scaling = sorted(vars(layer).get("scaling", {}).items())  # no wrapper's: it passes on what it holds
             merged = getattr(layer, "merged_adapters", [])
             yield f"{name} {layer.active_adapters} {merged} {layer.disable_adapters} {scaling}\n"
 

@@ -1,4 +1,4 @@
-"""What of a transformers model deals with text: its configuration, and its table of tokens."""
+"""What of a transformers model deals with text: its configuration, those of its parts, and its table of tokens."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ def text_config_of(model: Any) -> Any:
         raise UnsupportedModelError(
             f"{kind} ({model.config.model_type}) is made of several text models, and one decoder alone is served"
         ) from error
+
+
+def configurations_of(model: Any) -> list[Any]:
+    """Return every configuration that the modules of a model read, each once.
+
+    Mostly that is the model's own; a part that was deep-copied into its place, by hand or by an adapter, has another.
+    """
+    from transformers import PretrainedConfig
+
+    held = [model.config, text_config_of(model), *(vars(module).get("config") for module in model.modules())]
+    return list({id(config): config for config in held if isinstance(config, PretrainedConfig)}.values())
 
 
 def token_table_of(model: Any) -> Any:

@@ -58,7 +58,7 @@ def check_on_configuration(
     blocks = len(bare.get_submodule(structure.decoder).get_submodule(structure.blocks))
     first, place = source_block(source, blocks), target_place(target, blocks)
     vocabulary, output = linear_shape(bare.get_output_embeddings())
-    hidden, embedding = text_config_of(bare).hidden_size, token_table_of(bare).embedding_dim
+    hidden, embedding = text_config_of(bare).hidden_size, token_table_of(bare).weight.shape[1]
     check_reach(first, place, output)
     d_in = embedding if first < 0 else hidden
     d_out = {"output": output, "logits": vocabulary, "probe": 0 if place.rows is None else len(place.rows)}

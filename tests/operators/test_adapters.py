@@ -21,7 +21,7 @@ from detjac_lanczos.reading import decode_left, decode_right
 from detjac_lanczos.runs import analyze
 from tests import tiny_models
 from tests.tiny_models import dense
-from tests.tiny_models.moe import mixtral
+from tests.tiny_models.moe import deepseek_v3, mixtral
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -155,6 +155,47 @@ def test_embeddings_head_and_modules_that_were_trained_whole(name: str) -> None:
     ):
         model = adapted(name, **options)
         assert_equal_networks(model, merged_by_hand(name, model))
+
+
+COPIED: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
+    "attention": (dense.llama, {}, {"target_modules": ["up_proj"], "modules_to_save": ["self_attn"]}),
+    "attention and MLP": (
+        deepseek_v3,
+        {},
+        {"target_modules": ["lm_head"], "modules_to_save": ["self_attn", "mlp"]},
+    ),
+    "experts": (mixtral, {}, {"target_modules": ["q_proj"], "modules_to_save": ["mlp"]}),
+    "blocks": (
+        dense.llama,
+        {"num_hidden_layers": 4},
+        {"target_modules": ["v_proj"], "layer_replication": [[0, 2], [1, 3]]},
+    ),
+}
+"""Parts that PEFT copies, each with a configuration of its own: model, its options when they are merged, adapter."""
+
+
+@pytest.mark.parametrize("kind", COPIED)
+def test_parts_that_were_copied_are_served_as_themselves(kind: str) -> None:
+    make, merged, options = COPIED[kind]
+    model = drawn(peft.get_peft_model(make(torch.float64), peft.LoraConfig(r=3, **options)))
+    apart, plain = copy.deepcopy(model), make(torch.float64, **merged)
+    blocks = apart.get_base_model().model.layers
+    for index, block in enumerate(blocks):  # copied blocks share their base weights, to which each would be merged
+        blocks[index] = copy.deepcopy(block)
+    plain.load_state_dict(apart.merge_and_unload().state_dict())
+    configs = {id(m.config): m.config for m in model.modules() if "config" in vars(m)}
+    assert len(configs) > 1
+    before = {key: copy.deepcopy(vars(config)) for key, config in configs.items()}
+    assert_equal_networks(model, plain)
+    assert {key: vars(config) for key, config in configs.items()} == before
+
+
+@pytest.mark.parametrize(("name", "table"), [("Llama", "embed_tokens"), ("GPT-2", "wte"), ("GPT-2", "wpe")])
+def test_memory_is_planned_where_a_table_is_adapted(name: str, table: str) -> None:
+    model, plain = adapted(name, target_modules=[table, *LINEAR[name]]), MODELS[name](torch.float64)
+    found, expected = (detach(load_model(m), input_ids=IDS, memory="1GiB") for m in (model, plain))
+    assert found.plan.peak() == expected.plan.peak()
+    assert analyze(load_model(model), input_ids=IDS, k=1, memory="1GiB").tokens
 
 
 def test_decoding_reads_the_adapted_head_and_table() -> None:

@@ -330,6 +330,27 @@ def test_an_embedding_that_rescales_its_rows_in_place_is_refused_unwritten(kind:
     assert torch.equal(table.weight, before)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_copied_block_may_have_a_configuration_of_its_own(declared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in depth up-scaling by hand; no configuration of the caller's is written to."""
+    if not declared:
+        monkeypatch.setattr(families, "FAMILIES", ())
+    model, plain = DENSE["Llama"](torch.float64), DENSE["Llama"](torch.float64, num_hidden_layers=4)
+    model.model.layers.insert(1, copy.deepcopy(model.model.layers[0]))
+    model.config.num_hidden_layers = 4
+    for index, block in enumerate(model.model.layers):
+        block.self_attn.layer_idx = index
+    plain.load_state_dict(model.state_dict())
+    configs = [model.config, model.model.layers[1].self_attn.config]
+    before = copy.deepcopy([vars(config) for config in configs])
+    network, expected = (detach((it, None), input_ids=tokens()) for it in (model, plain))
+    torch.testing.assert_close(jacobians(network), jacobians(expected), rtol=1e-12, atol=1e-12)
+    ordinary = (it.jacobian(0, frozen=False).dense() for it in (network, expected))
+    torch.testing.assert_close(*ordinary, rtol=1e-12, atol=1e-12)
+    assert [vars(config) for config in configs] == before
+    assert configs[0] is not configs[1]
+
+
 @contextmanager
 def default_float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)

@@ -17,6 +17,7 @@ from detjac_lanczos.frozen.rebuilt import parts_of
 from detjac_lanczos.frozen.sizes import BlockShape, attention_shape
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze
+from detjac_lanczos.models.adapters import running_module
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Attend:
 
     def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record P, (heads, n, n), or what it can be made from again."""
-        observe_attention(block.get_submodule(self.path), partial(_begin, f"{name}{self.path}", record))
+        observe_attention(running_module(block.get_submodule(self.path)), partial(_begin, f"{name}{self.path}", record))
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """Return heads and the width of queries."""

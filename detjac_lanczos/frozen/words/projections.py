@@ -102,7 +102,7 @@ class Constant:
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """One row of the module's output for each position."""
         table: Any = block.get_submodule(self.path)
-        return BlockShape(numbers=table.embedding_dim)
+        return BlockShape(numbers=table.weight.shape[1])
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the recorded rows as a bias."""
