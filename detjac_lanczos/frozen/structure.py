@@ -131,10 +131,10 @@ class _Search:
             else:
                 self.unknown.append((path, block))
 
-    def beside_blocks(self, module: nn.Module, path: str, embeddings: nn.Module) -> None:
+    def beside_blocks(self, module: nn.Module, path: str, embeddings: Any) -> None:
         """Look at a child of the decoder: position tables, the final norm, projections."""
         if isinstance(module, nn.Embedding):
-            if module.num_embeddings == getattr(embeddings, "num_embeddings", None):
+            if module.num_embeddings == len(embeddings.weight):
                 # A second table of tokens feeds the blocks by another way than the embeddings.
                 self.unknown.append((path, module))
         else:

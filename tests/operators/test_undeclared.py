@@ -1,5 +1,6 @@
 """Decoders that no family declares: exact where their structure is understood, refused by name where it is not."""
 
+import copy
 import gc
 import time
 import types
@@ -419,8 +420,11 @@ def test_what_feeds_the_blocks_beside_the_embeddings_is_named() -> None:
         recognise(model)
     model = undeclared.stablelm(torch.float32)
     model.model.again = torch.nn.Embedding(*model.model.embed_tokens.weight.shape)
-    with pytest.raises(UnsupportedModelError, match=r"not understood: model\.again \(Embedding\)"):
-        recognise(model)
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=["embed_tokens"]))
+    for it in (model, adapted):
+        with pytest.raises(UnsupportedModelError, match=r"not understood: model\.again \(Embedding\)"):
+            recognise(it)
 
 
 @pytest.mark.parametrize("given", [{"input_ids": [1, 2, 3]}, {"inputs_embeds": torch.ones(3, 24)}])
