@@ -96,8 +96,8 @@ def _rates_of_dense(dense: Materialisation, expected: Forecast, svds: float) -> 
 
 
 def sweep_rates(sweeps: list[tuple[float, float]]) -> tuple[float, float]:
-    """Return seconds a pass and seconds a row from the first two passes' (rows, seconds); see :func:`price`."""
-    few, many = sorted(sweeps[:2])
+    """Return seconds a pass and seconds a row from the first (rows, seconds), one pass or two; see :func:`price`."""
+    few, many = min(sweeps[:2]), max(sweeps[:2])
     # A first pass that took longer for fewer rows warmed the machine up: what it took says nothing of a pass.
     return price(few, many) if few[1] < many[1] else price(many, many)
 
