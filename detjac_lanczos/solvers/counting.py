@@ -53,7 +53,7 @@ class CountingBatch:
     sweeps : list of (rows, seconds)
         Rows and time of every pass, in order.
     nonfinite : dict
-        A sentence for each operator that returned NaN or infinity.
+        A sentence for each operator that returned NaN or infinity, or has a singular value that overflows.
     reporter : Reporter
         What the callback is told of.
     """
@@ -253,6 +253,13 @@ class CountingBatch:
         """Return what rounding does to products as long as σ₁ where they are too small for their type; else 0."""
         eps = self.epsilon(index, sigma)
         return rounding_of(eps, sigma) if eps > epsilon(self.operator_dtype) else 0.0
+
+    def overflows(self, index: int, sigma: Tensor) -> bool:
+        """Whether a singular value is above the largest number of the working precision, which then is noted."""
+        if not bool(torch.isinf(sigma).any()):
+            return False
+        self.nonfinite[index] = f"operator {index}: a singular value is above the largest number of {self.dtype}"
+        return True
 
     def report(self) -> None:
         """Tell the callback of the latest pass, unless it was told."""

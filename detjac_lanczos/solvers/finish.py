@@ -82,6 +82,8 @@ def finish(
     if found is None:
         return _nothing_found(batch, index, status, method, options, work)
     sigma = (found.values.to(torch.float64) / found.scale).to(batch.dtype)
+    if batch.overflows(index, sigma):
+        return _nothing_found(batch, index, Status.NOT_FINITE, method, options, work)
     first = found.first / found.scale
     floor, lost = noise_floor(batch.epsilon(index, first), first, work.passes), batch.lost(index, first)
     residuals, certificate = certify_triplets(

@@ -46,10 +46,12 @@ def solve_shared_basis(batch: CountingBatch, options: Options, method: Method) -
     for index in range(len(batch)):
         if survey.fault is None and index not in batch.nonfinite:
             measured = Products(survey.basis, products[index], outside[index], survey.scales[index])
-            results.append(_estimate(batch, index, measured, cotangents, options.k, len(batch), method))
-        else:
-            status = survey.fault or Status.NOT_FINITE
-            results.append(finish(batch, index, None, status, method, options, seconds=batch.seconds))
+            estimate = _estimate(batch, index, measured, cotangents, options.k, len(batch), method)
+            if not batch.overflows(index, estimate.S):
+                results.append(estimate)
+                continue
+        status = survey.fault or Status.NOT_FINITE
+        results.append(finish(batch, index, None, status, method, options, seconds=batch.seconds))
     return results
 
 
