@@ -178,6 +178,7 @@ class Lockstep:
                 search.status = Status.NOT_FINITE
             else:
                 search.absorb_sketch(product)
+            self.note_end(index)
 
     def _shares_the_first_pass(self) -> bool:
         """Random cotangents come from the seed alone, so operators with one output space start with the same ones."""

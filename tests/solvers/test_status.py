@@ -53,6 +53,33 @@ def test_an_overflow_of_float16_is_advised_another_dtype() -> None:
     assert svd(large.bfloat16(), 2, method="lanczos").status is not Status.NOT_FINITE
 
 
+@pytest.mark.parametrize("k", [1, 32])
+def test_a_first_pass_that_overflows_has_no_second_one_to_time(k: int) -> None:
+    result = svd(torch.full((300, 300), 6e4, dtype=torch.float16), k)
+    assert result.status is Status.NOT_FINITE
+    assert result.work.passes >= 1
+
+
+@pytest.mark.parametrize("method", [*METHODS, "dense", "shared_basis"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_singular_value_that_overflows_is_none(method: str, dtype: torch.dtype) -> None:
+    """Of products whose entries are all far smaller: σ_1 is 64 times an entry of the matrix."""
+    largest = torch.finfo(dtype).max
+    result = svd(torch.full((64, 64), 1.2 / 64 * largest, dtype=dtype), 1, method=method)
+    assert result.status is Status.NOT_FINITE
+    assert f"a singular value is above the largest number of {dtype}" in result.advice
+    assert str(result)
+    below = svd(torch.full((64, 64), 0.9 / 64 * largest, dtype=dtype), 1, method=method)
+    assert below.status is not Status.NOT_FINITE
+    assert float(below.S[0]) == pytest.approx(0.9 * largest, rel=1e-5)
+
+
+def test_a_search_that_ends_with_its_sketch_tells_when() -> None:
+    result = svd(torch.full((300, 300), torch.nan), energy=0.9, method="lanczos")
+    assert result.status is Status.NOT_FINITE and result.work.passes == 1
+    assert result.work.seconds > 0.0
+
+
 def test_one_operator_that_is_not_finite_leaves_the_others_alone() -> None:
     results = svd_batch([A, After(A, float("nan")), A], 4, method="lanczos")
     assert [result.status for result in results] == [Status.CONVERGED, Status.NOT_FINITE, Status.CONVERGED]
