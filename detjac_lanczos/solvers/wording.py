@@ -4,9 +4,9 @@ import math
 
 
 def rounded_up(value: float) -> str:
-    """Two digits and an exponent, never below the value itself."""
-    if value == 0.0:
-        return "0"
+    """Two digits and an exponent, never below the value itself; 0 and inf as they are."""
+    if value == 0.0 or math.isinf(value):
+        return f"{value:g}"
     text = f"{value:.1e}"
     if float(text) < value:
         step = 10.0 ** int(text.split("e")[1]) / 10

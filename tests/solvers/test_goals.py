@@ -83,6 +83,12 @@ def test_a_threshold_claimed_complete() -> None:
     assert dense.line == "COMPLETE: all 3 σ above 1.3 (the whole matrix was seen)"
 
 
+def test_a_threshold_that_a_bound_is_infinitely_often_above() -> None:
+    A = 1e13 * matrix(spectrum("root", 50), (60, 50))
+    claim = svd(A, threshold=1e-310, method="lanczos", certify="complete").certificate.completeness
+    assert claim is not None and claim.line
+
+
 def test_a_value_at_the_threshold_cannot_be_parted() -> None:
     values = np.r_[3.0, 2.0, 1.5, 1.0, np.linspace(0.9, 0.1, 96)]
     result = svd(matrix(values, (100, 100)), threshold=1.0 + 1e-9, method="lanczos", certify="complete")
