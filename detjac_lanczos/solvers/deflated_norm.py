@@ -110,4 +110,4 @@ def stable_rank_interval(
         upper = float(S[0]) + residual
     least, most = (1.0 - share) * longest, (1.0 + share) * upper * unit
     ratios = (frobenius.value / longest, frobenius.low / most, frobenius.high / least)
-    return Interval(*(max(ratio, 1.0) ** 2 for ratio in ratios))
+    return Interval(*(max(ratio, 1.0) * max(ratio, 1.0) for ratio in ratios))  # a power would raise where it overflows

@@ -230,6 +230,12 @@ def test_a_norm_that_overflows_lies_between_the_largest_number_and_inf() -> None
     assert found.stable_rank.value == pytest.approx(1.0)
 
 
+def test_a_stable_rank_that_overflows_is_inf() -> None:
+    """Of triplets that are those of another operator, in another unit."""
+    A = matrix(spectrum("root", 20), (30, 20))
+    assert norms(A, svd(1e-200 * A, 3)).stable_rank.high == math.inf
+
+
 def test_a_zero_operator_has_no_size() -> None:
     zero = torch.zeros(20, 10)
     for found in (norms(zero, svd(zero, 2), lengths=True), norms(zero, exact=True)):
