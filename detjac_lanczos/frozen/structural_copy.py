@@ -54,7 +54,7 @@ def structural_copy(model: nn.Module) -> Any:
         leave_weights_alone(module, name)
         if "dynamic" in str(getattr(module, "rope_type", "")):
             module.register_forward_pre_hook(_forget_lengths)
-        if getattr(module, "rope_type", None) == "longrope":
+        if "longrope" in str(getattr(module, "rope_type", "")):
             _find_long_frequencies(module)
     if compute_dtype(twin) is torch.float64:
         use_plain_experts(twin)
@@ -159,9 +159,17 @@ def _require_tables_left_alone(model: nn.Module) -> None:
 
 
 def _find_long_frequencies(rotary: Any) -> None:
-    """Have "longrope" compute the frequencies of long prompts as its model does: in float32, not in a lifted pass."""
-    beyond = [[rotary.config.rope_parameters["original_max_position_embeddings"]]]
-    rotary(rotary.inv_freq, torch.tensor(beyond, device=rotary.inv_freq.device))
+    """Have "longrope" compute the frequencies of long prompts as its model does: in float32, not in a lifted pass.
+
+    Where blocks differ in kind, each kind may have frequencies of its own.
+    """
+    kinds = rotary.rope_type.items() if isinstance(rotary.rope_type, dict) else [(None, rotary.rope_type)]
+    table = next(rotary.buffers())
+    for kind, rope in kinds:
+        if rope == "longrope":
+            parameters = rotary.config.rope_parameters
+            whole = (parameters if kind is None else parameters[kind])["original_max_position_embeddings"]
+            rotary(table, torch.tensor([[whole]], device=table.device), *([] if kind is None else [kind]))
 
 
 def _forget_lengths(rotary: Any, _: Any) -> None:

@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen import families
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.precision import LiftToFloat64
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, mlp
@@ -255,6 +256,23 @@ def test_branches_of_a_prompt_beyond_longropes_original_length_are_those_of_its_
     network = detach(tiny_models.loaded(longrope(4)), input_ids=tiny_models.prompt_ids(12)[0])
     for target in (attention(1), mlp(2)):
         assert network.jacobian(target=target).reconstruction.relative_error <= 1e-13
+
+
+def test_longrope_may_be_that_of_one_kind_of_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a model's structure alone, it is run again: frequencies of another rounding would be refused."""
+    monkeypatch.setattr(families, "FAMILIES", ())
+    full = {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 4,
+        "short_factor": [1.0, 1.1, 1.2],
+        "long_factor": [2.0, 2.3, 2.6],
+    }
+    rope = {"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 30.0}}
+    model = tiny_models.DENSE["Gemma 3"](torch.float64, rope_parameters=rope, head_dim=6)
+    network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(12)[0])
+    assert network.reconstruction.relative_error <= 1e-13
 
 
 def test_what_is_made_in_inference_mode_serves_outside_of_it() -> None:
