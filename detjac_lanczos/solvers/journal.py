@@ -28,8 +28,8 @@ FORMAT = 3
 KIND = "detjac solve"
 _HEADER = "solve.json"
 _DECISION = "decision.json"
-_DERIVED = ("callback", "width", "later", "timed", "capacity")
-"""Options that nobody gives to a solve: they follow from those that are, or do not change it."""
+_DERIVED = ("width", "later", "timed", "capacity")
+"""Options that nobody gives to a solve: they follow from those that are."""
 
 _FINGERPRINTS = {"start": "another start, or none", "shapes": "operators of other shapes"}
 """What is said of parts of a header that are no words of the caller."""

@@ -70,7 +70,6 @@ class Options:
     max_products: int | None
     seed: int
     start: Sequence[Tensor] | None
-    callback: Callback | None
     certify: str | None
     delta: float | None
     threshold: float | None

@@ -221,7 +221,6 @@ def svd_batch(
         max_products=None if max_products is None else int(max_products),
         seed=int(seed),
         start=blocks,
-        callback=callback,
         certify=certify,
         delta=float(delta) if certify == "complete" else None,
         threshold=None if threshold is None else float(threshold),

@@ -81,7 +81,6 @@ def test_the_check_of_written_out_matrices_sends_no_more_rows_than_writing_them_
         max_products=None,
         seed=0,
         start=None,
-        callback=None,
         certify="triplets",
         delta=None,
         threshold=None,
