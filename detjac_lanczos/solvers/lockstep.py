@@ -162,6 +162,8 @@ class Lockstep:
     def learn(self) -> None:
         """Note how things stand, for the callback."""
         reporter = self.batch.reporter
+        if reporter.callback is None:
+            return
         reporter.finished = len(self.searches) - len(self.active) if self.options.delta is None else self.claimed
         for index, search in enumerate(self.searches):
             values = np.empty(0) if search.triplets is None else search.triplets.values / search.judge.scale

@@ -9,6 +9,7 @@ import torch
 
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers import Progress, Status, SVDResult, svd, svd_batch
+from detjac_lanczos.solvers.search import Search
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 NAMES = ["geometric", "spike", "root", "cluster", "flat"]
@@ -79,6 +80,19 @@ def test_shared_dense_pass_is_counted_once() -> None:
     results = svd_batch(batch, 5, method="dense")
     assert [way for way, _ in batch.calls if way != "shared"] == ["forward", "forward"]
     assert sum(result.work.row_sweeps for result in results) == pytest.approx(60 * 5.0 + 2 * 15.0)
+
+
+def test_nothing_is_prepared_for_a_callback_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress takes the relative residuals of every operator after every pass."""
+    relative, made = Search.relative.fget, []
+    assert relative is not None
+    monkeypatch.setattr(Search, "relative", property(lambda search: made.append(search) or relative(search)))
+    counts = []
+    for callback in (None, lambda progress: None):
+        made.clear()
+        result = svd(MATRICES[0], 5, method="lanczos", callback=callback)
+        counts.append(len(made))
+    assert counts[1] - counts[0] >= result.work.passes
 
 
 def test_callback_sees_progress() -> None:
