@@ -15,7 +15,7 @@ from detjac_lanczos.solvers.options import Callback
 from detjac_lanczos.solvers.product_fault import product_fault
 from detjac_lanczos.solvers.recognition import Recognition
 from detjac_lanczos.solvers.reporter import Reporter
-from detjac_lanczos.solvers.rounding import agree, epsilon, epsilon_at, rounding_of, working_dtype
+from detjac_lanczos.solvers.rounding import agree, epsilon, epsilon_at, noise_floor, rounding_of, working_dtype
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,10 @@ class CountingBatch:
         """Return what rounding does to products as long as σ₁ where they are too small for their type; else 0."""
         eps = self.epsilon(index, sigma)
         return rounding_of(eps, sigma) if eps > epsilon(self.operator_dtype) else 0.0
+
+    def floor(self, index: int, sigma: float, passes: int) -> float:
+        """Return the noise floor of products as long as σ₁, ``c ε σ₁ √passes``."""
+        return noise_floor(self.epsilon(index, sigma), sigma, passes)
 
     def overflows(self, index: int, sigma: Tensor) -> bool:
         """Whether a singular value is above the largest number of the working precision, which then is noted."""

@@ -13,7 +13,7 @@ from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Guards, Status, SVDResult, Work
-from detjac_lanczos.solvers.rounding import noise_floor, tells_zeros
+from detjac_lanczos.solvers.rounding import tells_zeros
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def finish(
     if batch.overflows(index, sigma):
         return _nothing_found(batch, index, Status.NOT_FINITE, method, options, work)
     first = found.first / found.scale
-    floor, lost = noise_floor(batch.epsilon(index, first), first, work.passes), batch.lost(index, first)
+    floor, lost = batch.floor(index, first, work.passes), batch.lost(index, first)
     residuals, certificate = certify_triplets(
         found.left.T,
         sigma,

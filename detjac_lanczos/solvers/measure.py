@@ -15,7 +15,6 @@ from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import check_tol, is_whole
 from detjac_lanczos.solvers.residuals import relative_residuals
-from detjac_lanczos.solvers.rounding import noise_floor
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,13 @@ def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passe
     for index, (left, sigma, right, av, atu) in enumerate(zip(lefts, values, rights, pushed, pulled, strict=True)):
         left, sigma, right = (block.to(device=batch.device) for block in (left, sigma, right))
         first = float(sigma.max())
-        floor = noise_floor(batch.epsilon(index, first), first, passes)
+        floor = batch.floor(index, first, passes)
         under = bool((sigma <= floor).any())
         residuals, certificate = certify_triplets(
             left, sigma, right, av.T, atu.T, tol=tol, floor=floor, exact=under, least=batch.lost(index, first)
         )
         longest = max(first, *(float(product.double().norm(dim=1).max()) for product in (av, atu)))
-        rounding = noise_floor(batch.epsilon(index, longest), longest, passes)
+        rounding = batch.floor(index, longest, passes)
         relative = relative_residuals(residuals, sigma, floor, first)
         measurements.append(Measurement(residuals, relative, certificate, rounding))
     return measurements

@@ -16,7 +16,7 @@ from detjac_lanczos.solvers.finish import Method, finish
 from detjac_lanczos.solvers.missed import Cotangents, measure_missed
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status, SVDResult, Work
-from detjac_lanczos.solvers.rounding import noise_floor, rounding_of, safe_scale
+from detjac_lanczos.solvers.rounding import safe_scale
 from detjac_lanczos.solvers.survey import STEERING_PROBES, Survey
 
 _MEASURING_SHARE = 1 / 4
@@ -151,9 +151,7 @@ def _estimate(
     left, values, right = left[:, :k].T, values[:k], right[:k]
     rho_left = torch.linalg.vector_norm((left @ known - values[:, None] * right).double(), dim=1) / scale
     sigma = values / scale
-    passes = batch.passes[index]
-    eps = batch.epsilon(index, float(sigma[0]))
-    floor = noise_floor(eps, float(sigma[0]), passes)
+    first, passes = float(sigma[0]), batch.passes[index]
     missed = measure_missed(
         known,
         values,
@@ -164,7 +162,7 @@ def _estimate(
         operators=operators,
         scale=scale,
         # Every product is used as it came, in a row of its own: nothing grows with the number of passes.
-        floor=rounding_of(eps, float(sigma[0])),
+        floor=batch.floor(index, first, 1),
     )
     low, high = missed.sigma_1
     together = f" for all {operators} operators together" if operators > 1 else ""
@@ -184,6 +182,6 @@ def _estimate(
         method=method.name,
         why=method.why,
         choices=method.choices,
-        floor=floor,
+        floor=batch.floor(index, first, passes),
         missed=missed,
     )
