@@ -72,8 +72,8 @@ class Subset:
     batch : OperatorBatch
     indices : sequence of int
     rows : float
-        Row-sweeps that one sweep may take: a pass of more is made of several, so that it needs no more memory. One
-        operator's block is never parted.
+        Row-sweeps that one sweep may take, shared columns apart: a pass of more is made of several, so that it needs no
+        more memory. One operator's block is never parted.
     """
 
     def __init__(self, batch: OperatorBatch, indices: Sequence[int], rows: float = ROWS_OF_A_SWEEP) -> None:

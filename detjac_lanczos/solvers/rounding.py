@@ -31,7 +31,8 @@ def epsilon(dtype: torch.dtype) -> float:
 def epsilon_at(dtype: torch.dtype, length: float, rows: int) -> float:
     """Return ε of products of this length: that of the type, or η √rows / length where that is more.
 
-    η is the smallest number of the type. Products as short as this lose digits to it: half of η in each of their rows.
+    η, the smallest subnormal number, is ε times ``smallest_normal``. Products as short as this lose digits to it: half
+    of η in each of their rows.
     """
     info = torch.finfo(dtype)
     shorter = info.smallest_normal * math.sqrt(rows) / length if length > 0.0 else 0.0

@@ -74,6 +74,7 @@ class Strand:
         self._count, self._generator = rows, generator
         self._passes = self._dimension = 0
         self._whole = True
+        # Φ_{j-1}, Φ_j and L_{j-1}; F_{j+1} until it is sent; F_{j-1} and F_j as they were sent.
         self._before, self._now = np.zeros((rows, rows)), np.eye(rows)
         self._link = np.zeros((rows, rows))
         self._next: Tensor | None = None
@@ -95,6 +96,7 @@ class Strand:
         following = self._begin(basis) if self._next is None else self._next
         outside = project_out(project_out(following, basis), block)
         rows = dominant_rows(outside, max(most - block.shape[0], 0), _CARRIED)
+        # F_j = turn · rows: y has the components turn⁺ w_j along the rows sent, and L_{j-1} takes turn on its right.
         turn = to_numpy(outside @ rows.T)
         self._whole &= rows.shape[0] == outside.shape[0]
         self._now, self._link = np.linalg.pinv(turn) @ self._now, self._link @ turn
