@@ -1,7 +1,6 @@
 """Tensors that begin where the processor's vector loads do."""
 
-import os
-
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ def align(model: nn.Module) -> None:
     which can be read again where memory is short.
     """
     weights = [weight for weight in model.parameters() if weight.is_cpu and weight.dtype is torch.float32]
-    if not weights or 2 * sum(weight.nbytes for weight in weights) > _physical_memory():
+    if not weights or 2 * sum(weight.nbytes for weight in weights) > psutil.virtual_memory().total:
         return
     if not AVAILABLE:
         for weight in weights:
@@ -40,7 +39,3 @@ def align(model: nn.Module) -> None:
     pages = HugePages(sum(rounded_up(weight.nbytes, ALIGNMENT) for weight in weights), ALIGNMENT)
     for weight in weights:
         weight.data = pages.copy(weight.data)
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

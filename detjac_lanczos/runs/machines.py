@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import psutil
 import torch
 
 from detjac_lanczos.errors import InputError
@@ -79,7 +79,7 @@ def _this_processor(dtype: torch.dtype) -> Machine:
     decode = codes.numel() / _seconds(lambda: table[codes])
     threads = torch.get_num_threads()
     source = f"measured now, {threads} thread{'s' if threads > 1 else ''}; files at 1 GB/s are assumed"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     return Machine("this processor", "cpu", memory, flops, bandwidth, 1e9, decode, source)
 
 

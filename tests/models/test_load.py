@@ -1,8 +1,10 @@
 """Every road to a model ends in the same pair, or in one line that says what to do."""
 
 import json
+import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,8 +246,9 @@ def test_float32_weights_begin_on_a_cache_line(
 ) -> None:
     """The file's header is padded so that its tensors begin anywhere; ties and values are as they were.
 
-    Weights that memory does not hold twice stay in the file.
+    Weights that memory does not hold twice stay in the file. No ``sysconf`` is asked: Windows has none.
     """
+    monkeypatch.delattr(os, "sysconf", raising=False)
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
@@ -253,7 +256,8 @@ def test_float32_weights_begin_on_a_cache_line(
     weights.write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + int.from_bytes(whole[:8], "little") :])
     model = load_model(folder).model
     assert all(weight.data_ptr() % 64 == 0 for weight in model.parameters())
-    monkeypatch.setattr(alignment.os, "sysconf", lambda _: 100)
+    small = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(total=100))
+    monkeypatch.setattr(alignment, "psutil", small)
     as_it_lies = load_model(folder).model
     assert all(weight.data_ptr() % 64 == shift for weight in as_it_lies.parameters())
     assert model.lm_head.weight is model.model.embed_tokens.weight
