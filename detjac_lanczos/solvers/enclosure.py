@@ -56,11 +56,11 @@ def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits:
     """Return the largest τ with which :func:`upper_bounds` keeps σ_j ≤ limits_j; -∞ where the residuals allow none.
 
     The j-th eigenvalue of [J_S Z; Zᵀ τ I] is at most t > τ while D - L Lᵀ / (t - τ), D = t I - J_S, has at most j - 1
-    negative eigenvalues (Schur complement). For each s of S, D⁻¹ is [t s; s t] / (t² - s²). By the other Schur
-    complement of [D L; Lᵀ (t - τ) I] it has as many as D (the s_i above t) and as there are eigenvalues of Lᵀ D⁻¹ L
-    above t - τ: with d of the former, t - τ may go down to the (j - d)-th of the latter, or to 0 where that is
-    negative. The answer is the least such τ of all j: eigenvalues are taken in the order of :func:`_most_nearest`,
-    which bounds them, until no j left can be the one.
+    negative eigenvalues (Schur complement). By the other Schur complement of [D L; Lᵀ (t - τ) I] it has as many as D
+    (the s_i above t) and as there are eigenvalues of Lᵀ D⁻¹ L above t - τ: with d of the former, t - τ may go down to
+    the (j - d)-th of the latter, or to 0 where that is negative. The answer is the least such τ of all j: eigenvalues
+    are taken in the order of :func:`_most_nearest`, which bounds them, until no j left can be the one.
+    D⁻¹ is [t s; s t] / (t² - s²) for each s of S.
 
     Parameters
     ----------
