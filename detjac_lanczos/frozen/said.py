@@ -75,12 +75,12 @@ FACTORS: dict[type, Factor] = {
 def frozen_kinds(family: Family, model: nn.Module | None = None) -> Kinds:
     """Return the kinds of words that freeze something in a family, or in one model of it."""
     if model is None:
-        words = chain(*(_flat(part) for part in (family.entry, family.block_words, family.tail)), family.logits)
+        words = chain(*(flat(part) for part in (family.entry, family.block_words, family.tail)), family.logits)
     else:
         decoder, causal = family.decoder_of(model), family.causal_model_of(model)
-        inside = chain(*(_flat(family.block_words, block) for block in family.blocks_of(model)))
+        inside = chain(*(flat(family.block_words, block) for block in family.blocks_of(model)))
         bends = (w for w in family.logits if isinstance(w, Softcap) and attrgetter(w.attribute)(causal) is not None)
-        words = chain(_flat(family.entry, decoder), inside, _flat(family.tail, decoder), bends)
+        words = chain(flat(family.entry, decoder), inside, flat(family.tail, decoder), bends)
     found = list(words)
     products = {type(word.product) for word in found if isinstance(word, RoutedExperts)}
     return ({type(word) for word in found} | products) & FACTORS.keys()
@@ -93,18 +93,18 @@ def frozen_in_words(kinds: Kinds, freeze: Freeze) -> str:
 
 def tail_in_words(family: Family, model: nn.Module) -> str:
     """Return what lies between the last block of a model and its output; empty where nothing does."""
-    kinds = {type(word) for word in _flat(family.tail, family.decoder_of(model))}
+    kinds = {type(word) for word in flat(family.tail, family.decoder_of(model))}
     norm, projection = not {RMSNorm, LayerNorm}.isdisjoint(kinds), Project in kinds
     return " and ".join(["the final norm"] * norm + ["the output projection"] * projection)
 
 
-def _flat(words: Sequence[Word], module: nn.Module | None = None) -> Iterator[Word]:
+def flat(words: Sequence[Word], module: nn.Module | None = None) -> Iterator[Word]:
     """Yield words, those inside other words included; of choices those that a module has, or all."""
     for word in words:
         match word:
             case Either():
-                yield from _flat([*word.present, *word.absent] if module is None else word.chosen(module), module)
+                yield from flat([*word.present, *word.absent] if module is None else word.chosen(module), module)
             case Plus():
-                yield from _flat([inner for words in word.chains for inner in words], module)
+                yield from flat([inner for words in word.chains for inner in words], module)
             case _:
                 yield word

@@ -1,6 +1,7 @@
 """A frozen network on disk: one safetensors file with its description as JSON in the header.
 
-The model's weights stay where they are; their fingerprint is stored, and a network is only ever joined to them again.
+The model's weights stay where they are; their fingerprint is stored, and a network is only ever joined to them again,
+in a model that makes the same maps of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from detjac_lanczos.errors import RunFileError, first_line
+from detjac_lanczos.errors import RunFileError, UnsupportedModelError, first_line
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
@@ -27,6 +28,7 @@ from detjac_lanczos.frozen.mapped import is_mapped, mapped_elsewhere
 from detjac_lanczos.frozen.network import FrozenNetwork
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
+from detjac_lanczos.frozen.setup import setup_of
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.alignment import aligned
@@ -34,7 +36,7 @@ from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.offloaded import execution_devices
 from detjac_lanczos.whole_file import as_path, whole_file
 
-FORMAT = 5
+FORMAT = 6
 
 KIND = "detjac network"
 FILE_NAME = "network.safetensors"
@@ -68,6 +70,7 @@ class StoredNetwork(FrozenNetwork):
             "fingerprint": self.loaded.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."),
             "family": self.family.name,
+            "setup": setup_of(self),
             "freeze": self.freeze,
             "dropped": sorted(self.dropped),
             "altered": self.altered,
@@ -99,7 +102,8 @@ class StoredNetwork(FrozenNetwork):
         path : str or Path
             The file, or the folder that holds it.
         model : LoadedModel, or anything `load_model` takes
-            The model it was made from: its weights must have the same fingerprint.
+            The model it was made from: with the same weights, by their fingerprint, and set up as it was. Values of
+            branches and ordinary Jacobians come from passes of this model.
 
         Returns
         -------
@@ -108,17 +112,21 @@ class StoredNetwork(FrozenNetwork):
         Raises
         ------
         RunFileError
-            If the file is missing, truncated, foreign or newer than this version, or belongs to other weights, or
-            the model lies on several devices.
+            If the file is missing, truncated, foreign or of another format than this version's, it belongs to other
+            weights, or to a model with another configuration, or the model lies on several devices.
         InputError, ModelError
             As `load_model`, or if no family declares the model.
         """
         loaded = load_model(model)
-        return cls(loaded, **_joined(_file(as_path(path)), loaded))
+        path = _file(as_path(path))
+        fields, setup = _joined(path, loaded)
+        network = cls(loaded, **fields)
+        _require_setup(path, network, setup)
+        return network
 
 
-def _joined(path: Path, loaded: LoadedModel) -> dict[str, Any]:
-    """Return the fields of a network but its model, where that is the one it was made from."""
+def _joined(path: Path, loaded: LoadedModel) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the fields of a network but its model, where that has the weights it was made from, and its setup."""
     devices = sorted(map(str, execution_devices(loaded.model)))
     if len(devices) > 1:
         raise RunFileError(f"a saved network joins a model on one device, not on {', '.join(devices)}; load it on one")
@@ -135,9 +143,22 @@ def _joined(path: Path, loaded: LoadedModel) -> dict[str, Any]:
             raise RunFileError(
                 f"{path} was made from other weights than {loaded.name}'s; load it with the model {name}"
             )
-        return _fields(description, tensors, loaded, family)
+        return _fields(description, tensors, loaded, family), dict(description["setup"])
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
+
+
+def _require_setup(path: Path, network: FrozenNetwork, recorded: Mapping[str, str]) -> None:
+    """Refuse a network whose model makes other maps of its coefficients than those that were saved."""
+    try:
+        changed = [part for part, digest in setup_of(network).items() if recorded.get(part) != digest]
+        reason = f"{changed[0]} is set up otherwise" if changed else None
+    except UnsupportedModelError as error:
+        reason = str(error)
+    if reason is not None:
+        raise RunFileError(
+            f"{path} does not fit {network.loaded.name}: {reason}; load it with the configuration it was made from"
+        )
 
 
 def _fields(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp
 from tests import tiny_models
 from tests.every_block import every_block
+from tests.tiny_models import dense
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,6 +139,53 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
         DetachedNetwork.load(path, tiny_models.loaded(tiny_models.llama(seed=1)))
 
 
+def set_up_otherwise(model: Any, **changes: Any) -> Any:
+    """Return a model of the same weights and another configuration."""
+    other = type(model)(type(model.config).from_dict(model.config.to_dict() | changes)).to(model.dtype).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "where"),
+    [
+        (dense.granite, {"residual_multiplier": 0.1}, "block 0"),
+        (dense.granite, {"embedding_multiplier": 1.6}, "the entry"),
+        (dense.granite, {"logits_scaling": 2.4}, "the way to the logits"),
+        (dense.granite, {"rms_norm_eps": 1e-4}, "block 0"),
+        (dense.granite, {"hidden_act": "gelu"}, "block 0"),
+        (dense.gemma2, {"final_logit_softcapping": None}, "the way to the logits"),
+        (dense.gpt_neox, {"use_parallel_residual": False}, "block 0"),
+        (dense.gpt_neox, {"num_attention_heads": 6}, "block 0"),
+        (partial(dense.gpt_neox, num_attention_heads=6), {"num_attention_heads": 3}, "block 0"),
+    ],
+)
+def test_a_model_of_the_same_weights_that_is_set_up_otherwise_is_refused(
+    make: Any, changes: dict[str, Any], where: str, tmp_path: Path
+) -> None:
+    model = make(torch.float64)
+    path = detach((model, None), input_ids=[3, 1, 4, 1, 5]).save(tmp_path)
+    DetachedNetwork.load(path, (set_up_otherwise(model), None))
+    with pytest.raises(RunFileError, match=rf"does not fit .*{where}.*; load it with the configuration it was made"):
+        DetachedNetwork.load(path, (set_up_otherwise(model, **changes), None))
+
+
+def test_a_number_that_was_set_in_place_since_is_seen(tmp_path: Path) -> None:
+    model = dense.granite(torch.float64)
+    path = detach((model, None), input_ids=[3, 1, 4, 1, 5]).save(tmp_path)
+    model.model.layers[1].residual_multiplier = -3
+    with pytest.raises(RunFileError, match=r"does not fit .*: block 1 is set up otherwise"):
+        DetachedNetwork.load(path, (model, None))
+
+
+def test_a_model_that_takes_no_such_coefficients_is_refused_in_the_same_way(tmp_path: Path) -> None:
+    model = dense.gpt_neox(torch.float64)
+    path = detach((model, None), input_ids=[3, 1, 4, 1, 5]).save(tmp_path)
+    model.config.num_attention_heads = 5
+    with pytest.raises(RunFileError, match=r"does not fit .*: blocks\.0 is not built as .*; load it with the config"):
+        DetachedNetwork.load(path, (model, None))
+
+
 def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> None:
     loaded = tiny_models.loaded(tiny_models.llama())
     path = detach(loaded, input_ids=[1, 2, 3]).save(tmp_path)
@@ -149,8 +198,8 @@ def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> 
     with pytest.raises(RunFileError, match="checksum"):
         DetachedNetwork.load(path, loaded)
     path.write_bytes(whole)
-    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "6", "network": "{}"})
-    with pytest.raises(RunFileError, match=r"has format 6, newer than 5; update"):
+    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "7", "network": "{}"})
+    with pytest.raises(RunFileError, match=r"has format 7, newer than 6; update"):
         DetachedNetwork.load(path, loaded)
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(RunFileError, match="not a saved network"):
@@ -171,6 +220,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "prompt removed": lambda d: d["prompts"].pop(),
     "freeze removed": lambda d: d.pop("freeze"),
     "fingerprint removed": lambda d: d.pop("fingerprint"),
+    "setup removed": lambda d: d.pop("setup"),
     "plan no mapping": lambda d: d.update(plan=3),
     "blocks beyond the last": lambda d: d["plan"].update(mixing={"keep": "0-99"}),
     "seconds removed": lambda d: d["plan"].pop("seconds_per_sweep"),
@@ -195,7 +245,7 @@ def test_a_description_that_was_changed_is_refused(tmp_path: Path) -> None:
     for metadata, words in (
         ({"network": "[]"}, "damaged"),
         ({"format": "five"}, "damaged"),
-        ({"format": "4"}, "has format 4, older than 5; save the network again"),
+        ({"format": "5"}, "has format 5, older than 6; save the network again"),
     ):
         save_file(tensors, path, metadata=header | metadata)
         with pytest.raises(RunFileError, match=words):
