@@ -63,7 +63,7 @@ class Jacobian(MatrixFree):
         self.tokens = self.segment.length if joint else 1
         self.shape = (sweeps.d_out, sweeps.d_in * self.tokens)
 
-    def goes_with(self, other: Jacobian) -> bool:
+    def _goes_with(self, other: Jacobian) -> bool:
         """Tell whether both are of one map between two places, at whatever tokens and positions."""
         return (
             type(self) is type(other)
@@ -219,7 +219,7 @@ class JacobianBatch(Shared):
         if not self.operators:
             raise InputError("a batch is of one Jacobian or more; got none")
         first = self.operators[0]
-        if not all(map(first.goes_with, self.operators)):
+        if not all(map(first._goes_with, self.operators)):
             raise InputError(
                 "a batch sweeps one map: operators of one network, source and target, all frozen or all ordinary; "
                 "make a batch of each"
