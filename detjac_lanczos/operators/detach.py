@@ -72,8 +72,9 @@ def detach(
     input_ids : integers of shape (positions,) or (prompts, positions), or one list per prompt, optional
         In place of a prompt.
     inputs_embeds : Tensor, shape (positions, d) or (prompts, positions, d), or one tensor per prompt, optional
-        In place of a prompt: what the embedding layer would give, of width d; copied. The pass is causal over all of
-        them, as the model's own on embeddings alone is: an image among them is not attended to both ways.
+        In place of a prompt: what the embedding layer would give, of width d; copied, so that no derivative goes
+        through. The pass is causal over all of them, as the model's
+        own on embeddings alone is: an image among them is not attended to both ways.
     attention_mask : integers, shape of input_ids, optional
         1 for a real token, 0 for padding, on the left or on the right. Padding is taken off: each prompt runs alone,
         with what the padded pass computes for it, and **token indices count its real tokens**, from 0.
@@ -93,8 +94,8 @@ def detach(
     Raises
     ------
     InputError
-        If the prompt is empty, too long or of the wrong kind, its mask or positions do not fit, or the budget of memory
-        is smaller than the smallest plan.
+        If the prompt is empty, too long or of the wrong kind, its mask or positions do not fit, embeddings are inside a
+        transform of `torch.func`, or the budget of memory is smaller than the smallest plan.
     UnsupportedModelError
         If no family declares the model and its structure is not understood either, a weight is packed in a way that
         cannot be read, a pass would write to a table (``max_norm``), or weights that are packed, offloaded or spread
