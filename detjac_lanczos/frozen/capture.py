@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,19 +145,46 @@ def _streams(watched: Watch, prompts: Sequence[Prompt], blocks: int, logits: Ten
 
 
 @in_own_precision
-def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], role: str, index: int) -> Tensor:
-    """Run every prompt again and return one branch before its residual add: (N, d).
+def watch_branches(
+    model: nn.Module, family: Family, prompts: Sequence[Prompt], see: Callable[[int, dict[str, Tensor]], None]
+) -> None:
+    """Run every prompt again, and show what the branches of a block add to the stream as soon as the block ends.
 
-    The branches of all blocks would be the largest streams; one more pass, when one of them is asked for, is cheaper.
+    The branches of all blocks would be the largest streams; one more pass is cheaper than to keep them.
+
+    Parameters
+    ----------
+    model, family, prompts
+        As in `capture`.
+    see : callable
+        Given the index of a block and its branches by role, (n, d).
     """
     twin = observed_copy(model)
     multiply_fast(twin)
     watch = Watch()
-    block = family.blocks_of(twin)[index]
-    branch = family.branch(role)
-    watch.leaving(block.get_submodule(branch.output), role)
-    _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
-    return dict(watch.taken())[role] * branch.factor(block)
+
+    def show(index: int, block: nn.Module) -> None:
+        see(index, {role: rows * family.branch(role).factor(block) for role, rows in watch.taken()})
+
+    with ExitStack() as hooks:
+        for index, block in enumerate(family.blocks_of(twin)):
+            for branch in family.branches:
+                watch.leaving(block.get_submodule(branch.output), branch.role)
+            ended = block.register_forward_hook(lambda block, *_, index=index: show(index, block))
+            hooks.callback(ended.remove)  # it holds what `see` does, and a model is part of cycles of its own
+        _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
+
+
+def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], role: str, index: int) -> Tensor:
+    """Run every prompt again and return one branch before its residual add: (N, d)."""
+    found = []
+
+    def keep(block: int, branches: dict[str, Tensor]) -> None:
+        if block == index:
+            found.append(branches[role])
+
+    watch_branches(model, family, prompts, keep)
+    return torch.cat(found)
 
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:

@@ -171,6 +171,36 @@ def forward(
 
 
 @in_own_precision
+def unpruned(program: Program, rows: Tensor, layout: Layout) -> tuple[dict[str, Tensor], Tensor]:
+    """Apply the frozen network with its biases and keep every row.
+
+    Parameters
+    ----------
+    program, rows, layout
+        As in `forward`, with a row for every position.
+
+    Returns
+    -------
+    branches : dict of str to Tensor, shape (rows, width)
+        What each branch gives, by its name.
+    values : Tensor, shape (rows, d_out)
+    """
+    require_exact_products(rows.dtype, rows.device)
+    x, found = rows, {}
+    for index in _stages_in_turn(program):
+        stage = program.stages[index]
+        here = layout.on(stage.device)
+        x = x.to(here.device)
+        total = x.clone() if stage.residual else None
+        for branch, chain in zip(stage.branches, program.affine_chains[index], strict=True):
+            out = found[branch.name] = _run(chain, x, here.positions, here.positions, here.square, None)
+            total = out.clone() if total is None else total.add_(out)
+        assert total is not None, "a stage has a residual or a branch"
+        x = total
+    return found, x
+
+
+@in_own_precision
 def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     """Apply the transpose of the frozen network.
 

@@ -120,12 +120,12 @@ def multiply_fast(copied: nn.Module) -> None:
         if type(module) is nn.Linear and "forward" not in vars(module):
             weight = module._parameters.get("weight")
             if type(weight) is nn.Parameter and weight.dtype is torch.float32:
-                vars(module)["forward"] = partial(_linear_of_few_rows, module)
+                vars(module)["forward"] = partial(_linear_of_few_rows, weight, module.bias)
 
 
-def _linear_of_few_rows(module: nn.Linear, x: Tensor) -> Tensor:
-    y = product_of_few_rows(x.reshape(-1, x.shape[-1]), module.weight)
-    return (y if module.bias is None else y.add_(module.bias)).unflatten(0, x.shape[:-1])
+def _linear_of_few_rows(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    y = product_of_few_rows(x.reshape(-1, x.shape[-1]), weight)
+    return (y if bias is None else y.add_(bias)).unflatten(0, x.shape[:-1])
 
 
 def embedding_table(module: nn.Module) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from detjac_lanczos.frozen.calls import entering, leaving
 from detjac_lanczos.operators.autograd import ROWS_AT_ONCE
+from detjac_lanczos.operators.bars import require
 from detjac_lanczos.operators.pinned import PinnedNetwork
-from detjac_lanczos.operators.self_check import require
 
 _BARS = {torch.float64: 1e-9, torch.float32: 5e-5, torch.float16: 0.01}
 """Largest defect of a sound part, relative to its values; 0.05 in bfloat16.

@@ -28,10 +28,11 @@ from detjac_lanczos.frozen.words import ActivatedMLP, Attend, Freeze, GatedMLP, 
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.autograd import AutogradSweeps
+from detjac_lanczos.operators.bars import bar
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.passes import Passes
 from detjac_lanczos.operators.pins import Pins, pin
-from detjac_lanczos.operators.self_check import affine_defect, bar
+from detjac_lanczos.operators.self_check import affine_defect
 from detjac_lanczos.operators.trace import Trace, same
 
 _OUTPUT = Place("output")

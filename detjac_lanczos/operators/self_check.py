@@ -11,15 +11,9 @@ from torch import Tensor, nn
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.models.dtypes import in_several_dtypes
+from detjac_lanczos.operators.bars import bar, relative, require
 from detjac_lanczos.operators.network import DetachedNetwork
-
-BARS = {torch.float64: 1e-9, torch.float32: 5e-5, torch.float16: 0.03}
-"""Largest relative error of a sound network; 0.1 in bfloat16.
-
-Rounding alone gives at most 1e-13 in float64, 1.5e-6 in float32, 3e-3 in float16 and 2.4e-2 in bfloat16 over all
-families and freeze rules and models of up to 30 blocks; a network that misses a factor or freezes a wrong one is off by
-its own size. The bars leave room for deeper models.
-"""
+from detjac_lanczos.operators.part_values import require_part_values
 
 _OWN_PASS = {torch.float64: 1e-4, torch.float32: 1e-4}
 """Bar for the distance from the model's own pass, which in float64 rounds to float32 inside, and not alike; 0.5 in half
@@ -30,11 +24,6 @@ _LARGE = 100.0
 """How much larger than the prompt one of the random inputs is: clamps that the prompt leaves alone then act."""
 
 _passed: WeakKeyDictionary[nn.Module, set[tuple[str, str]]] = WeakKeyDictionary()
-
-
-def bar(dtype: torch.dtype) -> float:
-    """Return the largest error of a sound network in a precision."""
-    return BARS.get(dtype, 0.1)
 
 
 def check(network: DetachedNetwork) -> None:
@@ -51,6 +40,7 @@ def check(network: DetachedNetwork) -> None:
             require(network, _errors_of_prompts(network))
         else:
             self_check(network)
+            require_part_values(network)
             seen.add((network.route, network.freeze))
     except RuntimeError as error:
         mixed = in_several_dtypes(network.model)
@@ -70,22 +60,6 @@ def self_check(network: DetachedNetwork) -> None:
     require(network, [*_errors(network), *_errors_of_prompts(network)])
 
 
-def require(network: DetachedNetwork, claims: list[tuple[str, float, float]]) -> None:
-    """Refuse a network of which a claim, with its error and the largest error of a sound network, does not hold.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming the first.
-    """
-    for claim, error, allowed in claims:
-        if not error <= allowed:
-            raise UnsupportedModelError(
-                f"the detached network of {network.loaded.name} fails its self-check: {claim} "
-                f"(relative error {error:.1e}, allowed {allowed:.0e}); this model is not understood"
-            )
-
-
 def affine_defect(f: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """Return |f(a + b) − f(a) − f(b) + f(0)| for random inputs like x, (n, d), relative to the values' sizes.
 
@@ -103,12 +77,6 @@ def random_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
     large = 1.0 if x.dtype is torch.float16 else _LARGE
     a, b = (size * noise).to(x)
     return a, large * b
-
-
-def relative(error: Tensor, *terms: Tensor) -> float:
-    """Return the length of an error relative to the lengths of the terms it is left of."""
-    size = sum(float(term.double().norm()) for term in terms)
-    return float(error.double().norm()) / (size or 1.0)
 
 
 def _errors_of_prompts(network: DetachedNetwork) -> list[tuple[str, float, float]]:
@@ -142,7 +110,7 @@ def _errors(network: DetachedNetwork) -> list[tuple[str, float, float]]:
     Jtu = J.rmatmat(u[:, None])[:, 0]
     inner = Ja.double() @ u.double() - a.flatten().double() @ Jtu.double()
     inner /= float(Ja.double().norm() * u.double().norm()) or 1.0
-    middle = network.jacobian("joint", position=(J.position + 1) // 2)
+    middle = network.jacobian("joint", position=J.position // 2)
     part = network.apply(middle.x.view(1, middle.tokens, -1), position=middle.position)[0]
     allowed = bar(network.dtype)
     return [

@@ -13,7 +13,7 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.words import Project, Scale, Softcap, as_written
 from detjac_lanczos.models.linear_modules import bias_of, weight_of
 from detjac_lanczos.operators import DetachedNetwork
-from detjac_lanczos.operators.self_check import bar, relative
+from detjac_lanczos.operators.bars import bar, relative
 
 _ROWS = 4096
 

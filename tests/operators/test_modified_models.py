@@ -158,6 +158,32 @@ def test_what_is_not_understood_is_refused(change: Change, words: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_part_of_another_formula_shows_though_no_window_lets_it_through(position: int) -> None:
+    """24 positions before the last one, and 3 blocks with windows of 4."""
+    model = DENSE["Mistral"](torch.float64)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        up = self.up_proj(x)
+        other = torch.arange(x.shape[1])[:, None] == position
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * torch.where(other, up.tanh(), up))
+
+    set_forward(model.model.layers[0].mlp, forward)
+    with pytest.raises(UnsupportedModelError, match=r"mlp\.0 gives something else than the model's"):
+        detach((model, None), input_ids=tiny_models.prompt_ids(25)[0])
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-4, 1e-6])
+def test_a_small_branch_of_another_formula_shows_beside_a_large_stream(size: float) -> None:
+    model = tiny_models.llama(torch.float32)
+    mlp(model).down_proj.weight.data *= size
+    detach((model, None), input_ids=tokens())
+    changed = copy.deepcopy(model)
+    set_forward(mlp(changed), lambda self, x: self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x).tanh()))
+    with pytest.raises(UnsupportedModelError, match="fails its self-check"):
+        detach((changed, None), input_ids=tokens())
+
+
 def test_a_change_of_a_ten_thousandth_shows_in_float32() -> None:
     model = DENSE["Llama"](torch.float32)
     with_norm_times_a_little_more_than_one(model)

@@ -25,8 +25,9 @@ from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.text_model import token_table_of
 from detjac_lanczos.operators import PinnedNetwork, attention, detach, head, layer, mlp, part_check, probe
 from detjac_lanczos.operators.autograd import AutogradSweeps
+from detjac_lanczos.operators.bars import require
 from detjac_lanczos.operators.detach import family_or_structure
-from detjac_lanczos.operators.self_check import check, require, self_check
+from detjac_lanczos.operators.self_check import check, self_check
 from detjac_lanczos.reading import decode_right
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests import oracle_structures, tiny_models

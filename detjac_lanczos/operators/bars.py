@@ -1,0 +1,44 @@
+"""How wrong a sound network may be, and the refusal of one that is worse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.operators.network import DetachedNetwork
+
+BARS = {torch.float64: 1e-9, torch.float32: 5e-5, torch.float16: 0.03}
+"""Largest relative error of a sound network; 0.1 in bfloat16.
+
+Rounding alone gives at most 1e-13 in float64, 1.5e-6 in float32, 3e-3 in float16 and 2.4e-2 in bfloat16 over all
+families and freeze rules and models of up to 30 blocks; a network that misses a factor or freezes a wrong one is off by
+its own size. The bars leave room for deeper models.
+"""
+
+
+def bar(dtype: torch.dtype) -> float:
+    """Return the largest error of a sound network in a precision."""
+    return BARS.get(dtype, 0.1)
+
+
+def require(network: DetachedNetwork, claims: list[tuple[str, float, float]]) -> None:
+    """Refuse a network of which a claim, with its error and the largest error of a sound network, does not hold.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the first.
+    """
+    for claim, error, allowed in claims:
+        if not error <= allowed:
+            raise UnsupportedModelError(
+                f"the detached network of {network.loaded.name} fails its self-check: {claim} "
+                f"(relative error {error:.1e}, allowed {allowed:.0e}); this model is not understood"
+            )
+
+
+def relative(error: Tensor, *terms: Tensor) -> float:
+    """Return the length of an error relative to the lengths of the terms it is left of."""
+    size = sum(float(term.double().norm()) for term in terms)
+    return float(error.double().norm()) / (size or 1.0)
