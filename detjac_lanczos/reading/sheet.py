@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from detjac_lanczos.errors import DetjacError
 from detjac_lanczos.reading.fonts import drawable, installed_fonts
 from detjac_lanczos.reading.record_values import Record, prompt_text
-from detjac_lanczos.reading.visible import visible
+from detjac_lanczos.reading.visible import columns, fit, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,8 +59,9 @@ def empty_sheet(width: float, height: float) -> tuple[Figure, Axes]:
 def add_title(figure: Figure, record: Record, prompt: int) -> None:
     """Head a figure with its prompt, cut to its width, and the model."""
     model = f"{_LTR}  ({record['model']})"
+    room = max(1, int(12 * figure.get_figwidth()) - columns(model))
     figure.suptitle(
-        _cut(drawable(prompt_text(record, prompt)), int(12 * figure.get_figwidth()) - len(model)) + model,
+        fit(drawable(prompt_text(record, prompt)), room).rstrip() + model,
         x=0.02,
         ha="left",
         fontsize=10,
@@ -70,8 +71,4 @@ def add_title(figure: Figure, record: Record, prompt: int) -> None:
 
 def short_name(token: Record) -> str:
     """Return a token as fonts can draw it, cut to a label's length."""
-    return _LTR + _cut(drawable(visible(token["token"])), _LONGEST_TOKEN) + _LTR
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return _LTR + fit(drawable(visible(token["token"])), _LONGEST_TOKEN).rstrip() + _LTR

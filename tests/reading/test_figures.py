@@ -20,6 +20,7 @@ from detjac_lanczos.reading import (
     sheet,
 )
 from detjac_lanczos.reading.record_values import percent
+from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run, analyze
 from tests import tiny_models
 
@@ -207,6 +208,20 @@ def test_a_character_comes_from_any_font_that_has_it_and_is_a_short_frame_elsewh
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         save_figures(record, run.vectors, tmp_path)
+
+
+@pytest.mark.parametrize("character", ["a", "金", "🌉"])
+def test_titles_and_names_of_wide_characters_take_no_more_room(
+    character: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheet, "drawable", str)  # as where a font has them all
+    tokens = [token | {"token": 40 * character} for token in run.record["tokens"]]
+    figure = plot_contributions(run.record | {"prompts": [300 * character], "model": "m", "tokens": tokens})
+    room = int(12 * figure.get_figwidth())
+    assert room - 1 <= columns(figure.get_suptitle()) <= room
+    for label in figure.axes[0].get_yticklabels():
+        name = label.get_text().split("\u200e")[1]
+        assert 21 <= columns(name) <= 22 and name.endswith("…")
 
 
 def test_drawing_twice_gives_the_same_svg(run: Run, tmp_path: Path) -> None:
