@@ -73,8 +73,8 @@ def detach(
         In place of a prompt.
     inputs_embeds : Tensor, shape (positions, d) or (prompts, positions, d), or one tensor per prompt, optional
         In place of a prompt: what the embedding layer would give, of width d; copied, so that no derivative goes
-        through. The pass is causal over all of them, as the model's
-        own on embeddings alone is: an image among them is not attended to both ways.
+        through. The pass is causal over all of them, as the model's own on embeddings alone is: an image among them is
+        not attended to both ways.
     attention_mask : integers, shape of input_ids, optional
         1 for a real token, 0 for padding, on the left or on the right. Padding is taken off: each prompt runs alone,
         with what the padded pass computes for it, and **token indices count its real tokens**, from 0.
