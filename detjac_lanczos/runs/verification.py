@@ -176,6 +176,10 @@ def _load_named(record: Record, model: str | None, device: str | None) -> Loaded
             raise InputError(
                 f"the run was made with a live model ({name}): give that, with the tokenizer that it had"
             ) from error
+        if model is None and os.path.isabs(name) and not os.path.exists(name):
+            raise InputError(
+                f"the model of the run is no longer at {name}; say where it is now (model=, or detjac verify --model)"
+            ) from error
         raise
 
 

@@ -51,7 +51,9 @@ def test_a_model_that_was_moved_is_named_and_put_where_one_says(
     assert call("svd", PROMPT, "--model", harmed, "-k", 2, "--tokens", 0, "--out", out, "-q") == 0
     harmed.rename(moved)
     capsys.readouterr()
-    assert str(harmed) in refused(capsys, "verify", out, "-q")
+    lost = refused(capsys, "verify", out, "-q")
+    assert f"is no longer at {harmed}" in lost
+    assert "--model" in lost
     assert call("verify", out, "--model", moved, "-q") == 0
     capsys.readouterr()
     assert "nowhere" in refused(capsys, "verify", out, "--model", moved, "--device", "nowhere", "-q")
