@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from detjac_lanczos.errors import ModelError
 from detjac_lanczos.frozen.capture import branch_values
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Linear, Map, apply_from_afar, device_of
@@ -19,6 +20,9 @@ from detjac_lanczos.frozen.sweep import Program, forward
 from detjac_lanczos.frozen.widths import width_after
 from detjac_lanczos.frozen.words import Softcap, Word, as_written
 from detjac_lanczos.models.weights import DenseWeight
+
+_SAME_PASS = {torch.float64: 1e-4, torch.float32: 1e-4}
+"""How far the logits of equal passes may lie apart, by the kernels that serve them; 0.01 in half precision."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,7 +160,14 @@ class AffineNetwork(FrozenNetwork):
 
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._values:
-            values = branch_values(self.model, self.family, self.prompts, role, index)
+            values, logits = branch_values(self.model, self.family, self.prompts, role, index)
+            own = self.streams.logits
+            allowed = _SAME_PASS.get(self.dtype, 0.01) * float(own.double().norm())
+            if not float((logits.to(own) - own).double().norm()) <= allowed:
+                raise ModelError(
+                    f"{self.loaded.name} gives other logits on the prompt than when it was frozen, so the values of "
+                    "its branches are not known; detach again, or load the network with the model it was saved from"
+                )
             self._values[role, index] = values.to(self.device)
         return self._values[role, index]
 

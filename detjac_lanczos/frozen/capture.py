@@ -147,7 +147,7 @@ def _streams(watched: Watch, prompts: Sequence[Prompt], blocks: int, logits: Ten
 @in_own_precision
 def watch_branches(
     model: nn.Module, family: Family, prompts: Sequence[Prompt], see: Callable[[int, dict[str, Tensor]], None]
-) -> None:
+) -> Tensor:
     """Run every prompt again, and show what the branches of a block add to the stream as soon as the block ends.
 
     The branches of all blocks would be the largest streams; one more pass is cheaper than to keep them.
@@ -158,6 +158,11 @@ def watch_branches(
         As in `capture`.
     see : callable
         Given the index of a block and its branches by role, (n, d).
+
+    Returns
+    -------
+    Tensor, shape (prompts, vocabulary)
+        The logits at the last position of each prompt.
     """
     twin = observed_copy(model)
     multiply_fast(twin)
@@ -172,19 +177,21 @@ def watch_branches(
                 watch.leaving(block.get_submodule(branch.output), branch.role)
             ended = block.register_forward_hook(lambda block, *_, index=index: show(index, block))
             hooks.callback(ended.remove)  # it holds what `see` does, and a model is part of cycles of its own
-        _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
+        return _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
 
 
-def branch_values(model: nn.Module, family: Family, prompts: Sequence[Prompt], role: str, index: int) -> Tensor:
-    """Run every prompt again and return one branch before its residual add: (N, d)."""
+def branch_values(
+    model: nn.Module, family: Family, prompts: Sequence[Prompt], role: str, index: int
+) -> tuple[Tensor, Tensor]:
+    """Run every prompt again; return one branch before its residual add, (N, d), and the logits of `watch_branches`."""
     found = []
 
     def keep(block: int, branches: dict[str, Tensor]) -> None:
         if block == index:
             found.append(branches[role])
 
-    watch_branches(model, family, prompts, keep)
-    return torch.cat(found)
+    logits = watch_branches(model, family, prompts, keep)
+    return torch.cat(found), logits
 
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:

@@ -1,5 +1,7 @@
 """Tensors that begin where the processor's vector loads do."""
 
+from contextlib import suppress
+
 import psutil
 import torch
 from torch import Tensor, nn
@@ -29,13 +31,12 @@ def align(model: nn.Module) -> None:
     their products and take as long either way. More than half of this machine's memory stays where it is: in the file,
     which can be read again where memory is short.
     """
-    weights = [weight for weight in model.parameters() if weight.is_cpu and weight.dtype is torch.float32]
+    weights = [w for w in model.parameters() if w.is_cpu and w.dtype is torch.float32 and w.numel()]
     if not weights or 2 * sum(weight.nbytes for weight in weights) > psutil.virtual_memory().total:
         return
-    if not AVAILABLE:
-        for weight in weights:
-            weight.data = aligned(weight.data)
-        return
-    pages = HugePages(sum(rounded_up(weight.nbytes, ALIGNMENT) for weight in weights), ALIGNMENT)
+    move = aligned
+    if AVAILABLE:
+        with suppress(OSError):  # no stretch of memory is as long
+            move = HugePages(sum(rounded_up(weight.nbytes, ALIGNMENT) for weight in weights), ALIGNMENT).copy
     for weight in weights:
-        weight.data = pages.copy(weight.data)
+        weight.data = move(weight.data)

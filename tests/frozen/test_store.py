@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.errors import ModelError, RunFileError
 from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp
@@ -280,3 +280,22 @@ def test_names_that_no_file_can_have_are_refused(name: str, tmp_path: Path) -> N
     with pytest.raises(RunFileError, match="does not exist"):
         DetachedNetwork.load(tmp_path / name, loaded)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", [tiny_models.llama, tiny_models.gemma])
+def test_branch_values_come_from_the_pass_that_was_frozen_or_not_at_all(make: Any, tmp_path: Path) -> None:
+    """What shapes a mixing enters no map: a saved network is joined with it, and its sweeps are the same."""
+    network = detach((make(), None), input_ids=tiny_models.prompt_ids(9)[0])
+    network.save(tmp_path / "network.safetensors")
+    same, other = make(), make()
+    for block in other.model.layers:
+        block.self_attn.scaling *= 3
+    values = [
+        DetachedNetwork.load(tmp_path / "network.safetensors", (model, None)).jacobian("joint", target=attention(1))
+        for model in (same, other)
+    ]
+    assert values[0].reconstruction.relative_error < 1e-13
+    x = torch.randn(values[1].shape[1], 1, dtype=torch.float64)
+    assert torch.equal(values[1].matmat(x), values[0].matmat(x))
+    with pytest.raises(ModelError, match=r"gives other logits on the prompt than when it was frozen.*detach again"):
+        _ = values[1].y

@@ -71,3 +71,20 @@ def test_a_loaded_model_lies_in_them_and_is_saved_and_copied_like_any(
     moved.clear()
     load_model(tmp_path / "second", dtype="bfloat16")
     assert not moved
+
+
+def test_where_no_stretch_is_long_enough_weights_are_put_on_a_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    model = torch.nn.Linear(3, 5)
+    model.empty = torch.nn.Parameter(torch.zeros(0, 4))
+    model.weight.data = torch.randn(16)[1:].view(5, 3)
+    before = model.weight.detach().clone()
+    monkeypatch.setattr(alignment, "HugePages", none_left)
+    alignment.align(model)
+    assert model.weight.data_ptr() % 64 == 0
+    assert torch.equal(model.weight, before)
+    monkeypatch.undo()
+    alignment.align(model)
+    assert torch.equal(model.weight, before)

@@ -184,6 +184,13 @@ def test_a_small_branch_of_another_formula_shows_beside_a_large_stream(size: flo
         detach((changed, None), input_ids=tokens())
 
 
+def test_rounding_of_a_stream_with_a_large_mean_is_no_other_formula() -> None:
+    """A LayerNorm takes the mean off, and with it all but the last bits of a bfloat16 stream."""
+    model = DENSE["OPT plain"](torch.bfloat16)
+    model.get_input_embeddings().weight.data += 1000.0
+    detach((model, None), input_ids=tokens())
+
+
 def test_a_change_of_a_ten_thousandth_shows_in_float32() -> None:
     model = DENSE["Llama"](torch.float32)
     with_norm_times_a_little_more_than_one(model)
