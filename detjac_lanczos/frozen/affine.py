@@ -16,7 +16,7 @@ from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.said import Kinds, frozen_kinds, tail_in_words
 from detjac_lanczos.frozen.stage import Branch, Stage
-from detjac_lanczos.frozen.sweep import Program, forward
+from detjac_lanczos.frozen.sweep import Program, forward, unpruned
 from detjac_lanczos.frozen.widths import width_after
 from detjac_lanczos.frozen.words import Softcap, Word, as_written
 from detjac_lanczos.models.weights import DenseWeight
@@ -199,7 +199,7 @@ class AffineNetwork(FrozenNetwork):
             before = Place("layer", source - 1)
             layout = Layout([Segment(prompt, 0, self.lengths[prompt] - 1, 1, joint=True)], self.lengths, self.device)
             entering, program = self.inputs(-1, prompt), self.program(-1, before)
-            self._values[key] = forward(program, entering, layout, affine=True, every_position=True)
+            self._values[key] = unpruned(program, entering, layout)
         return self._values[key]
 
     def offset(self, source: int, target: Place, prompt: int, position: int) -> Tensor:

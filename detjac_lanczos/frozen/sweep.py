@@ -6,7 +6,7 @@ that mixing keeps only the output position of each segment, and the rest runs on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -119,9 +119,7 @@ def has_bias(chain: Sequence[Map]) -> bool:
 
 
 @in_own_precision
-def forward(
-    program: Program, rows: Tensor, layout: Layout, *, affine: bool = False, every_position: bool = False
-) -> Tensor:
+def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = False) -> Tensor:
     """Apply the frozen network.
 
     Parameters
@@ -132,12 +130,10 @@ def forward(
     layout : Layout
     affine : bool
         Add the biases on the way.
-    every_position : bool
-        Give the target at every position of each segment, not at its output position alone.
 
     Returns
     -------
-    Tensor, shape (Σ widths, d_out), or (Σ rows, d_out) with ``every_position``
+    Tensor, shape (Σ widths, d_out)
     """
     require_exact_products(rows.dtype, rows.device)
     keep_freed_memory()
@@ -146,7 +142,7 @@ def forward(
     else:
         x = rows.new_zeros(layout.rows, program.d_in)
         x.index_copy_(0, layout.source, rows)
-    if program.last_mixing < 0 and not every_position:
+    if program.last_mixing < 0:
         x = x.index_select(0, layout.kept)
     all_chains = program.affine_chains if affine else program.chains
     for index in _stages_in_turn(program):
@@ -154,8 +150,8 @@ def forward(
         here = layout.on(stage.device)
         x = x.to(here.device)
         _turn_pages(program.stages, index, 1)
-        prunes = index == program.last_mixing and not every_position
-        positions = here.positions if every_position or index <= program.last_mixing else here.pruned_positions
+        prunes = index == program.last_mixing
+        positions = here.positions if index <= program.last_mixing else here.pruned_positions
         mixing = here.pruning if prunes else here.square
         out = here.pruned_positions if prunes else positions
         kept = x.index_select(0, here.kept) if prunes else x
@@ -171,33 +167,41 @@ def forward(
 
 
 @in_own_precision
-def unpruned(program: Program, rows: Tensor, layout: Layout) -> tuple[dict[str, Tensor], Tensor]:
-    """Apply the frozen network with its biases and keep every row.
+def unpruned(
+    program: Program, rows: Tensor, layout: Layout, see: Callable[[str, Tensor], None] | None = None
+) -> Tensor:
+    """Apply the frozen network with its biases, and give the target at every position.
 
     Parameters
     ----------
-    program, rows, layout
-        As in `forward`, with a row for every position.
+    program, layout
+        As in `forward`.
+    rows : Tensor, shape (Σ rows, d_in)
+        The input at every position of each segment.
+    see : callable, optional
+        Given the name and the values, (Σ rows, width), of each branch on the way.
 
     Returns
     -------
-    branches : dict of str to Tensor, shape (rows, width)
-        What each branch gives, by its name.
-    values : Tensor, shape (rows, d_out)
+    Tensor, shape (Σ rows, d_out)
     """
     require_exact_products(rows.dtype, rows.device)
-    x, found = rows, {}
+    keep_freed_memory()
+    x = rows
     for index in _stages_in_turn(program):
-        stage = program.stages[index]
+        stage, chains = program.stages[index], program.affine_chains[index]
         here = layout.on(stage.device)
         x = x.to(here.device)
+        _turn_pages(program.stages, index, 1)
         total = x.clone() if stage.residual else None
-        for branch, chain in zip(stage.branches, program.affine_chains[index], strict=True):
-            out = found[branch.name] = _run(chain, x, here.positions, here.positions, here.square, None)
-            total = out.clone() if total is None else total.add_(out)
+        for branch, chain in zip(stage.branches, chains, strict=True):
+            values = _run(chain, x, here.positions, here.positions, here.square, None)
+            if see is not None:
+                see(branch.name, values)
+            total = values.clone() if total is None else total.add_(values)
         assert total is not None, "a stage has a residual or a branch"
         x = total
-    return found, x
+    return x.to(layout.device)
 
 
 @in_own_precision

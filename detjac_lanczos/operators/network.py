@@ -19,7 +19,8 @@ from detjac_lanczos.frozen.store import StoredNetwork
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.differentiable import product
-from detjac_lanczos.operators.jacobian import DetachedJacobian, Jacobian, JacobianBatch, OrdinaryJacobian
+from detjac_lanczos.operators.jacobian import DetachedJacobian, Jacobian, OrdinaryJacobian
+from detjac_lanczos.operators.jacobian_batch import JacobianBatch
 from detjac_lanczos.operators.passes import Passes
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from detjac_lanczos.operators.sweeps import AffineSweeps, FrozenSweeps

@@ -30,9 +30,10 @@ def require_part_values(network: DetachedNetwork) -> None:
     def compare(block: int, before: Tensor, after: Tensor, branches: dict[str, Tensor]) -> None:
         stages = tuple(stage for stage in network.stages if stage.block == block)
         program = Program(stages, before.shape[1], after.shape[1], network.blocks)
-        found, value = unpruned(program, before, layout)
-        observed = {f"{role}.{block}": rows for role, rows in branches.items()}
-        for name, rows in observed.items():
+        found: dict[str, Tensor] = {}
+        value = unpruned(program, before, layout, found.__setitem__)
+        for role, rows in branches.items():
+            name = f"{role}.{block}"
             _require(network, name, found[name], rows, before)
         _require(network, f"block {block}", value, after, before)
 

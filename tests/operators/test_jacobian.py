@@ -17,7 +17,7 @@ from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.frozen import affine
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.maps import ColumnScale
-from detjac_lanczos.frozen.sweep import forward
+from detjac_lanczos.frozen.sweep import forward, unpruned
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, attention, detach, expert, head, layer, mlp, probe
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.reconstruction import Reconstruction
@@ -422,10 +422,11 @@ def test_the_stream_of_an_altered_network_takes_one_sweep(
 ) -> None:
     altered = network.replace(drop=mlp(1))
     values = [altered.value(layer(source - 1), 0, position) for position in range(altered.lengths[0])]
-    swept = Mock(side_effect=forward)
-    monkeypatch.setattr(affine, "forward", swept)
+    swept, pruned = Mock(side_effect=unpruned), Mock(side_effect=forward)
+    monkeypatch.setattr(affine, "unpruned", swept)
+    monkeypatch.setattr(affine, "forward", pruned)
     stream = altered.inputs(source, 0)
-    assert swept.call_count == 1
+    assert (swept.call_count, pruned.call_count) == (1, 0)
     assert (stream - torch.stack(values)).norm() <= 1e-14 * stream.norm()
 
 
