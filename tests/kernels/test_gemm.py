@@ -188,8 +188,11 @@ def test_the_faster_road_is_taken_though_it_was_slow_once(monkeypatch: pytest.Mo
 def test_few_rows_are_multiplied_by_parts_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, rows: int, f: int
 ) -> None:
-    """Other numbers of rows, and matrices that have no equal parts, take the default product."""
+    """Other numbers of rows, small matrices, and those that have no equal parts, take the default product."""
     x, weight = torch.randn(rows, 12), torch.randn(f, 12)
+    assert torch.equal(product_of_few_rows(x, weight), x @ weight.T)
+    assert not roads.choices()
+    monkeypatch.setattr(roads, "_LEAST", 1)
     torch.testing.assert_close(product_of_few_rows(x, weight), x @ weight.T)
     served = rows in (1, 7, 128) and f == 16
     assert list(roads.choices()) == ([f"f32 few xWt {8 if rows == 7 else rows}x12->16"] if served else [])
