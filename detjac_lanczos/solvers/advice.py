@@ -4,6 +4,7 @@ import numpy as np
 from torch import Tensor
 
 from detjac_lanczos.solvers.attempt import CompletenessClaim
+from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
@@ -83,6 +84,8 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
         return " Nothing is known of missed values: no probe was made."
     if completed.triplets is None:
         claim, counted = completed.claim, completed.claim.threshold is None
+        if claim.hidden:
+            return _hidden(claim)
         edge, other = (f"σ_{claim.k}", "ask for another k") if counted else ("the threshold", "move it")
         if counted and claim.cluster:
             return (
@@ -93,6 +96,10 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
         return f" {hidden}; {other}, or compute the operator in a higher precision."
     claim, values = completed.claim, completed.triplets.values
     more = _what_narrows(completed, options.tol)
+    if claim.hidden:
+        return _hidden(claim)
+    if claim.whole:
+        return f" {claim.line}: {more}."
     if claim.threshold is not None:
         return f" {claim.line}: move the threshold into a gap of the spectrum, or {more}."
     if claim.sigma_k <= claim.floor:
@@ -103,6 +110,12 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
     if claim.cluster:
         return f" σ_{claim.k} and σ_{claim.k + 1} are closer than the tolerance: no probe can part them{gap}."
     return f" Probes of {claim.products} products do not show that these are all: {more}{gap}."
+
+
+def _hidden(claim: Completeness) -> str:
+    """Return what to do where the least of the values found lies no further above the threshold than rounding."""
+    hides = f"{claim.line}: rounding hides whether σ_{claim.k} lies above the threshold"
+    return f" {hides}; move it, or compute the operator in a higher precision."
 
 
 def _what_narrows(completed: CompletenessClaim, tol: float) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from detjac_lanczos.solvers.completeness import GUARDS, Completeness
-from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds
+from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds, whole_bounds
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.lanczos_polynomial import steps_left
 from detjac_lanczos.solvers.probe import Deflation, Probe
@@ -203,11 +203,16 @@ def stated(
     first, last = float(values[0]), float(values[k - 1]) if k else 0.0
     rounding = floor + deflation.defect * first
     bare = upper_bounds(values, deflation.right_gram, deflation.left_gram, tau + floor)
+    upper = bare + rounding
+    if probe.dimension == 0:
+        gram = deflation.right_gram if probe.shape[1] == deflation.count else deflation.left_gram
+        bare = np.minimum(bare, whole_bounds(values, gram))
+        upper = np.r_[bare[:-1] + rounding, 0.0]
     narrow = bool((bare[:k] <= limits(values[:k], tol, floor)).all())
     zero = last <= floor and tells_zeros(floor, tol, first)
     return Completeness.of(
         values.tolist(),
-        (bare + rounding).tolist(),
+        upper.tolist(),
         k=k,
         index_exact=narrow and (tau + floor < last or zero),
         tau=tau,

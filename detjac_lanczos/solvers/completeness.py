@@ -32,6 +32,7 @@ class Completeness:
     tau : float
         Bound of ‖(I - U Uᵀ) A (I - V Vᵀ)‖₂ over all k + guards triplets.
     upper : tuple of float, length k + guards + 1
+        The last is 0 where the operator has no further value.
     rounding : float
         What rounding, and the measured loss of orthonormality and adjointness, can add; ``upper`` holds it.
     complete : bool
@@ -42,8 +43,8 @@ class Completeness:
     floor : float
         Values below it are rounding.
     threshold : float or None
-        Where all values above it were asked for: ``complete`` then says that σ_{k+1} does not lie above it, and
-        ``cluster`` that it may lie no more than ``tol`` below.
+        Where all values above it were asked for: ``complete`` then says that σ_k lies above it and σ_{k+1} does not,
+        and ``cluster`` that the latter may lie no more than ``tol`` below.
     """
 
     k: int
@@ -91,7 +92,8 @@ class Completeness:
             Those found, k at least where there are any; the first is the largest known.
         upper : sequence of float, length k + guards + 1
         index_exact : bool
-            The k triplets are those of σ_1, …, σ_k. With a threshold, that σ_{k+1} does not lie above it is enough.
+            The k triplets are those of σ_1, …, σ_k. With a threshold, it is enough that σ_k lies above it, also less
+            ``rounding``, and σ_{k+1} does not.
         beyond : float
             The largest value that was seen beside those of the k triplets.
         tau, rounding, floor, tol, seed, delta, number, steps
@@ -99,6 +101,7 @@ class Completeness:
         """
         first, last = values[0], values[k - 1] if k else 0.0
         edge = last if threshold is None else threshold * scale
+        parted = upper[k] <= edge and (k == 0 or last - rounding > edge)
         return cls(
             k=k,
             guards=len(upper) - 1 - k,
@@ -110,7 +113,7 @@ class Completeness:
             tau=tau / scale,
             upper=tuple(bound / scale for bound in upper),
             rounding=rounding / scale,
-            complete=index_exact if threshold is None else upper[k] <= edge,
+            complete=index_exact if threshold is None else parted,
             cluster=edge > floor and beyond >= (1.0 - tol) * edge,
             sigma_1=first / scale,
             sigma_k=last / scale,
@@ -121,22 +124,35 @@ class Completeness:
     @property
     def line(self) -> str:
         """The claim in one line."""
-        k, next_bound = self.k, self.upper[self.k]
+        k = self.k
         if self.threshold is not None:
             return self._line_of_threshold
         cluster = f", σ_{k} and σ_{k + 1} in one cluster" if self.cluster else ""
         if self.complete:
             names = "this is σ_1" if k == 1 else f"these are σ_1..σ_{k}"
             return f"COMPLETE: {names}{cluster} ({self.grounds})"
+        bounded, bound = (k, self.upper[k - 1]) if self.whole else (k + 1, self.upper[k])
         unit, name = (self.sigma_k, k) if self.sigma_k > self.floor else (self.sigma_1, 1)
-        ratio = f"{ratio_up(next_bound / unit)} σ_{name}" if unit > 0.0 else f"{next_bound:g}"
-        return f"BOUND σ_{k + 1} ≤ {ratio}{cluster} ({self.grounds})"
+        ratio = f"{ratio_up(bound / unit)} σ_{name}" if unit > 0.0 else f"{bound:g}"
+        return f"BOUND σ_{bounded} ≤ {ratio}{cluster} ({self.grounds})"
+
+    @property
+    def whole(self) -> bool:
+        """Whether an operator of this shape has no σ_{k+1}, which is then bounded by 0."""
+        return self.k > 0 and self.upper[self.k] == 0.0
+
+    @property
+    def hidden(self) -> bool:
+        """Whether rounding alone hides that σ_k lies above the threshold: no more than k values do."""
+        return self.threshold is not None and not self.complete and self.upper[self.k] <= self.threshold
 
     @property
     def _line_of_threshold(self) -> str:
         k, threshold = self.k, short(self.threshold or 0.0)
         if self.complete:
             return f"COMPLETE: {f'all {k} σ' if k else 'no σ'} above {threshold} ({self.grounds})"
+        if self.hidden:
+            return f"BOUND at most {k} σ above {threshold} ({self.grounds})"
         return f"BOUND σ_{k + 1} ≤ {ratio_up(self.upper[k] / (self.threshold or 1.0))} × {threshold} ({self.grounds})"
 
     @property

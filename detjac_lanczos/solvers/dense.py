@@ -213,9 +213,10 @@ def claim_of_spectrum(
     known = [*map(float, values[: k + 1]), 0.0]
     first, last, beyond = known[0], known[k - 1] if k else 0.0, known[k]
     zero = last <= floor and tells_zeros(floor, tol, first)
+    upper = [value + rounding for value in map(float, values[: k + 1])]
     return Completeness.of(
         known,
-        [value + rounding for value in known[: k + 1]],
+        upper if k < len(values) else [*upper, 0.0],
         k=k,
         index_exact=k == len(values) or beyond + rounding < last or zero,
         tau=beyond,

@@ -52,6 +52,24 @@ def upper_bounds(values: np.ndarray, right: np.ndarray, left: np.ndarray, tau: f
     return bounds
 
 
+def whole_bounds(values: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Return bounds of σ_1(A), …, σ_p(A), and 0 for a value beyond, where the vectors of one side span their space.
+
+    With V square, A = A V Vᵀ = (U S + R_R) Vᵀ, so that σ_j(A) ≤ s_j + ‖R_R‖₂ (Weyl); with U square, Aᵀ the same way.
+
+    Parameters
+    ----------
+    values : ndarray, shape (p,), descending
+    gram : ndarray, shape (p, p)
+        R_Rᵀ R_R where V is square, R_Lᵀ R_L where U is.
+
+    Returns
+    -------
+    ndarray, shape (p + 1,)
+    """
+    return np.r_[values + np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0)), 0.0]
+
+
 def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits: np.ndarray | Sequence[float]) -> float:
     """Return the largest τ with which :func:`upper_bounds` keeps σ_j ≤ limits_j; -∞ where the residuals allow none.
 

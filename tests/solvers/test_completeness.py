@@ -143,6 +143,19 @@ def test_copies_beyond_width_one_are_never_claimed_away(monkeypatch) -> None:
     assert false <= binom.ppf(1 - 1e-5, trials, 0.05)
 
 
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12)])
+@pytest.mark.parametrize("method", ["lanczos", "dense"])
+def test_no_value_is_bounded_that_the_shape_has_no_room_for(shape: tuple[int, int], method: str) -> None:
+    for A in (np.outer(*(np.arange(1.0, d + 1) for d in shape)), matrix(spectrum("root", 8), shape).numpy()):
+        result = svd(A, 8, method=method, certify="complete")
+        claim, exact = claim_of(result), np.linalg.svd(A, compute_uv=False)
+        assert "COMPLETE: these are σ_1..σ_8" in result.certificate.line
+        assert claim.upper[8] == 0.0
+        assert holds(result, exact)
+    short = replace(claim, complete=False)
+    assert short.line.startswith("BOUND σ_8 ≤ ")
+
+
 def test_a_cluster_across_k_is_told() -> None:
     """Beyond the reach of guards nothing is index-exact; within it the values are, and the cluster is named."""
     far = svd(torch.eye(50, dtype=torch.float64), 8, method="lanczos", certify="complete")

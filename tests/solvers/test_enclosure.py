@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds
+from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds, whole_bounds
 
 
 def nearby_triplets(A: np.ndarray, chosen: np.ndarray, distance: float, generator: np.random.Generator):
@@ -44,6 +44,19 @@ def example(shape, count, distance, decay, leading, seed):
     A = (factors[0] * np.sort(generator.random(rank) ** decay)[::-1]) @ factors[1].T
     chosen = np.arange(count) if leading else np.sort(generator.permutation(rank)[:count])
     return np.linalg.svd(A, compute_uv=False), nearby_triplets(A, chosen, 10.0**distance, generator)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=st.tuples(st.integers(1, 12), st.integers(1, 12)), distance=st.floats(-8, 0), seed=st.integers(0, 2**16))
+def test_every_value_of_a_whole_space_is_enclosed(shape: tuple[int, int], distance: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    A = generator.standard_normal(shape)
+    exact, rank = np.linalg.svd(A, compute_uv=False), min(shape)
+    values, right, left, _ = nearby_triplets(A, np.arange(rank), 10.0**distance, generator)
+    bounds = whole_bounds(values, right if shape[1] == rank else left)
+    assert (values <= exact + 1e-12).all()
+    assert (exact <= bounds[:-1] + 1e-12).all()
+    assert bounds[-1] == 0.0
 
 
 @settings(max_examples=100, deadline=None)
