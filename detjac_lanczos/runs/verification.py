@@ -19,11 +19,12 @@ from detjac_lanczos.runs.claims import Claim, Verification
 from detjac_lanczos.runs.coherence_claims import coherence_claims
 from detjac_lanczos.runs.completeness_claims import completeness_claims
 from detjac_lanczos.runs.loading import load_run
-from detjac_lanczos.runs.notes import loading_notes, wording_notes
+from detjac_lanczos.runs.notes import loading_notes, threshold_notes, wording_notes
 from detjac_lanczos.runs.output_claims import input_claims, output_claims
 from detjac_lanczos.runs.reading_claims import copies_claim, prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.survey_claims import survey_claims
+from detjac_lanczos.runs.threshold_claims import threshold_claims
 from detjac_lanczos.runs.triplet_claims import finite_claim, triplet_claims
 
 _STEPS = ("outputs", "bounds and estimates", "triplets", "what vectors decode to")
@@ -103,7 +104,8 @@ def verify(
         *_vector_claims(run, network, batch, places, sound, begin),
     ]
     estimated = tuple(token.name for token in run.tokens if token.estimated)
-    return Verification(claims, estimated, (*loading_notes(record), *wording_notes(record, batch)))
+    notes = (*loading_notes(record), *threshold_notes(run), *wording_notes(record, batch))
+    return Verification(claims, estimated, notes)
 
 
 def _vector_claims(
@@ -119,7 +121,9 @@ def _vector_claims(
     passes = min(int(run.record["work"]["passes"]), sum(batch.shapes[0]))
     begin(1)
     if sound:
-        yield from completeness_claims(run, batch.part(sound), [run.tokens[index] for index in sound], passes)
+        part, tokens = batch.part(sound), [run.tokens[index] for index in sound]
+        yield from completeness_claims(run, part, tokens, passes)
+        yield from threshold_claims(run, part, tokens)
     found = [index for index in sound if len(run.tokens[index].S)]
     if found:
         part, tokens = batch.part(found), [run.tokens[index] for index in found]

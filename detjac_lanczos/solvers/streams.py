@@ -16,6 +16,7 @@ class Stream(IntEnum):
     STABLE_RANK = 0x3C6EF372
     COPIES = 0x27D4EB2F
     CONTRIBUTION = 0x1B873593
+    THRESHOLD = 0x165667B1
 
     def generator(self, seed: int, *number: int) -> torch.Generator:
         """Return a generator of this stream's own; ``number`` tells further ones of the same seed apart."""

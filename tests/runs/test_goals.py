@@ -102,3 +102,45 @@ def test_a_share_that_a_budget_cut_short_is_held_from_both_sides(tiny: LoadedMod
     for wrong in ([0.001, 0.002], [0.9999, 0.99999], [high, low]):
         false = forged(run, lambda record, wrong=wrong: record["tokens"][0].__setitem__("energy", wrong))
         assert any("share of the energy of token 1" in claim.what for claim in verify(false, tiny).failed), wrong
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: LoadedModel) -> Run:
+    """Return what lies above a value that some tokens reach and some do not, with no claim of completeness."""
+    firsts = sorted(float(values[0]) for values in spectra(tiny))
+    return analyze(tiny, PROMPT, threshold=(firsts[1] + firsts[2]) / 2, method="lanczos")
+
+
+def test_what_is_left_under_a_threshold_is_measured_and_no_proof(plain: Run, above: Run, tiny: LoadedModel) -> None:
+    found = verify(plain, tiny)
+    assert found.ok, str(found)
+    measured = {claim.what: claim.measured for claim in found.claims}
+    for token, values in zip(plain.tokens, spectra(tiny), strict=True):
+        probed = measured[f"largest product of what the triplets of {token.name} leave"]
+        assert 0.9 * values[len(token.S)] < probed <= values[len(token.S)] * (1 + 1e-5)
+    assert f"that {len(plain.tokens)} of {len(plain.tokens)} tokens have no further value above" in str(found)
+    assert "no further value" not in str(verify(above, tiny))
+
+
+def test_a_lowered_threshold_fails_where_a_value_is_missing(plain: Run, tiny: LoadedModel) -> None:
+    """Also for a token that has no triplets at all, and by little."""
+    for values, token in zip(spectra(tiny), plain.tokens, strict=True):
+        lowered = 0.97 * float(values[len(token.S)])
+        false = forged(plain, lambda record, to=lowered: record["options"].__setitem__("threshold", to))
+        failed = [claim.what for claim in verify(false, tiny).failed]
+        assert f"largest product of what the triplets of {token.name} leave" in failed
+
+
+def test_a_raised_threshold_fails(plain: Run, tiny: LoadedModel) -> None:
+    false = forged(plain, lambda record: record["options"].__setitem__("threshold", 100.0))
+    failed = {claim.what: claim.measured for claim in verify(false, tiny).failed}
+    told = {f"values of {token.name} that are not above the threshold": len(token.S) for token in plain.tokens}
+    assert failed == {what: count for what, count in told.items() if count}
+
+
+@pytest.mark.parametrize("options", [{"tol": 0.02, "dtype": "bfloat16"}, {"max_products": 12}])
+def test_sound_runs_above_a_threshold_hold(options: dict, tiny: LoadedModel) -> None:
+    for threshold in (0.05, 1.0, 100.0):
+        run = analyze(tiny, PROMPT, threshold=threshold, method="lanczos", **options)
+        found = verify(run, (tiny.model, tiny.tokenizer) if "dtype" in options else tiny)
+        assert found.ok, str(found)
