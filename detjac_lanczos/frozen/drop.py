@@ -26,6 +26,10 @@ class Head:
     layer: int
     head: int
 
+    def __repr__(self) -> str:
+        """Return it as a user types it."""
+        return f"head({self.layer}, {self.head})"
+
 
 @dataclass(frozen=True)
 class Expert:
@@ -33,6 +37,10 @@ class Expert:
 
     layer: int
     expert: int
+
+    def __repr__(self) -> str:
+        """Return it as a user types it."""
+        return f"expert({self.layer}, {self.expert})"
 
 
 def head(layer: int, head: int) -> Head:
@@ -75,7 +83,8 @@ def replaced(coefficients: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
     Raises
     ------
     InputError
-        If there is none of a name, it has another shape, or folding moved it elsewhere.
+        If there is none of a name, it has another shape, holds a NaN or an infinity (in the precision of the
+        coefficient), or folding moved it elsewhere.
     """
     changed = dict(coefficients)
     for name, value in given.items():
@@ -86,7 +95,10 @@ def replaced(coefficients: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
             raise InputError(f"cannot replace {name} by a tensor of shape {tuple(value.shape)}: {have}")
         if name.startswith("blocks.") and name.endswith((".rstd", ".weight", ".positions")):
             raise InputError(f"cannot replace {name}: folding moved it into a gate or mixing; replace that instead")
-        changed[name] = value.detach().to(changed[name], copy=True)
+        copied = value.detach().to(changed[name], copy=True)
+        if not bool(torch.isfinite(copied).all()):
+            raise InputError(f"cannot replace {name} by values with a NaN or an infinity in {copied.dtype}")
+        changed[name] = copied
     return changed
 
 
@@ -112,7 +124,7 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
         case Head():
             layer, index = _checked(item, blocks, item.layer, item.head)
             for name, value in _mixing(coefficients, layer).items():
-                if index >= len(value):
+                if not 0 <= index < len(value):
                     raise InputError(f"block {layer} has heads 0..{len(value) - 1}, not {index}")
                 coefficients[name] = value.index_fill(0, torch.tensor([index], device=value.device), 0)
         case Expert():
@@ -160,12 +172,13 @@ def _zero(coefficients: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
 def _checked(item: Any, blocks: int, layer: Any, index: Any = 0) -> tuple[int, int]:
     """Return the block and the number inside it; refuse what is none."""
     block, inside = whole_number(layer), whole_number(index)
-    if block is None or inside is None or not 0 <= block < blocks or inside < 0:
+    if block is None or inside is None or not 0 <= block < blocks:
         raise _cannot(item, blocks)
     return block, inside
 
 
 def _cannot(item: Any, blocks: int) -> InputError:
     return InputError(
-        f"cannot drop {item!r}; drop takes head(l, h), expert(l, e), attention(l) and mlp(l) with l in 0..{blocks - 1}"
+        f"cannot drop {item!r}; drop takes head(l, h), expert(l, e), attention(l) and mlp(l), counted from 0, "
+        f"with l in 0..{blocks - 1}"
     )

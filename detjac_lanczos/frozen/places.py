@@ -38,6 +38,8 @@ class Place:
             return f"probe({self.rows.shape[0]} rows)"
         return self.kind if self.index is None else f"{self.kind}({self.index})"
 
+    __repr__ = __str__
+
 
 def layer(index: int) -> Place:
     """As a source: the residual stream entering block ``index``. As a target: the stream after that block.

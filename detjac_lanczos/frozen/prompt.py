@@ -177,6 +177,8 @@ def _from_embeds(embeds: Tensor, position_ids: Positions | None) -> Prompt:
 
 def _rows_of_ids(input_ids: Any) -> list[Tensor]:
     rows = rows_of(input_ids, axes=1)
+    if (isinstance(input_ids, Tensor) and input_ids.numel() == 0) or any(len(row) == 0 for row in rows or ()):
+        raise InputError("the prompt has no tokens; give at least one token id")
     if rows is None or any(row.is_floating_point() or row.dtype is torch.bool for row in rows):
         raise InputError("input_ids must be integers: (positions,), (prompts, positions) or one list per prompt")
     return rows

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any, overload
 
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, OperatorError
+from detjac_lanczos.frozen.indices import whole_number
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.shared import Shared
 from detjac_lanczos.operators.blocks import check_block
@@ -19,11 +21,12 @@ from detjac_lanczos.operators.one_sweep import products_of, shared_products_of, 
 class JacobianBatch(Shared):
     """Many Jacobians of one network, source and target, swept together: the solver's batch protocol.
 
-    Its products are differentiable, as those of each operator are.
+    A sequence of them too: ``for J in batch``, ``batch[-1]``, and ``batch[2:5]`` for a batch of some. Its products are
+    differentiable, as those of each operator are.
 
     Parameters
     ----------
-    operators : sequence of Jacobian
+    operators : iterable of Jacobian
         One or more, frozen or ordinary ones.
 
     Raises
@@ -32,7 +35,7 @@ class JacobianBatch(Shared):
         If there are none, or they are of different networks, sources or targets, or frozen and ordinary ones.
     """
 
-    def __init__(self, operators: Sequence[Jacobian]) -> None:
+    def __init__(self, operators: Iterable[Jacobian]) -> None:
         self.operators = list(operators)
         if not self.operators:
             raise InputError("a batch is of one Jacobian or more; got none")
@@ -49,44 +52,78 @@ class JacobianBatch(Shared):
         """Return the number of operators."""
         return len(self.operators)
 
+    def __iter__(self) -> Iterator[Jacobian]:
+        """Go through the operators."""
+        return iter(self.operators)
+
+    @overload
+    def __getitem__(self, index: int) -> Jacobian: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> JacobianBatch: ...
+
+    def __getitem__(self, index: int | slice) -> Jacobian | JacobianBatch:
+        """Return one operator, counted from the end if negative, or a slice of them as a batch of its own.
+
+        Raises
+        ------
+        InputError
+            If there is no such operator, or a slice holds none.
+        """
+        if isinstance(index, slice):
+            return JacobianBatch(self.operators[index])
+        place = whole_number(index)
+        return self.operators[self._known(index if place is None or place >= 0 else place + len(self))]
+
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(d_out, d_in) of every operator."""
         return [operator.shape for operator in self.operators]
 
-    def part(self, indices: Sequence[int]) -> JacobianBatch:
+    def part(self, indices: Iterable[int]) -> JacobianBatch:
         """Return some operators as a batch of their own, whose shared sweeps leave the others out.
 
         Parameters
         ----------
-        indices : sequence of int
-            One or more.
+        indices : iterable of int
+            One or more, from 0.
 
         Returns
         -------
         JacobianBatch
+
+        Raises
+        ------
+        InputError
+            If there are none, or an operator does not exist.
         """
-        return JacobianBatch([self.operators[index] for index in indices])
+        if not isinstance(indices, Iterable):
+            raise InputError(f"part takes a list of operators' numbers; got {type(indices).__name__}")
+        return JacobianBatch([self.operators[self._known(index)] for index in indices])
 
     def matmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         """Return A_i X_i for every (i, X_i), in one sweep: (d_in, b_i) to (d_out, b_i).
 
         Raises
         ------
+        InputError
+            If an operator does not exist; they count from 0.
         OperatorError
-            If a block has another shape, dtype or device, or is not finite.
+            If there are other things than pairs, or a block has another shape, dtype or device, or is not finite.
         """
-        return self._checked("matmat", 1, self._matmat, self._rmatmat, blocks) if blocks else []
+        return self._checked("matmat", 1, self._matmat, self._rmatmat, self._pairs("matmat", blocks))
 
     def rmatmat(self, blocks: Sequence[tuple[int, Tensor]]) -> list[Tensor]:
         """Return A_iᵀ Y_i for every (i, Y_i), in one sweep: (d_out, b_i) to (d_in, b_i).
 
         Raises
         ------
+        InputError
+            If an operator does not exist; they count from 0.
         OperatorError
-            If a block has another shape, dtype or device, or is not finite.
+            If there are other things than pairs, or a block has another shape, dtype or device, or is not finite.
         """
-        return self._checked("rmatmat", 0, self._rmatmat, self._matmat, blocks) if blocks else []
+        return self._checked("rmatmat", 0, self._rmatmat, self._matmat, self._pairs("rmatmat", blocks))
 
     def rmatmat_shared(self, Y: Tensor) -> list[Tensor]:
         """Return A_iᵀ Y for every operator: (d_out, b) to one (d_in, b) each.
@@ -112,17 +149,24 @@ class JacobianBatch(Shared):
         Raises
         ------
         InputError
-            If there are no blocks.
+            If there are no blocks, or an operator does not exist.
         OperatorError
             As in `matmat`, or if the widths differ.
         """
-        if not blocks:
+        pairs = self._pairs("matmat_sum", blocks)
+        if not pairs:
             raise InputError("matmat_sum was given no blocks; pass at least one (operator, block)")
-        return self._checked("matmat_sum", 1, self._matmat_sum, self._rmatmat_shared, blocks)[0]
+        return self._checked("matmat_sum", 1, self._matmat_sum, self._rmatmat_shared, pairs)[0]
 
     def cost(self, index: int) -> float:
-        """Row-sweeps of one column of operator ``index``, either way."""
-        return self.operators[index].cost()
+        """Row-sweeps of one column of operator ``index``, either way.
+
+        Raises
+        ------
+        InputError
+            If there is no such operator.
+        """
+        return self.operators[self._known(index)].cost()
 
     def shared_cost(self) -> float:
         """Row-sweeps of one shared cotangent column, and of one column of `matmat_sum`."""
@@ -137,10 +181,31 @@ class JacobianBatch(Shared):
             starts[end] = min(starts.get(end, operator.position), operator.segment.start)
         return [Segment(prompt, start, position, 1, joint=True) for (prompt, position), start in starts.items()]
 
+    def _known(self, index: Any) -> int:
+        """Return the number of an operator, from 0; refuse what is none."""
+        found = whole_number(index)
+        if found is None or not 0 <= found < len(self):
+            raise InputError(f"operator {index!r} does not exist; this batch has operators 0..{len(self) - 1}")
+        return found
+
+    def _pairs(self, name: str, blocks: Any) -> list[tuple[int, Tensor]]:
+        """Return the (operator, block) pairs that products are asked of; refuse what are none."""
+        if isinstance(blocks, Tensor) or not isinstance(blocks, Iterable):
+            raise OperatorError(f"{name} takes a list of (operator, block) pairs; got {type(blocks).__name__}")
+        pairs = []
+        for pair in blocks:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                got = type(pair).__name__ + (f" of {len(pair)}" if isinstance(pair, tuple | list) else "")
+                raise OperatorError(f"{name} takes a list of (operator, block) pairs; got {got} among them")
+            pairs.append((self._known(pair[0]), pair[1]))
+        return pairs
+
     def _checked(
         self, name: str, side: int, value: Products, transposed: Products, blocks: Sequence[tuple[int, Tensor]]
     ) -> list[Tensor]:
         """Return the products with blocks that have as many rows as the shapes of their operators have on a side."""
+        if not blocks:
+            return []
         indices = [index for index, _ in blocks]
         names = [f"{name} of operator {index}" for index in indices]
         for (index, block), named in zip(blocks, names, strict=True):

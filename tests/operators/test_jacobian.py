@@ -178,6 +178,46 @@ def test_a_batch_in_lockstep_is_each_operator_alone(network: DetachedNetwork) ->
     assert [batch.cost(i) for i in range(len(batch))] == [J.cost() for J in batch.operators]
 
 
+def test_a_batch_is_a_sequence_of_its_operators(network: DetachedNetwork) -> None:
+    batch = network.jacobians()
+    assert list(batch) == [batch[i] for i in range(len(batch))] == batch.operators
+    assert batch[-1] is batch.operators[-1]
+    assert list(batch[2:5]) == batch.operators[2:5]
+    assert isinstance(batch[2:5], JacobianBatch)
+    for index in (17, -18, "a", True, None):
+        with pytest.raises(InputError, match=r"does not exist; this batch has operators 0\.\.16"):
+            batch[index]  # type: ignore[call-overload]
+    with pytest.raises(InputError, match="got none"):
+        batch[5:5]
+
+
+@pytest.mark.parametrize("name", ["matmat", "rmatmat", "matmat_sum"])
+def test_products_of_what_is_no_pair_are_refused(network: DetachedNetwork, name: str) -> None:
+    x, product = normal(24, 2), getattr(network.jacobians(), name)
+    for index in (99, -1, "a", None, True):
+        with pytest.raises(InputError, match=rf"operator {index!r} does not exist; .* operators 0\.\.16"):
+            product([(index, x)])
+    for blocks, got in (([x, x, x], "Tensor"), ([(0,)], "tuple of 1"), ([(0, x), 3], "int"), (x, "Tensor")):
+        with pytest.raises(OperatorError, match=rf"{name} takes a list of \(operator, block\) pairs; got {got}"):
+            product(blocks)
+    for blocks in (None, 3):
+        with pytest.raises(OperatorError, match="takes a list of"):
+            product(blocks)
+    with pytest.raises(OperatorError, match="takes a torch tensor"):
+        product([(0, None)])
+
+
+def test_parts_and_costs_of_no_operator_are_refused(network: DetachedNetwork) -> None:
+    batch = network.jacobians()
+    for index in (17, -1, 0.5):
+        with pytest.raises(InputError, match="does not exist"):
+            batch.part([index])  # type: ignore[list-item]
+        with pytest.raises(InputError, match="does not exist"):
+            batch.cost(index)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="got int"):
+        batch.part(3)  # type: ignore[arg-type]
+
+
 def test_one_cotangent_shared_by_all_operators(network: DetachedNetwork) -> None:
     Y = normal(24, 3)
     for tokens in (None, slice(2, 4), [(1, 3), 0, (1, 0)], [5], ["joint"]):
@@ -472,12 +512,25 @@ def test_replaced_coefficients_take_effect_and_bad_ones_are_refused(network: Det
         {name: torch.ones(2, 2)},
         {name: [1.0]},
         {absorbed: 2 * network.coefficients[absorbed]},
+        {name: torch.full_like(network.coefficients[name], float("nan"))},
+        {name: torch.full_like(network.coefficients[name], float("inf"))},
     )
     for bad in bads:
         with pytest.raises(InputError, match="cannot replace"):
             network.replace(bad)
-    for item in (head(0, 4), head(0, -1), head(3, 0), expert(0, -1), mlp(3), attention(-1), layer(0), None, "mlp"):
-        with pytest.raises(InputError, match=r"cannot drop|block 0 has heads"):
+    for item, message in (
+        (head(0, 4), r"block 0 has heads 0\.\.3, not 4"),
+        (head(0, -1), r"block 0 has heads 0\.\.3, not -1"),
+        (head(3, 0), r"cannot drop head\(3, 0\); .* counted from 0, with l in 0\.\.2"),
+        (expert(0, -1), "no token of this prompt goes to expert -1 of block 0"),
+        (expert(-1, 0), r"cannot drop expert\(-1, 0\); .* counted from 0"),
+        (mlp(3), r"cannot drop mlp\(3\)"),
+        (attention(-1), r"cannot drop attention\(-1\); .* counted from 0"),
+        (layer(0), r"cannot drop layer\(0\)"),
+        (None, "cannot drop None"),
+        ("mlp", "cannot drop 'mlp'"),
+    ):
+        with pytest.raises(InputError, match=message):
             network.replace(drop=[item])
     for items in (None, "mlp", 3):
         with pytest.raises(InputError, match=f"cannot drop {items!r}"):
