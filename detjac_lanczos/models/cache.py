@@ -8,12 +8,12 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from tempfile import mkdtemp
 
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -50,7 +50,8 @@ def cache_folder_of(file_name: str, sha256: str) -> Path:
 
 def is_cached(file_name: str, sha256: str) -> bool:
     """Tell whether the unpacked model is there (not whether it is sound)."""
-    return (cache_folder_of(file_name, sha256) / MANIFEST).is_file()
+    manifest = cache_folder_of(file_name, sha256) / MANIFEST
+    return os.path.isfile(manifest)  # unlike Path's own, no error in a folder of another user
 
 
 def unpacked_folder(
@@ -83,7 +84,7 @@ def unpacked_folder(
                     _log.warning("unpacking %s, once, about %s s", file_name, seconds)
                     _fill(folder, path)
     except OSError as error:
-        in_the_way = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+        in_the_way = next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None)
         if in_the_way is not None:
             raise ModelError(
                 f"cannot keep unpacked weights in {folder}: {in_the_way} is a file; delete it or set XDG_CACHE_HOME"
@@ -127,13 +128,16 @@ def _fill(folder: Path, gguf: Path) -> None:
     """Unpack `gguf` beside `folder` and rename; the lock is held, so what killed processes left can be swept away."""
     for leftover in folder.parent.glob(f"{folder.name}.tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    work = Path(mkdtemp(prefix=f"{folder.name}.tmp", dir=folder.parent))
+    work = folder.with_name(f"{folder.name}.tmp{secrets.token_hex(4)}")
+    work.mkdir()  # with the permissions of any folder, not those of mkdtemp: others may share the cache
     try:
         fingerprint = unpack(gguf, work)
         files = {path.name: sha256_of(path) for path in sorted(work.iterdir()) if path.name != WEIGHTS}
         manifest = {"format": CACHE_FORMAT, "source": gguf.name, "fingerprint": fingerprint, "files": files}
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        permissions = (work / MANIFEST).stat().st_mode
         for path in work.iterdir():
+            path.chmod(permissions)  # safetensors gives its own to nobody but the user
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         if folder.exists():

@@ -132,3 +132,12 @@ def test_a_file_that_cannot_be_put_in_its_place_leaves_nothing(path: Path, monke
     monkeypatch.setattr(os, "replace", refuse)
     KeptChoices(path, MACHINE).add("a", Kept("fast", {"fast": 1.0}))
     assert not [file for file in path.parent.iterdir() if file.suffix != ".lock"]
+
+
+def test_kept_choices_may_be_read_by_those_whom_the_umask_lets(path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        measured(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644

@@ -137,6 +137,26 @@ def test_a_cache_that_cannot_be_written_is_said(gguf_path: Path, own_cache: Path
             load_model(gguf_path)
 
 
+def test_what_is_cached_may_be_read_by_those_whom_the_umask_lets(gguf_path: Path, own_cache: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        load_model(gguf_path)
+    finally:
+        os.umask(before)
+    (folder,) = folders(own_cache)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()} == {0o644}
+
+
+def test_a_cached_model_of_a_closed_folder_is_none(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", closed)
+    monkeypatch.setattr(os, "stat", closed)
+    assert not cache.is_cached("a.gguf", "0" * 64)
+
+
 @pytest.mark.parametrize("depth", [0, 2])
 def test_a_file_in_the_place_of_a_folder_is_named(gguf_path: Path, own_cache: Path, depth: int) -> None:
     load_model(gguf_path)
