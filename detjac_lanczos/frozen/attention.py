@@ -24,7 +24,7 @@ TILE_CELLS = 1 << 20
 """Weights (batch × heads × queries × keys) that exist at once, unless 32 queries have more of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attended:
     """What one call attends with.
 

@@ -27,7 +27,7 @@ from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights, mu
 from detjac_lanczos.models.offloaded import execution_device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Streams:
     """Values of the nonlinear forward pass, all prompts one after another over N positions.
 

@@ -16,7 +16,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.text_model import text_config_of, token_table_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """One sequence without padding.
 

@@ -14,7 +14,7 @@ from detjac_lanczos.models.offloaded import execution_devices, offloaded
 from detjac_lanczos.models.packed_modules import packing_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conversion:
     """A parameter or buffer, the module that holds it, and what it becomes: itself where nothing changes."""
 

@@ -32,7 +32,7 @@ _ROUNDING = 2.0
 """What a block adds to the stream is rounded with the stream: by so many of its ε at the most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """What a part gave for every input, and what rounding of the stream may add to it.
 

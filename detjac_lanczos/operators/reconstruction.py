@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reconstruction:
     """How well a sum of Jacobians times inputs gives the nonlinear output; what is zero is no share of any y.
 

@@ -18,7 +18,7 @@ from detjac_lanczos.operators.bars import bar, relative
 _ROWS = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """From an output y to logits: c tanh(s (W y + b) / c), or s (W y + b) without a softcap.
 

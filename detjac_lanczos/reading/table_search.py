@@ -20,7 +20,7 @@ Linear = Callable[[Tensor], Tensor]
 """A linear map of rows, (rows, d) to (rows, d')."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """Best rows for each of K queries, (top, K), best first: their scores, ids, and shares of softmax over all rows."""
 

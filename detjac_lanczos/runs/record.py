@@ -36,7 +36,7 @@ class TokenReading:
     stable_rank: StableRank | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PromptReading:
     """How well one prompt's output is rebuilt.
 

@@ -31,7 +31,7 @@ class DecodedVector:
         return [(entry["token"].strip() or entry["token"], entry["score"]) for entry in self.candidates]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenResult:
     """What was found for one input token.
 

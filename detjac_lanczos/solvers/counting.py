@@ -18,7 +18,7 @@ from detjac_lanczos.solvers.reporter import Reporter
 from detjac_lanczos.solvers.rounding import agree, epsilon, epsilon_at, noise_floor, rounding_of, working_dtype
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Pass:
     """What one pass returned; ``seconds`` is None where it was made now and not read from a journal."""
 

@@ -21,7 +21,7 @@ from detjac_lanczos.solvers.operator import Direction
 _NEW = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RitzTriplets:
     """Leading Ritz triplets with both residuals, measured from stored products; vectors are rows.
 

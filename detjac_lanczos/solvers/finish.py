@@ -16,7 +16,7 @@ from detjac_lanczos.solvers.result import Guards, Status, SVDResult, Work
 from detjac_lanczos.solvers.rounding import tells_zeros
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """What a method found for one operator; vectors are rows, in the units of ``scale`` times the operator.
 

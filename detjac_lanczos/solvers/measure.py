@@ -17,7 +17,7 @@ from detjac_lanczos.solvers.options import check_tol, is_whole
 from detjac_lanczos.solvers.residuals import relative_residuals
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurement:
     """What one fresh pass each way says about stored triplets of one operator.
 

@@ -14,7 +14,7 @@ CONFIDENCE = 0.99
 FLAG_LEVEL = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cotangents:
     """Random cotangents outside a basis Q (m × d_out): with ω, p × d_out, standard normal, ω (I - QᵀQ) = L W.
 
@@ -40,7 +40,7 @@ class Cotangents:
         return cls(rows.to(basis.dtype), drawn @ rows.T)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Missed:
     """What a survey's basis Q lacks of one operator A, measured by fresh random cotangents that chose nothing.
 

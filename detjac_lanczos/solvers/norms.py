@@ -23,7 +23,7 @@ from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lengths:
     """Estimates of many lengths and the ends of their intervals, float64; each interval holds by itself.
 

@@ -52,7 +52,7 @@ class Progress:
 Callback = Callable[[Progress], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Options:
     """Checked options of :func:`~detjac_lanczos.solvers.svd`; ``capacity`` is the most vectors of a Lanczos basis.
 

@@ -23,7 +23,7 @@ from detjac_lanczos.solvers.streams import Stream
 _FIRST_SHARE = 0.9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Deflation:
     """Triplets that a probe is kept away from, float64; vectors are rows.
 

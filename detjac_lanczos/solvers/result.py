@@ -73,7 +73,7 @@ class Work:
         return self.products_forward + self.products_transposed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Guards:
     """Further triplets that a claim of completeness rests on, converged less far than those asked for.
 
@@ -87,7 +87,7 @@ class Guards:
     V: Tensor
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SVDResult:
     """Leading singular triplets of one operator A (d_out × d_in), with what is known about them.
 

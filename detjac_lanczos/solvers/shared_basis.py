@@ -94,7 +94,7 @@ def estimate_again(
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Products:
     """What estimates of one operator A are made of: ``known`` is Q A and ``outside`` W A, times ``scale``.
 
