@@ -12,24 +12,24 @@ from detjac_lanczos.solvers.wording import rounded_up
 
 
 def on_status(
-    status: Status, batch: CountingBatch, index: int, options: Options, claimed: int, k: int, floor: float
+    status: Status, batch: CountingBatch, index: int, options: Options, met: int, k: int, floor: float, hidden: float
 ) -> str:
-    """Return how a solve ended, and what to do where it ended short."""
+    """Return how a solve ended, how many triplets met the tolerance, and what to do where it ended short."""
     above = "" if options.threshold is None else f" above {options.threshold:g}"
-    met = f"The one triplet{above} meets" if k == 1 else f"All {k} triplets{above} meet"
-    met = f"{met} the tolerance {options.tol:g}." if k else f"No singular value{above} was found."
+    all_met = f"The one triplet{above} meets" if k == 1 else f"All {k} triplets{above} meet"
+    all_met = f"{all_met} the tolerance {options.tol:g}." if k else f"No singular value{above} was found."
     sentences = {
-        Status.CONVERGED: met,
+        Status.CONVERGED: all_met,
         Status.BREAKDOWN_EXACT: (
             "Nothing of the operator is left beyond these triplets, up to its rounding: every other singular value is "
-            f"zero{f', or under the noise floor {rounded_up(floor)}' if floor else ''}."
+            f"zero{_under(batch, floor, hidden)}."
         ),
         Status.NOISE_FLOOR: (
-            f"{claimed} of {k} triplets meet the tolerance {options.tol:g}; what else there is is down to the "
+            f"{met} of {k} triplets meet the tolerance {options.tol:g}; what else there is is down to the "
             "rounding of the operator: raise tol, or compute the operator in a higher precision."
         ),
         Status.BUDGET: (
-            f"{claimed} of {k} triplets met the tolerance {options.tol:g} when the products ran out: raise "
+            f"{met} of {k} triplets met the tolerance {options.tol:g} when the products ran out: raise "
             "max_products, raise tol, or ask for fewer triplets."
         ),
         Status.NOT_FINITE: f"{batch.nonfinite.get(index, 'A product is not finite')}: {batch.remedy}.",
@@ -43,9 +43,21 @@ def on_status(
     return sentences[status]
 
 
-def on_zeros(status: Status, sigma: Tensor, floor: float) -> str:
-    """Return how many of the values say no more than that they are under the floor."""
+def _under(batch: CountingBatch, floor: float, hidden: float) -> str:
+    if floor:
+        return f", or under the noise floor {rounded_up(floor)}"
+    return f", or under {rounded_up(hidden)}, which products in {batch.operator_dtype} may lose" if hidden else ""
+
+
+def on_zeros(status: Status, sigma: Tensor, floor: float, zeros: int) -> str:
+    """Return how many of the values say no more than that they are under the floor.
+
+    ``zeros`` of them are claimed as zeros of the operator, and not by the tolerance.
+    """
     under = int((sigma <= floor).sum())
+    if status is Status.NOISE_FLOOR and zeros:
+        count = "One counts as zero" if zeros == 1 else f"{zeros} count as zeros"
+        return f" {count}, under the noise floor {rounded_up(floor)}: their digits say nothing."
     if status is not Status.BREAKDOWN_EXACT or not under or floor == 0.0:
         return ""
     return f" So {'is one' if under == 1 else f'are {under}'} of the {len(sigma)} found: their digits say nothing."

@@ -153,6 +153,7 @@ class Attempt:
             delta=self.delta,
             tol=search.options.tol,
             floor=search.judge.floor,
+            hidden=search.judge.hidden,
             scale=search.judge.scale,
             threshold=search.options.threshold,
         )
@@ -182,7 +183,15 @@ class Attempt:
 
 
 def stated(
-    probe: Probe, *, k: int, delta: float, tol: float, floor: float, scale: float, threshold: float | None
+    probe: Probe,
+    *,
+    k: int,
+    delta: float,
+    tol: float,
+    floor: float,
+    hidden: float,
+    scale: float,
+    threshold: float | None,
 ) -> Completeness:
     """Return what a probe proves, in units of the operator: those of the probe are ``scale`` times as large.
 
@@ -194,6 +203,8 @@ def stated(
     delta, tol : float
     floor : float
         What rounding can do to τ, in units of the probe.
+    hidden : float
+        What products may hide that are all zero, in these units; 0 where one is not.
     scale : float
     threshold : float or None
         The k triplets are those of all values above it, which is then what makes the claim complete.
@@ -201,7 +212,7 @@ def stated(
     deflation, tau = probe.deflation, probe.tau(delta)
     values = deflation.values
     first, last = float(values[0]), float(values[k - 1]) if k else 0.0
-    rounding = floor + deflation.defect * first
+    rounding = max(floor, hidden) + deflation.defect * first
     bare = upper_bounds(values, deflation.right_gram, deflation.left_gram, tau + floor)
     upper = bare + rounding
     if probe.dimension == 0:

@@ -45,7 +45,8 @@ class Certificate:
     Attributes
     ----------
     k, claimed : int
-        Triplets asked for, and how many meet ``tol``; none where the vectors are not orthonormal to 0.1.
+        Triplets asked for, and how many meet ``tol`` or, of a spectrum known as a whole, are those of zeros to
+        rounding; none where the vectors are not orthonormal to 0.1.
     tol : float
         The bound on max(ρ_R, ρ_L) / σ_j that a claimed triplet meets.
     residual : float

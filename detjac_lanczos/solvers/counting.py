@@ -15,7 +15,15 @@ from detjac_lanczos.solvers.options import Callback
 from detjac_lanczos.solvers.product_fault import product_fault
 from detjac_lanczos.solvers.recognition import Recognition
 from detjac_lanczos.solvers.reporter import Reporter
-from detjac_lanczos.solvers.rounding import agree, epsilon, epsilon_at, noise_floor, rounding_of, working_dtype
+from detjac_lanczos.solvers.rounding import (
+    agree,
+    epsilon,
+    epsilon_at,
+    noise_floor,
+    rounding_of,
+    underflow,
+    working_dtype,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,6 +266,10 @@ class CountingBatch:
         """Return the noise floor of products as long as σ₁, ``c ε σ₁ √passes``."""
         return noise_floor(self.epsilon(index, sigma), sigma, passes)
 
+    def underflow(self, index: int, sigma: float) -> float:
+        """Return what products may hide where all are zero; see :func:`~detjac_lanczos.solvers.rounding.underflow`."""
+        return underflow(self.operator_dtype, sigma, max(self.shapes[index]))
+
     def overflows(self, index: int, sigma: Tensor) -> bool:
         """Whether a singular value is above the largest number of the working precision, which then is noted."""
         if not bool(torch.isinf(sigma).any()):
@@ -273,7 +285,7 @@ class CountingBatch:
         """Return what decisions are made of: ``timed``, or what was timed when a journaled solve first came here."""
         if self.journal is None:
             return timed
-        known = self.journal.decision or {}
+        known = self.journal.decision
         if not timed.keys() <= known.keys():
             known = timed | known
             self.journal.decide(known)

@@ -64,7 +64,7 @@ def decompose(dense: Materialisation, options: Options, method: Method) -> list[
             low = len(found.values) > 0 and float(found.values[-1]) <= floor
             status = Status.BREAKDOWN_EXACT if low else Status.CONVERGED
             if options.delta is not None:
-                rounding = max(floor, comparison.distance(index) * found.scale)
+                rounding = max(floor, comparison.distance(index) * found.scale, batch.underflow(index, found.first))
                 completed = _completed(found, values, rounding, floor, options)
             if options.energy is not None:
                 energy = _share(found, values)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detjac_lanczos.solvers import advice
 from detjac_lanczos.solvers.attempt import CompletenessClaim
-from detjac_lanczos.solvers.certificate import certify_triplets
+from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.options import Options
@@ -86,6 +86,7 @@ def finish(
         return _nothing_found(batch, index, Status.NOT_FINITE, method, options, work)
     first = found.first / found.scale
     floor, lost = batch.floor(index, first, work.passes), batch.lost(index, first)
+    hidden = batch.underflow(index, first)
     residuals, certificate = certify_triplets(
         found.left.T,
         sigma,
@@ -99,6 +100,7 @@ def finish(
         least=lost,
         mismatch=None if found.mismatch is None else found.mismatch / found.scale,
     )
+    zeros = certificate.claimed - _met(certificate, sigma, residuals) if status is Status.BREAKDOWN_EXACT else 0
     if status is Status.BREAKDOWN_EXACT and not tells_zeros(floor, options.tol, first):
         status = Status.CONVERGED
     if status.successful and certificate.claimed < len(sigma):
@@ -112,8 +114,8 @@ def finish(
         if options.certify is None
         else replace(certificate, completeness=None if completed is None else completed.claim),
         status=status,
-        advice=advice.on_status(status, batch, index, options, certificate.claimed, len(sigma), floor)
-        + advice.on_zeros(status, sigma, floor)
+        advice=advice.on_status(status, batch, index, options, certificate.claimed - zeros, len(sigma), floor, hidden)
+        + advice.on_zeros(status, sigma, floor, zeros)
         + advice.on_size(status, batch, lost)
         + advice.on_widening(widened)
         + advice.on_energy(energy)
@@ -129,6 +131,13 @@ def finish(
         widened=widened,
         error=error,
     )
+
+
+def _met(certificate: Certificate, sigma: Tensor, residuals: Tensor) -> int:
+    """Return how many claimed triplets meet the tolerance, and are no mere zeros."""
+    sigma = sigma.to(residuals)
+    met = (residuals.amax(dim=1) <= certificate.tol * sigma) & (sigma > 0.0)
+    return min(certificate.claimed, int(met.sum()))
 
 
 def _guards(completed: CompletenessClaim, scale: float, dtype: torch.dtype) -> Guards | None:
@@ -160,7 +169,7 @@ def _nothing_found(
         residuals=blank(options.k, 2, dtype=torch.float64),
         certificate=None,
         status=status,
-        advice=advice.on_status(status, batch, index, options, 0, options.k, 0.0),
+        advice=advice.on_status(status, batch, index, options, 0, options.k, 0.0, 0.0),
         work=work,
         method=method.name,
         why=method.why,

@@ -7,6 +7,7 @@ there, and asks the operators only for those that are not.
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,8 @@ class Journal:
 
     Files are written under another name and renamed, so each is whole or absent. A pass is read back only for the very
     blocks that it was made of, and with the checksum that it was written with; where a block differs (another processor
-    or library rounds differently), or the file was damaged, the pass and all that follow it are made again.
+    or library rounds differently), or the file was damaged, the pass and all that follow it are made again. A decision
+    that was damaged is timed again.
 
     Parameters
     ----------
@@ -108,17 +110,22 @@ class Journal:
         self._next += 1
 
     @property
-    def decision(self) -> dict[str, Any] | None:
-        """What was decided by timing, None before it was."""
+    def decision(self) -> dict[str, float]:
+        """What was decided by timing; empty before it was, and where what is there is not as it was written."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / _DECISION).read_text("utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found
+            written = json.loads((self.folder / _DECISION).read_text("utf-8"))
+            decided, expected = written["decided"], written["checksum"]
+            known = {str(name): float(seconds) for name, seconds in decided.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # Missing or damaged: it is timed again.
+            return {}
+        sound = expected == checksum(json.dumps(decided)) and all(map(math.isfinite, known.values()))
+        return known if sound else {}
 
-    def decide(self, decision: dict[str, Any]) -> None:
+    def decide(self, decision: dict[str, float]) -> None:
         """Write down what was decided by timing."""
-        self._whole(self.folder / _DECISION, lambda path: path.write_text(json.dumps(decision), "utf-8"))
+        text = json.dumps({"decided": decision, "checksum": checksum(json.dumps(decision))})
+        self._whole(self.folder / _DECISION, lambda path: path.write_text(text, "utf-8"))
 
     def _open(self, header: dict[str, Any]) -> None:
         place = self.folder / _HEADER

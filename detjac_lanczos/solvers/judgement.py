@@ -16,6 +16,7 @@ from detjac_lanczos.solvers.rounding import (
     rounding_of,
     safe_scale,
     tells_zeros,
+    underflow,
 )
 
 _STALLED_AFTER = 8
@@ -80,6 +81,11 @@ class Judge:
     def negligible(self) -> float:
         """Length under which a direction is taken for rounding, c ε σ₁."""
         return rounding_of(self.eps, self.largest)
+
+    @property
+    def hidden(self) -> float:
+        """What products that are all zero may hide."""
+        return underflow(self._dtype, self.largest, self._longer)
 
     def choose_scale(self, product: Tensor) -> None:
         """Take units in which this product is about as long as 1, where its own are far from that."""

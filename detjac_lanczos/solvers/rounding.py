@@ -39,6 +39,19 @@ def epsilon_at(dtype: torch.dtype, length: float, rows: int) -> float:
     return info.eps * max(shorter, 1.0)
 
 
+def underflow(dtype: torch.dtype, length: float, rows: int) -> float:
+    """Return what products that are all zero may hide: ``c`` times the least number in every row; 0 for longer ones.
+
+    Some processors take subnormal numbers for zero (CPUs those of bfloat16, in wide blocks), so that it is the smallest
+    normal one; in float16, where those begin at 6e-5, no processor met so far does, and it is η.
+    """
+    if length > 0.0:
+        return 0.0
+    info = torch.finfo(dtype)
+    least = info.smallest_normal * (info.eps if dtype is torch.float16 else 1.0)
+    return SAFETY * least * math.sqrt(rows)
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision the solver works in: float64 for float64 operators, float32 for all others."""
     return torch.promote_types(dtype, torch.float32)

@@ -151,6 +151,28 @@ def test_a_damaged_pass_and_all_after_it_are_made_again(damage: str, tmp_path: P
     assert_same(expected, solve(Cutting(MATRICES), "lanczos", tmp_path))
 
 
+DAMAGED = ["[1]", "3", "{", "null", "{}", '{"decided": 3, "checksum": "0"}', '{"decided": {"svd_seconds": 1}}']
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, "nan", "text", "null in it", "more digits", b"\xff"])
+def test_a_damaged_decision_is_timed_again(content: str | bytes, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(auto, "TINY", 0)
+    expected = solve(Cutting(MATRICES), "auto", tmp_path)
+    place = tmp_path / "decision.json"
+    known = json.loads(place.read_text())["decided"]
+    values = {"nan": float("nan"), "text": "x", "null in it": None, "more digits": 1e99}
+    if content in values:
+        kept = json.loads(place.read_text()) | {"decided": known | {"seconds_per_row": values[content]}}
+        content = json.dumps(kept)
+    place.write_bytes(content if isinstance(content, bytes) else content.encode())
+    again = solve(Cutting(MATRICES), "auto", tmp_path)
+    torch.testing.assert_close(again[0].S, expected[0].S)
+    assert "nan" not in again[0].why
+    fresh = json.loads(place.read_text())["decided"]
+    assert fresh.keys() == known.keys()
+    assert all(0.0 <= fresh[name] < 1e3 for name in known)
+
+
 def test_a_pass_of_other_blocks_is_not_taken(tmp_path: Path) -> None:
     """As on another processor, which rounds differently: the stored product belongs to another block."""
     solve(Cutting(MATRICES), "lanczos", tmp_path)

@@ -2,11 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from detjac_lanczos.errors import OperatorError
 from detjac_lanczos.solvers import Status, svd, svd_batch
+from detjac_lanczos.solvers.rounding import SAFETY
+from detjac_lanczos.solvers.wording import rounded_up
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
 A = matrix(spectrum("root", 50), (50, 50))
@@ -186,6 +189,49 @@ def test_what_is_under_a_low_floor_is_said_to_have_no_digits() -> None:
     result = svd(low, 4, method="lanczos")
     assert result.status is Status.BREAKDOWN_EXACT
     assert "under the noise floor" in result.advice and "So are 3 of the 4 found" in result.advice
+
+
+def test_zeros_are_not_said_to_meet_the_tolerance() -> None:
+    """Of a Hilbert matrix, some values near the floor meet nothing: those under it are counted apart."""
+    rows = np.arange(60.0)
+    result = svd(1.0 / (rows[:, None] + rows + 1.0), 60, method="dense")
+    assert result.status is Status.NOISE_FLOOR
+    met = int((result.residuals.amax(dim=1) <= 1e-3 * result.S).sum())
+    assert met < result.certificate.claimed < 60
+    assert result.advice.startswith(f"{met} of 60 triplets meet the tolerance")
+    assert f"{result.certificate.claimed - met} count as zeros, under the noise floor" in result.advice
+
+
+SMALL = [(torch.float16, 3e-8), (torch.float16, 1e-7), (torch.bfloat16, 1e-40), (torch.bfloat16, 1e-39)]
+
+
+@pytest.mark.parametrize(("dtype", "size"), [*SMALL, (torch.float32, 1e-45), (torch.float32, 1e-39)])
+@pytest.mark.parametrize("method", [*METHODS, "dense"])
+@pytest.mark.parametrize("single", [True, False])
+def test_products_that_are_lost_altogether_are_not_called_zeros(
+    method: str, dtype: torch.dtype, size: float, single: bool
+) -> None:
+    A = size * torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    if single:
+        A = torch.zeros(40, 30, dtype=torch.float64)
+        A[3, 4] = 2 * size
+    A = A.to(dtype)
+    first = float(torch.linalg.svdvals(A.double() / size)[0]) * size
+    certify = "triplets" if method == "randomized" else "complete"
+    result = svd(A, 3, method=method, certify=certify)
+    if not result.S.any():
+        assert (
+            f"or under {rounded_up(SAFETY * least(dtype) * 40**0.5)}, which products in {dtype} may lose"
+            in result.advice
+        )
+        assert first <= SAFETY * least(dtype) * 40**0.5
+        claim = result.certificate.completeness
+        assert claim is None or claim.upper[0] >= first
+
+
+def least(dtype: torch.dtype) -> float:
+    """Return the smallest number that is never taken for zero."""
+    return 2.0**-24 if dtype is torch.float16 else torch.finfo(dtype).smallest_normal
 
 
 def test_products_of_the_wrong_shape_or_type_raise() -> None:
