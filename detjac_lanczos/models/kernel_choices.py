@@ -1,6 +1,7 @@
 """Which kernel serves which shapes, as data: recorded in a run, put in force again when it is repeated."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from detjac_kernels import mixing_roads, packed_roads, roads
@@ -19,3 +20,27 @@ def replay_kernel_choices(recorded: Mapping[str, Any]) -> None:
     """Put recorded choices in force; whatever else is recorded beside them is left alone."""
     for name, table in _TABLES.items():
         table.replay(recorded.get(name) or {})
+
+
+def kernel_choices_fit(recorded: Any) -> bool:
+    """Tell whether something is a mapping whose tables, those that it has, go from classes of shapes to roads."""
+    if not isinstance(recorded, Mapping):
+        return False
+    tables = [recorded[name] for name in _TABLES if name in recorded]
+    return all(isinstance(table, Mapping) for table in tables) and all(
+        isinstance(word, str) for table in tables for pair in table.items() for word in pair
+    )
+
+
+@contextmanager
+def kernel_choices_in_force(recorded: Mapping[str, Any]) -> Iterator[None]:
+    """Put recorded choices in force for a while: afterwards their classes have the roads that they had, or none."""
+    before = kernel_choices()
+    replay_kernel_choices(recorded)
+    try:
+        yield
+    finally:
+        for name, table in _TABLES.items():
+            made, replayed = before.get(name, {}), recorded.get(name) or {}
+            table.forget(replayed)
+            table.replay({key: made[key] for key in replayed if key in made})

@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
-from detjac_lanczos.models.kernel_choices import replay_kernel_choices
+from detjac_lanczos.models.kernel_choices import kernel_choices_in_force
 from detjac_lanczos.operators import JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
@@ -151,55 +152,56 @@ def analyze(
     check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
     loaded = load_converted(model, dtype, device)
     clock.lap("load")
-    if choices is not None:
-        replay_kernel_choices(choices)
-    if kept is not None:
-        kept.replay()
-    network = detach(
-        loaded,
-        prompt,
-        freeze=freeze,
-        chat=chat,
-        add_special_tokens=add_special_tokens,
-        input_ids=input_ids,
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        memory=memory,
-    )
-    batch = network.jacobians(wanted, source=source, target=target, position=position)
-    _require_distinct(batch)
-    clock.lap("capture")
-    with usual_progress(callback, tol) as shown:
-        search["callback"] = shown
-        sent, folder = (batch, None) if kept is None else (NotedBatch(batch, kept), kept.folder)
-        results = search_batch(sent, k, polish, search, decided, folder)
-    clock.lap("solve", least=max(result.work.seconds for result in results))
-    signed, token_readings = read_triplets(
-        network, batch, results, target=target, seed=seed, estimates=estimates_of(results)
-    )
-    prompt_readings = rebuild_outputs(network, batch, source=source, target=target, position=position)
-    clock.lap("read")
-    options = search_record(k, polish, search) | {
-        "tokens": None if tokens is None else [[operator.prompt, operator.token] for operator in batch.operators],
-        "source": str(source),
-        "target": str(batch.operators[0].target),
-        "position": position,
-        "chat": chat,
-        "add_special_tokens": add_special_tokens,
-        "memory": None if network.planned is None else network.planned.memory,
-    }
-    record = make_record(
-        network,
-        batch,
-        signed,
-        token_readings,
-        prompt_readings,
-        options=options,
-        choices=recorded_choices(results[0].choices),
-        times=clock.times(),
-    )
-    return Run(record, run_vectors(network, batch, signed, prompt_readings))
+    with ExitStack() as in_force:
+        if choices is not None:
+            in_force.enter_context(kernel_choices_in_force(choices))
+        if kept is not None:
+            in_force.enter_context(kept.choices_in_force())
+        network = detach(
+            loaded,
+            prompt,
+            freeze=freeze,
+            chat=chat,
+            add_special_tokens=add_special_tokens,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            memory=memory,
+        )
+        batch = network.jacobians(wanted, source=source, target=target, position=position)
+        _require_distinct(batch)
+        clock.lap("capture")
+        with usual_progress(callback, tol) as shown:
+            search["callback"] = shown
+            sent, folder = (batch, None) if kept is None else (NotedBatch(batch, kept), kept.folder)
+            results = search_batch(sent, k, polish, search, decided, folder)
+        clock.lap("solve", least=max(result.work.seconds for result in results))
+        signed, token_readings = read_triplets(
+            network, batch, results, target=target, seed=seed, estimates=estimates_of(results)
+        )
+        prompt_readings = rebuild_outputs(network, batch, source=source, target=target, position=position)
+        clock.lap("read")
+        options = search_record(k, polish, search) | {
+            "tokens": None if tokens is None else [[operator.prompt, operator.token] for operator in batch.operators],
+            "source": str(source),
+            "target": str(batch.operators[0].target),
+            "position": position,
+            "chat": chat,
+            "add_special_tokens": add_special_tokens,
+            "memory": None if network.planned is None else network.planned.memory,
+        }
+        record = make_record(
+            network,
+            batch,
+            signed,
+            token_readings,
+            prompt_readings,
+            options=options,
+            choices=recorded_choices(results[0].choices),
+            times=clock.times(),
+        )
+        return Run(record, run_vectors(network, batch, signed, prompt_readings))
 
 
 class _Clock:

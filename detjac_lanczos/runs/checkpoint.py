@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from detjac_lanczos.models.kernel_choices import kernel_choices, replay_kernel_choices
+from detjac_lanczos.models.kernel_choices import kernel_choices, kernel_choices_fit, kernel_choices_in_force
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.solvers.journal import checkpoint_folder
@@ -36,10 +36,13 @@ class Checkpoint:
         self._place = self.folder / _CHOICES
         self._written: dict[str, dict[str, str]] = {}
 
-    def replay(self) -> None:
-        """Put the choices of an earlier process in force; where none can be read, kernels are timed anew."""
-        with suppress(OSError, ValueError, TypeError, AttributeError, RuntimeError):
-            replay_kernel_choices(json.loads(self._place.read_text("utf-8")))
+    def choices_in_force(self) -> AbstractContextManager[None]:
+        """Put the choices of an earlier process in force for a while; where none can be read, kernels are timed."""
+        try:
+            written = json.loads(self._place.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            written = {}
+        return kernel_choices_in_force(written if kernel_choices_fit(written) else {})
 
     def note(self) -> None:
         """Write the choices of this process down, where there are new ones."""

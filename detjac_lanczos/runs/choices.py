@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.models.kernel_choices import kernel_choices
+from detjac_lanczos.models.kernel_choices import kernel_choices, kernel_choices_fit
 
 
 def recorded_choices(solver: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +23,6 @@ def solver_choices(choices: Mapping[str, Any]) -> dict[str, Any]:
         If they are not what a run records.
     """
     solver = choices.get("solver") if isinstance(choices, Mapping) else None
-    if not isinstance(solver, Mapping):
+    if not isinstance(solver, Mapping) or not kernel_choices_fit(choices):
         raise InputError('choices are those of an earlier run: give run.record["choices"]')
     return dict(solver)

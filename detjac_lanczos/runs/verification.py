@@ -11,7 +11,7 @@ from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place, parse_place, probe
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.dtypes import compute_dtype
-from detjac_lanczos.models.kernel_choices import replay_kernel_choices
+from detjac_lanczos.models.kernel_choices import kernel_choices_in_force
 from detjac_lanczos.models.loading import options_from
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.reading.record_values import Record
@@ -74,9 +74,14 @@ def verify(
     if callback is not None and not callable(callback):
         raise InputError(f"callback = {callback!r} cannot be called: give a function of three arguments, or None")
     run = run if isinstance(run, Run) else load_run(run)
+    loaded = _load(run.record, model, device)
+    with kernel_choices_in_force(run.record["choices"]):
+        return _measured(run, loaded, callback)
+
+
+def _measured(run: Run, loaded: LoadedModel, callback: Callable[[str, int, int], None] | None) -> Verification:
+    """Measure what a run claims on its model."""
     record = run.record
-    loaded = _load(record, model, device)
-    replay_kernel_choices(record["choices"])
     network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"]["memory"])
     places: dict[str, Any] = {
         "source": parse_place(record["options"]["source"]),

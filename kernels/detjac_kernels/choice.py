@@ -1,7 +1,7 @@
 """Which of several roads to the same product is the fastest: measured once for each class of shapes, kept as data."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 
@@ -58,6 +58,12 @@ class ChoiceTable:
         """Put a recorded table in force: these classes are not measured again, unless their road is missing then."""
         with self._lock:
             self._table.update(recorded)
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Take classes out of the table; they are measured when they are asked for again, or what is kept is taken."""
+        with self._lock:
+            for key in keys:
+                self._table.pop(key, None)
 
     def run(
         self,

@@ -11,7 +11,7 @@ from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, devic
 from detjac_kernels.kept_choices import kept_choices
 
 TABLE = ChoiceTable(seconds_on_device)
-choices, replay = TABLE.choices, TABLE.replay
+choices, replay, forget = TABLE.choices, TABLE.replay, TABLE.forget
 
 
 def mix(probabilities: Tensor, values: Tensor) -> Tensor:

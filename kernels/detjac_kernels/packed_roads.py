@@ -27,7 +27,7 @@ from detjac_kernels.scratch import scratch
 ROW_CLASSES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 TABLE = ChoiceTable(seconds_on_device)
-choices, replay = TABLE.choices, TABLE.replay
+choices, replay, forget = TABLE.choices, TABLE.replay, TABLE.forget
 
 
 def takes(x: Tensor, packed: Packed4) -> bool:

@@ -4,17 +4,18 @@ torch reaches two float32 libraries on CPU: the default one of ``torch.nn.functi
 processors is up to twice as fast at the row counts of a sweep and takes a transposed view in place. (Its fused
 elementwise epilogues were measured too: slower than a separate pass over rows that are still in cache.) Both are
 accurate to float32. oneDNN is reached by an operator that is not public, so it is probed for, compared once with the
-default for every shape class, and left alone where it is missing or disagrees.
+default for every shape class by every process, and left alone where it is missing or disagrees, whatever is recorded.
 
 The few rows of a prompt have a third: the default's product of a batch, of the matrix in parts of its rows. It rounds
 no worse than the default, where oneDNN rounds twice as much; what is frozen is held against the model's own pass.
 
-The choice is data: `choices` returns the table made so far, `replay` puts a recorded one in force.
+The choice is data: `choices` returns the table made so far, `replay` puts a recorded one in force, `forget` takes it
+back.
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, reduce
 from itertools import chain
 
@@ -45,6 +46,9 @@ _PARTS = 4
 """Parts of a matrix in such a batch; with 2, 8 and 16 it takes about as long."""
 
 _table: dict[str, str] = {}
+_compared: set[str] = set()
+"""Shape classes in which this process has compared the two roads."""
+
 _lock = threading.Lock()
 
 
@@ -54,9 +58,16 @@ def choices() -> dict[str, str]:
 
 
 def replay(recorded: Mapping[str, str]) -> None:
-    """Put a recorded table in force: these shape classes are not measured again, unless their road is unknown here."""
+    """Put a recorded table in force: these shape classes are not timed again, unless their road is none of theirs."""
     with _lock:
         _table.update({shape: road for shape, road in recorded.items() if road in _ROADS})
+
+
+def forget(shapes: Iterable[str]) -> None:
+    """Take shape classes out of the table."""
+    with _lock:
+        for shape in shapes:
+            _table.pop(shape, None)
 
 
 def product(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
@@ -79,8 +90,8 @@ def product_of_few_rows(x: Tensor, weight: Tensor) -> Tensor:
 
 def _fastest(key: str, rival: str, x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
     road = _table.get(key)
-    if road is None:
-        road = _measure(key, rival, x, weight)
+    if road != "default" and (road != rival or key not in _compared):
+        road = _choose(key, rival, x, weight)
     return _ROADS[road](x, weight, add)
 
 
@@ -134,20 +145,31 @@ def _agree(rival: str, x: Tensor, weight: Tensor) -> bool:
     return bool(got.sub_(expected).norm() <= _AGREEMENT * expected.norm())
 
 
-def _measure(key: str, rival: str, x: Tensor, weight: Tensor) -> str:
-    """Time a road and the default on the real operands (the best of a few turns each); remember the faster one."""
+def _choose(key: str, rival: str, x: Tensor, weight: Tensor) -> str:
+    """Compare a road with the default on the real operands; remember it where it agrees and was recorded or is faster.
+
+    Another thread may have chosen meanwhile.
+    """
     with _lock:
-        if key in _table:
-            return _table[key]
+        road = _table.get(key)
+        if road == "default" or (road == rival and key in _compared):
+            return road
         try:
             agrees = _agree(rival, x, weight)
         except RuntimeError:
             agrees = False
-        best = {"default": float("inf"), rival: float("inf")}
-        for _ in range(_REPEATS if agrees else 0):
-            for road in best:
-                start = time.perf_counter()
-                _ROADS[road](x, weight, None)
-                best[road] = min(best[road], time.perf_counter() - start)
-        _table[key] = min(best, key=best.__getitem__)
+        _compared.add(key)
+        if road != rival or not agrees:
+            _table[key] = _measure(rival, x, weight) if agrees else "default"
         return _table[key]
+
+
+def _measure(rival: str, x: Tensor, weight: Tensor) -> str:
+    """Time a road and the default on the real operands, the best of a few turns each; return the faster one."""
+    best = {"default": float("inf"), rival: float("inf")}
+    for _ in range(_REPEATS):
+        for road in best:
+            start = time.perf_counter()
+            _ROADS[road](x, weight, None)
+            best[road] = min(best[road], time.perf_counter() - start)
+    return min(best, key=best.__getitem__)

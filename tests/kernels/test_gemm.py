@@ -18,6 +18,7 @@ EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7
 @pytest.fixture(autouse=True)
 def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(roads, "_table", {})
+    monkeypatch.setattr(roads, "_compared", set())
     yield
 
 
@@ -118,6 +119,32 @@ def test_a_road_that_disagrees_or_fails_is_not_taken(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(roads._ROADS, "onednn", onednn)
     assert torch.equal(linear(x, weight), roads._default(x, weight))
     assert roads.choices() == {"f32 xWt 8x16->12": "default"}
+
+
+@pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
+@pytest.mark.parametrize("agrees", [False, True])
+def test_a_recorded_road_is_compared_once_and_not_timed(monkeypatch: pytest.MonkeyPatch, agrees: bool) -> None:
+    x, weight = torch.randn(6, 16), torch.randn(12, 16)
+    runs = []
+
+    def onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+        runs.append(len(x))
+        return (1.0 if agrees else 1.0001) * (x @ weight.T)
+
+    monkeypatch.setitem(roads._ROADS, "onednn", onednn)
+    monkeypatch.setattr(roads, "time", None)
+    roads.replay({"f32 xWt 8x16->12": "onednn"})
+    for _ in range(3):
+        torch.testing.assert_close(linear(x, weight), x @ weight.T, rtol=1e-5, atol=1e-6)
+    assert roads.choices() == {"f32 xWt 8x16->12": "onednn" if agrees else "default"}
+    assert len(runs) == (4 if agrees else 1)
+
+
+@pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
+def test_a_recorded_road_of_other_products_is_none() -> None:
+    roads.replay({"f32 xWt 8x16->12": "parts"})
+    linear(torch.randn(6, 16), torch.randn(12, 16))
+    assert roads.choices()["f32 xWt 8x16->12"] in ("default", "onednn")
 
 
 @pytest.mark.parametrize("turned", [False, True])

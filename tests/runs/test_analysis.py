@@ -146,7 +146,7 @@ def test_recorded_kernels_serve_the_capture_as_well_as_the_sweeps(
     verified = verify(first, tiny)
     recorded = {**first.record["choices"], "gemm": roads.choices()}
     assert any("few" in shape for shape in recorded["gemm"])
-    monkeypatch.setattr(roads, "_measure", lambda key, *_: pytest.fail(f"{key} is timed again"))
+    monkeypatch.setattr(roads, "_measure", lambda *_: pytest.fail("a shape class is timed again"))
     for repeat in (
         lambda: analyze(tiny, PROMPT, k=K, method="lanczos", choices=recorded),
         lambda: verify(replace(first, record={**first.record, "choices": recorded}), tiny),
@@ -156,7 +156,30 @@ def test_recorded_kernels_serve_the_capture_as_well_as_the_sweeps(
     assert verified.ok
 
 
-@pytest.mark.parametrize("choices", [{}, {"solver": 3}, "auto", []])
+def test_recorded_kernels_are_in_force_no_longer_than_they_are_asked_for(tiny: LoadedModel) -> None:
+    run = analyze(tiny, PROMPT, k=K, tokens=[1])
+    made = roads.choices()
+    turned = {shape: "onednn" if road == "default" else "default" for shape, road in made.items()}
+    foreign = copy.deepcopy(run.record["choices"]) | {"gemm": turned | {"f32 xWt 3x5->7": "default"}}
+    again = analyze(tiny, PROMPT, k=K, tokens=[1], choices=foreign)
+    assert again.record["choices"]["gemm"]["f32 xWt 3x5->7"] == "default"
+    assert verify(again, tiny).ok
+    later = roads.choices()
+    assert made.items() <= later.items() and "f32 xWt 3x5->7" not in later
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"solver": 3},
+        "auto",
+        [],
+        *({"solver": {}, "gemm": table} for table in ("abc", [1], {"f32 xWt 8x576->576": ["a"]}, {3: "onednn"})),
+        {"solver": {}, "packed": {"H100, xWt": None}},
+    ],
+    ids=str,
+)
 def test_choices_that_no_run_recorded_are_refused(tiny: LoadedModel, choices: Any) -> None:
     with pytest.raises(InputError, match="choices are those of an earlier run"):
         analyze(tiny, PROMPT, k=K, choices=choices)

@@ -125,11 +125,16 @@ def test_a_run_goes_on_with_the_kernels_that_it_began_with(
     written = json.loads((tmp_path / "choices.json").read_text())
     assert written == kernel_choices()
     replayed: list[object] = []
-    monkeypatch.setattr(checkpoint, "replay_kernel_choices", replayed.append)
+    usual = checkpoint.kernel_choices_in_force
+    monkeypatch.setattr(
+        checkpoint, "kernel_choices_in_force", lambda recorded: replayed.append(recorded) or usual(recorded)
+    )
     made(tiny, "lanczos", checkpoint=tmp_path)
     assert replayed == [written]
-    (tmp_path / "choices.json").write_text("{")
-    made(tiny, "lanczos", checkpoint=tmp_path)
+    for damaged in ("{", "[]", '{"gemm": "default"}'):
+        (tmp_path / "choices.json").write_text(damaged)
+        made(tiny, "lanczos", checkpoint=tmp_path)
+    assert [recorded for recorded in replayed if recorded != written] == [{}, {}, {}]
 
 
 @pytest.mark.parametrize("name", ["lanczos", "polished"])
