@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ _CHUNK_ELEMENTS = 1 << 20
 
 Logits = Callable[[Tensor, int, int], Tensor]
 """From scores (stop − start, K) of the rows from start to stop to the logits that rank and weigh these rows."""
+
+Rows = tuple[Tensor, Tensor, Tensor]
+"""Logits, scores and ids of some rows for each query, (rows, K) each, best first."""
 
 Linear = Callable[[Tensor], Tensor]
 """A linear map of rows, (rows, d) to (rows, d')."""
@@ -86,24 +90,32 @@ def merge_chunks(
     logits: Logits | None,
     softcap: float | None = None,
 ) -> Found:
-    """Merge the best of each chunk. ``score(start, stop)`` gives (stop − start, K)."""
+    """Merge the best of each chunk with those so far. ``score(start, stop)`` gives (stop − start, K)."""
 
     def capped(z: Tensor) -> Tensor:
         return z if softcap is None else torch.tanh(z / softcap) * softcap
 
-    scores, ids, best, total = [], [], [], torch.tensor(-torch.inf, device="cpu")
-    for start in range(0, size, rows):
-        stop = min(start + rows, size)
-        part = score(start, stop)
-        weights = part if logits is None else logits(part, start, stop)
-        largest = weights.topk(min(top, len(weights)), dim=0)
-        best.append(largest.values)
-        ids.append(largest.indices + start)
-        scores.append(part.gather(0, largest.indices))
-        total = torch.logaddexp(total.to(weights), torch.logsumexp(capped(weights), dim=0))
-    merged = torch.cat(best).topk(top, dim=0)
-    found, where = (torch.cat(parts).gather(0, merged.indices) for parts in (scores, ids))
-    return Found(found, where, torch.exp(capped(merged.values) - total))
+    total = torch.tensor(-torch.inf, device="cpu")
+
+    def best_of_chunks() -> Iterator[Rows]:
+        nonlocal total
+        for start in range(0, size, rows):
+            stop = min(start + rows, size)
+            part = score(start, stop)
+            weights = part if logits is None else logits(part, start, stop)
+            total = torch.logaddexp(total.to(weights), torch.logsumexp(capped(weights), dim=0))
+            largest = weights.topk(min(top, len(weights)), dim=0)
+            yield largest.values, part.gather(0, largest.indices), largest.indices + start
+
+    best, scores, ids = reduce(partial(_merged, top), best_of_chunks())
+    return Found(scores, ids, torch.exp(capped(best) - total))
+
+
+def _merged(top: int, first: Rows, second: Rows) -> Rows:
+    """Return the best of both, at most ``top``; of equal logits those of the ``first``."""
+    logits, scores, ids = (torch.cat(pair) for pair in zip(first, second, strict=True))
+    order = logits.argsort(dim=0, descending=True, stable=True)[:top]
+    return logits.gather(0, order), scores.gather(0, order), ids.gather(0, order)
 
 
 def _length(vectors: Tensor, dim: int) -> Tensor:

@@ -1,7 +1,10 @@
 """A streamed search finds what sorting the whole table finds."""
 
+import gc
+
 import pytest
 import torch
+from torch import Tensor
 
 from detjac_lanczos.reading import table_search
 from detjac_lanczos.reading.table_search import best_rows
@@ -41,3 +44,28 @@ def test_half_precision_tables_are_searched_in_float32() -> None:
     expected = (table.float() @ query.float())[:, 0].sort(descending=True)
     found = best_rows(table, query, 20)
     assert torch.equal(found.ids[:, 0], expected.indices[:20])
+
+
+def test_of_equal_rows_in_several_chunks_the_first_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_search, "_CHUNK_ELEMENTS", 1)
+    table = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).repeat(20, 1)
+    queries = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    expected = (table @ queries).sort(dim=0, descending=True, stable=True)
+    assert torch.equal(best_rows(table, queries, 8).ids, expected.indices[:8])
+
+
+def test_no_more_is_held_of_a_longer_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_search, "_CHUNK_ELEMENTS", 1)
+
+    def most_held(size: int) -> int:
+        held = []
+
+        def logits(scores: Tensor, start: int, stop: int) -> Tensor:
+            found = [item for item in gc.get_objects() if isinstance(item, Tensor)]
+            held.append(sum(item.numel() for item in found if item.shape[1:] == (37,)))
+            return scores
+
+        best_rows(torch.ones(size, 4), torch.ones(4, 37), 5, logits=logits)
+        return max(held)
+
+    assert most_held(200) == most_held(20)
