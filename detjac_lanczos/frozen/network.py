@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -116,10 +117,15 @@ class FrozenNetwork(Shared):
         """The transformers model."""
         return self.loaded.model
 
-    @property
+    @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Positions of each prompt."""
         return tuple(prompt.length for prompt in self.prompts)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First row of each prompt in the streams."""
+        return tuple(accumulate(self.lengths[:-1], initial=0))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,7 +154,7 @@ class FrozenNetwork(Shared):
 
     def start_of(self, prompt: int) -> int:
         """Return the first row of a prompt in the streams."""
-        return sum(self.lengths[:prompt])
+        return self.starts[prompt]
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:

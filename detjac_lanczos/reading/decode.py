@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass
 from functools import partial
 
@@ -163,8 +164,8 @@ def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 
 
 def _output_at(network: DetachedNetwork, row: int) -> Tensor:
     """Return the output in a row counted over all prompts, an altered network's own: (d_out,)."""
-    prompt = max(i for i in range(len(network.lengths)) if network.start_of(i) <= row)
-    return network.value(Place("output"), prompt, row - network.start_of(prompt))
+    prompt = bisect(network.starts, row) - 1
+    return network.value(Place("output"), prompt, row - network.starts[prompt])
 
 
 def _into_the_stream(network: DetachedNetwork, rows: Tensor) -> Tensor:

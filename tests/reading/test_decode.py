@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.words import Project, Scale, Softcap
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import DetachedNetwork, detach, layer, mlp, probe
-from detjac_lanczos.reading import decode_left, decode_right, head
+from detjac_lanczos.reading import decode, decode_left, decode_right, head
 from detjac_lanczos.reading.head import head_of
 from tests import tiny_models
 from tests.tiny_models.dense import DENSE
@@ -155,6 +157,19 @@ def test_vectors_of_any_prompt_and_position_are_weighed_by_the_length_of_the_out
         seen = torch.nn.functional.normalize(weight * J.y, dim=0)
         shares = torch.softmax(network.streams.output[row].norm() * (table @ seen), dim=0)
         assert [entry.score for entry in decoded] == pytest.approx(shares.topk(3).values.tolist(), rel=1e-6)
+
+
+def test_the_prompt_of_a_row_is_found_without_counting_the_others_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of P prompts each would be counted P² times otherwise."""
+    network = detach((DENSE["Llama"](torch.float64), None), input_ids=[[3, 7], [5], [4, 9, 11], [2], [8, 6]])
+    counted, length = [], Prompt.length
+    monkeypatch.setattr(Prompt, "length", property(lambda prompt: counted.append(prompt) or length.fget(prompt)))
+    rows = [(prompt, position) for prompt, n in enumerate(network.lengths) for position in range(n)]
+    for row, (prompt, position) in enumerate(rows):
+        found = decode._output_at(network, row)
+        assert torch.equal(found, network.value(Place("output"), prompt, position))
+        assert network.start_of(prompt) + position == row
+    assert len(counted) <= len(network.prompts)
 
 
 def test_the_length_of_an_altered_networks_output_is_its_own(network: DetachedNetwork) -> None:
