@@ -87,7 +87,7 @@ def _record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise RunFileError(f"{place} was not written by detjac; {_ADVICE}")
     form = record.get("format")
-    if not isinstance(form, int) or form < 1:
+    if type(form) is not int or form < 1:
         raise RunFileError(f"{place} has no format number that was ever written; make the run again")
     if form > FORMAT:
         versions = record.get("versions")

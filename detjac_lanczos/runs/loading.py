@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detjac_lanczos.errors import RunFileError, first_line
+from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.runs.disk import read_run
-from detjac_lanczos.runs.folder import RECORD
+from detjac_lanczos.runs.folder import RECORD, VECTORS
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.whole_file import as_path
@@ -37,9 +38,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     try:
         fault = _mismatch(run)
     except KeyError as error:
-        fault = f"lacks {error.args[0]}"
-    except IndexError as error:
-        fault = f"lacks {first_line(error)}"
+        raise RunFileError(f"{path / VECTORS} lacks {error.args[0]}; make the run again") from None
     if fault:
         raise RunFileError(f"{path / RECORD} {fault}; make the run again")
     return run
@@ -58,6 +57,11 @@ def _mismatch(run: Run) -> str | None:
         known = len(names) if f"embeds.{prompt}" not in vectors else 0
         if not names or not record["predictions"][prompt] or len(ids) != known:
             return f"lacks tokens or predictions of prompt {prompt}"
+    for (prompt, index), times in Counter((token["prompt"], token["index"]) for token in record["tokens"]).items():
+        if not 0 <= prompt < prompts or not 0 <= index < len(record["prompt_tokens"][prompt]):
+            return f"has results of token {index} of prompt {prompt}, which is not there"
+        if times > 1:
+            return f"has results of token {index} of prompt {prompt} {times} times"
     for prompt in range(prompts):
         for kind in ("detached", "ordinary"):
             written = kind == "detached" or record["reconstructions"][prompt]["ordinary_relative_error"] is not None
@@ -70,17 +74,14 @@ def _mismatch(run: Run) -> str | None:
 
 
 def _token_mismatch(run: Run, token: TokenResult) -> str | None:
-    record, names = token.record, run.record["prompt_tokens"][token.prompt]
-    if (
-        not 0 <= token.index < len(names)
-        or token.prompt < 0
-        or run.vectors[f"x.{token.prompt}.{token.index}"].ndim != 1
-    ):
+    record = token.record
+    if run.vectors[f"x.{token.prompt}.{token.index}"].ndim != 1:
         return "lacks the input"
     k = len(record["singular_values"])
-    shapes = (token.U.shape[-1], token.S.shape[-1], token.V.shape[-1], len(record["residuals"]))
+    sizes = (*token.U.shape[-1:], *token.S.shape, *token.V.shape[-1:], len(record["residuals"]))
     several = k > 0 or run.record["options"]["threshold"] is not None
-    sized = several and token.U.ndim == token.V.ndim == 2 and all(size == k for size in shapes)
+    dimensions = (token.U.ndim, token.S.ndim, token.V.ndim)
+    sized = several and dimensions == (2, 1, 2) and all(size == k for size in sizes)
     if not sized or not all(part.dtype in (torch.float32, torch.float64) for part in (token.U, token.S, token.V)):
         return f"lacks {k} triplets"
     claim = (record["certificate"] or {}).get("completeness")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.models import LoadedModel
@@ -73,6 +75,22 @@ def test_missing_file_is_named(copy: Path, name: str) -> None:
         load_run(copy)
 
 
+@pytest.mark.parametrize("name", ["U.0.0", "x.0.2", "y.0"])
+def test_a_missing_vector_is_missed_in_the_file_that_should_hold_it(copy: Path, name: str) -> None:
+    place = copy / "vectors.safetensors"
+    save_file({key: vector for key, vector in load_file(place).items() if key != name}, place)
+    with pytest.raises(RunFileError, match=rf"vectors\.safetensors lacks {re.escape(name)}; make the run again"):
+        load_run(copy)
+
+
+@pytest.mark.parametrize("name", ["U.0.0", "S.0.0", "V.0.0"])
+def test_a_vector_without_dimensions_is_told(copy: Path, name: str) -> None:
+    place = copy / "vectors.safetensors"
+    save_file(load_file(place) | {name: torch.tensor(4.0)}, place)
+    with pytest.raises(RunFileError, match="lacks 4 triplets of token 0"):
+        load_run(copy)
+
+
 def test_newer_format_is_refused_by_name(copy: Path) -> None:
     harm(copy, lambda record: record.update(format=99, versions={"detjac_lanczos": "7.5.0"}))
     with pytest.raises(RunFileError, match=r"format 99, written by detjac-lanczos 7\.5\.0.*upgrade"):
@@ -84,7 +102,7 @@ def test_older_format_is_read(copy: Path, run: Run, monkeypatch: pytest.MonkeyPa
     assert load_run(copy).record == run.record
 
 
-@pytest.mark.parametrize("changes", [{"kind": "something else"}, {"format": "1"}, {"format": 0}])
+@pytest.mark.parametrize("changes", [{"kind": "something else"}, {"format": "1"}, {"format": 0}, {"format": True}])
 def test_foreign_record_is_refused(copy: Path, changes: dict) -> None:
     harm(copy, lambda record: record.update(changes))
     with pytest.raises(RunFileError):
@@ -137,8 +155,11 @@ def _drop(part: Any, name: Any) -> None:
         (lambda r: r["tokens"][3].__setitem__("residuals", [0, 1, 2, 3]), r"residuals\[0\] is 0, not a list of two"),
         (lambda r: r["tokens"][3]["residuals"][1].pop(), r"tokens\[3\]\.residuals\[1\] is .*, not a list of two"),
         (lambda r: r["tokens"][3].__setitem__("index", True), r"tokens\[3\]\.index is True, not a whole number"),
-        (lambda r: r["tokens"][3].__setitem__("index", -1), r"lacks U\.0\.-1"),
-        (lambda r: r["tokens"][3].__setitem__("prompt", 7), "7"),
+        (lambda r: r["tokens"][3].__setitem__("index", -1), "token -1 of prompt 0, which is not there"),
+        (lambda r: r["tokens"][3].__setitem__("index", 99), "token 99 of prompt 0, which is not there"),
+        (lambda r: r["tokens"][3].__setitem__("prompt", 7), "token 3 of prompt 7, which is not there"),
+        (lambda r: r["tokens"][3].__setitem__("prompt", -1), "token 3 of prompt -1, which is not there"),
+        (lambda r: r["tokens"].append(r["tokens"][0]), "results of token 0 of prompt 0 2 times"),
         (lambda r: r["tokens"][3]["singular_values"].__setitem__(0, float("nan")), "is nan, not a finite number"),
         (lambda r: r["tokens"][3]["singular_values"].__setitem__(0, "63.9"), "is '63.9', not a finite number"),
         (lambda r: r["tokens"][3]["stable_rank_interval"].pop(), "not a list of two"),
