@@ -62,9 +62,9 @@ no declared family runs through its own modules, if its structure is understood 
 UNDECLARED = """
 ## Decoders that no family declares
 
-All other classes that transformers lists for causal language models, built from their own configurations with small
-sizes. Those of the table are understood by their structure ([undeclared.md](undeclared.md)), run through their own
-modules and pass every self-check. **J** is the largest error of all tokens at once against reverse mode through
+All other classes that transformers lists for causal language models, built from their own configurations with one set
+of small sizes. Those of the table are understood by their structure ([undeclared.md](undeclared.md)), run through their
+own modules and pass every self-check. **J** is the largest error of all tokens at once against reverse mode through
 detached modules, in float64; a dash where that oracle does not see all that is frozen (GraniteSWA's sinks) or cannot
 run: there the self-check stands alone. **Σ**: Σ J_i x_i + r against y. A 0 is equality bit for bit: pinned and detached
 modules run the same operations, and what is compared is what they freeze; without biases J x runs those of the pass.
@@ -143,7 +143,11 @@ def _undeclared(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield _row((f"`{row['class']}`", row["route"], *shown))
     for key, said in (
         ("refused", "Refused (for what is in `bench/results/families.json`)"),
-        ("not_built", "Not tried: their configurations do not take these sizes"),
+        (
+            "not_built",
+            "Not tried: with this one set of sizes their configurations are refused, or make models that are large or "
+            "whose pass fails; Helium, with a head width of its own, is among those of [undeclared.md](undeclared.md)",
+        ),
     ):
         names = [f"`{row['class']}`" for row in rows if key in row]
         yield f"\n{said} ({len(names)}): {', '.join(names)}."

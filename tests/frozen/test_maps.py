@@ -1,9 +1,10 @@
 """Primitive maps: each transpose is the adjoint; folding and fusing rewrite a chain without changing its map."""
 
+import math
 from collections.abc import Callable, Sequence
-from math import gcd
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.frozen.activations import _RATIOS, ratio
+from detjac_lanczos.frozen.activations import _RATIOS, _RATIOS_OF_MODULES, ratio
 from detjac_lanczos.frozen.experts import Experts
 from detjac_lanczos.frozen.fold import fold, fuse, scale_factors
 from detjac_lanczos.frozen.layout import Layout, Mixing, Segment, runs_of
@@ -207,7 +208,7 @@ def test_columns_share_the_rows_of_a_gate(widths: tuple[int, ...]) -> None:
     places = zip(widths, ((0, 0), (0, 2), (1, 1)), strict=True)
     segments = [Segment(prompt, start, LENGTHS[prompt] - 1, width) for width, (prompt, start) in places]
     positions = Layout(segments, LENGTHS, torch.device("cpu")).positions
-    assert runs_of(positions).width == gcd(*widths)
+    assert runs_of(positions).width == math.gcd(*widths)
     draw = Draw(0)
     gate, x = Gate(draw.normal(POSITIONS, 5)), draw.normal(len(positions), 5)
     expected = gate.apply(x, positions)
@@ -247,24 +248,104 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "GELU": nn.GELU,
     "GELUTanh": lambda: nn.GELU(approximate="tanh"),
     "ReLU": nn.ReLU,
+    "ReLU6": nn.ReLU6,
+    "Hardswish": nn.Hardswish,
+    "Tanh": nn.Tanh,
+    "LeakyReLU": lambda: nn.LeakyReLU(0.1),
+    "PReLU": nn.PReLU,
+    "ClippedGELUActivation": lambda: transformers_activation("ClippedGELUActivation")(-10, 10),
 }
+LONG = np.longdouble
+PI = LONG("3.14159265358979323846264338327950288")
+XIELU = "XIELUActivation"
+"""Written with expm1(min(z, −1e-6)), it has a step of its own at 0."""
 
 
-def activation(name: str) -> Any:
+def transformers_activation(name: str) -> Any:
     from transformers import activations
 
-    return ACTIVATIONS[name]() if name in ACTIVATIONS else getattr(activations, name)()
+    return getattr(activations, name)
 
 
-@pytest.mark.parametrize("name", sorted(_RATIOS))
+def activation(name: str, dtype: torch.dtype = torch.float64) -> Any:
+    return ACTIVATIONS.get(name, lambda: transformers_activation(name)())().to(dtype)
+
+
+@pytest.mark.parametrize("name", sorted(_RATIOS | _RATIOS_OF_MODULES))
 def test_ratios_are_act_over_z(name: str) -> None:
-    z = torch.cat([torch.linspace(-9, 9, 400, dtype=torch.float64), torch.tensor([1e-12, -1e-12, 1e-300]).double()])
+    z = torch.linspace(-19, 19, 400, dtype=torch.float64)
     act = activation(name)
-    found = ratio(act, z)
-    assert torch.all((found * z - act(z)).abs() <= 1e-13 * z.abs())
+    if name != XIELU:
+        z = torch.cat([z, torch.tensor([1e-12, -1e-12, 1e-300, -1e-300]).double()])
+    assert torch.all((ratio(act, z) * z - act(z)).abs() <= 1e-13 * z.abs())
     zero = ratio(act, torch.zeros(1, dtype=torch.float64))
     assert torch.isfinite(zero).all()
-    assert zero * 0 == act(torch.zeros(1))
+    if name != XIELU:
+        assert zero * 0 == act(torch.zeros(1, dtype=torch.float64))
+
+
+def relu_like(slope: float) -> Callable[[Any], Any]:
+    return lambda z: np.where(z > 0, 1, slope)
+
+
+def normal_integral(z: Any) -> Any:
+    """Return Φ(z) − 1/2 by its series."""
+    return (z - z**3 / 6 + z**5 / 40 - z**7 / 336 + z**9 / 3456) / np.sqrt(2 * PI)
+
+
+NEAR_ZERO: dict[str, tuple[float, Callable[[Any], Any]]] = {
+    "Hardswish": (0.5, lambda z: (z + 3) / 6),
+    "LinearActivation": (1.0, np.ones_like),
+    "MishActivation": (0.6, lambda z: np.tanh(np.log1p(np.exp(z)))),  # tanh ln 2 = (4 − 1)/(4 + 1)
+    "Tanh": (1.0, lambda z: np.tanh(z) / z),
+    "AccurateGELUActivation": (0.5, lambda z: (1 + np.tanh(np.sqrt(2 / PI) * (z + LONG("0.044715") * z**3))) / 2),
+    "ClippedGELUActivation": (0.5, lambda z: LONG(0.5) + normal_integral(z)),
+    "LeakyReLU": (0.1, relu_like(0.1)),
+    "PReLU": (0.25, relu_like(0.25)),
+    "ReLU6": (0.0, relu_like(0.0)),
+}
+"""The limit at 0 (from the left at a kink), and act(z)/z in extended precision."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", sorted(NEAR_ZERO))
+def test_ratios_near_zero_are_exact_but_for_rounding(name: str, dtype: torch.dtype) -> None:
+    limit, exact = NEAR_ZERO[name]
+    sizes = torch.logspace(math.log2(torch.finfo(dtype).smallest_normal), -4, 200, 2, dtype=torch.float64)
+    z = torch.cat([sizes, -sizes]).to(dtype)
+    act = activation(name, dtype)
+    expected = exact(z.double().numpy().astype(LONG))
+    apart = np.abs(ratio(act, z).double().numpy() - expected)
+    assert np.all(apart <= 4 * torch.finfo(dtype).eps * np.abs(expected))
+    assert ratio(act, torch.zeros(1, dtype=dtype)).double() == pytest.approx(limit, rel=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_ratio_of_xielu_has_the_limit_of_what_it_stands_for(dtype: torch.dtype) -> None:
+    """α (expm1 z − z)/z + β on the left, α z + β on the right, β at 0; its own −1e-6 in place of z stays exact."""
+    act = activation(XIELU, dtype)
+    alpha_p, alpha_n = (np.log1p(np.exp(p.detach().double().numpy().astype(LONG))) for p in (act.alpha_p, act.alpha_n))
+    z = torch.logspace(-5, 0, 200, dtype=dtype)
+    long = z.double().numpy().astype(LONG)
+    right, left = alpha_p * long + 0.5, (0.5 + alpha_n) * (np.expm1(-long) / -long - 1) + 0.5
+    for rows, expected in ((z, right), (-z, left)):
+        assert np.abs(ratio(act, rows).detach().double().numpy() - expected).max() <= 8 * torch.finfo(dtype).eps
+    assert ratio(act, torch.zeros(1, dtype=dtype)) == 0.5
+    step = torch.tensor([-1e-7, -1e-9], dtype=dtype)
+    assert torch.allclose(ratio(act, step) * step, act(step), rtol=8 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Sigmoid", "LaplaceActivation", "SqrtSoftplusActivation"])
+def test_what_is_not_zero_at_zero_has_no_ratio(name: str) -> None:
+    act = nn.Sigmoid() if name == "Sigmoid" else activation(name)
+    assert act(torch.zeros(1)) != 0
+    with pytest.raises(UnsupportedModelError, match=f"{name} is not 0 at z = 0, so that act"):
+        ratio(act, torch.ones(1))
+
+
+def test_a_prelu_has_one_slope() -> None:
+    with pytest.raises(UnsupportedModelError, match="PReLU with 3 slopes"):
+        ratio(nn.PReLU(3), torch.ones(1, 3, 4))
 
 
 def test_an_unknown_activation_is_refused() -> None:

@@ -16,7 +16,7 @@ from detjac_lanczos.operators import DetachedNetwork, attention, detach, expert,
 from tests import tiny_models
 from tests.every_block import every_block
 from tests.oracles import OracleA, OracleB, embeddings_of, errors
-from tests.tiny_models.dense import DENSE
+from tests.tiny_models.dense import DENSE, gpt2, llama
 from tests.tiny_models.moe import MOE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,6 +109,20 @@ def test_transposed_sweeps_agree_with_reverse_mode(name: str, freeze: str) -> No
                         target,
                         source,
                     )
+
+
+@pytest.mark.parametrize(
+    "act",
+    ["gelu_10", "gelu_accurate", "hardswish", "leaky_relu", "linear", "mish", "prelu", "relu6", "tanh", "xielu"],
+)
+@pytest.mark.parametrize(("make", "freeze"), [(gpt2, "gate"), (llama, "half")])
+def test_activations_with_a_ratio_agree_with_reverse_mode(make: Any, freeze: Any, act: str) -> None:
+    model = make(torch.float64, **{"activation_function" if make is gpt2 else "hidden_act": act})
+    network = detach((model, None), input_ids=tokens(), freeze=freeze)
+    expected = OracleA(model, embeddings_of(model, tokens()), freeze).jacobian(
+        "embeddings", "output", len(tokens()) - 1
+    )
+    assert max(errors(network.jacobian("joint").dense(), expected.flatten(1))) <= 1e-11
 
 
 @pytest.mark.parametrize(("name", "freeze", "way"), [(*case, way) for case in CASES for way in ways(*case)])

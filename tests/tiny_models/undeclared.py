@@ -87,6 +87,13 @@ def biogpt(dtype: torch.dtype) -> Any:
     return drawn(transformers.BioGptForCausalLM(transformers.BioGptConfig(**SQUARE)), dtype)
 
 
+def apertus(dtype: torch.dtype) -> Any:
+    """An un-gated MLP whose activation has parameters of its own."""
+    rope = {"rope_type": "default", "rope_theta": 100.0}
+    config = transformers.ApertusConfig(**SIZES | {"rope_parameters": rope})
+    return drawn(transformers.ApertusForCausalLM(config), dtype)
+
+
 def ctrl(dtype: torch.dtype) -> Any:
     """Scales its input embeddings in place."""
     config = transformers.CTRLConfig(vocab_size=VOCABULARY, n_embd=24, dff=40, n_layer=3, n_head=4, n_positions=64)
@@ -110,6 +117,7 @@ UNDECLARED: dict[str, Callable[[torch.dtype], Any]] = {
     "GLM": glm,
     "GPT-BigCode": gpt_bigcode,
     "BioGPT": biogpt,
+    "Apertus": apertus,
 }
 
 
