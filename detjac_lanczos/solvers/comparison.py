@@ -84,8 +84,10 @@ class Comparison:
         """
         found: dict[int, Status] = {}
         for index, (row, product) in list(self._compared.items()):
-            if any(self._exceeds(index, *kept[index]) for kept in (self.differences, self.later) if index in kept):
-                found[index] = self._why(index, row, product, options)
+            kept = [known[index] for known in (self.differences, self.later) if index in known]
+            exceeding = [one / length for one, length in kept if self._exceeds(index, one, length)]
+            if exceeding:
+                found[index] = self._why(index, row, product, options, max(exceeding))
                 del self._compared[index]
         return found
 
@@ -104,9 +106,9 @@ class Comparison:
         difference = float((ahead - row @ matrix.T).norm())
         return max(difference, eps * length / 2) / scale, length / scale
 
-    def _why(self, index: int, row: Tensor, product: Tensor, options: Options) -> Status:
+    def _why(self, index: int, row: Tensor, product: Tensor, options: Options, defect: float) -> Status:
         matrix = self.matrices[index]
         scale = safe_scale(matrix)
         unit = torch.eye(1, matrix.shape[0], dtype=row.dtype, device=row.device)
         sent = [(Direction.FORWARD, row, product * scale), (Direction.TRANSPOSED, unit, matrix[:1] * scale)]
-        return cause(self.batch, index, sent, scale, options)
+        return cause(self.batch, index, sent, scale, options, defect=defect)

@@ -16,8 +16,12 @@ def cause(
     sent: Iterable[tuple[Direction, Tensor, Tensor]],
     scale: float,
     options: Options,
+    *,
+    defect: float,
 ) -> Status:
     """Send rows again, as many as ``max_products`` leaves: where products come out alike, it is the transpose.
+
+    The defect of a transpose is noted in the batch.
 
     Parameters
     ----------
@@ -28,6 +32,8 @@ def cause(
         Rows sent before, ``(b, d_in)`` forward and ``(b, d_out)`` transposed, and their products times ``scale``.
     scale : float
     options : Options
+    defect : float
+        What contradicts, relative to the products.
 
     Returns
     -------
@@ -38,4 +44,5 @@ def cause(
         count = min(rows.shape[0], options.left(batch.forward[index] + batch.transposed[index]))
         if count and not batch.repeats(direction, index, rows[:count], products[:count], scale):
             return Status.NOT_DETERMINISTIC
+    batch.defects[index] = defect
     return Status.NOT_ADJOINT

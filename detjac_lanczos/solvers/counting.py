@@ -62,6 +62,8 @@ class CountingBatch:
         Rows and time of every pass, in order.
     nonfinite : dict
         A sentence for each operator that returned NaN or infinity, or has a singular value that overflows.
+    defects : dict
+        Of each operator whose products contradict its transposed ones: by how much, relative to the products.
     reporter : Reporter
         What the callback is told of.
     """
@@ -85,6 +87,7 @@ class CountingBatch:
         self._recognition = Recognition(batch)
         self.sweeps: list[tuple[float, float]] = []
         self.nonfinite: dict[int, str] = {}
+        self.defects: dict[int, float] = {}
         self.reporter = Reporter(callback, count)
         self.began = time.perf_counter()
         self._earlier = 0.0

@@ -155,7 +155,7 @@ class Lockstep:
             state, width = search.state, self.options.width
             sides = ((Direction.FORWARD, state.V, state.AV), (Direction.TRANSPOSED, state.U, state.AtU))
             sent = [(direction, basis.rows[:width], stored.rows[:width]) for direction, basis, stored in sides]
-            search.status = cause(self.batch, index, sent, search.judge.scale, self.options)
+            search.status = cause(self.batch, index, sent, search.judge.scale, self.options, defect=search.defect)
         if search.status is not None:
             self.ended[index] = self.batch.seconds
 

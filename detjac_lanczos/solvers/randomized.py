@@ -102,8 +102,9 @@ class _Iteration:
         state.absorb(Direction.TRANSPOSED, self._cotangents, pulled)
         state.absorb(Direction.FORWARD, tangents, pushed)
         eps = self.batch.epsilon(self.index, state.longest / self.scale)
-        if _defect(state, self._before) > adjoint_bound(eps, max(self.shape)):
-            return self._cause(self._before or state)
+        defect = _defect(state, self._before)
+        if defect > adjoint_bound(eps, max(self.shape)):
+            return self._cause(self._before or state, defect)
         self._before = state
         self.triplets = state.ritz(self.options.k)
         self.error = self._error(self.triplets, tangents, pushed, estimate)
@@ -130,11 +131,11 @@ class _Iteration:
         beyond = 0.0 if whole else estimate.squared(tangents)
         return math.sqrt(float(known.double().square().sum()) + beyond) / self.scale
 
-    def _cause(self, first: Factorisation) -> Status:
+    def _cause(self, first: Factorisation, defect: float) -> Status:
         """Return why products contradict each other, by sending those of the first round of them again."""
         sides = ((Direction.FORWARD, first.V, first.AV), (Direction.TRANSPOSED, first.U, first.AtU))
         sent = [(direction, basis.rows, stored.rows) for direction, basis, stored in sides]
-        return cause(self.batch, self.index, sent, self.scale, self.options)
+        return cause(self.batch, self.index, sent, self.scale, self.options, defect=defect)
 
 
 def _defect(state: Factorisation, before: Factorisation | None) -> float:

@@ -39,6 +39,24 @@ def epsilon_at(dtype: torch.dtype, length: float, rows: int) -> float:
     return info.eps * max(shorter, 1.0)
 
 
+def coarser_type(dtype: torch.dtype, difference: float, rows: int) -> str | None:
+    """Return the finest type coarser than this one whose rounding may be what products differ by; None where none.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        What the operator declares.
+    difference : float
+        Relative to the products; that of two matrices which have nothing in common is about 1.
+    rows : int
+    """
+    for coarser in (torch.float32, torch.float16, torch.bfloat16):
+        explained = min(adjoint_bound(epsilon(coarser), rows), SAFETY * _COARSEST)
+        if epsilon(coarser) > epsilon(dtype) and difference <= explained:
+            return f"{coarser}" if epsilon(coarser) == _COARSEST else f"{coarser} or coarser"
+    return None
+
+
 def underflow(dtype: torch.dtype, length: float, rows: int) -> float:
     """Return what products that are all zero may hide: ``c`` times the least number in every row; 0 for longer ones.
 

@@ -50,6 +50,8 @@ class Search:
     probed : int
         Columns of these that went into probes for completeness.
     widening : Widening
+    defect : float
+        What contradicts in the products, relative to the longest, where the search ended by that.
     unseen : float
         What the operator's products of the triplets may differ by from those stored, where a basis spans its space and
         the budget leaves none to measure them: a whole space takes the rounding of its own products for the operator.
@@ -81,6 +83,7 @@ class Search:
         self._exact = False
         self._full = False
         self.unseen = 0.0
+        self.defect = 0.0
         self._idle = 0
         self.widening = Widening(Stream.COPIES.generator(options.seed))
         self._copies = CopyProbe()
@@ -212,6 +215,7 @@ class Search:
 
     def _end_if_contradicted(self, defect: float) -> None:
         if self.judge.contradicts(defect):
+            self.defect = defect
             self.status = Status.NOT_ADJOINT
 
     def _make_room(self, capacity: int) -> bool:

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.solvers import as_operator, check_operator, svd
+from detjac_lanczos.solvers import Status, as_operator, check_operator, svd
 from detjac_lanczos.solvers.check import OperatorReport
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests.solvers.spectra import Recorder, matrix, spectrum
@@ -167,6 +167,58 @@ def test_products_coarser_than_declared_are_named_by_the_check(exact: float) -> 
     report = check_operator(_spoiled(lambda product: (exact * product).float()))
     assert "is torch.float32, coarser than the torch.float64 that the operator declares" in str(report)
     assert "transpose" not in str(report)
+
+
+COARSE = [
+    (torch.float64, torch.float32, "torch.float32 or coarser"),
+    (torch.float64, torch.bfloat16, "torch.float16 or coarser"),
+    (torch.float32, torch.float16, "torch.float16 or coarser"),
+    (torch.float32, torch.bfloat16, "torch.float16 or coarser"),
+]
+
+
+@pytest.mark.parametrize(("declared", "inner", "named"), COARSE)
+@pytest.mark.parametrize("shape", [(60, 50), (300, 400)])
+@pytest.mark.parametrize("decay", [1.0, 0.97])
+def test_a_precision_that_hides_behind_the_declared_one_is_named(
+    declared: torch.dtype, inner: torch.dtype, named: str, shape: tuple[int, int], decay: float
+) -> None:
+    class Hidden(Recorder):
+        def matmat(self, X):
+            return super().matmat(X.to(inner)).to(declared)
+
+        def rmatmat(self, Y):
+            return super().rmatmat(Y.to(inner)).to(declared)
+
+    A = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * decay ** torch.arange(shape[1])
+    operator = Hidden(A.to(inner))
+    operator.dtype = declared
+    assert "rmatmat is not the transpose" in str(check_operator(operator))
+    assert f"or it computes in {named} instead of the declared {declared}" in str(check_operator(operator))
+    for method in ("lanczos", "randomized", "dense"):
+        result = svd(operator, 3, method=method)
+        assert result.status is Status.NOT_ADJOINT
+        assert f"or both are computed in {named} instead of the {declared} that the operator declares" in result.advice
+
+
+@pytest.mark.parametrize("shape", [(60, 50), (300, 400), (1500, 1200)])
+@pytest.mark.parametrize("decay", [1.0, 0.97])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wrong", ["another", "negative", "a shifted row"])
+def test_a_wrong_transpose_is_taken_for_no_precision(
+    shape: tuple[int, int], decay: float, dtype: torch.dtype, wrong: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(shape, generator=generator, dtype=dtype) * decay ** torch.arange(shape[1])
+    others = {"another": torch.randn(shape, generator=generator, dtype=dtype), "negative": -A}
+    operator = Recorder(A, others.get(wrong, A.roll(1, dims=0)).T)
+    report = str(check_operator(operator))
+    assert "rmatmat is not the transpose" in report
+    assert "computes in" not in report
+    for method in ("lanczos", "randomized"):
+        result = svd(operator, 3, method=method)
+        assert result.status is Status.NOT_ADJOINT
+        assert "computed in" not in result.advice
 
 
 def test_scipy_products_coarser_than_declared_are_named() -> None:
