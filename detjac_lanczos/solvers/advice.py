@@ -131,10 +131,11 @@ def on_completeness(completed: CompletenessClaim | None, options: Options) -> st
         return ""
     apart = [j for j in range(max(1, claim.k // 2), claim.k) if (1.0 - options.tol) * values[j - 1] > values[j]]
     widest = max(apart, key=lambda j: values[j - 1] / max(values[j], np.finfo(np.float64).tiny), default=None)
-    gap = "" if widest is None else f", or ask for k = {widest}, where a gap follows"
+    gap = "" if widest is None else f"ask for k = {widest}, where a gap follows"
     if claim.cluster:
-        return f" σ_{claim.k} and σ_{claim.k + 1} are closer than the tolerance: no probe can part them{gap}."
-    return f" Probes of {claim.products} products do not show that these are all: {more}{gap}."
+        parts = f" σ_{claim.k} and σ_{claim.k + 1} are closer than the tolerance: no probe can part them"
+        return f"{parts}{f'; {gap}' if gap else ''}."
+    return f" Probes of {claim.products} products do not show that these are all: {more}{f', or {gap}' if gap else ''}."
 
 
 def _hidden(claim: Completeness) -> str:

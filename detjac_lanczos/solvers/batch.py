@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator, require_real
+from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator, require_device, require_real
 
 ROWS_OF_A_SWEEP = float(1 << 16)
 """Row-sweeps that keep any machine busy; the rows of one stream, in float32 at d = 1,024, are then 256 MiB."""
@@ -125,6 +125,7 @@ def as_batch(A: Any) -> OperatorBatch:
         if missing:
             raise InputError(f"{type(A).__name__} is no batch of operators: give it {', '.join(missing)}")
         require_real(A.dtype)
+        require_device(A.device)
         if not len(A.shapes):
             raise InputError(_EMPTY)
         return cast(OperatorBatch, A)

@@ -90,8 +90,9 @@ def basis_capacity(
     capacity = budget // (len(shapes) * vector)
     least = least_capacity(k, width, start)
     if capacity < least:
+        needing = f"k = {k}" if least == least_capacity(k, width, 0) else f"a start of {start} columns"
         raise InputError(
-            f"memory = {memory} holds {capacity} vectors of each basis, and k = {k} needs {least}: give "
+            f"memory = {memory} holds {capacity} vectors of each basis, and {needing} needs {least}: give "
             f"{least * vector * len(shapes)} bytes or more"
         )
     return capacity

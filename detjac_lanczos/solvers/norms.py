@@ -50,7 +50,7 @@ class Norms:
     stable_rank : Interval
         ‖A‖_F² / σ_1²; its value is NaN where no triplet was found.
     rows, columns : Lengths or None
-        ‖Aᵀ e_i‖, ``(d_out,)``, and ‖A e_j‖, ``(d_in,)``; None where they were not asked for.
+        ‖Aᵀ e_i‖, ``(d_out,)``, and ‖A e_j‖, ``(d_in,)``; None where neither they nor the whole matrix were asked for.
     confidence : float
         Probability over the probes that any one interval holds; 1 where the matrix was written out.
     probes : int
@@ -96,7 +96,7 @@ def norms(
     lengths : bool
         Rows and columns too: another k + ``probes`` products each way.
     exact : bool
-        Write the matrix out, by d_out products with Aᵀ, and compute everything from it.
+        Write the matrix out, by d_out products with Aᵀ, and compute everything from it, rows and columns too.
     probes : int
         Products with Aᵀ.
     confidence : float

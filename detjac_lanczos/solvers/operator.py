@@ -1,5 +1,6 @@
 """What the solvers ask of a linear operator, and how matrices and scipy operators are made to speak it."""
 
+import traceback
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol, cast, runtime_checkable
@@ -156,10 +157,9 @@ class ScipyOperator:
         """Map ``(d_out, b)`` to ``(d_in, b)``."""
         try:
             return self._as_tensor(self.operator.rmatmat(Y.numpy()))
-        except (TypeError, NotImplementedError) as error:
-            raise OperatorError(f"the scipy operator cannot apply its transpose ({error}): give it rmatvec") from error
-        except ValueError as error:
-            raise OperatorError(f"the scipy operator cannot apply its transpose ({error}): check rmatvec") from error
+        except (TypeError, NotImplementedError, ValueError) as error:
+            cure = "give it rmatvec" if _lacks_a_transpose(error) else "check rmatvec"
+            raise OperatorError(f"the scipy operator cannot apply its transpose ({error}): {cure}") from error
 
     def _as_tensor(self, block: Any) -> Tensor:
         array = np.asarray(block)
@@ -169,6 +169,13 @@ class ScipyOperator:
         # Coarser products than declared stay what they are, so that they are seen.
         coarse = array.dtype.kind == "f" and array.dtype.itemsize < wanted.itemsize
         return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype if coarse else wanted))
+
+
+def _lacks_a_transpose(error: Exception) -> bool:
+    """Whether a product failed for want of a function: scipy says so, or calls None itself."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    of_scipy = str(frame.f_globals.get("__name__")).startswith("scipy.")
+    return isinstance(error, NotImplementedError) or (isinstance(error, TypeError) and of_scipy)
 
 
 class Direction(Enum):
@@ -199,7 +206,7 @@ def as_operator(A: Any) -> LinearOperator:
     Raises
     ------
     InputError
-        The object is complex, has no two axes, or lacks part of the protocol.
+        The object is complex, has no two axes or no device, or lacks part of the protocol.
     """
     if isinstance(A, Tensor):
         return MatrixOperator(A)
@@ -208,6 +215,7 @@ def as_operator(A: Any) -> LinearOperator:
         if missing:
             raise InputError(f"{type(A).__name__} is no linear operator: give it {', '.join(missing)}")
         require_real(A.dtype)
+        require_device(A.device)
         if len(A.shape) != 2:
             raise InputError(f"an operator's shape is (d_out, d_in), this one has {tuple(A.shape)}")
         return cast(LinearOperator, A)
@@ -228,3 +236,11 @@ def require_real(dtype: torch.dtype) -> None:
         raise InputError("complex operators are not supported: split it into real and imaginary parts")
     if not dtype.is_floating_point or dtype.itemsize < 2:
         raise InputError(f"an operator needs a floating point dtype of 16 bits or more, not {dtype}: convert it first")
+
+
+def require_device(device: Any) -> None:
+    """Raise :class:`InputError` for what names no device of torch."""
+    try:
+        torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"device = {device!r} is none of torch: give the one that blocks are expected on") from error

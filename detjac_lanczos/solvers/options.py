@@ -116,9 +116,11 @@ def check_options(
     check_block("block", block)
     held = k or 1
     least = 2 * held + (ENERGY_PROBES if energy is not None else 0)
-    if max_products is not None and (not is_whole(max_products) or max_products < least):
+    if max_products is not None and not is_whole(max_products):
+        raise InputError(f"max_products = {max_products!r} counts no products: give a whole number, or None")
+    if max_products is not None and max_products < least:
         triplets = "one triplet" if k is None else f"k = {k} triplets"
-        raise InputError(f"max_products = {max_products!r} cannot hold {triplets}: give {least} or more, or None")
+        raise InputError(f"max_products = {max_products} cannot hold {triplets}: give {least} or more, or None")
     check_seed(seed)
     if certify not in CERTIFICATES:
         raise InputError(f"unknown certificate {certify!r}: choose 'triplets', 'complete' or None")

@@ -75,6 +75,8 @@ def read_start(start: Sequence[Any] | None, shapes: Sequence[tuple[int, int]], *
 
 def _start_block(index: int, vectors: Any, d_in: int) -> Tensor:
     try:
+        if isinstance(vectors, list | tuple) and any(isinstance(one, np.ndarray) for one in vectors):
+            raise TypeError  # of one axis more than meant, as a rule, and slow to copy
         real = isinstance(vectors, np.ndarray) and vectors.dtype.kind == "f"
         given = torch.from_numpy(vectors.astype(np.float64)) if real else vectors
         block = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")

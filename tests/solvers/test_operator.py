@@ -9,10 +9,10 @@ import torch
 from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 
 from detjac_lanczos.errors import InputError, OperatorError
-from detjac_lanczos.solvers import Status, as_operator, check_operator, svd
+from detjac_lanczos.solvers import Status, as_operator, check_operator, svd, svd_batch
 from detjac_lanczos.solvers.check import OperatorReport
 from detjac_lanczos.solvers.testing import OperatorTestCase
-from tests.solvers.spectra import Recorder, matrix, spectrum
+from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 DENSE = matrix(spectrum("geometric", 12), (15, 12))
 
@@ -253,6 +253,31 @@ def test_a_sparse_product_is_named() -> None:
     assert "of layout torch.sparse_coo: a dense tensor is needed" in str(check_operator(operator))
     with pytest.raises(OperatorError, match=r"of layout torch.sparse_coo: a dense tensor is needed"):
         svd(operator, 2)
+
+
+def test_a_transpose_that_fails_is_told_from_one_that_lacks() -> None:
+    def fails(y):
+        raise TypeError("unsupported operand")
+
+    def unwilling(y):
+        return None + y
+
+    for rmatvec, cure in ((None, "give it rmatvec"), (fails, "check rmatvec"), (unwilling, "check rmatvec")):
+        operator = ScipyLinearOperator((4, 4), matvec=lambda x: x, rmatvec=rmatvec, dtype=np.float64)
+        with pytest.raises(OperatorError, match=rf"cannot apply its transpose \(.*\): {cure}"):
+            svd(operator, 2)
+        assert cure in str(check_operator(operator))
+
+
+@pytest.mark.parametrize("device", [None, 1.5, "nowhere"])
+def test_what_is_no_device_is_refused(device: object) -> None:
+    operator = Recorder(DENSE)
+    operator.device = device
+    batch = SharingBatch([DENSE], [1.0])
+    batch.device = device
+    for solve in (lambda: svd(operator, 2), lambda: svd_batch(batch, 2), lambda: check_operator(operator)):
+        with pytest.raises(InputError, match=f"device = {device!r} is none of torch"):
+            solve()
 
 
 @pytest.mark.parametrize("wrong", ["matvec", "rmatvec"])

@@ -97,7 +97,7 @@ def test_memory_that_cannot_serve_is_one_clear_line() -> None:
         ({"memory": True}, "a number of bytes"),
         ({"memory": 10**9, "method": "dense"}, "method 'lanczos'"),
         ({"memory": 10**9, "k": None, "threshold": 0.5}, "for a given k"),
-        ({"memory": 92800, "start": torch.ones(100, 60)}, "needs 78"),
+        ({"memory": 92800, "start": torch.ones(100, 60)}, "a start of 60 columns needs 78"),
     ):
         with pytest.raises(InputError, match=message) as refused:
             svd(A, **({"k": 4} | options))

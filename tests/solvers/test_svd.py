@@ -1,5 +1,7 @@
 """Triplets of matrices with known spectra, by every method."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -294,3 +296,25 @@ def test_a_small_operator_needs_no_products_for_triplets_that_it_lacks() -> None
     assert svd(A, max_products=10, method="lanczos").S.shape == (5,)
     with pytest.raises(InputError, match="max_products = 9 cannot hold k = 5 triplets: give 10 or more"):
         svd(A, max_products=9)
+
+
+@pytest.mark.parametrize("count", [1000.0, "40", True, np.float64(50)])
+def test_a_number_of_products_is_whole(count: object) -> None:
+    with pytest.raises(InputError, match=re.escape(f"max_products = {count!r} counts no products: give a whole")):
+        svd(torch.eye(8), 3, max_products=count)
+    assert svd(torch.eye(8), 3, max_products=np.int32(40)).work.products <= 40
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_list_of_arrays_is_no_start() -> None:
+    for start in ([np.ones((40, 1))], (np.ones(40), np.ones(40))):
+        with pytest.raises(InputError, match=rf"start block 0 is a {type(start).__name__}: give a tensor of shape"):
+            svd(torch.eye(40), 3, method="lanczos", start=start)
+
+
+def test_advice_on_a_cluster_across_k_is_one_sentence() -> None:
+    A = torch.diag(torch.tensor([2.0, *[1.0] * 40], dtype=torch.float64))
+    advice = svd(A, 3, method="lanczos", certify="complete").advice
+    assert advice.endswith(
+        "σ_3 and σ_4 are closer than the tolerance: no probe can part them; ask for k = 1, where a gap follows."
+    )
