@@ -72,7 +72,9 @@ def svd(
     energy : float, optional
         In place of k: as many triplets as hold this share of ‖A‖_F². ‖A‖_F² is known from the products of the search
         and from 16 random cotangents for what they leave, as an interval of 95 % whose upper end is taken (exact where
-        the matrix is written out); see ``SVDResult.energy``.
+        the matrix is written out); see ``SVDResult.energy``. The interval allows for a search that stops by it: it
+        missed the share in up to 4.4 % of the solves where all values are equal and few, and in 0.5 % or less of other
+        ones.
     tol : float
         Bound on max(ρ_R, ρ_L) / σ_j of every triplet.
     method : {"auto", "lanczos", "randomized", "dense", "shared_basis"}
