@@ -25,10 +25,7 @@ STOPPED_SHORT = 1
 
 def svd(arguments: argparse.Namespace) -> int:
     """Find, certify and decode the triplets of prompts."""
-    if arguments.out is not None:
-        from detjac_lanczos.runs.folder import check_output
-
-        check_output(arguments.out)
+    out = _output(arguments)
     _quiet_libraries(arguments)
     from detjac_lanczos.frozen.places import parse_place
     from detjac_lanczos.models import load_model
@@ -82,18 +79,23 @@ def svd(arguments: argparse.Namespace) -> int:
             callback=progress,
         ).with_times(load=loaded)
         unsaved: InputError | None = None
-        if arguments.out is not None:
-            progress.stage(f"writing {arguments.out}")
+        if out is not None:
+            progress.stage(f"writing {out}")
             try:
-                run.save(arguments.out)
+                run.save(out)
             except InputError as error:  # a disk that has filled up meanwhile: what was found is worth printing still
                 unsaved = error
         progress.close()
         check()
-        show(json.dumps(run.record) if arguments.json else run)
+        try:
+            show(json.dumps(run.record) if arguments.json else run)
+        except InputError as error:
+            if out is None or unsaved is not None:
+                raise
+            raise InputError(f"{error}; the run is in {out}") from error
         if unsaved is not None:
             raise unsaved
-        for remark in _remarks(run, arguments.out):
+        for remark in _remarks(run, out):
             progress.say(remark)
     return 0 if all(token.settled for token in run.tokens) else STOPPED_SHORT
 
@@ -187,15 +189,26 @@ def bench(arguments: argparse.Namespace) -> int:
     return subprocess.call([sys.executable, "-m", "bench", *arguments.rest], cwd=checkout)
 
 
-def _remarks(run: Run, out: str | None) -> Iterator[str]:
+def _output(arguments: argparse.Namespace) -> Path | None:
+    """Return where the run is to be written, after trying it, and that the checkpoint is not in its way."""
+    if arguments.out is None:
+        return None
+    from detjac_lanczos.runs.folder import check_output, require_apart
+
+    place = check_output(arguments.out)
+    if arguments.checkpoint is not None:
+        require_apart(place, arguments.checkpoint)
+    return Path(arguments.out).expanduser()
+
+
+def _remarks(run: Run, out: Path | None) -> Iterator[str]:
     """Yield what a user of ``detjac svd`` is told besides the result: where it lies, and what it lacks."""
     from detjac_lanczos.reading.sheet import NO_MATPLOTLIB
     from detjac_lanczos.runs.folder import FIGURES, PAGE
 
     if out is not None:
-        folder = Path(out)
-        yield f"wrote {folder}; the page is {folder / PAGE}"
-        if not (folder / FIGURES).is_dir():
+        yield f"wrote {out}; the page is {out / PAGE}"
+        if not (out / FIGURES).is_dir():
             yield NO_MATPLOTLIB
     short = [token for token in run.tokens if not token.settled]
     if short:

@@ -19,10 +19,13 @@ _PACKINGS = ("nf4", "nf4-double", "fp4", "fp4-double", "int8")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors of this program; it takes -1,0 for a value, as it does -1."""
+    """A parser whose errors are one line, as all errors of this program.
+
+    It takes -1,0 for a value, as it does -1, and no abbreviations: one that is clear today may not be tomorrow.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{"allow_abbrev": False} | options)
         self._negative_number_matcher = _NEGATIVE
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -42,7 +45,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="detjac",
         description="Certified singular vectors of the detached Jacobians of language models.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"detjac-lanczos {detjac_lanczos.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="command", required=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -142,9 +144,18 @@ def _dual_level() -> Iterator[None]:
             "differentiate them in reverse mode: grad, vjp, jacrev"
         ) from error
     try:
+        _first_dual()
         yield
     finally:
         forward_ad.exit_dual_level()
+
+
+@cache
+def _first_dual() -> None:
+    """Make a dual tensor: the first one has torch compile what warns of being deprecated, an error to some callers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))
 
 
 def _by_end(segments: Sequence[Segment]) -> Iterator[tuple[int, int, list[int]]]:

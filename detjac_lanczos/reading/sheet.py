@@ -39,10 +39,10 @@ _LTR = "\u200e"  # keeps an index beside an Arabic or Hebrew token where it was 
 
 
 def house_style() -> Any:
-    """Return a context in which matplotlib draws in the style of all figures."""
-    from matplotlib import rc_context
+    """Return a context in which matplotlib draws in the style of all figures, whatever the caller has set."""
+    from matplotlib import style
 
-    return rc_context(_STYLE | {"font.family": list(installed_fonts())})
+    return style.context(_STYLE | {"font.family": list(installed_fonts())}, after_reset=True)
 
 
 def empty_sheet(width: float, height: float) -> tuple[Figure, Axes]:

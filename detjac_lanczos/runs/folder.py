@@ -52,6 +52,30 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
     return path
 
 
+def require_apart(output: Path, checkpoint: str | os.PathLike[str]) -> None:
+    """Refuse a checkpoint in the output folder, which is replaced as a whole and may hold nothing but a run.
+
+    Parameters
+    ----------
+    output : Path
+        As `check_output` returned it.
+    checkpoint : path
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        inside = Path(checkpoint).expanduser().resolve().is_relative_to(output)
+    except (OSError, ValueError, RuntimeError):  # no folder: whoever opens it says why
+        return
+    if inside:
+        raise InputError(
+            f"the checkpoint {str(checkpoint)!r} would lie in {output}, which may hold nothing but the run; "
+            "choose another folder for one of them"
+        )
+
+
 @contextmanager
 def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give an empty folder to fill; it takes the place of ``folder`` if the block ends well, and vanishes if not.

@@ -44,6 +44,8 @@ def test_models_and_families_are_listed(capsys: pytest.CaptureFixture[str]) -> N
         (["svd", PROMPT, "--dtype", "int8"], "int8"),
         (["svd", PROMPT, "--method", "magic"], "magic"),
         (["svd", PROMPT, "--colour"], "--colour"),
+        (["svd", PROMPT, "--verb"], "unknown argument '--verb'"),
+        (["verify", "out", "--dev", "cpu"], "unknown argument '--dev'"),
         (["svd", PROMPT, "-5x"], "unknown argument '-5x'"),
         (["svd", PROMPT, "--model", ""], "--model: the name is empty"),
         (["svd", PROMPT, "--out", " "], "--out: the name is empty"),

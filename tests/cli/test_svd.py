@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from detjac_lanczos import models
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.reading import figures, sheet
 from detjac_lanczos.runs import disk, load_run, verify
-from tests.command_line import call, refused
+from tests.command_line import call, in_process, refused
 from tests.tiny_llama import PROMPT
 
 
@@ -162,3 +163,33 @@ def test_the_standard_prompt_on_smollm2(
     assert run.reconstruction.relative_error <= 1e-6
     assert run.work["row_sweeps"] / (7 * 576) <= 0.38
     assert verify(run, smollm2).ok
+
+
+def test_the_home_of_an_output_folder_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call("svd", PROMPT, "--model", folder, "-k", 1, "--tokens", 0, "--out", "~/out") == 0
+    err = capsys.readouterr().err
+    assert f"wrote {tmp_path / 'out'}; the page is {tmp_path / 'out' / 'report.html'}" in err
+    assert sheet.NO_MATPLOTLIB not in err
+    assert len([*(tmp_path / "out" / "figures").iterdir()]) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_result_that_cannot_be_printed_says_where_it_is_written(folder: Path, tmp_path: Path) -> None:
+    options = ("-k", "1", "--tokens", "0", "-q", "--out", str(tmp_path / "out"))
+    with open("/dev/full", "wb") as full:
+        done = in_process("svd", PROMPT, "--model", str(folder), *options, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.decode().endswith(f"send the result elsewhere; the run is in {tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / "run.json").is_file()
+
+
+def test_warnings_that_are_errors_stop_nothing(folder: Path) -> None:
+    done = in_process(
+        *("svd", PROMPT, "--model", str(folder), "-k", "1", "--tokens", "0", "-q"),
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

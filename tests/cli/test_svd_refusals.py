@@ -111,3 +111,21 @@ def test_verbose_errors_have_a_traceback_and_end_in_their_line(
     assert call("svd", PROMPT, "--model", tmp_path / "nowhere", "--verbose") == 2
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("Traceback") for line in lines) and lines[-1].startswith("detjac: no model at")
+
+
+@pytest.mark.parametrize("place", ["out", "out/passes", "out/figures/../passes"])
+def test_a_checkpoint_in_the_output_folder_is_refused_before_the_work(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The output is replaced as a whole and holds a run alone: what was found could not be written there."""
+    out, checkpoint = tmp_path / "out", tmp_path / place
+    line = refused(capsys, "svd", PROMPT, "--model", "no-such-model", "--out", out, "--checkpoint", checkpoint)
+    assert f"would lie in {out}" in line and "no-such-model" not in line
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_beside_the_output_is_taken(folder: Path, tmp_path: Path) -> None:
+    options = ("-k", 1, "--tokens", 0, "--method", "lanczos", "-q")
+    places = ("--out", tmp_path / "passes" / "out", "--checkpoint", tmp_path / "passes")
+    for _ in range(2):
+        assert call("svd", PROMPT, "--model", folder, *options, *places) == 0

@@ -238,3 +238,18 @@ def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.Monkey
         plot_spectra(run.record)
     assert save_figures(run.record, run.vectors, tmp_path / "figures") == []
     assert not (tmp_path / "figures").exists()
+
+
+def test_files_are_the_same_whatever_the_caller_has_set(run: Run, tmp_path: Path) -> None:
+    import matplotlib
+    from matplotlib import style
+
+    plain, own = tmp_path / "plain", tmp_path / "own"
+    save_figures(run.record, run.vectors, plain)
+    theirs = {"text.usetex": True, "savefig.transparent": True, "savefig.bbox": "tight", "svg.fonttype": "none"}
+    with style.context(["dark_background", theirs, {"axes.unicode_minus": False, "font.size": 30}]):
+        before = dict(matplotlib.rcParams)
+        save_figures(run.record, run.vectors, own)
+        assert dict(matplotlib.rcParams) == before
+    for path in plain.iterdir():
+        assert path.read_bytes() == (own / path.name).read_bytes(), path.name
