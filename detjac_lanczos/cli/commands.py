@@ -14,21 +14,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import detjac_lanczos
-from detjac_lanczos.cli.process import show
+from detjac_lanczos.cli.process import output_width, show
 from detjac_lanczos.errors import InputError
 
 if TYPE_CHECKING:
     from detjac_lanczos.runs import Run
 
 STOPPED_SHORT = 1
+DELTA = 1e-6
+"""That ``analyze`` takes where none is given."""
 
 
 def svd(arguments: argparse.Namespace) -> int:
     """Find, certify and decode the triplets of prompts."""
+    if arguments.delta != DELTA and arguments.certify != "complete":
+        raise InputError("--delta is the chance that a claim complete is wrong: give --certify complete with it")
     out = _output(arguments)
     _quiet_libraries(arguments)
     from detjac_lanczos.frozen.places import parse_place
     from detjac_lanczos.models import load_model
+    from detjac_lanczos.reading.table import WIDTH, render_table
     from detjac_lanczos.runs import analyze
     from detjac_lanczos.runs.beforehand import check_on_configuration
     from detjac_lanczos.runs.progress import ProgressReporter
@@ -88,14 +93,14 @@ def svd(arguments: argparse.Namespace) -> int:
         progress.close()
         check()
         try:
-            show(json.dumps(run.record) if arguments.json else run)
+            show(json.dumps(run.record) if arguments.json else render_table(run.record, output_width(WIDTH)))
         except InputError as error:
             if out is None or unsaved is not None:
                 raise
             raise InputError(f"{error}; the run is in {out}") from error
         if unsaved is not None:
             raise unsaved
-        for remark in _remarks(run, out):
+        for remark in _remarks(run, out, arguments.block):
             progress.say(remark)
     return 0 if all(token.settled for token in run.tokens) else STOPPED_SHORT
 
@@ -201,7 +206,7 @@ def _output(arguments: argparse.Namespace) -> Path | None:
     return Path(arguments.out).expanduser()
 
 
-def _remarks(run: Run, out: Path | None) -> Iterator[str]:
+def _remarks(run: Run, out: Path | None, block: int | None) -> Iterator[str]:
     """Yield what a user of ``detjac svd`` is told besides the result: where it lies, and what it lacks."""
     from detjac_lanczos.reading.sheet import NO_MATPLOTLIB
     from detjac_lanczos.runs.folder import FIGURES, PAGE
@@ -210,6 +215,9 @@ def _remarks(run: Run, out: Path | None) -> Iterator[str]:
         yield f"wrote {out}; the page is {out / PAGE}"
         if not (out / FIGURES).is_dir():
             yield NO_MATPLOTLIB
+    room = max((min(len(token.U), len(token.V)) for token in run.tokens), default=0)
+    if block is not None and block > room and run.work["method"] == "lanczos":
+        yield f"--block {block} is more than a Jacobian has room for: blocks had {room} columns at most"
     short = [token for token in run.tokens if not token.settled]
     if short:
         yield f"{len(short)} of {len(run.tokens)} tokens stopped short: {short[0].advice}"

@@ -97,8 +97,8 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--delta",
         type=words.tolerance,
-        default=1e-6,
-        help="chance that a claim complete is wrong (default: %(default)s)",
+        default=commands.DELTA,
+        help="with --certify complete: chance that the claim is wrong (default: %(default)s)",
     )
     _freeze(parser)
     _dtype(parser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -115,6 +116,11 @@ def require_output() -> None:
     """Refuse a closed standard output."""
     if sys.stdout is None:
         raise InputError("standard output is closed; leave it open, the result goes there")
+
+
+def output_width(otherwise: int) -> int:
+    """Return the columns of the terminal that standard output is; where it is none, ``otherwise``."""
+    return shutil.get_terminal_size((otherwise, 0)).columns if sys.stdout.isatty() else otherwise
 
 
 def show(result: object) -> None:

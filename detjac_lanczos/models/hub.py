@@ -34,7 +34,7 @@ def options_for_hub(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
     if options.get("local_files_only"):
         return options
-    close = get_close_matches(name, EMBEDDED, n=1)
+    close = get_close_matches(name.lower(), EMBEDDED, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "check the spelling (`detjac models` lists the embedded ones)"
     token, revision = options.get("token"), options.get("revision")
     try:
@@ -49,7 +49,7 @@ def options_for_hub(name: str, options: dict[str, Any]) -> dict[str, Any]:
         if isinstance(try_to_load_from_cache(name, "config.json", cache_dir=folder, revision=revision), str):
             return options | {"local_files_only": True}
         raise ModelError(
-            f"{name!r} is not on this machine and the Hugging Face hub cannot be reached; {hint}, or give a folder, a"
-            " .gguf file or an embedded name"
+            f"{name!r} is not on this machine and the Hugging Face hub cannot be reached; give a folder, a .gguf "
+            f"file or an embedded name: {hint}"
         ) from None
     return options

@@ -1,8 +1,10 @@
 """Models that transformers loads itself: hub ids and folders, with its failures said in one line."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,9 +116,21 @@ def _failures_in_one_line(source: str, name: str, shared: Mapping[str, Any]) -> 
             raise ModelError(f"{name}: {fault}") from error
         if any(words in str(error) for words in _NO_CAUSAL_MODEL):
             raise no_causal_model(name, _architectures(config)) from error
+        if fault := _damaged_json(source):
+            raise ModelError(f"{name}: {fault}; get a sound copy of it") from error
         if _NO_TOKENIZER in str(error):
             raise _no_tokenizer(name) from error
         raise _not_loaded(error, name) from error
+
+
+def _damaged_json(source: str) -> str | None:
+    """Return which of the files of a folder that are to hold JSON does not, and why."""
+    for path in sorted(Path(source).glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{path.name} holds no JSON ({error})"
+    return None
 
 
 def _for_config(from_pretrained: Mapping[str, Any]) -> dict[str, Any]:

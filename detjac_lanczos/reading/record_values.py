@@ -36,6 +36,25 @@ def asked_for(record: Record) -> str:
     return "1 triplet each" if options["k"] == 1 else f"{options['k']} triplets each"
 
 
+def found_none(token: Record) -> bool:
+    """Whether a search that went well has found that a token has no triplet of the kind that was asked for."""
+    return token["status"] in SUCCESSFUL and not token["singular_values"]
+
+
+def claim_of(token: Record) -> str:
+    """Return what is claimed of a token in one line: its certificate, or that it has no triplets."""
+    certificate = token["certificate"]
+    if not found_none(token):
+        return certificate["line"] if certificate else "no certificate was asked for"
+    completeness: str = certificate["line"].partition(" · ")[2] if certificate else ""
+    return completeness or str(token["advice"]).removesuffix(".")
+
+
+def is_complete(token: Record) -> bool:
+    """Whether it is claimed of a token that none of the triplets that were asked for is missing."""
+    return bool(((token["certificate"] or {}).get("completeness") or {}).get("complete"))
+
+
 def surveyed(record: Record) -> bool:
     """Whether a run is a survey: estimates, and certificates of those tokens alone that were polished."""
     return any(token["survey"] for token in record["tokens"])

@@ -11,17 +11,17 @@ from detjac_lanczos.reading.record_values import (
     significant,
     singular_values,
 )
-from detjac_lanczos.reading.visible import columns, fit, joined, visible
+from detjac_lanczos.reading.visible import columns, fit, joined, visible, wrapped
 
 _TOKEN = 13
-_CLAIM = 34
+_CLAIM, _SHORT_CLAIM = 34, 15
+_WIDE = 100
 
 
-def survey_heading() -> str:
+def survey_heading(width: int) -> str:
     """Return the heading of `survey_line`."""
-    return (
-        f"{'#':>4} {'token':<{_TOKEN}}{'σ1':>8}   {'at least, at most':<18}{'missed':>8}   {'claim':<{_CLAIM}}u1 says"
-    )
+    claim = f"{'claim':<{_claim_width(width)}}"
+    return f"{'#':>4} {'token':<{_TOKEN}}{'σ1':>8}   {'at least, at most':<18}{'missed':>8}   {claim}u1 says"
 
 
 def survey_line(token: Record, width: int) -> str:
@@ -29,12 +29,14 @@ def survey_line(token: Record, width: int) -> str:
     name = f"{token['index']:>4} {fit(visible(token['token']), _TOKEN - 1)} "
     survey, values = token["survey"], singular_values(token)
     if survey is None or not values:
-        return f"{name}{token['status']}: {token['advice']}".rstrip()
+        beside = columns(name)
+        lines = wrapped(f"{token['status']}: {token['advice']}", width - beside)
+        return "\n".join((" " * beside if row else name) + line for row, line in enumerate(lines)).rstrip()
     low, high = survey["sigma_1"]
     estimated = token["status"] == ESTIMATE
     first = f"≈{significant(survey['values'][0])}" if estimated else significant(values[0])
     between = f"{significant(low)}, {significant(high)}"
-    told = f"{name}{first:>8}   {between:<18}{percent(survey['share']):>8}   {_claim(token):<{_CLAIM}}"
+    told = f"{name}{first:>8}   {between:<18}{percent(survey['share']):>8}   {_claim(token, width)}"
     words = (visible(entry["token"]) for entry in token["left"][0])
     return (told + joined(words, "  ", width - columns(told))).rstrip()
 
@@ -54,9 +56,17 @@ def survey_summary(tokens: list[Record]) -> list[str]:
     ]
 
 
-def _claim(token: Record) -> str:
-    """Return the certificate; of an estimate, only whether it is flagged."""
+def _claim_width(width: int) -> int:
+    return _CLAIM if width >= _WIDE else _SHORT_CLAIM
+
+
+def _claim(token: Record, width: int) -> str:
+    """Return the certificate, in a narrow table its count alone; of an estimate, only whether it is flagged."""
+    room = _claim_width(width)
     if token["status"] == ESTIMATE:
-        return "estimate, flagged" if token["survey"]["flagged"] else "estimate"
-    line = token["certificate"]["line"] if token["certificate"] else token["status"]
-    return fit(line, _CLAIM - 2)
+        flagged = "flagged" if room == _SHORT_CLAIM else "estimate, flagged"
+        line = flagged if token["survey"]["flagged"] else "estimate"
+    else:
+        line = token["certificate"]["line"] if token["certificate"] else token["status"]
+        line = line.partition(",")[0] if room == _SHORT_CLAIM else line
+    return f"{fit(line, room - 2):<{room}}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from detjac_lanczos.reading.record_values import (
     Record,
+    claim_of,
     earlier_position,
     energy_held,
     has_offset,
@@ -18,67 +19,74 @@ from detjac_lanczos.reading.record_values import (
 )
 from detjac_lanczos.reading.survey_table import survey_heading, survey_line, survey_summary
 from detjac_lanczos.reading.target_words import is_one_entry
-from detjac_lanczos.reading.visible import fit, joined, visible, wrapped
+from detjac_lanczos.reading.visible import fit, flowed, joined, visible, wrapped
 
-_WIDTH = 110
+WIDTH = 110
+_NARROWEST = 80
 _VALUES = 8
 _INDENT = 4
 _TOKEN = 13
 _LABEL = 16
+_BESIDE_VALUES = 46
+_BETWEEN = " · "
 
 
-def render_table(record: Record) -> str:
+def render_table(record: Record, width: int = WIDTH) -> str:
     """Return the table that ``print(run)`` and ``detjac svd`` show.
 
     Parameters
     ----------
     record : mapping
         The record of a run (``run.json``).
+    width : int
+        Columns of the terminal; 80 at least and 110 at most are used.
 
     Returns
     -------
     str
     """
+    width = max(_NARROWEST, min(width, WIDTH))
     definition = record["definition"]
     weights = f"weights {definition['weights']} · " if definition.get("weights") else ""
     asked = (
         f"{record['model']} · {weights}{record['dtype']} · freeze={record['freeze']} · "
         f"from {definition['input']} to {definition['target_definition']}"
     )
-    lines = wrapped(asked, _WIDTH)
+    lines = wrapped(asked, width)
     survey = surveyed(record)
-    shown = min(_VALUES, max((len(singular_values(token)) for token in record["tokens"]), default=0))
+    most = min(_VALUES, (width - _BESIDE_VALUES) // 8)
+    shown = min(most, max((len(singular_values(token)) for token in record["tokens"]), default=0))
     for prompt in range(len(record["prompts"])):
-        heading = survey_heading() if survey else _heading(shown)
-        lines += ["", fit(f"“{prompt_text(record, prompt)}”", _WIDTH).rstrip()]
-        lines += _output_after(record, prompt)
+        heading = survey_heading(width) if survey else _heading(shown)
+        lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip()]
+        lines += _output_after(record, prompt, width)
         tokens = tokens_of(record, prompt)
         if tokens:
-            lines += [heading, "─" * _WIDTH]
+            lines += [heading, "─" * width]
             for token in tokens:
-                lines += [survey_line(token, _WIDTH)] if survey else _token_lines(token, shown)
-            lines.append("─" * _WIDTH)
+                lines += [survey_line(token, width)] if survey else _token_lines(token, shown, width)
+            lines.append("─" * width)
         else:
             lines.append("no token of this prompt was chosen")
         if survey and tokens:
-            lines += [_labelled("" if row else "survey", told) for row, told in enumerate(survey_summary(tokens))]
+            lines += _labelled("survey", [part for told in survey_summary(tokens) for part in _fitted(told, width)])
         candidates = (f"{visible(c['token'])} {percent(c['probability'])}" for c in record["predictions"][prompt])
         whole = "" if earlier_position(record, prompt) is None else "after the whole prompt:  "
-        lines.append(_labelled("next token", whole + joined(candidates, "   ", _WIDTH - _LABEL - len(whole))))
-        told = _reconstruction(record, prompt)
-        lines += [_labelled("" if row else "reconstruction", line) for row, line in enumerate(told)]
+        following = joined(candidates, "   ", width - _LABEL - len(whole))
+        lines += _labelled("next token", [whole + following])
+        lines += _labelled("reconstruction", _reconstruction(record, prompt, width))
         if floor := _noise_floor(tokens):
-            lines.append(_labelled("noise floor", floor))
-    return "\n".join([*lines, *_closing_lines(record)])
+            lines += _labelled("noise floor", [floor])
+    return "\n".join([*lines, *_closing_lines(record, width)])
 
 
-def _output_after(record: Record, prompt: int) -> list[str]:
+def _output_after(record: Record, prompt: int, width: int) -> list[str]:
     """Return the line that names the output's position where it is not the last one."""
     position = earlier_position(record, prompt)
     if position is None:
         return []
     token = visible(record["prompt_tokens"][prompt][position])
-    return [fit(f"outputs are those at token {position}, {token}", _WIDTH).rstrip()]
+    return [fit(f"outputs are those at token {position}, {token}", width).rstrip()]
 
 
 def _heading(shown: int) -> str:
@@ -86,23 +94,22 @@ def _heading(shown: int) -> str:
     return f"{'#':>3} {'token':<{_TOKEN}}{values}   {'stable rank':<18}{'residual':>8}"
 
 
-def _token_lines(token: Record, shown: int) -> list[str]:
+def _token_lines(token: Record, shown: int, width: int) -> list[str]:
     values = "".join(f"{_in_seven(value):>8}" for value in singular_values(token)[:shown])
     residual = relative_residual(token)
     told = "" if residual is None else f"{residual:.1e}"
     name = fit(visible(token["token"]), _TOKEN - 1)
-    half = (_WIDTH - _INDENT) // 2
-    left, right = (f"{side:<7}" + _tokens(token[side], half - 8) for side in ("left", "right"))
-    certificate = token["certificate"]["line"] if token["certificate"] else "no certificate"
-    lines = [
-        f"{token['index']:>3} {name} {values:<{8 * shown}}   {_stable_rank(token):<18}{told:>8}",
-        " " * _INDENT + fit(left, half) + right,
-        " " * _INDENT + f"{certificate} · {token['status']}",
-    ]
+    lines = [f"{token['index']:>3} {name} {values:<{8 * shown}}   {_stable_rank(token):<18}{told:>8}"]
+    if singular_values(token):
+        half = (width - _INDENT) // 2
+        left, right = (f"{side:<7}" + _tokens(token[side], half - 8) for side in ("left", "right"))
+        lines.append(" " * _INDENT + fit(left, half) + right)
+    beneath = [f"{claim_of(token)} · {token['status']}"]
     if (held := energy_held(token)) is not None:
-        lines.append(" " * _INDENT + f"held: {held}")
+        beneath.append(f"held: {held}")
     if needs_advice(token):
-        lines.append(" " * _INDENT + token["advice"])
+        beneath.append(token["advice"])
+    lines += [" " * _INDENT + part for told in beneath for part in wrapped(told, width - _INDENT)]
     return [line.rstrip() for line in lines]
 
 
@@ -123,11 +130,17 @@ def _tokens(decoded: list[list[Record]], width: int) -> str:
     return joined((visible(entry["token"]) for entry in decoded[0]), "  ", width) if decoded else ""
 
 
-def _labelled(label: str, text: str) -> str:
-    return f"{label:<{_LABEL}}{text}"
+def _labelled(label: str, lines: list[str]) -> list[str]:
+    """Return lines under each other, the first beside its label."""
+    return [f"{'' if row else label:<{_LABEL}}{line}" for row, line in enumerate(lines)]
 
 
-def _reconstruction(record: Record, prompt: int) -> list[str]:
+def _fitted(text: str, width: int) -> list[str]:
+    """Return a text on lines that fit beside a label."""
+    return wrapped(text, width - _LABEL)
+
+
+def _reconstruction(record: Record, prompt: int, width: int) -> list[str]:
     """Return how far y is from what was rebuilt, and, on a line of its own, what biases and other Jacobians give."""
     errors, beside = record["reconstructions"][prompt], []
     units = {"norm_error": "norm/norm"}
@@ -140,7 +153,7 @@ def _reconstruction(record: Record, prompt: int) -> list[str]:
         beside.append(f"offset {percent(errors['offset_share'])} of y")
     if errors["ordinary_relative_error"] is not None:
         beside.append(f"with ordinary Jacobians {errors['ordinary_relative_error']:.3g}")
-    return [" · ".join(parts) for parts in (told, beside) if parts]
+    return [line for parts in (told, beside) for line in flowed(parts, _BETWEEN, width - _LABEL)]
 
 
 def _noise_floor(tokens: list[Record]) -> str:
@@ -150,7 +163,7 @@ def _noise_floor(tokens: list[Record]) -> str:
     return between and f"{between}: claims are about values above it"
 
 
-def _closing_lines(record: Record) -> list[str]:
+def _closing_lines(record: Record, width: int) -> list[str]:
     work = record["work"]
     counted = [
         f"{work['row_sweeps']:,.0f} row-sweeps",
@@ -160,9 +173,5 @@ def _closing_lines(record: Record) -> list[str]:
         work["method"],
     ]
     times = [f"{name} {seconds:.2f} s" for name, seconds in record["times"].items()]
-    return [
-        "",
-        _labelled("work", " · ".join(counted)),
-        _labelled("", fit(str(work["why"]), _WIDTH - _LABEL).rstrip()),
-        _labelled("time", " · ".join(times)),
-    ]
+    done = [*flowed(counted, _BETWEEN, width - _LABEL), *_fitted(str(work["why"]), width)]
+    return ["", *_labelled("work", done), *_labelled("time", flowed(times, _BETWEEN, width - _LABEL))]

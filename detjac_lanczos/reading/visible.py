@@ -67,6 +67,17 @@ def wrapped(text: str, width: int) -> list[str]:
     return [*lines, line]
 
 
+def flowed(parts: Iterable[str], separator: str, width: int) -> list[str]:
+    """Return whole parts on lines of at most ``width`` terminal columns each, unless a single one is longer."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and columns(longer := lines[-1] + separator + part) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
+
+
 def shortened(text: str, length: int) -> str:
     """Return a text whole, or words of its beginning and its end around an ellipsis, ``length`` characters at most."""
     if len(text) <= length:

@@ -65,7 +65,8 @@ def token_claims(
         if reading.stable_rank is not None:
             yield _stable_rank_claim(token, reading.stable_rank, rounding)
         if reading.contribution is not None:
-            yield _contribution_claim(token, operator, reading.contribution, rounding)
+            largest = float(token.S[0]) if len(token.S) else run.record["options"]["threshold"] or 0.0
+            yield _contribution_claim(token, operator, reading.contribution, rounding * largest)
 
 
 def prompt_claims(run: Run, network: DetachedNetwork) -> Iterator[Claim]:
@@ -144,12 +145,15 @@ def _stable_rank_claim(token: TokenResult, fresh: StableRank, slack: float) -> C
 
 
 def _contribution_claim(token: TokenResult, operator: Jacobian, fresh: Contribution, slack: float) -> Claim:
-    """J x is known to c ε √d σ_1 ‖x‖: relative to ‖J x‖ that moves the cosine twice, what is captured four times."""
+    """J x is known to c ε √d σ_1 ‖x‖: relative to ‖J x‖ that moves the cosine twice, what is captured four times.
+
+    ``slack`` is all of that but ‖x‖.
+    """
     written, apart = token.contribution, math.inf
     if written is not None:
         apart = max(abs(written[name] - getattr(fresh, name)) for name in ("share", "cosine", "captured"))
     length = fresh.share * float(operator.y.double().norm())
-    error = slack * float(token.S[0]) * float(operator.x.double().norm())
+    error = slack * float(operator.x.double().norm())
     allowed = 4 * error / length * max(1.0, fresh.share) if length else 0.0
     return Claim(f"difference in the contribution of {token.name}", 0.0, apart, allowed)
 

@@ -25,6 +25,7 @@ from detjac_lanczos.reading import (
 from detjac_lanczos.runs.record import PromptReading, TokenReading
 from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers import Missed, SVDResult
+from detjac_lanczos.solvers.result import Status
 
 CANDIDATES = 10
 """Tokens that each vector is decoded to."""
@@ -44,12 +45,17 @@ def read_triplets(
 ) -> tuple[list[_Found], list[TokenReading]]:
     """Decode and measure the triplets of every token; return them with their signs fixed, and the readings.
 
-    Results (`SVDResult`, or the tokens of a stored run) without finite triplets pass through, unread. ``estimates``
-    are what a survey knows of those that it leaves as estimates, by their index: these are read from shared rows.
-    ``top`` is the number of tokens that each vector is decoded to.
+    Results (`SVDResult`, or the tokens of a stored run) without finite triplets pass through; where there are none to
+    be found, as above a threshold, the contribution is read. ``estimates`` are what a survey knows of those that it
+    leaves as estimates, by their index: these are read from shared rows. ``top`` is the number of tokens that each
+    vector is decoded to.
     """
     signed = list(results)
     readings = [TokenReading([], [], None, None) for _ in results]
+    if bare := [index for index, result in enumerate(results) if _needs_none(result)]:
+        added = contributions(batch.part(bare), [results[index] for index in bare])
+        for index, contribution in zip(bare, added, strict=True):
+            readings[index] = TokenReading([], [], contribution, None)
     found = [index for index, result in enumerate(results) if len(result.S) and bool(torch.isfinite(result.S).all())]
     if not found:
         return signed, readings
@@ -94,6 +100,11 @@ def rebuild_outputs(
             ordinary = joint.reconstruction.estimate
         readings.append(PromptReading(operator.position, operator.reconstruction, ordinary))
     return readings
+
+
+def _needs_none(result: SVDResult | TokenResult) -> bool:
+    """Whether a search that went well has found that there is no triplet of the kind that was asked for."""
+    return not len(result.S) and Status(result.status).ended_well
 
 
 def _decode_left(

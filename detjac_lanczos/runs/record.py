@@ -28,7 +28,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TokenReading:
-    """What the triplets of one token mean; None and empty where the solve found none."""
+    """What the triplets of one token mean; None and empty where the solve found none, but for what the token adds."""
 
     left: list[list[Decoded]]
     right: list[list[Decoded]]

@@ -38,6 +38,8 @@ def check_search(k: int | None, polish: Polish, search: SearchOptions) -> None:
         If no solve, no survey or no polish can honour them.
     """
     method = search["method"]
+    if search["block"] is not None and method == "dense":
+        raise InputError("block is the width of the blocks of a search, and method 'dense' has none: leave it out")
     if polish is not None and method != SHARED_BASIS:
         raise InputError(f"polish goes on from a survey, and method {method!r} makes none: give {SHARED_BASIS!r}")
     if polish is not None and polish != "flagged" and (not is_whole(polish) or polish < 1):

@@ -41,11 +41,12 @@ def verify(
 
     The same weights (by fingerprint), token ids and recorded choices are used; each token's triplets are measured with
     one fresh pass each way, then decoded again; claims of completeness are made again from the random vectors that they
-    rest on. Residuals may exceed the recorded ones by c ε √passes of the longest product, which is σ_1 where that was
-    found; values of the forward pass may differ by c ε √d of their length, a tenth at most. What the record says
-    besides is compared with the network and with the options; words, such as the definition of the operators, only in a
-    note: another version may put them otherwise. What nothing can measure again (work, times, choices) is recorded
-    only, and the verification says so.
+    rest on, and where all values above a threshold were asked for, others look for one that is missing. Residuals may
+    exceed the recorded ones by c ε √passes of the longest product, which is σ_1 where that was found; values of the
+    forward pass may differ by c ε √d of their length, a tenth at most. What the record says besides is compared with
+    the network and with the options; words, such as the definition of the operators, only in a note: another version
+    may put them otherwise. What nothing can measure again (work, times, choices) is recorded only, and the verification
+    says so.
 
     Parameters
     ----------
@@ -138,6 +139,8 @@ def _vector_claims(
         yield from triplet_claims(run, part, tokens, passes)
         begin(3)
         yield from token_claims(run, network, part, tokens, places, estimates)
+    if bare := [index for index in sound if not len(run.tokens[index].S)]:
+        yield from token_claims(run, network, batch.part(bare), [run.tokens[index] for index in bare], places, {})
 
 
 def _require_fit(run: Run, batch: JacobianBatch) -> None:

@@ -129,3 +129,25 @@ def test_a_checkpoint_beside_the_output_is_taken(folder: Path, tmp_path: Path) -
     places = ("--out", tmp_path / "passes" / "out", "--checkpoint", tmp_path / "passes")
     for _ in range(2):
         assert call("svd", PROMPT, "--model", folder, *options, *places) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--delta", "1e-3"], "--certify complete"),
+        (["--delta", "1e-3", "--certify", "none"], "--certify complete"),
+        (["--block", "5", "--method", "dense"], "method 'dense' has none"),
+    ],
+)
+def test_options_that_nothing_would_follow_are_refused(
+    folder: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refused(capsys, "svd", PROMPT, "--model", folder, *options)
+
+
+def test_a_block_that_has_no_room_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("-k", 1, "--tokens", 0, "--method", "lanczos")
+    assert call("svd", PROMPT, "--model", folder, *options, "--block", 100) == 0
+    assert "--block 100 is more than a Jacobian has room for: blocks had 64 columns" in capsys.readouterr().err
+    assert call("svd", PROMPT, "--model", folder, *options, "--block", 4) == 0
+    assert "--block" not in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -455,3 +456,21 @@ def test_a_models_own_code_is_not_run_unless_asked(folder: Path) -> None:
     with pytest.raises(InputError, match="trust_remote_code=True"):
         load_model(folder)
     assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("keep", [0, 40])
+def test_a_damaged_file_of_the_tokenizer_is_named(folder: Path, name: str, keep: int) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+    with pytest.raises(ModelError, match=rf"{re.escape(name)} holds no JSON \(.*get a sound copy") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_in_other_letters_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for name in ("SmolLM2", "smollm2x"):
+        with pytest.raises(ModelError, match=r"or an embedded name: did you mean 'smollm2'\?$"):
+            load_model(name)

@@ -445,7 +445,7 @@ def test_a_card_has_each_figure_in_its_place(run: Run) -> None:
     assert facts["Cosine of J x with y"] == "-0.250"
     assert facts["Share of ‖J x‖² in these 2"] == "80.0 %"
     assert facts["Largest relative residual"] == "1.0\u00a0×\u00a010⁻²"
-    assert facts["Stable rank ‖J‖²<sub>F</sub> / σ₁²"].endswith("[2, 3]</span>")
+    assert facts["Stable rank ‖J‖²<sub>F</sub> / σ₁²"].endswith("[2.00, 3.00]</span>")
     (claim,) = re.findall(
         r'class="claim">(.*?)</p>', token_card(known_token(run) | {"certificate": {"line": "<b>"}}, (0, 1))
     )
@@ -489,7 +489,7 @@ def two_prompts(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_a_page_of_two_prompts_has_each_figure_in_its_place(two_prompts: tuple[dict[str, Any], dict[str, Any]]) -> None:
     page = render_page(*two_prompts)
-    heading, _, second = page.split("<section><h2>")[0], *page.split("<h2><bdi>")[1:]
+    heading, _, second = page.split("<section><h2")[0], *page.split('<h2 class="prompt"><bdi>')[1:]
     assert second.startswith("two<")
     key = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?) <small>", heading))
     assert key["Work"] == "25 %" and key["Tokens certified"] == "4 of 4"
@@ -498,7 +498,7 @@ def test_a_page_of_two_prompts_has_each_figure_in_its_place(two_prompts: tuple[d
     assert "to 1.0\u00a0×\u00a010⁻³, and" in second and "miss it by 75.0\u00a0%." in second
     facts = {name: re.sub(r"<[^>]*>", "", said) for name, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", second)}
     assert (facts["Largest σ₁"], facts["Smallest σ₁"]) == ("large #0 4.000", "small #1 1.000")
-    assert (facts["Largest stable rank"], facts["Smallest stable rank"]) == ("large #0 2.5", "small #1 1.25")
+    assert (facts["Largest stable rank"], facts["Smallest stable rank"]) == ("large #0 2.50", "small #1 1.25")
     assert facts["Largest share of ‖J x‖² captured"] == "small #1 90.0 %"
     assert "1,000 row-sweeps against 4,000 for dense" in page
 
@@ -506,7 +506,7 @@ def test_a_page_of_two_prompts_has_each_figure_in_its_place(two_prompts: tuple[d
 def test_a_prompt_of_which_no_token_was_chosen_says_so(two_prompts: tuple[dict[str, Any], dict[str, Any]]) -> None:
     record, vectors = two_prompts
     record["tokens"] = [token for token in record["tokens"] if token["prompt"] == 1]
-    first, second = render_page(record, vectors).split("<h2><bdi>")[1:]
+    first, second = render_page(record, vectors).split('<h2 class="prompt"><bdi>')[1:]
     assert "No token of this prompt was chosen." in first and "No token" not in second
     assert "Spectra" not in first and "Token by token" not in first and "Token by token" in second
 
@@ -523,7 +523,7 @@ def test_estimates_are_drawn_against_the_output_of_their_own_prompt(
     two_prompts: tuple[dict[str, Any], dict[str, Any]],
 ) -> None:
     """Of the second prompt the detached ones lie on the diagonal, the ordinary ones all at the top."""
-    svg = render_page(*two_prompts).split("<h2><bdi>")[2].split("<svg")[1]
+    svg = render_page(*two_prompts).split('<h2 class="prompt"><bdi>')[2].split("<svg")[1]
     _, x1, x2, y1, y2 = (
         0,
         *map(float, re.findall(r'diagonal" d="M([\d.]+) [\d.]+L([\d.]+)', svg)[0]),
@@ -552,3 +552,17 @@ def test_the_name_of_a_model_is_text(run: Run) -> None:
     reader.feed(render_page(run.record | {"model": "<script>a</script>"}, run.vectors))
     reader.close()
     assert reader.open == [] and "script" not in reader.tags and "<script>a</script>" in reader.text
+
+
+def test_a_page_of_one_token_compares_it_with_nothing(run: Run) -> None:
+    page = render_page(run.record | {"tokens": run.record["tokens"][:1]}, run.vectors)
+    assert "Largest σ₁" not in page and "Smallest" not in page
+    assert "<dt>σ₁</dt>" in page and "<dt>Stable rank</dt>" in page
+    assert "first token (dark)" not in page and "Singular values of the token&#x27;s Jacobian" not in page
+    assert "Singular values of the token's Jacobian." in page
+
+
+def test_a_models_name_is_shown_as_it_is_written(run: Run) -> None:
+    page = render_page(run.record | {"model": "Some/Name"}, run.vectors)
+    assert '<p class="kicker"><span>Detached Jacobians</span> · Some/Name</p>' in page
+    assert not re.search(r"\.kicker \{[^}]*uppercase", page)

@@ -184,3 +184,42 @@ def test_the_error_of_a_single_entry_is_that_of_its_norm(run: Run) -> None:
     for target, label in (("probe(1 rows)", ""), ("probe(11 rows)", "2.00e-03 (std/std) · ")):
         told = render_table(record | {"options": run.record["options"] | {"target": target}})
         assert f"\nreconstruction  {label}2.00e-03 (norm/norm)" in told
+
+
+@pytest.mark.parametrize("width", [0, 80, 94, 110, 300])
+def test_no_line_is_wider_than_the_terminal(run: Run, odd_record: dict[str, Any], width: int) -> None:
+    for record in (run.record, odd_record):
+        why = record | {"work": record["work"] | {"why": "asked for; 3 of 40 tokens polished by dense " * 4}}
+        table = render_table(why, width)
+        widest = max(map(columns, table.splitlines()))
+        assert widest == min(max(width, 80), 110)
+        assert " ".join(table.split()).count("asked for; 3 of 40 tokens polished by dense") == 4
+
+
+def test_a_narrow_table_has_fewer_values_under_their_heading(run: Run) -> None:
+    lines = render_table(run.record | {"tokens": [wide_token(run)]}, 80).splitlines()
+    row = next(i for i, line in enumerate(lines) if "stable rank" in line)
+    assert [word for word in lines[row].split() if word.startswith("σ")] == ["σ1", "σ2", "σ3", "σ4"]
+    assert [f"{value:.3f}" for value in (9, 8, 7, 6)] == lines[row + 2].split()[2:6]
+
+
+def wide_token(run: Run) -> dict[str, Any]:
+    """Return a token with more values than a narrow table has room for."""
+    values = {"singular_values": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0], "residuals": [[0.0, 0.0]] * 6}
+    words = {side: [[{"token": "word"}]] * 6 for side in ("left", "right")}
+    return run.record["tokens"][0] | values | words | {"token": "a"}
+
+
+def test_a_token_that_has_nothing_above_the_threshold_says_so(run: Run) -> None:
+    none = {"singular_values": [], "residuals": [], "left": [], "right": [], "stable_rank": None, "floor": 0.0}
+    told = "No singular value above 100 was found"
+    token = run.record["tokens"][0] | none | {"advice": f"{told}."}
+    complete = "COMPLETE: no σ above 100 (δ = 1e-6)"
+    for certificate, line in (
+        (None, told),
+        ({"k": 0, "line": "TRIPLETS 0/0"}, told),
+        ({"k": 0, "line": f"TRIPLETS 0/0 · {complete}"}, complete),
+    ):
+        table = render_table(run.record | {"tokens": [token | {"certificate": certificate}]})
+        assert f"\n    {line} · converged\n" in table
+        assert "left" not in table and "TRIPLETS" not in table

@@ -144,3 +144,30 @@ def test_sound_runs_above_a_threshold_hold(options: dict, tiny: LoadedModel) -> 
         run = analyze(tiny, PROMPT, threshold=threshold, method="lanczos", **options)
         found = verify(run, (tiny.model, tiny.tokenizer) if "dtype" in options else tiny)
         assert found.ok, str(found)
+
+
+def test_what_tokens_add_is_told_of_those_that_have_no_triplets(plain: Run, tiny: LoadedModel) -> None:
+    network = detach(tiny, PROMPT)
+    bare = [token for token in plain.tokens if not len(token.S)]
+    assert bare
+    for token in bare:
+        operator = network.jacobian(token.index)
+        product, y = operator.dense().double() @ operator.x.double(), operator.y.double()
+        assert token.contribution == {
+            "share": pytest.approx(float(product.norm() / y.norm()), rel=1e-4),
+            "cosine": pytest.approx(float(product @ y / (product.norm() * y.norm())), abs=1e-4),
+            "captured": 0.0,
+        }
+        false = forged(plain, lambda record, at=token.index: record["tokens"][at]["contribution"].update(share=0.5))
+        assert f"difference in the contribution of {token.name}" in [c.what for c in verify(false, tiny).failed]
+
+
+def test_a_page_claims_no_more_of_a_threshold_than_was_shown(plain: Run, above: Run, tiny: LoadedModel) -> None:
+    count = sum(len(token.S) for token in plain.tokens)
+    assert f"{count} triplets found above" in plain.page()
+    assert "Tokens searched" in plain.page() and "that there are no more is not claimed" in plain.page()
+    assert "Tokens certified" in above.page() and "not claimed" not in above.page()
+    none = analyze(tiny, PROMPT, threshold=100.0).page()
+    assert "no triplet found above 100, tolerance 0.001; that there are no such is not claimed" in none
+    assert "No singular value above 100 was found" in none and "TRIPLETS 0/0" not in none
+    assert "The bar under a token" in none and "Left vector" not in none

@@ -10,8 +10,10 @@ from detjac_lanczos.reading.record_values import (
     asked_for,
     earlier_position,
     has_offset,
+    is_complete,
     percent,
     scientific,
+    singular_values,
     surveyed,
     text_read,
 )
@@ -36,7 +38,7 @@ def heading(record: Record) -> str:
     name = target_name(record)
     matter = "what they make the model say" if name in ("output", "logits") else f"what they do to the {text(name)}"
     return (
-        f'<header class="top"><p class="kicker">Detached Jacobians · {text(record["model"])}{others}</p>'
+        f'<header class="top"><p class="kicker"><span>Detached Jacobians</span> · {text(record["model"])}{others}</p>'
         f"<h1{size}><bdi>{text(title)}</bdi>{_continuation(record)}</h1>"
         '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
         f"took, is a linear map of each input token{offset}. These are the leading singular vectors of those maps: "
@@ -55,7 +57,7 @@ def _continuation(record: Record) -> str:
 
 
 def _key_figures(record: Record) -> list[tuple[str, str]]:
-    following, tokens, options = record["predictions"][0][0], record["tokens"], record["options"]
+    following, tokens = record["predictions"][0][0], record["tokens"]
     work, error = record["work"], record["reconstructions"][0]["relative_error"]
     unit = "‖ŷ − y‖ / ‖y‖" if is_one_entry(record) else "std(ŷ − y) / std(y)"
     found = sum(token["status"] in SUCCESSFUL for token in tokens)
@@ -70,10 +72,34 @@ def _key_figures(record: Record) -> list[tuple[str, str]]:
         ),
         (f"Reconstruction error{whose}", f"{scientific(error)} <small>{unit}</small>"),
         (
-            "Tokens certified" if options["certify"] else "Tokens converged",
-            f"{found} of {len(tokens)} <small>{text(asked_for(record))}, "
-            f"tolerance {options['tol']:g}{estimated}</small>",
+            _what_was_done(record),
+            f"{found} of {len(tokens)} <small>{text(_of_what(record))}{estimated}</small>",
         ),
         ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),
         ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
     ]
+
+
+def _what_was_done(record: Record) -> str:
+    """Return what the figure of tokens counts."""
+    if _only_searched(record):
+        return "Tokens searched"
+    return "Tokens certified" if record["options"]["certify"] else "Tokens converged"
+
+
+def _of_what(record: Record) -> str:
+    """Return what was asked for; where all above a threshold was, also what was found, and whether that is all."""
+    tolerance = f"tolerance {record['options']['tol']:g}"
+    if not _only_searched(record):
+        return f"{asked_for(record)}, {tolerance}"
+    tokens = record["tokens"]
+    count, complete = sum(len(singular_values(token)) for token in tokens), sum(map(is_complete, tokens))
+    claimed = f"claimed for {complete} of them" if complete else "not claimed"
+    triplets = "triplets" if count > 1 else "triplet"
+    found = f"{count or 'no'} {triplets} found above {record['options']['threshold']:g}, {tolerance}"
+    return f"{found}; that there are no {'more' if count else 'such'} is {claimed}"
+
+
+def _only_searched(record: Record) -> bool:
+    """Whether all triplets above a threshold were asked for and not of every token is claimed that it has them."""
+    return record["options"]["threshold"] is not None and not all(map(is_complete, record["tokens"]))

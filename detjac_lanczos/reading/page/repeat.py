@@ -94,8 +94,11 @@ def _model(record: Record) -> str:
 
 
 def _changed(options: Record) -> dict[str, Any]:
-    """Return the options that differ from their defaults."""
-    return {name: options[name] for name, usual in _DEFAULTS.items() if options[name] != usual}
+    """Return the options that differ from their defaults; δ is of a claim of completeness alone."""
+    changed = {name: options[name] for name, usual in _DEFAULTS.items() if options[name] != usual}
+    if options["certify"] != "complete":
+        changed.pop("delta", None)
+    return changed
 
 
 def _same_of_each(chosen: list[list[int]], token_ids: list[list[int]]) -> list[int]:

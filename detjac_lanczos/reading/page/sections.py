@@ -33,7 +33,9 @@ _NARROW = 360.0
 def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:
     """Return everything about one prompt: its tokens, prediction, reconstruction, spectra and cards."""
     tokens = tokens_of(record, prompt)
-    title = f"<h2><bdi>{text(prompt_text(record, prompt))}</bdi></h2>" if len(record["prompts"]) > 1 else ""
+    title = (
+        f'<h2 class="prompt"><bdi>{text(prompt_text(record, prompt))}</bdi></h2>' if len(record["prompts"]) > 1 else ""
+    )
     values = [value for token in tokens for value in singular_values(token)]
     span = charts.log_range(values)
     begin = (
@@ -45,11 +47,11 @@ def prompt_section(record: Record, vectors: Mapping[str, Tensor], prompt: int) -
     if surveyed(record):
         return begin + survey_sections(tokens, span, _reading_note(record))
     cards = "".join(token_card(token, span) for token in tokens)
+    note = f'<p class="note">{_reading_note(record)}</p>' if values else ""
     return (
-        f"{begin}<section><h2>Spectra</h2>{_spectra(tokens)}</section>"
+        f"{begin}<section><h2>Spectra</h2>{_spectra(record, tokens)}</section>"
         f"<section><h2>At a glance</h2>{_glance(tokens)}</section>"
-        "<section><h2>Token by token</h2>"
-        f'<p class="note">{_reading_note(record)}</p>{cards}</section>'
+        f"<section><h2>Token by token</h2>{note}{cards}</section>"
     )
 
 
@@ -137,10 +139,12 @@ def _chips(record: Record, prompt: int, tokens: list[Record]) -> str:
     bars = (
         f"The bar under a token is the length of what it adds to the {text(target_name(record))}{where}, ‖J x‖ / ‖y‖."
     )
+    told = bars if any(token["contribution"] for token in tokens) else ""
+    told = told if tokens else "No token of this prompt was chosen."
+    note = f'<p class="note">{told}</p>' if told else ""
     return (
         f"<h2>The prompt in {len(items)} token{'s' if len(items) > 1 else ''}</h2>"
-        f'<p class="note">{bars if tokens else "No token of this prompt was chosen."}</p>'
-        f'<ol class="chips">{"".join(items)}</ol>'
+        f'{note}<ol class="chips">{"".join(items)}</ol>'
     )
 
 
@@ -185,29 +189,48 @@ def _unbroken(share: float) -> str:
     return percent(share).replace(" ", "\u00a0")
 
 
-def _spectra(tokens: list[Record]) -> str:
+def _spectra(record: Record, tokens: list[Record]) -> str:
     lines = [(f"{token['index']} {dotted(token['token'])}", singular_values(token)) for token in tokens]
     if not any(values for _, values in lines):
-        return "<p>No singular values were found.</p>"
-    summary = f"Singular values of {len(lines)} tokens on a log scale; the table below has the numbers"
-    caption = "Singular values of every token's Jacobian, from the first token (dark) to the last (light)."
+        threshold = record["options"]["threshold"]
+        told = (
+            "No singular values were found" if threshold is None else f"No singular value above {threshold:g} was found"
+        )
+        return f'<div class="beside"><p>{told}.</p>{facts(_extremes(tokens))}</div>'
+    several = len(lines) > 1
+    summary = (
+        f"Singular values of {len(lines)} token{'s' if several else ''} on a log scale; the table below has the numbers"
+    )
+    caption = (
+        "Singular values of every token's Jacobian, from the first token (dark) to the last (light)."
+        if several
+        else "Singular values of the token's Jacobian."
+    )
     chart = figure(charts.spectra(lines, summary) + charts.spectra(lines, summary, _NARROW), caption, "by-width")
     return f'<div class="beside">{chart}{facts(_extremes(tokens))}</div>'
 
 
 def _extremes(tokens: list[Record]) -> list[tuple[str, str]]:
-    """Return the largest and the smallest of what is known of every token."""
+    """Return the largest and the smallest of what is known of every token; where it is known of one alone, that."""
     firsts = [(singular_values(t)[0], numbered(t)) for t in tokens if singular_values(t)]
     ranks = [(t["stable_rank"], numbered(t)) for t in tokens if t["stable_rank"] is not None]
     parts = [(t["contribution"], numbered(t)) for t in tokens if t["contribution"]]
+    captured = [
+        (t["contribution"]["captured"], numbered(t)) for t in tokens if t["contribution"] and singular_values(t)
+    ]
     known: list[tuple[str, list[tuple[float, str]], Callable[[float], str]]] = [
         ("σ₁", firsts, significant),
-        ("stable rank", ranks, "{:.3g}".format),
+        ("stable rank", ranks, lambda rank: significant(rank, 3)),
         ("‖J x‖ / ‖y‖", [(part["share"], name) for part, name in parts], percent),
-        ("share of ‖J x‖² captured", [(part["captured"], name) for part, name in parts], percent),
+        ("share of ‖J x‖² captured", captured, percent),
     ]
     pairs = []
     for name, found, shown in known:
+        if len(found) == 1:
+            value, token = found[0]
+            label = name[0].upper() + name[1:] if name[0].isascii() else name
+            pairs.append((label, shown(value) if len(tokens) == 1 else f"{token} {shown(value)}"))
+            continue
         for word, choose in (("Largest", max), ("Smallest", min)):
             if found:
                 value, token = choose(found)

@@ -6,7 +6,9 @@ from detjac_lanczos.reading.page import charts
 from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, pills, text, token_text
 from detjac_lanczos.reading.record_values import (
     Record,
+    claim_of,
     energy_held,
+    found_none,
     needs_advice,
     percent,
     relative_residual,
@@ -17,6 +19,8 @@ from detjac_lanczos.reading.record_values import (
 
 _TRIPLETS = 8
 _DECODED = 6
+_RANK = 3
+"""Digits of a stable rank."""
 
 
 def anchor(token: Record) -> str:
@@ -26,7 +30,6 @@ def anchor(token: Record) -> str:
 
 def token_card(token: Record, span: tuple[float, float]) -> str:
     """Return a token's card. ``span``: the log10 range of singular values that all cards share."""
-    claim = token["certificate"]["line"] if token["certificate"] else "no certificate was asked for"
     advice = f'<p class="advice">{text(token["advice"])}</p>' if needs_advice(token) else ""
     values = singular_values(token)
     chart = ""
@@ -37,7 +40,7 @@ def token_card(token: Record, span: tuple[float, float]) -> str:
     return (
         f'<article class="card" id="{anchor(token)}"><header><h3>{token_text(token["token"])}</h3>'
         f'<span class="where">{where}</span>{badge(token["status"])}</header>'
-        f'<p class="claim">{text(claim)}</p>{advice}'
+        f'<p class="claim">{text(claim_of(token))}</p>{advice}'
         f'<div class="inside"><div>{chart}{facts(_facts(token))}</div><div>{_triplets(token)}</div></div></article>'
     )
 
@@ -46,7 +49,7 @@ def reading_cells(token: Record) -> str:
     """Return the cells of a table of tokens that say the stable rank, ‖J x‖ / ‖y‖ and what u₁ and v₁ decode to."""
     contribution = token["contribution"]
     share = f"{percent(contribution['share'])}{meter(contribution['share'])}" if contribution else "–"
-    rank = "–" if token["stable_rank"] is None else significant(token["stable_rank"], 3)
+    rank = "–" if token["stable_rank"] is None else significant(token["stable_rank"], _RANK)
     words = (
         "".join(token_text(entry["token"]) for first in token[side][:1] for entry in first[:3])
         for side in ("left", "right")
@@ -60,11 +63,12 @@ def stable_rank_text(token: Record) -> str:
     if token["stable_rank"] is None:
         return "–"
     low, high = token["stable_rank_interval"]
-    return f'{token["stable_rank"]:.3g} <span class="note">[{low:.3g}, {high:.3g}]</span>'
+    value, low, high = (significant(rank, _RANK) for rank in (token["stable_rank"], low, high))
+    return f'{value} <span class="note">[{low}, {high}]</span>'
 
 
 def _facts(token: Record) -> list[tuple[str, str]]:
-    pairs = [("Stable rank ‖J‖²<sub>F</sub> / σ₁²", stable_rank_text(token))]
+    pairs = [] if found_none(token) else [("Stable rank ‖J‖²<sub>F</sub> / σ₁²", stable_rank_text(token))]
     residual = relative_residual(token)
     if residual is not None:
         pairs.append(("Largest relative residual", scientific(residual)))
@@ -77,12 +81,15 @@ def _facts(token: Record) -> list[tuple[str, str]]:
         pairs += [
             ("Contribution ‖J x‖ / ‖y‖", percent(contribution["share"])),
             ("Cosine of J x with y", f"{contribution['cosine']:.3f}"),
-            (f"Share of ‖J x‖² in these {len(token['singular_values'])}", percent(contribution["captured"])),
         ]
+        if count := len(token["singular_values"]):
+            pairs.append((f"Share of ‖J x‖² in these {count}", percent(contribution["captured"])))
     return pairs
 
 
 def _triplets(token: Record) -> str:
+    if not singular_values(token):
+        return ""
     rows = []
     for j, value in enumerate(singular_values(token)[:_TRIPLETS]):
         rows.append(
