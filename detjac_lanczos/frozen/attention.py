@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,13 +49,17 @@ Observer = Callable[[Attended], Tiles]
 
 def register() -> None:
     """Add the two registry entries, once."""
+    with _lock:
+        _register_once()
+
+
+@cache
+def _register_once() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-    with _lock:
-        if NAME not in AttentionInterface._global_mapping:
-            AttentionInterface.register(NAME, observed_attention)
-            AttentionMaskInterface.register(NAME, eager_mask)
+    AttentionInterface.register(NAME, observed_attention)
+    AttentionMaskInterface.register(NAME, eager_mask)
 
 
 def observe_attention(module: nn.Module, observer: Observer) -> None:

@@ -28,7 +28,7 @@ def mapped_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     try:
         with tempfile.TemporaryFile(prefix="detjac-") as file:
-            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            _make_room(file.fileno(), max(size, 1))
             pages = mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise InputError(
@@ -38,6 +38,14 @@ def mapped_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     tensor = torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
     _files[tensor] = pages
     return tensor
+
+
+def _make_room(file: int, size: int) -> None:
+    """Give a file its size, on the disk where the system can: macOS finds out about a full one when it is written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)
 
 
 def mapped_elsewhere(tensor: Tensor) -> Tensor:

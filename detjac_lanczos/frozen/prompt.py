@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
 
 from detjac_lanczos.errors import InputError, in_one_line
 from detjac_lanczos.frozen.padding import Positions, rows_of, unpadded
@@ -184,10 +183,19 @@ def _rows_of_ids(input_ids: Any) -> list[Tensor]:
     return rows
 
 
+def _in_a_transform(tensor: Tensor) -> bool:
+    """Tell whether a tensor is inside a transform of torch.func; False too where torch does not say."""
+    try:
+        from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
+    except ImportError:
+        return False
+    return is_functorch_wrapped_tensor(tensor)
+
+
 def _rows_of_embeds(loaded: LoadedModel, inputs_embeds: Any) -> list[Tensor]:
     width = token_table_of(loaded.model).weight.shape[1]
     rows = rows_of(inputs_embeds, axes=2)
-    if rows and any(map(is_functorch_wrapped_tensor, rows)):
+    if rows and any(map(_in_a_transform, rows)):
         raise InputError("inputs_embeds is inside a transform of torch.func (grad, jvp, vmap): detach before it")
     if rows is None or any(row.shape[1] != width or len(row) == 0 for row in rows):
         have = tuple(inputs_embeds.shape) if isinstance(inputs_embeds, Tensor) else type(inputs_embeds).__name__

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detjac_kernels.rebuilt_mixing import mix_rebuilt
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.frozen import attention
 from detjac_lanczos.frozen.attention import Tiles
@@ -211,6 +212,40 @@ def test_two_additive_registry_entries_and_no_more() -> None:
         assert now.keys() - old.keys() <= {attention.NAME}
         assert all(now[name] is value for name, value in old.items())
         assert attention.NAME in now
+
+
+def test_the_registries_are_written_through_their_public_names_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    written: list[str] = []
+    for registry in (AttentionInterface, AttentionMaskInterface):
+        monkeypatch.setattr(registry, "register", lambda name, _: written.append(name))
+        monkeypatch.delattr(registry, "_global_mapping")
+    attention._register_once.cache_clear()
+    for _ in range(2):
+        attention.register()
+    attention._register_once.cache_clear()
+    assert written == [attention.NAME] * 2
+
+
+@pytest.mark.parametrize("softcap", [None, 80.0])
+def test_weights_are_made_again_as_exactly_where_scores_are_large(softcap: float | None) -> None:
+    """A log-sum-exp of some hundred is rounded by 1e-5 in float32: that would be the error of every weight."""
+    heads, n, width = 2, 64, 32
+    generator = torch.Generator().manual_seed(0)
+    query, key = (8 * torch.randn(heads, n, width, generator=generator) for _ in range(2))
+    attended = attention.Attended(query, key, None, width**-0.5, softcap)
+    everything = range(n)
+    scores = attention._scores(query[None], key[None], attended, None, everything, everything)[0]
+    scores = scores + torch.full((n, n), torch.finfo(torch.float32).min).triu(1)
+    weights = torch.softmax(scores, dim=-1)
+    lse, query_scale = torch.empty(heads, n), torch.empty(heads, n)
+    keep_sums("block 1", lse, query_scale, everything, everything, scores, weights)
+    first, columns = torch.zeros(n, dtype=torch.int64), torch.eye(n).repeat(heads, 1, 1)
+    again = mix_rebuilt(query, key, lse, first, columns, scaling=width**-0.5, softcap=softcap, query_scale=query_scale)
+    assert lse.max() > 60
+    assert (again - weights).norm() <= 1e-7 * weights.norm()
 
 
 @pytest.mark.parametrize("make", MAKERS)

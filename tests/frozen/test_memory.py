@@ -183,6 +183,14 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         network("llama", "offload")
 
 
+def test_files_are_given_their_size_where_the_system_reserves_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mapped.os, "posix_fallocate", raising=False)
+    tensor = mapped.mapped_zeros((3, 4), torch.float64)
+    assert mapped.is_mapped(tensor) and not tensor.any()
+    tensor += 1
+    assert float(tensor.sum()) == 12
+
+
 def test_an_undeclared_model_takes_no_budget() -> None:
     model = next(iter(UNDECLARED.values()))(torch.float32)
     with pytest.raises(InputError, match="memory is planned for declared families only"):

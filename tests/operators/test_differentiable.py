@@ -168,3 +168,10 @@ def test_embeddings_inside_a_transform_are_refused(network: DetachedNetwork) -> 
     for call in transformed:
         with pytest.raises(InputError, match=r"inside a transform of torch\.func .*: detach before it"):
             call()
+
+
+def test_embeddings_are_taken_where_torch_does_not_say_what_is_in_a_transform(
+    network: DetachedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torch._C._functorch, "is_functorch_wrapped_tensor")
+    assert detach(network.loaded, inputs_embeds=normal(3, 24)).lengths == (3,)
