@@ -76,10 +76,17 @@ def _of_certificate(claimed: Certificate, found: Measurement, name: str, eps: fl
     slack = SAFETY * eps * root
     for side, was, measured in zip(("left", "right"), claimed.orthonormality, fresh.orthonormality, strict=True):
         yield _either_way(f"loss of orthonormality, {side} vectors of {name}", was, measured, slack)
+    unclear = float(_may_be_claimed_or_not(found, values).sum())
+    yield _either_way(f"number of triplets claimed of {name}", claimed.claimed, fresh.claimed, unclear)
+    off, allowed = root * found.rounding, found.rounding / smallest if smallest > 0 else math.inf
+    block, largest = f"block residual of {name}", f"certified residual of {name}"
     if fresh.claimed == claimed.claimed:
-        yield _either_way(f"block residual of {name}", claimed.e_k, fresh.e_k, root * found.rounding)
-        allowed = found.rounding / smallest if smallest > 0 else math.inf
-        yield _either_way(f"certified residual of {name}", claimed.residual, fresh.residual, allowed)
+        yield _either_way(block, claimed.e_k, fresh.e_k, off)
+        yield _either_way(largest, claimed.residual, fresh.residual, allowed)
+    else:
+        yield Claim(block, claimed.e_k, _least_of(found.residuals, claimed.claimed), claimed.e_k + off)
+        least = _least_of(found.relative, claimed.claimed)
+        yield Claim(largest, claimed.residual, least, claimed.residual + allowed)
     scale = fresh.sigma_1 or 1.0
     allowed = slack + root * found.rounding / scale
     yield _either_way(f"adjoint defect of {name}", claimed.adjoint_defect, fresh.adjoint_defect, allowed)
@@ -90,6 +97,17 @@ def _of_certificate(claimed: Certificate, found: Measurement, name: str, eps: fl
 
 def _either_way(what: str, claimed: float, measured: float, slack: float) -> Claim:
     return Claim(what, claimed, measured, claimed + slack, claimed - slack)
+
+
+def _may_be_claimed_or_not(found: Measurement, values: Tensor) -> Tensor:
+    """Return which triplets meet the tolerance, or are zeros, by no more than rounding: (k,)."""
+    beyond = found.residuals.amax(dim=1) - found.certificate.tol * values
+    return (beyond.abs() <= found.rounding) | (values <= found.rounding)
+
+
+def _least_of(residuals: Tensor, count: int) -> float:
+    """Return what no choice of so many triplets can have as its largest residual, or less: (k, 2) to a number."""
+    return float(residuals.amax(dim=1).sort().values[:count].max()) if count > 0 else 0.0
 
 
 def _wrong_clusters(claimed: Certificate, found: Measurement, values: Tensor) -> int:

@@ -20,6 +20,7 @@ from detjac_lanczos.runs import Run, analyze, load_run, loading, verify
 from detjac_lanczos.runs.coherence_claims import coherence_claims
 from detjac_lanczos.runs.notes import LATER, WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor
 from tests.runs.conftest import forged, harm
 from tests.tiny_llama import PROMPT, with_one_long_direction
 from tests.tiny_models import llama
@@ -367,6 +368,7 @@ def test_a_changed_run_fails(copy: Path, tiny: LoadedModel, change: Callable[[di
         ("e_k", lambda residual: residual + 0.1, "block residual of token 1"),
         ("residual", lambda residual: residual + 0.01, "certified residual of token 1"),
         ("adjoint_defect", lambda defect: defect + 0.01, "adjoint defect of token 1"),
+        ("clusters", lambda _: [{"indices": [0, 1], "residual": 0.0}], "differences in the clusters of token 1"),
     ],
 )
 def test_a_certificate_says_no_more_than_was_measured(
@@ -377,6 +379,57 @@ def test_a_certificate_says_no_more_than_was_measured(
         certificate[name] = change(certificate[name])
 
     assert [claim.what for claim in verify(forged(run, overstate), tiny).failed] == [f"{what} of prompt 0"]
+
+
+def test_a_certificate_of_fewer_triplets_understates_no_residual(run: Run, tiny: LoadedModel) -> None:
+    """That one triplet less is claimed must not excuse the others from being compared."""
+
+    def understate(record: dict[str, Any]) -> None:
+        record["tokens"][1]["status"] = "noise_floor"
+        certificate = record["tokens"][1]["certificate"]
+        certificate |= {"claimed": certificate["claimed"] - 1, "residual": 1e-12, "e_k": 1e-12}
+
+    failed = {claim.what for claim in verify(forged(run, understate), tiny).failed}
+    wanted = {f"{what} of token 1 of prompt 0" for what in ("number of triplets claimed", "block residual")}
+    assert wanted <= failed
+
+
+def test_a_count_that_rounding_decides_excuses_no_understated_residual(tiny: LoadedModel) -> None:
+    """With a tolerance that the worst triplet meets by a quarter of the rounding, it may be claimed or not."""
+    run = analyze(tiny, PROMPT, k=3, tol=1e-2, method="lanczos", tokens=[1])
+    (token,) = run.tokens
+    rounding = noise_floor(epsilon(torch.float32), token.singular_values[0], run.record["work"]["passes"])
+    pairs = zip(token.residuals, token.singular_values, strict=True)
+    tol = max((max(pair) + rounding / 4) / value for pair, value in pairs)
+
+    def forge(record: dict[str, Any], **changes: float) -> None:
+        certificate = record["tokens"][0]["certificate"]
+        record["options"]["tol"] = certificate["tol"] = tol
+        record["tokens"][0]["status"] = "noise_floor"
+        certificate |= {"claimed": 2} | changes
+
+    honest = verify(forged(run, forge), tiny)
+    assert not [str(claim) for claim in honest.failed if "residual" in claim.what or "number" in claim.what]
+    false = verify(forged(run, lambda record: forge(record, residual=1e-12, e_k=1e-12)), tiny)
+    assert [claim.what.split(" of ")[0] for claim in false.failed if "residual" in claim.what] == [
+        "block residual",
+        "certified residual",
+    ]
+
+
+@pytest.mark.parametrize(("part", "holds"), [(0.5, True), (3.0, False)])
+def test_residuals_may_differ_by_rounding_and_no_more(run: Run, tiny: LoadedModel, part: float, holds: bool) -> None:
+    token = run.tokens[1]
+    rounding = noise_floor(epsilon(torch.float32), token.singular_values[0], run.record["work"]["passes"])
+    j = max(range(4), key=lambda j: max(token.residuals[j]))
+    assert max(token.residuals[j]) > 4 * rounding
+
+    def understate(record: dict[str, Any]) -> None:
+        record["tokens"][1]["residuals"][j] = [max(0.0, found - part * rounding) for found in token.residuals[j]]
+
+    failed = [claim.what for claim in verify(forged(run, understate), tiny).failed]
+    told = [f"residual of triplet {j + 1} of token 1 of prompt 0", "difference in the residuals of token 1 of prompt 0"]
+    assert failed == ([] if holds else told)
 
 
 def test_triplets_that_miss_the_tolerance_of_the_options_are_counted(tiny: LoadedModel) -> None:
