@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.part_check import require_affine_parts
+from detjac_lanczos.operators.part_values import require_part_values
 from detjac_lanczos.operators.pinned import PinnedNetwork
 from detjac_lanczos.operators.self_check import check, self_check
 
@@ -47,6 +48,9 @@ def detach(
 
     A model that no family declares is recognised by its structure and runs through its own modules; the network says so
     (``route`` is "autograd" instead of "frozen"), and is checked before it is returned.
+
+    Rotary frequencies that grow with the prompt ("dynamic") are those of this prompt, as in a model that is fresh; one
+    that has run a longer prompt keeps the frequencies of that, and its own logits then differ from these.
 
     Parameters
     ----------
@@ -136,7 +140,7 @@ def detach(
         if budget is not None:
             raise InputError(f"memory is planned for declared families only, and {loaded.name} is none; leave it off")
         pinned = PinnedNetwork.attach(loaded, family, prompts, freeze)
-        self_check(pinned)
+        _checked(pinned, self_check, require_affine_parts)
         require_affine_parts(pinned)
         return pinned
     plan = None
@@ -145,8 +149,18 @@ def detach(
         plan = make_plan(family.shape(loaded.model, freeze), lengths, budget, Rates.of(loaded.device))
     coefficients, streams = capture(loaded.model, family, prompts, freeze, plan)
     network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams, plan)
-    check(network)
+    _checked(network, check, require_part_values)
     return network
+
+
+def _checked(network: Any, whole: Callable[[Any], None], parts: Callable[[Any], None]) -> None:
+    """Check a network as a whole; where that fails, part by part, which names the first part that is wrong."""
+    try:
+        whole(network)
+    except UnsupportedModelError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            parts(network)
+        raise
 
 
 def family_or_structure(model: Any) -> Family | Structure:

@@ -129,18 +129,20 @@ def with_blocks_that_run_twice(model: Any) -> None:
     set_forward(model.model, forward)
 
 
-OTHER_OUTPUT = "self-check: at the prompt it does not give the model's output"
+OTHER_ATTENTION, OTHER_MLP = (
+    f"self-check: {part}.1 gives something else than the model's" for part in ("attention", "mlp")
+)
 OTHER_SUM = r"blocks\.1 is not built as Llama 2 / 3 is: it adds something else"
 
 REFUSED: dict[Change, str] = {
-    with_norm_of_another_formula: OTHER_OUTPUT,
-    with_norm_times_a_little_more_than_one: OTHER_OUTPUT,
-    with_norm_plus_a_little: OTHER_OUTPUT,
+    with_norm_of_another_formula: OTHER_ATTENTION,
+    with_norm_times_a_little_more_than_one: OTHER_ATTENTION,
+    with_norm_plus_a_little: OTHER_ATTENTION,
     with_dropout_that_never_rests: OTHER_SUM,
-    with_clamped_mlp: OTHER_OUTPUT,
+    with_clamped_mlp: OTHER_MLP,
     with_a_function_in_place_of_its_activation: "`act_fn` is not an nn.Module",
     with_a_head_that_adds: "self-check: its logits are not the model's",
-    with_a_projection_that_squares: OTHER_OUTPUT,
+    with_a_projection_that_squares: OTHER_ATTENTION,
     with_a_parametrized_weight: r"blocks\.1\.mlp\.up_proj is parametrised",
     with_attention_both_ways: "self-check: its pass is not the model's own",
     with_a_compiled_forward_that_is_not_its_own: r"set as the forward of model\.layers\.1\.mlp",

@@ -547,8 +547,8 @@ def test_an_epsilon_that_no_norm_keeps_is_read_off_its_values(
 CHANGES = [
     ("post_attention_layernorm", OtherRMSNorm, r"post_attention_layernorm \(OtherRMSNorm\) does not compute"),
     ("mlp", OtherMLP, r"layers\.1\.mlp \(OtherMLP\) multiplies its activation by something other"),
-    ("mlp", ClampedMLP, "fails its self-check: it is not affine"),
-    ("", GatedLayer, "fails its self-check: it is not affine"),
+    ("mlp", ClampedMLP, r"fails its self-check: model\.layers\.1\.mlp is not affine"),
+    ("", GatedLayer, r"fails its self-check: what model\.layers\.1 adds is not affine"),
     ("", LookingAheadLayer, "fails its self-check: later positions"),
 ]
 
@@ -610,8 +610,8 @@ def test_a_block_that_bends_what_it_adds_is_refused_beside_a_large_stream(dtype:
 def test_a_clip_that_the_prompt_leaves_alone_is_refused() -> None:
     ids = tiny_models.prompt_ids(6)
     assert detach(tiny_models.loaded(undeclared.olmo(torch.float32)), input_ids=ids).route == "autograd"
-    for clip in (2.0, 30.0):
-        with refused("fails its self-check"):
+    for clip in (0.5, 2.0, 30.0):
+        with refused(r"fails its self-check: model\.layers\.0\.self_attn is not affine"):
             detach(tiny_models.loaded(undeclared.olmo(torch.float32, clip_qkv=clip)), input_ids=ids)
 
 
