@@ -25,6 +25,7 @@ from detjac_lanczos.frozen.words import (
     Constant,
     Either,
     GatedMLP,
+    LayerNorm,
     Plus,
     Project,
     RMSNorm,
@@ -37,6 +38,7 @@ from detjac_lanczos.frozen.words import (
 from detjac_lanczos.models.weights import DenseWeight
 from detjac_lanczos.operators import detach
 from tests import tiny_models
+from tests.tiny_models import undeclared
 from tests.tiny_models.dense import DENSE
 
 NORM, VALUES, MIXING, OUT = ATTENTION.words
@@ -223,6 +225,63 @@ def test_what_the_forward_pass_shows(family: Family, freeze: Any, words: str, mo
     with pytest.raises(UnsupportedModelError, match=words) as caught:
         detach((tiny_models.llama(), None), input_ids=[1, 2, 3], freeze=freeze)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        (replace(LLAMA, block=((ATTENTION, MLP),)), r"mlp\.0 gives something else"),
+        (
+            mlp(LLAMA, words=(MLP_NORM, GatedMLP("mlp.up_proj", "mlp.gate_proj", "mlp.act_fn"), DOWN)),
+            r"mlp\.0 gives something else",
+        ),
+        (
+            attention(LLAMA, words=(RMSNorm("input_layernorm", plus_one=True), *ATTENTION.words[1:])),
+            r"attention\.0 gives something else",
+        ),
+    ],
+    ids=["side by side", "gate and up", "1 + w"],
+)
+def test_what_the_values_show_names_the_first_part(
+    family: Family, words: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(families, "FAMILIES", (family,))
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        detach((tiny_models.llama(dtype), None), input_ids=[1, 2, 3])
+    assert "\n" not in str(caught.value)
+
+
+def nemotron_family(*, plus_one: bool) -> Family:
+    """Layer norms by 1 + w, un-gated MLPs."""
+    first, last = LayerNorm("input_layernorm", plus_one), LayerNorm("post_attention_layernorm", plus_one)
+    return replace(
+        mlp(
+            attention(LLAMA, words=(first, *ATTENTION.words[1:])),
+            words=(last, ActivatedMLP("mlp.up_proj", "mlp.act_fn"), DOWN),
+        ),
+        name="Nemotron",
+        classes=("NemotronForCausalLM",),
+        tail=(LayerNorm("norm", plus_one),),
+    )
+
+
+@pytest.mark.parametrize("memory", [None, "1GB"])
+def test_a_layer_norm_may_multiply_by_one_more_than_its_weight(
+    memory: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held against the model's own modules, of which no family says what they compute."""
+    model, ids = undeclared.nemotron(torch.float64), tiny_models.prompt_ids(6)
+    by_modules = detach((model, None), input_ids=ids)
+    assert by_modules.route == "autograd"
+    expected = by_modules.jacobian("joint").dense()
+    monkeypatch.setattr(families, "FAMILIES", (nemotron_family(plus_one=True),))
+    network = detach((model, None), input_ids=ids, memory=memory)
+    assert network.route == "frozen"
+    assert (network.jacobian("joint").dense() - expected).norm() <= 1e-12 * expected.norm()
+    monkeypatch.setattr(families, "FAMILIES", (nemotron_family(plus_one=False),))
+    with pytest.raises(UnsupportedModelError, match=r"attention\.0 gives something else"):
+        detach((model, None), input_ids=ids, memory=memory)
 
 
 def test_a_value_that_the_configuration_has_not(monkeypatch: pytest.MonkeyPatch) -> None:

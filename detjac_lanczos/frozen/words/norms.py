@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detjac_kernels import rms_reciprocal
 from detjac_lanczos.errors import UnsupportedModelError
@@ -49,21 +49,25 @@ class RMSNorm:
         if w is None:
             raise UnsupportedModelError(f"{name}{self.path} has no weight; this is not the norm its family declares")
         if self.plus_one:
-            w = 1 + w.to(torch.promote_types(w.dtype, torch.float32))
+            w = _plus_one(w)
         # The final norm may lie on another device than the block whose output it was observed on.
         return [RowScale(coefficients[f"{name}{self.path}.rstd"].to(w.device)), ColumnScale(w)]
 
 
 @dataclass(frozen=True)
 class LayerNorm:
-    """x → w ∘ (x − mean x) / std(x) + b, with 1/std frozen; w and b where the module has them."""
+    """x → w ∘ (x − mean x) / std(x) + b, with 1/std frozen; w and b where the module has them.
+
+    ``plus_one`` where the module multiplies by 1 + weight.
+    """
 
     path: str
+    plus_one: bool = False
 
     def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record 1/std of the norm's input: (positions,)."""
         module = running_module(block.get_submodule(self.path))
-        if not type(module).__name__.endswith("LayerNorm"):
+        if not (isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")):
             raise _not_declared(module, f"{name}{self.path}")
         eps = norm_eps(module, f"{name}{self.path}")
 
@@ -75,8 +79,9 @@ class LayerNorm:
         module.register_forward_pre_hook(hook)
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
-        """One number for each position, and a centered input."""
-        return BlockShape(numbers=1, centered=True)
+        """One number for each position, a centered input, and 1 + w where a sweep multiplies by that."""
+        weight = running_module(block.get_submodule(self.path)).weight if self.plus_one else None
+        return BlockShape(numbers=1, centered=True, made=weight.numel() if isinstance(weight, Tensor) else 0)
 
     def maps(self, block: nn.Module, name: str, coefficients: Coefficients, freeze: Freeze) -> list[Map]:
         """Return the centering, the frozen row scale, the weight and the bias."""
@@ -85,10 +90,14 @@ class LayerNorm:
         rstd = coefficients[f"{name}{self.path}.rstd"]
         maps: list[Map] = [Center(), RowScale(rstd if weight is None else rstd.to(weight.device))]
         if weight is not None:
-            maps.append(ColumnScale(weight))
+            maps.append(ColumnScale(_plus_one(weight) if self.plus_one else weight))
         if bias is not None:
             maps.append(Bias(bias))
         return maps
+
+
+def _plus_one(weight: Tensor) -> Tensor:
+    return 1 + weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def declared_eps(module: nn.Module) -> float | None:
