@@ -3,10 +3,11 @@
 Public names are imported on first use, so that ``import detjac_lanczos`` costs neither torch nor transformers.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from detjac_lanczos._requirements import check_requirements
+from detjac_lanczos._requirements import RequirementError, check_requirements
 from detjac_lanczos.errors import DetjacError
 
 if TYPE_CHECKING:
@@ -48,7 +49,14 @@ _ROOMS = {
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
-check_requirements()
+try:
+    check_requirements()
+except RequirementError as error:
+    # `python -m detjac_lanczos` imports the package before its __main__, which cannot say it as the program does.
+    if sys.argv[:1] != ["-m"] or __name__ not in sys.orig_argv:
+        raise
+    print(f"detjac: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def __getattr__(name: str) -> Any:

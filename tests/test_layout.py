@@ -1,5 +1,6 @@
 """The layout of the repository hides nothing from transformers, and untried versions of it are refused."""
 
+import os
 import re
 import subprocess
 import sys
@@ -68,6 +69,22 @@ def test_the_program_refuses_them_in_one_line(version: str, tmp_path: Path) -> N
     assert done.stderr.startswith("detjac: torch ") and version in done.stderr and "pip install" in done.stderr
     done = run(program, tmp_path, str(ROOT))
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("detjac-lanczos ")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_so_does_the_package_run_as_a_module(version: str, tmp_path: Path) -> None:
+    """And only then: what imports the package gets the error."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"from importlib import metadata\ndef version(name):\n    {VERSIONS[version]}\nmetadata.version = version\n"
+    )
+    (tmp_path / "other.py").write_text("import detjac_lanczos")
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'kernels'}"}
+    for module, code, lines in (("detjac_lanczos", 2, 1), ("other", 1, 5)):
+        command = [sys.executable, "-m", module, "--version"]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, check=False)
+        assert done.returncode == code and done.stdout == "" and version in done.stderr
+        assert (done.stderr.startswith("detjac: torch "), done.stderr.count("\n") >= lines) == (code == 2, True)
+        assert ("Traceback" in done.stderr) == (code == 1)
 
 
 def test_a_version_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from detjac_lanczos.models.dtypes import dtypes_of
 
 _MERGE = "merge it first with model.merge_and_unload()"
 
+_OF_WRAPPERS = {"original_module", "modules_to_save"}
+
 
 def without_adapters(model: Any) -> Any:
     """Return the transformers model inside a PEFT wrapper, or the model itself."""
@@ -70,6 +72,11 @@ def require_readable_adapters(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if is_adapted(module):
             _require_readable(name, module)
+        if "modules_to_save" in module._modules and (also := sorted({*module._modules} - _OF_WRAPPERS)):
+            raise UnsupportedModelError(
+                f"{name} and, once more, {', '.join(also)} inside it are in modules_to_save, which goes by how names "
+                f"end; the inner copy never runs; {_MERGE}"
+            )
 
 
 def _no_change_of_weights(adapter: str, kind: str) -> str:

@@ -190,6 +190,15 @@ def test_parts_that_were_copied_are_served_as_themselves(kind: str) -> None:
     assert {key: vars(config) for key, config in configs.items()} == before
 
 
+def test_a_part_that_was_copied_twice_is_named() -> None:
+    """To PEFT "attn" is the end of "c_attn" too: it wraps that inside the wrapper of the attention, where none runs."""
+    model = adapted("GPT-2", target_modules=["c_fc"], modules_to_save=["attn"])
+    with pytest.raises(
+        UnsupportedModelError, match=r"transformer\.h\.0\.attn and, once more, c_attn .* merge it first"
+    ):
+        detach(load_model(model), input_ids=IDS)
+
+
 @pytest.mark.parametrize(("name", "table"), [("Llama", "embed_tokens"), ("GPT-2", "wte"), ("GPT-2", "wpe")])
 def test_memory_is_planned_where_a_table_is_adapted(name: str, table: str) -> None:
     model, plain = adapted(name, target_modules=[table, *LINEAR[name]]), MODELS[name](torch.float64)
