@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import ModelError
-from detjac_lanczos.frozen.capture import branch_values
+from detjac_lanczos.frozen.capture import branch_values, own_logits
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.maps import Linear, Map, apply_from_afar, device_of
 from detjac_lanczos.frozen.network import FrozenNetwork
@@ -79,6 +79,7 @@ class AffineNetwork(FrozenNetwork):
         check_reach(source, target, self.output_size)
         last = blocks - 1 if target.kind == "residual" else blocks if target.index is None else target.index
         stages = [stage for stage in self.stages if source <= stage.block <= last]
+        weights = [self.own_weights.of("stages")]
         width = self.output_size if last == blocks else self.hidden_size
         if target.kind in ("attention", "mlp"):
             name = f"{self.family.branch(target.kind).role}.{target.index}"
@@ -87,10 +88,11 @@ class AffineNetwork(FrozenNetwork):
             stages = [*stages[:end], replace(stages[end], branches=only, residual=False)]
         elif target.kind in ("logits", "probe"):
             reading = self._reading(target, self.streams.output)
+            weights += [self.own_weights.of("logits")] if target.kind == "logits" else []
             stages.append(Stage((Branch(target.kind, reading),), residual=False))
             width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
         stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
-        return Program(tuple(stages), stream.shape[1], width, blocks)
+        return Program(tuple(stages), stream.shape[1], width, blocks, tuple(weights))
 
     def _reading(self, target: Place, output: Tensor) -> tuple[Map, ...]:
         """Return the maps from the output to logits or a probe, frozen at rows of outputs (n, d)."""
@@ -111,6 +113,7 @@ class AffineNetwork(FrozenNetwork):
         with self.family.fits(where):
             if width != end:
                 raise ValueError(f"it gives rows {width} wide, and there are {end} logits")
+        self.own_weights.join("logits", self.loaded, reading)
         return tuple(reading)
 
     def _unrecorded(self, word: Word, model: nn.Module) -> list[Map]:
@@ -161,15 +164,34 @@ class AffineNetwork(FrozenNetwork):
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._values:
             values, logits = branch_values(self.model, self.family, self.prompts, role, index)
-            own = self.streams.logits
-            allowed = _SAME_PASS.get(self.dtype, 0.01) * float(own.double().norm())
-            if not float((logits.to(own) - own).double().norm()) <= allowed:
-                raise ModelError(
-                    f"{self.loaded.name} gives other logits on the prompt than when it was frozen, so the values of "
-                    "its branches are not known; detach again, or load the network with the model it was saved from"
-                )
+            self._require_own(logits, "the values of its branches are not known")
             self._values[role, index] = values.to(self.device)
         return self._values[role, index]
+
+    def require_own_pass(self, otherwise: str) -> None:
+        """Refuse what takes further passes of the model if it is no longer the one that was frozen: run it once.
+
+        Parameters
+        ----------
+        otherwise : str
+            What then follows.
+
+        Raises
+        ------
+        ModelError
+            If its logits on the prompts are others.
+        """
+        self._require_own(own_logits(self.model, self.prompts), otherwise)
+
+    def _require_own(self, logits: Tensor, otherwise: str) -> None:
+        own = self.streams.logits
+        allowed = _SAME_PASS.get(self.dtype, 0.01) * float(own.double().norm())
+        same = logits.shape == own.shape and float((logits.to(own) - own).double().norm()) <= allowed
+        if not same:
+            raise ModelError(
+                f"{self.loaded.name} gives other logits on the prompt than when it was frozen, so {otherwise}; detach "
+                "again, or load the network with the model it was saved from"
+            )
 
     def inputs(self, source: int, prompt: int) -> Tensor:
         """Return what enters at every position of a prompt, the embeddings (−1) or a block's stream: (n, d).

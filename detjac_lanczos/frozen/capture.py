@@ -180,6 +180,14 @@ def watch_branches(
         return _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
 
 
+@in_own_precision
+def own_logits(model: nn.Module, prompts: Sequence[Prompt]) -> Tensor:
+    """Run every prompt again, and return the logits of `watch_branches`."""
+    twin = observed_copy(model)
+    multiply_fast(twin)
+    return _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
+
+
 def branch_values(
     model: nn.Module, family: Family, prompts: Sequence[Prompt], role: str, index: int
 ) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.drop import Expert, Head, name_of, replaced, switch_off
 from detjac_lanczos.frozen.fold import fold, scale_factors
 from detjac_lanczos.frozen.mapped import let_go
+from detjac_lanczos.frozen.own_weights import OwnWeights
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
@@ -26,7 +27,6 @@ from detjac_lanczos.frozen.shared import Shared
 from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
-from detjac_lanczos.models.dtypes import compute_dtype
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,6 +53,8 @@ class FrozenNetwork(Shared):
         its own.
     planned : Plan, optional
         Where the coefficients were put under a budget of memory; see `plan`.
+    own_weights : OwnWeights
+        Which of the model's weights were found when its maps were made; what `replace` gives has the same.
     """
 
     loaded: LoadedModel
@@ -64,6 +66,7 @@ class FrozenNetwork(Shared):
     dropped: frozenset[str] = frozenset()
     planned: Plan | None = None
     altered: bool = False
+    own_weights: OwnWeights = field(default_factory=OwnWeights)
 
     def __post_init__(self) -> None:
         """Make the coefficients read-only."""
@@ -129,13 +132,13 @@ class FrozenNetwork(Shared):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Working precision of the sweeps."""
-        return compute_dtype(self.model)
+        """Working precision of the sweeps: that of the pass, whatever the model is converted to later."""
+        return self.streams.embeddings.dtype
 
     @property
     def device(self) -> torch.device:
-        """Device of the rows between sweeps."""
-        return self.loaded.device
+        """Device of the rows between sweeps: that of the pass."""
+        return self.streams.output.device
 
     @property
     def blocks(self) -> int:
@@ -159,13 +162,16 @@ class FrozenNetwork(Shared):
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Folded stages in order: the entry (block −1), the blocks, the tail (block L)."""
-        return tuple(
+        stages = tuple(
             replace(
                 stage,
                 branches=tuple(Branch(branch.name, fold(branch.chain)) for branch in stage.branches),
             )
             for stage in self._unfolded_stages
         )
+        chains = (branch.chain for stage in stages for branch in stage.branches)
+        self.own_weights.join("stages", self.loaded, chain.from_iterable(chains))
+        return stages
 
     @property
     def tail(self) -> Stage:

@@ -24,6 +24,7 @@ from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.stage import Stage
 from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.streaming import in_turn
+from detjac_lanczos.models.unmoved import Unmoved
 from detjac_lanczos.models.weights import PerHeadWeight
 
 ROWS_AT_ONCE = 1024
@@ -47,12 +48,15 @@ class Program:
         Widths of the source and of the target.
     blocks : int
         Blocks of the whole network: the unit in which work is counted.
+    weights : tuple of Unmoved
+        What must be as it was when the stages were made, in every sweep.
     """
 
     stages: tuple[Stage, ...]
     d_in: int
     d_out: int
     blocks: int
+    weights: tuple[Unmoved, ...] = ()
 
     @cached_property
     def last_mixing(self) -> int:
@@ -134,9 +138,13 @@ def forward(program: Program, rows: Tensor, layout: Layout, *, affine: bool = Fa
     Returns
     -------
     Tensor, shape (Σ widths, d_out)
+
+    Raises
+    ------
+    ModelError
+        If the weights have moved since the program was made.
     """
-    require_exact_products(rows.dtype, rows.device)
-    keep_freed_memory()
+    _begin(program, rows)
     if len(rows) == layout.rows:
         x = rows.clone()
     else:
@@ -185,8 +193,7 @@ def unpruned(
     -------
     Tensor, shape (Σ rows, d_out)
     """
-    require_exact_products(rows.dtype, rows.device)
-    keep_freed_memory()
+    _begin(program, rows)
     x = rows
     for index in _stages_in_turn(program):
         stage, chains = program.stages[index], program.affine_chains[index]
@@ -219,8 +226,7 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     -------
     Tensor, shape (Σ source rows, d_in), in the order of ``layout.source``
     """
-    require_exact_products(rows.dtype, rows.device)
-    keep_freed_memory()
+    _begin(program, rows)
     y = rows.clone()
     for index in _stages_in_turn(program, backwards=True):
         stage, chains = program.stages[index], program.transposed_chains[index]
@@ -246,6 +252,13 @@ def transposed(program: Program, rows: Tensor, layout: Layout) -> Tensor:
     if program.last_mixing < 0:
         y = _spread(y, layout)
     return y if len(layout.source) == layout.rows else y.index_select(0, layout.source)
+
+
+def _begin(program: Program, rows: Tensor) -> None:
+    require_exact_products(rows.dtype, rows.device)
+    for weights in program.weights:
+        weights.require_unwritten()
+    keep_freed_memory()
 
 
 def _turn_pages(stages: Sequence[Stage], index: int, step: int) -> None:

@@ -56,7 +56,8 @@ def detach(
     ----------
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes
         Never written to; the pass runs on a structural copy that shares every tensor. What is frozen belongs to the
-        weights of that pass: after they change in place (training, merged adapters), detach again.
+        weights of that pass: after they change in place (training, merged adapters), products are refused, so detach
+        again. Where they are replaced instead, the network keeps those of its pass.
     prompt : str or list of str
         A list gives one network whose tokens are addressed as (prompt, token).
     freeze : {"gate", "up", "half"}

@@ -52,6 +52,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
 
     @cached_property
     def _ordinary_passes(self) -> Passes:
+        self.require_own_pass("its ordinary Jacobians belong to another pass")
         return Passes(self.model, self.family, self.prompts)
 
     @cached_property

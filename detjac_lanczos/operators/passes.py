@@ -19,6 +19,7 @@ from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.saved_weights import forget_gradients
+from detjac_lanczos.models.unmoved import Unmoved, weights_in_use
 
 
 class Passes:
@@ -38,6 +39,7 @@ class Passes:
             raise ModelError("the weights were made in torch.inference_mode(): load the model outside of it")
         self.model = without_adapters(observed_copy(model))
         forget_gradients(self.model)
+        self._weights = Unmoved(type(self.model).__name__, weights_in_use(self.model))
         self.family, self.prompts = family, tuple(prompts)
         self.decoder, self.blocks = family.decoder_of(self.model), family.blocks_of(self.model)
         self.double = compute_dtype(self.model) is torch.float64
@@ -58,7 +60,13 @@ class Passes:
         Returns
         -------
         Tensor, shape (b, d_out)
+
+        Raises
+        ------
+        ModelError
+            If the model's weights have moved since the copy was made.
         """
+        self._weights.require()
         x = x.clone()  # what enters a model is the model's own: some scale it in place
         inputs = x if source < 0 else embeddings.repeat(len(x), 1, 1)
         places = self.prompts[prompt].places(x.device, copies=len(x))
