@@ -161,6 +161,7 @@ class AffineNetwork(FrozenNetwork):
                 return self._branch_values(target.kind, target.index)[row]
         return self.streams.output[row]
 
+    @torch.inference_mode(False)
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._values:
             values, logits = branch_values(self.model, self.family, self.prompts, role, index)
@@ -215,6 +216,7 @@ class AffineNetwork(FrozenNetwork):
         stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
         return stream[start : start + self.lengths[prompt]]
 
+    @torch.inference_mode(False)
     def _altered_stream(self, source: int, prompt: int) -> Tensor:
         key = ("stream", source, prompt)
         if key not in self._values:

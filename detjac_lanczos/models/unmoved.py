@@ -82,7 +82,7 @@ def moved(name: str, how: str) -> ModelError:
 
 
 def weights_in_use(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a model, without those of adapters that are not active, which may be trained meanwhile."""
+    """Yield the parameters of a model, but those of adapters that are not active: they may be trained meanwhile."""
     resting = {id(p) for module in model.modules() for p in _of_resting_adapters(module)}
     return (p for p in model.parameters() if id(p) not in resting)
 

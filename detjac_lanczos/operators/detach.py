@@ -14,6 +14,7 @@ from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
+from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import read_prompts
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.structure import Structure, recognise
@@ -29,6 +30,7 @@ from detjac_lanczos.operators.self_check import check, self_check
 
 
 @torch.inference_mode(False)
+@in_own_precision
 def detach(
     model: LoadedModel | tuple[Any, Any] | str,
     prompt: str | Sequence[str] | None = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.shared import Shared
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.differentiable import product
@@ -69,6 +70,7 @@ class MatrixFree(Shared, ABC):
         """The transposed operator."""
         return Transposed(self)
 
+    @in_own_precision
     def dense(self) -> Tensor:
         """Return the matrix (d_out, d_in), by products with the smaller identity."""
         rows, columns = self.shape

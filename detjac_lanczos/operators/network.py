@@ -51,6 +51,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         return AutogradSweeps(self._ordinary_passes, self, source, target)
 
     @cached_property
+    @torch.inference_mode(False)
     def _ordinary_passes(self) -> Passes:
         self.require_own_pass("its ordinary Jacobians belong to another pass")
         return Passes(self.model, self.family, self.prompts)
@@ -85,6 +86,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         return self.predictions[0]
 
     @cached_property
+    @torch.inference_mode(False)
     def reconstruction(self) -> Reconstruction:
         """How well Σ J_i x_i + offset gives y at the last position of the (first) prompt.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import OperatorError
 from detjac_lanczos.frozen.layout import Segment
+from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.operators.float16 import FORWARDS, TRANSPOSED, fitting, scaled, unscaled
 from detjac_lanczos.operators.sweeps import Sweeps
 
@@ -25,6 +26,7 @@ class Swept(Protocol):
     tokens: int
 
 
+@in_own_precision
 def products_of(sweeps: Sweeps, operators: Sequence[Swept], blocks: Sequence[Tensor]) -> list[Tensor]:
     """Return A X for every operator and its block: (d_in, b) to (d_out, b)."""
     segments = [replace(A.segment, width=X.shape[1]) for A, X in zip(operators, blocks, strict=True)]
@@ -35,6 +37,7 @@ def products_of(sweeps: Sweeps, operators: Sequence[Swept], blocks: Sequence[Ten
     return [unscaled(part.T, f) for part, f in zip(parts, factors, strict=True)]
 
 
+@in_own_precision
 def transposed_products_of(sweeps: Sweeps, operators: Sequence[Swept], blocks: Sequence[Tensor]) -> list[Tensor]:
     """Return Aᵀ Y for every operator and its block: (d_out, b) to (d_in, b)."""
     segments = [replace(A.segment, width=Y.shape[1]) for A, Y in zip(operators, blocks, strict=True)]
@@ -47,6 +50,7 @@ def transposed_products_of(sweeps: Sweeps, operators: Sequence[Swept], blocks: S
     ]
 
 
+@in_own_precision
 def shared_products_of(sweeps: Sweeps, ends: Sequence[Segment], operators: Sequence[Swept], Y: Tensor) -> list[Tensor]:
     """Return Aᵀ Y for every operator, one block for all of them, swept once for each of the ``ends``."""
     segments = [replace(segment, width=Y.shape[1]) for segment in ends]
@@ -64,6 +68,7 @@ def shared_products_of(sweeps: Sweeps, ends: Sequence[Segment], operators: Seque
     return results
 
 
+@in_own_precision
 def sum_of_products(
     sweeps: Sweeps, ends: Sequence[Segment], operators: Sequence[Swept], blocks: Sequence[Tensor]
 ) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.models.dtypes import in_several_dtypes
 from detjac_lanczos.operators.bars import bar, relative, require
 from detjac_lanczos.operators.network import DetachedNetwork
@@ -60,6 +61,7 @@ def self_check(network: DetachedNetwork) -> None:
     require(network, [*_errors(network), *_errors_of_prompts(network)])
 
 
+@in_own_precision
 def affine_defect(f: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """Return |f(a + b) − f(a) − f(b) + f(0)| for random inputs like x, (n, d), relative to the values' sizes.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.words import Project, Scale, Softcap, as_written
 from detjac_lanczos.models.linear_modules import bias_of, weight_of
 from detjac_lanczos.operators import DetachedNetwork
@@ -42,6 +43,7 @@ class Head:
         return z * self.scale
 
 
+@in_own_precision
 def head_of(network: DetachedNetwork) -> Head:
     """Return the head of a network's model.
 
