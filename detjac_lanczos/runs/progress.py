@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,13 +56,13 @@ class ProgressReporter:
     def __enter__(self) -> Self:
         """Return itself; leaving the block closes the bar."""
         _PACKAGE_LOG.addHandler(self._log)
-        _PACKAGE_LOG.propagate = False
+        _shown_here.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the bar."""
         _PACKAGE_LOG.removeHandler(self._log)
-        _PACKAGE_LOG.propagate = True
+        _shown_here.end()
         self.close()
 
     def say(self, text: str) -> None:
@@ -164,6 +165,28 @@ def in_notebook() -> bool:
     """Whether a kernel of IPython runs this, which has no terminal but shows bars."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
+
+
+class _ShownHere:
+    """While any reporter is entered, what the package logs goes to reporters alone; then where it went before."""
+
+    def __init__(self) -> None:
+        self._lock, self._entered, self._before = threading.Lock(), 0, True
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._entered:
+                self._before, _PACKAGE_LOG.propagate = _PACKAGE_LOG.propagate, False
+            self._entered += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._entered -= 1
+            if not self._entered:
+                _PACKAGE_LOG.propagate = self._before
+
+
+_shown_here = _ShownHere()
 
 
 class _StageHandler(logging.Handler):

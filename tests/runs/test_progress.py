@@ -61,6 +61,21 @@ def test_what_the_package_logs_is_a_stage(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "detjac: unpacking a.gguf\n"
 
 
+@pytest.mark.parametrize("propagates", [True, False])
+def test_the_log_goes_where_the_caller_had_it_when_the_last_of_several_has_ended(propagates: bool) -> None:
+    log = logging.getLogger("detjac_lanczos")
+    before, log.propagate = log.propagate, propagates
+    try:
+        first, second = ProgressReporter(), ProgressReporter()
+        with second:
+            first.__enter__()
+            first.__exit__()
+            assert not log.propagate
+        assert log.propagate is propagates
+    finally:
+        log.propagate = before
+
+
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressReporter(1e-3, quiet=True)
     progress.stage("loading")
