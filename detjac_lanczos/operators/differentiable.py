@@ -25,6 +25,7 @@ def product(name: str, value: Product, slope: Product, transposed: Product, bloc
     return found
 
 
+@torch.compiler.disable
 def products(
     names: Sequence[str], value: Products, slope: Products, transposed: Products, *blocks: Tensor
 ) -> tuple[Tensor, ...]:

@@ -175,3 +175,17 @@ def test_embeddings_are_taken_where_torch_does_not_say_what_is_in_a_transform(
 ) -> None:
     monkeypatch.delattr(torch._C._functorch, "is_functorch_wrapped_tensor")
     assert detach(network.loaded, inputs_embeds=normal(3, 24)).lengths == (3,)
+
+
+def test_a_compiled_function_breaks_its_graph_at_a_product(network: DetachedNetwork) -> None:
+    J, batch = network.jacobian(0), network.jacobians()
+    X, Y = torch.randn(J.shape[1], 3, dtype=torch.float64), torch.randn(J.shape[0], 3, dtype=torch.float64)
+    inputs = torch.randn(2, network.lengths[0], J.shape[1], dtype=torch.float64)
+    for function, given in (
+        (lambda X: 2 * J.matmat(X), X),
+        (lambda Y: 2 * J.rmatmat(Y), Y),
+        (lambda x: 2 * network.apply(x), inputs),
+        (lambda X: 2 * batch.matmat_sum([(0, X), (1, X)]), X),
+        (lambda X: torch.autograd.grad((J.matmat(X) ** 2).sum(), X)[0], X.requires_grad_()),
+    ):
+        assert torch.equal(torch.compile(function, backend="eager")(given), function(given))
