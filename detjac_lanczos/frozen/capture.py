@@ -18,7 +18,7 @@ from detjac_lanczos.frozen.observed import make_observable, observed_copy
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
-from detjac_lanczos.frozen.structural_copy import structural_copy
+from detjac_lanczos.frozen.structural_copy import structural_copy, tell_of_hooks
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words import Freeze, as_written
 from detjac_lanczos.models.bitsandbytes import rounding_unsaid
@@ -69,6 +69,7 @@ def capture(
     """
     first = next(model.parameters())
     require_exact_products(first.dtype, first.device)
+    tell_of_hooks(model)
     twin = structural_copy(model)
     multiply_by_decoded_weights(twin, four_bits_only=True)
     decoder, blocks = family.decoder_of(twin), family.blocks_of(twin)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.frozen.structural_copy import copy_with_tensors
+from detjac_lanczos.frozen.structural_copy import copy_with_tensors, tell_of_hooks
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.conversion import conversions, why_fixed
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
@@ -52,6 +52,7 @@ def load_converted(
     }
     if not changed:
         return loaded
+    tell_of_hooks(loaded.model)
     twin = copy_with_tensors(loaded.model, changed)
     for config in (twin.config, text_config_of(twin)):
         config.dtype = wanted or config.dtype

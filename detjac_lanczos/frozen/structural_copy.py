@@ -5,6 +5,7 @@ for a moment, and two threads may capture at once.
 """
 
 import copy
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -183,25 +184,42 @@ def _forget_lengths(rotary: Any, _: Any) -> None:
 
 
 def _require_plain_hooks(model: nn.Module) -> None:
-    """Refuse weights made by hooks, and tell of other forward hooks that the copy leaves out."""
-    left_out = []
+    """Refuse weights made by hooks."""
+    for name, module, maker in _forward_hooks(model):
+        if maker.startswith("torch.nn.utils"):
+            raise UnsupportedModelError(
+                f"{name} ({type(module).__name__}) makes its weight anew by a hook of {maker}; make it permanent first "
+                "(remove_weight_norm, prune.remove)"
+            )
+
+
+def tell_of_hooks(model: nn.Module) -> None:
+    """Warn, at the line outside of the package that led here, of forward hooks that a copy leaves out."""
+    left_out = [
+        name or type(model).__name__
+        for name, _, maker in _forward_hooks(model)
+        if not maker.startswith(("transformers.", "accelerate."))
+    ]
+    if left_out:
+        frame, level = sys._getframe(1), 2
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+            ("detjac_lanczos.", "torch.")
+        ):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(
+            f"forward hooks on {', '.join(dict.fromkeys(left_out))} have no part in the detached network: it is "
+            "that of the model without them",
+            stacklevel=level,
+        )
+
+
+def _forward_hooks(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Yield the path and the module of every forward hook, and the module of code that it is from."""
     for name, module in model.named_modules():
         for table in ("_forward_pre_hooks", "_forward_hooks"):
             for hook in module.__dict__[table].values():
                 maker = getattr(type(hook) if not hasattr(hook, "__module__") else hook, "__module__", "") or ""
-                if maker.startswith("torch.nn.utils"):
-                    raise UnsupportedModelError(
-                        f"{name} ({type(module).__name__}) makes its weight anew by a hook of {maker}; make it "
-                        "permanent first (remove_weight_norm, prune.remove)"
-                    )
-                if not maker.startswith(("transformers.", "accelerate.")):
-                    left_out.append(name or type(model).__name__)
-    if left_out:
-        warnings.warn(
-            f"forward hooks on {', '.join(dict.fromkeys(left_out))} have no part in the detached network: it is "
-            "that of the model without them",
-            stacklevel=2,
-        )
+                yield name, module, maker
 
 
 def use_plain_experts(twin: Any) -> None:

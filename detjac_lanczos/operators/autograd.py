@@ -11,8 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.modules import module as _modules
 
-from detjac_lanczos.errors import OperatorError, first_line
+from detjac_lanczos.errors import ModelError, OperatorError, first_line
 from detjac_lanczos.frozen.affine import AffineNetwork
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place, check_reach
@@ -22,6 +23,11 @@ from detjac_lanczos.operators.passes import Passes
 
 ROWS_AT_ONCE = 1024
 """Positions × columns that are differentiated together; bounds the memory of a pass."""
+
+_SAME_VALUES = {torch.float64: 1e-4, torch.float32: 1e-4}
+"""How far the values of equal passes may lie apart; 0.5 in half precision, where a near tie may send a token to another
+expert.
+"""
 
 _one_at_a_time = threading.Lock()
 """Forward mode has one level for the whole process, and the copy that runs has one set of hooks."""
@@ -39,6 +45,7 @@ class AutogradSweeps:
         check_reach(source, target, network.output_size)
         passes.end(target)
         self.passes, self.network, self.source, self.target = passes, network, source, target
+        self._own_values: dict[tuple[int, int], Tensor] = {}
         self.d_in = network.inputs(source, 0).shape[1]
         widths = {"output": network.output_size, "logits": network.streams.logits.shape[1]}
         self.d_out = widths.get(target.kind, network.hidden_size) if target.rows is None else target.rows.shape[0]
@@ -89,23 +96,26 @@ class AutogradSweeps:
     def _jvp(self, prompt: int, position: int, tangents: Tensor) -> Tensor:
         """(b, n, d) to (b, d_out)."""
         x = self.network.inputs(self.source, prompt)
-        products = [tangents.new_empty(0, self.d_out)]
+        own, products = self._own_value(prompt, position), [tangents.new_empty(0, self.d_out)]
         with _one_at_a_time:
             for part in _together(tangents, len(x)):
                 with _dual_level():
                     dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
-                    product = forward_ad.unpack_dual(self._run(dual, prompt, position)).tangent
+                    y, product = forward_ad.unpack_dual(self._run(dual, prompt, position))
+                _require_own(y, own, self.network)
                 products.append(product if product is not None else part.new_zeros(len(part), self.d_out))
         return torch.cat(products)
 
     def _vjp(self, prompt: int, position: int, cotangents: Tensor) -> Tensor:
         """(b, d_out) to (b, n, d)."""
+        _refuse_hooks_on_gradients()
         x = self.network.inputs(self.source, prompt)
-        products = [x.new_empty(0, *x.shape)]
+        own, products = self._own_value(prompt, position), [x.new_empty(0, *x.shape)]
         with _one_at_a_time, torch.enable_grad():
             leaf = x.clone().requires_grad_()
             with weights_read_again(self.passes.model):
                 y = self._run(leaf[None], prompt, position)[0]
+            _require_own(y.detach()[None], own, self.network)
 
             def pull(cotangent: Tensor) -> Tensor:
                 return torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0]
@@ -113,6 +123,13 @@ class AutogradSweeps:
             for part in _together(cotangents, len(x)):
                 products.append(torch.func.vmap(pull)(part))
         return torch.cat(products)
+
+    def _own_value(self, prompt: int, position: int) -> Tensor:
+        """Return the target's value when the network was frozen: (d_out,)."""
+        key = prompt, position
+        if key not in self._own_values:
+            self._own_values[key] = self.network.value(self.target, prompt, position)
+        return self._own_values[key]
 
     def values(self, prompt: int, position: int, inputs: Tensor) -> Tensor:
         """Return the target's values at inputs (b, n, d): (b, d_out)."""
@@ -127,6 +144,24 @@ class AutogradSweeps:
             return self.passes.run(x, embeddings, self.source, self.target, prompt, position)
         except NotImplementedError as error:
             raise OperatorError(f"a module of this model cannot be differentiated: {first_line(error)}") from error
+
+
+def _require_own(values: Tensor, own: Tensor, network: AffineNetwork) -> None:
+    """Refuse passes whose values (b, d_out) are not the frozen one's, (d_out,)."""
+    size = float(own.double().norm()) * len(values) ** 0.5
+    if not float((values.double() - own.double()).norm()) <= _SAME_VALUES.get(own.dtype, 0.5) * size:
+        raise ModelError(
+            f"{network.loaded.name} gives another output on the prompt than when it was frozen: something in it, or a "
+            "hook on all modules, has changed; undo that, or detach again"
+        )
+
+
+def _refuse_hooks_on_gradients() -> None:
+    if _modules._global_backward_hooks or _modules._global_backward_pre_hooks:
+        raise ModelError(
+            "hooks on the gradients of all modules would change products in reverse mode; remove what "
+            "torch.nn.modules.module.register_module_full_backward_hook (or its pre-hook) gave"
+        )
 
 
 def _together(columns: Tensor, positions: int) -> Sequence[Tensor]:
