@@ -202,9 +202,8 @@ def tell_of_hooks(model: nn.Module) -> None:
     ]
     if left_out:
         frame, level = sys._getframe(1), 2
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-            ("detjac_lanczos.", "torch.")
-        ):
+        inside = ("detjac_lanczos.", "torch.")
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
             frame, level = frame.f_back, level + 1
         warnings.warn(
             f"forward hooks on {', '.join(dict.fromkeys(left_out))} have no part in the detached network: it is "

@@ -154,7 +154,8 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
             of an altered network is asked for.
         ModelError
             If the way to the logits is not built as the family declares; with ``frozen=False``, if the model cannot be
-            copied, or its weights were made in inference mode.
+            copied, gives other logits than when it was frozen, or has weights that were made in inference mode.
+            Products raise it, too, where the weights they read have changed in place.
         """
         if not frozen and self.altered:
             raise InputError("an ordinary Jacobian is the model's own; take it of the network before replace")
