@@ -187,8 +187,8 @@ class AffineNetwork(FrozenNetwork):
     def _require_own(self, logits: Tensor, otherwise: str) -> None:
         own = self.streams.logits
         allowed = _SAME_PASS.get(self.dtype, 0.01) * float(own.double().norm())
-        same = logits.shape == own.shape and float((logits.to(own) - own).double().norm()) <= allowed
-        if not same:
+        alike = logits.shape == own.shape and logits.dtype is own.dtype
+        if not (alike and float((logits.to(own) - own).double().norm()) <= allowed):
             raise ModelError(
                 f"{self.loaded.name} gives other logits on the prompt than when it was frozen, so {otherwise}; detach "
                 "again, or load the network with the model it was saved from"

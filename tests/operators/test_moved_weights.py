@@ -122,6 +122,20 @@ def test_what_takes_another_pass_of_a_model_that_was_replaced_is_refused(change:
             before.dense()
 
 
+def test_a_model_that_was_converted_gives_other_logits_however_near() -> None:
+    model = llama(torch.bfloat16)
+    network = detached(model)
+    expected = network.jacobian(0).dense()
+    model.float()
+    assert torch.equal(network.jacobian(0).dense(), expected)
+    for use in (
+        lambda: network.jacobian("joint", target=dl.mlp(1)).y,
+        lambda: network.jacobian("joint", frozen=False),
+    ):
+        with pytest.raises(ModelError, match="gives other logits on the prompt"):
+            use()
+
+
 @pytest.mark.parametrize("change", [by_loading_a_state, by_setting_data, in_half_precision])
 def test_pinned_modules_have_the_weights_of_their_pass(change: Change) -> None:
     model = next(iter(UNDECLARED.values()))(torch.float64)
