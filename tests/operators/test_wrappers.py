@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.families import family_of
@@ -19,20 +18,12 @@ from tests.models.conftest import tiny_tokenizer
 from tests.oracle_structures import STRUCTURES
 from tests.oracles import OracleA, embeddings_of
 from tests.tiny_models.dense import llama
+from tests.tiny_models.runnable import runnable
 from tests.tiny_models.wrappers import WRAPPERS, paligemma, qwen2_5_vl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = tiny_models.prompt_ids(tiny_models.LENGTH)[0]
-
-
-def runnable(model: Any) -> Any:
-    """Return a model that this version of transformers itself can run: Llama 4's wrapper fails in 5.24.0."""
-    try:
-        model(torch.tensor([IDS]))
-    except AttributeError as error:
-        pytest.skip(f"transformers {transformers.__version__} fails in its own forward pass: {error}")
-    return model
 
 
 @pytest.fixture(params=WRAPPERS)
