@@ -52,7 +52,8 @@ def test_a_network_read_back_sweeps_bit_for_bit_the_same(
     loaded = tiny_models.loaded(getattr(tiny_models, make)(dtype, bias=True))
     network = detach(loaded, input_ids=tiny_models.prompt_ids(9, 4), freeze=freeze)
     again = DetachedNetwork.load(network.save(tmp_path / "deep" / "folder"), loaded)
-    assert (again.freeze, again.prompts, again.family) == (network.freeze, network.prompts, network.family)
+    assert (again.freeze, again.family) == (network.freeze, network.family)
+    assert list(map(vars, again.prompts)) == list(map(vars, network.prompts))
     for found, expected in zip(products(again), products(network), strict=True):
         assert torch.equal(found, expected)
     assert again.reconstruction.relative_error == network.reconstruction.relative_error
