@@ -49,9 +49,9 @@ def head(layer: int, head: int) -> Head:
     Parameters
     ----------
     layer : int
-        Block, from 0.
+        Block, from 0, or negative from the end.
     head : int
-        From 0 within the block; whether there is one shows in `replace`.
+        Within the block, likewise; whether there is one shows in `replace`.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def expert(layer: int, expert: int) -> Expert:
     Parameters
     ----------
     layer : int
-        Block, from 0.
+        Block, from 0, or negative from the end.
     expert : int
         From 0 within the block; whether there is one shows in `replace`.
 
@@ -102,18 +102,13 @@ def replaced(coefficients: Mapping[str, Tensor], given: Mapping[str, Tensor]) ->
     return changed
 
 
-def name_of(item: Head | Expert | Place) -> str:
-    """Return the short name of what is switched off: "head.3.1", "expert.2.7", "mlp.5"."""
-    match item:
-        case Head(layer, index):
-            return f"head.{layer}.{index}"
-        case Expert(layer, index):
-            return f"expert.{layer}.{index}"
-    return f"{item.kind}.{item.index}"
-
-
-def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
+def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> str:
     """Put copies of the coefficients in place that are zero where a head, an expert or a branch was.
+
+    Returns
+    -------
+    str
+        Its short name: "head.3.1", "expert.2.7", "mlp.5".
 
     Raises
     ------
@@ -123,10 +118,13 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
     match item:
         case Head():
             layer, index = _checked(item, blocks, item.layer, item.head)
-            for name, value in _mixing(coefficients, layer).items():
-                if not 0 <= index < len(value):
-                    raise InputError(f"block {layer} has heads 0..{len(value) - 1}, not {index}")
-                coefficients[name] = value.index_fill(0, torch.tensor([index], device=value.device), 0)
+            found = _mixing(coefficients, layer)
+            heads = len(next(iter(found.values())))
+            if not -heads <= index < heads:
+                raise InputError(f"block {layer} has heads 0..{heads - 1}, not {index}")
+            for name, value in found.items():
+                coefficients[name] = value.index_fill(0, torch.tensor([index % heads], device=value.device), 0)
+            return f"head.{layer}.{index % heads}"
         case Expert():
             layer, index = _checked(item, blocks, item.layer, item.expert)
             found = _of_block(coefficients, layer, f".experts.{index}.")
@@ -135,15 +133,17 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> None:
                     f"no token of this prompt goes to expert {index} of block {layer}; {_in_use(coefficients, layer)}"
                 )
             _zero(coefficients, found)
+            return f"expert.{layer}.{index}"
         case Place(kind="attention"):
             layer, _ = _checked(item, blocks, item.index)
             _zero(coefficients, _mixing(coefficients, layer))
+            return f"attention.{layer}"
         case Place(kind="mlp"):
             layer, _ = _checked(item, blocks, item.index)
             found = _of_block(coefficients, layer, "")
             _zero(coefficients, {name: value for name, value in found.items() if ".mixing." not in name})
-        case _:
-            raise _cannot(item, blocks)
+            return f"mlp.{layer}"
+    raise _cannot(item, blocks)
 
 
 def _of_block(coefficients: Mapping[str, Tensor], layer: int, part: str) -> dict[str, Tensor]:
@@ -170,15 +170,15 @@ def _zero(coefficients: dict[str, Tensor], found: Mapping[str, Tensor]) -> None:
 
 
 def _checked(item: Any, blocks: int, layer: Any, index: Any = 0) -> tuple[int, int]:
-    """Return the block and the number inside it; refuse what is none."""
+    """Return the block, counted from 0, and the number inside it as it is; refuse what is none."""
     block, inside = whole_number(layer), whole_number(index)
-    if block is None or inside is None or not 0 <= block < blocks:
+    if block is None or inside is None or not -blocks <= block < blocks:
         raise _cannot(item, blocks)
-    return block, inside
+    return block % blocks, inside
 
 
 def _cannot(item: Any, blocks: int) -> InputError:
     return InputError(
-        f"cannot drop {item!r}; drop takes head(l, h), expert(l, e), attention(l) and mlp(l), counted from 0, "
-        f"with l in 0..{blocks - 1}"
+        f"cannot drop {item!r}; drop takes head(l, h), expert(l, e), attention(l) and mlp(l) "
+        f"with l in 0..{blocks - 1}, or negative from the end"
     )

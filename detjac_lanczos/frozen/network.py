@@ -15,7 +15,7 @@ from torch import Tensor
 from detjac_lanczos.frozen.assembly import assemble
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.drop import Expert, Head, name_of, replaced, switch_off
+from detjac_lanczos.frozen.drop import Expert, Head, replaced, switch_off
 from detjac_lanczos.frozen.fold import fold, scale_factors
 from detjac_lanczos.frozen.mapped import let_go
 from detjac_lanczos.frozen.own_weights import OwnWeights
@@ -210,8 +210,6 @@ class FrozenNetwork(Shared):
         """
         changed = replaced(self.coefficients, coefficients or {})
         off = tuple(drop) if isinstance(drop, Iterable) and not isinstance(drop, str) else (drop,)
-        for item in off:
-            switch_off(changed, item, self.blocks)
-        dropped = self.dropped.union(map(name_of, off))
+        dropped = self.dropped.union([switch_off(changed, item, self.blocks) for item in off])
         altered = self.altered or bool(coefficients) or bool(off)
         return replace(self, coefficients=changed, dropped=dropped, altered=altered)

@@ -62,7 +62,7 @@ def attention(index: int) -> Place:
     Parameters
     ----------
     index : int
-        As in `layer`; `DetachedNetwork.replace` takes no negative one.
+        As in `layer`.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def mlp(index: int) -> Place:
     Parameters
     ----------
     index : int
-        As in `layer`; `DetachedNetwork.replace` takes no negative one.
+        As in `layer`.
 
     Returns
     -------

@@ -62,3 +62,12 @@ def test_what_is_dropped_is_counted_in_any_whole_numbers(number: Any) -> None:
     other = network.replace(drop=[head(number(0), number(1)), attention(number(1)), mlp(number(2))])
     assert one.dropped == other.dropped == {"head.0.1", "attention.1", "mlp.2"}
     assert torch.equal(one.jacobian("joint").dense(), other.jacobian("joint").dense())
+
+
+def test_what_is_dropped_may_be_counted_from_the_end() -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
+    last = network.blocks - 1
+    one = network.replace(drop=[head(0, 3), attention(last), mlp(last - 1)])
+    other = network.replace(drop=[head(-last - 1, -1), attention(-1), mlp(-2)])
+    assert one.dropped == other.dropped == {"head.0.3", f"attention.{last}", f"mlp.{last - 1}"}
+    assert torch.equal(one.jacobian("joint").dense(), other.jacobian("joint").dense())
