@@ -29,9 +29,10 @@ tokens at once in float32. A single token's share of a float32 network can be sm
 alone makes of it is in the last columns below: **token**, the largest error of one token's J against reverse mode *in
 float64* of the same weights; **reverse**, that of reverse mode in float32; and **sweep**, that of our float32 sweeps
 when a float64 pass has given the frozen factors, rounded to float32. So sweeps add little, and the factors of the
-float32 pass make the rest. Taken apart by hand on the worst case (Ministral 3, `freeze="up"`, 4.4e-6): 4.3e-7 with all
-factors from float64, 2.0e-6 with the attention weights alone; but no step of theirs is the cause: scores in float64
-from float32 queries and keys give 6.0e-6, whole blocks in float64 on the *stream* of the float32 pass 3.9e-6.
+float32 pass make the rest. Taken apart by hand on the worst case (Ministral 3, `freeze="up"`; 4.4e-6 on the processor
+where that was done): 4.3e-7 with all factors from float64, 2.0e-6 with the attention weights alone; but no step of
+theirs is the cause: scores in float64 from float32 queries and keys give 6.0e-6, whole blocks in float64 on the
+*stream* of the float32 pass 3.9e-6.
 
 The pass whose factors are frozen takes transformers' *eager* attention and experts: in float32, bfloat16 and float16
 its y is, bit for bit, what the model gives when it is set to those (`tests/frozen/test_capture.py`). Other kinds, such

@@ -1,7 +1,6 @@
-"""Decoders with Llama's modules.
+"""Decoders like Llama: its modules; windows, rotary embeddings, query and key norms and scales change P alone.
 
-Where they differ (windows, rotary embeddings, query and key norms, query scales) only the attention weights P change,
-and P is frozen. Biases are used where present.
+P, the attention weights, is frozen. Biases are used where present.
 """
 
 from dataclasses import replace
