@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 from detjac_kernels import mixing_roads, packed_roads, roads
+from detjac_lanczos.errors import InputError
 
 _TABLES: dict[str, Any] = {"gemm": roads, "packed": packed_roads, "mixing": mixing_roads}
 """The float32 products of a processor; packed products and rebuilt mixing, which only CUDA devices choose for."""
+
+_turn = RLock()
 
 
 def kernel_choices() -> dict[str, dict[str, str]]:
@@ -34,13 +38,27 @@ def kernel_choices_fit(recorded: Any) -> bool:
 
 @contextmanager
 def kernel_choices_in_force(recorded: Mapping[str, Any]) -> Iterator[None]:
-    """Put recorded choices in force for a while: afterwards their classes have the roads that they had, or none."""
-    before = kernel_choices()
-    replay_kernel_choices(recorded)
-    try:
+    """Put recorded choices in force for a while: afterwards their classes have the roads that they had, or none.
+
+    Threads that do so take turns: the tables are those of the process.
+
+    Raises
+    ------
+    InputError
+        If they are not what a run records.
+    """
+    if not kernel_choices_fit(recorded):
+        raise InputError('choices are those of an earlier run: give run.record["choices"]')
+    if not any(recorded.get(name) for name in _TABLES):
         yield
-    finally:
-        for name, table in _TABLES.items():
-            made, replayed = before.get(name, {}), recorded.get(name) or {}
-            table.forget(replayed)
-            table.replay({key: made[key] for key in replayed if key in made})
+        return
+    with _turn:
+        before = kernel_choices()
+        replay_kernel_choices(recorded)
+        try:
+            yield
+        finally:
+            for name, table in _TABLES.items():
+                made, replayed = before.get(name, {}), recorded.get(name) or {}
+                table.forget(replayed)
+                table.replay({key: made[key] for key in replayed if key in made})

@@ -18,7 +18,7 @@ from detjac_lanczos.operators.jacobian import Jacobian
 from detjac_lanczos.operators.one_sweep import products_of, shared_products_of, sum_of_products, transposed_products_of
 
 
-class JacobianBatch(Shared):
+class JacobianBatch(Shared, Sequence[Jacobian]):
     """Many Jacobians of one network, source and target, swept together: the solver's batch protocol.
 
     A sequence of them too: ``for J in batch``, ``batch[-1]``, and ``batch[2:5]`` for a batch of some. Its products are
@@ -73,7 +73,9 @@ class JacobianBatch(Shared):
         if isinstance(index, slice):
             return JacobianBatch(self.operators[index])
         place = whole_number(index)
-        return self.operators[self._known(index if place is None or place >= 0 else place + len(self))]
+        if place is None or not -len(self) <= place < len(self):
+            raise self._no_such(index)
+        return self.operators[place]
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -185,8 +187,11 @@ class JacobianBatch(Shared):
         """Return the number of an operator, from 0; refuse what is none."""
         found = whole_number(index)
         if found is None or not 0 <= found < len(self):
-            raise InputError(f"operator {index!r} does not exist; this batch has operators 0..{len(self) - 1}")
+            raise self._no_such(index)
         return found
+
+    def _no_such(self, index: Any) -> InputError:
+        return InputError(f"operator {index!r} does not exist; this batch has operators 0..{len(self) - 1}")
 
     def _pairs(self, name: str, blocks: Any) -> list[tuple[int, Tensor]]:
         """Return the (operator, block) pairs that products are asked of; refuse what are none."""

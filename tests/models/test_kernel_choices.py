@@ -1,7 +1,10 @@
+from threading import Event, Thread
+
 import pytest
 
 from detjac_kernels import mixing_roads, packed_roads
 from detjac_kernels.choice import ChoiceTable
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.models import kernel_choices as record
 from detjac_lanczos.runs.schema import RECORD, first_fault
 
@@ -24,3 +27,37 @@ def test_choices_of_a_device_are_recorded_and_replayed_and_those_not_made_are_no
     assert record.kernel_choices() == made
     assert first_fault({"solver": {}, **made}, RECORD["choices"]) is None
     assert first_fault({"solver": {}, **made, "packed": {"H100, xWt": 3}}, RECORD["choices"]) is not None
+
+
+def test_threads_that_replay_choices_take_turns() -> None:
+    before, order = record.kernel_choices(), []
+    inside, let_go = Event(), Event()
+
+    def first() -> None:
+        with record.kernel_choices_in_force({"gemm": {"a class": "default"}}):
+            inside.set()
+            let_go.wait()
+            order.append(record.kernel_choices()["gemm"]["a class"])
+
+    def second() -> None:
+        with record.kernel_choices_in_force({"gemm": {"a class": "onednn"}}):
+            order.append(record.kernel_choices()["gemm"]["a class"])
+
+    threads = [Thread(target=first), Thread(target=second)]
+    threads[0].start()
+    inside.wait()
+    threads[1].start()
+    threads[1].join(0.2)
+    let_go.set()
+    for thread in threads:
+        thread.join()
+    assert order == ["default", "onednn"]
+    assert record.kernel_choices() == before
+
+
+def test_choices_that_are_none_leave_nothing_in_force() -> None:
+    before = record.kernel_choices()
+    choices = {"gemm": {"a class": "onednn"}, "packed": "fused"}
+    with pytest.raises(InputError, match="choices are those of an earlier"), record.kernel_choices_in_force(choices):
+        pass
+    assert record.kernel_choices() == before

@@ -4,6 +4,7 @@ import gc
 import math
 import time
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
@@ -182,6 +183,9 @@ def test_a_batch_is_a_sequence_of_its_operators(network: DetachedNetwork) -> Non
     batch = network.jacobians()
     assert list(batch) == [batch[i] for i in range(len(batch))] == batch.operators
     assert batch[-1] is batch.operators[-1]
+    assert isinstance(batch, Sequence) and batch.index(batch[2]) == 2
+    with pytest.raises(InputError, match=f"operator {-len(batch) - 1} does not exist"):
+        batch[-len(batch) - 1]
     assert list(batch[2:5]) == batch.operators[2:5]
     assert isinstance(batch[2:5], JacobianBatch)
     for index in (17, -18, "a", True, None):
