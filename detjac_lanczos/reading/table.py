@@ -24,8 +24,10 @@ from detjac_lanczos.reading.visible import fit, flowed, joined, visible, wrapped
 WIDTH = 110
 _NARROWEST = 80
 _VALUES = 8
+_VALUE = 8
 _INDENT = 4
 _TOKEN = 13
+_BEFORE_VALUES = 4 + _TOKEN
 _LABEL = 16
 _BESIDE_VALUES = 46
 _BETWEEN = " · "
@@ -54,17 +56,17 @@ def render_table(record: Record, width: int = WIDTH) -> str:
     )
     lines = wrapped(asked, width)
     survey = surveyed(record)
-    most = min(_VALUES, (width - _BESIDE_VALUES) // 8)
-    shown = min(most, max((len(singular_values(token)) for token in record["tokens"]), default=0))
+    shown = min(_VALUES, max((len(singular_values(token)) for token in record["tokens"]), default=0))
+    abreast = min(shown, (width - _BESIDE_VALUES) // _VALUE)
     for prompt in range(len(record["prompts"])):
-        heading = survey_heading(width) if survey else _heading(shown)
+        heading = [survey_heading(width)] if survey else _heading(shown, abreast)
         lines += ["", fit(f"“{prompt_text(record, prompt)}”", width).rstrip()]
         lines += _output_after(record, prompt, width)
         tokens = tokens_of(record, prompt)
         if tokens:
-            lines += [heading, "─" * width]
+            lines += [*heading, "─" * width]
             for token in tokens:
-                lines += [survey_line(token, width)] if survey else _token_lines(token, shown, width)
+                lines += [survey_line(token, width)] if survey else _token_lines(token, shown, abreast, width)
             lines.append("─" * width)
         else:
             lines.append("no token of this prompt was chosen")
@@ -89,17 +91,17 @@ def _output_after(record: Record, prompt: int, width: int) -> list[str]:
     return [fit(f"outputs are those at token {position}, {token}", width).rstrip()]
 
 
-def _heading(shown: int) -> str:
-    values = "".join(f"{'σ' + str(j + 1):>8}" for j in range(shown))
-    return f"{'#':>3} {'token':<{_TOKEN}}{values}   {'stable rank':<18}{'residual':>8}"
+def _heading(shown: int, abreast: int) -> list[str]:
+    first, *others = _rows([f"σ{j + 1}" for j in range(shown)], abreast)
+    return [f"{'#':>3} {'token':<{_TOKEN}}{first}   {'stable rank':<18}{'residual':>8}", *others]
 
 
-def _token_lines(token: Record, shown: int, width: int) -> list[str]:
-    values = "".join(f"{_in_seven(value):>8}" for value in singular_values(token)[:shown])
+def _token_lines(token: Record, shown: int, abreast: int, width: int) -> list[str]:
+    first, *others = _rows([_in_seven(value) for value in singular_values(token)[:shown]], abreast)
     residual = relative_residual(token)
     told = "" if residual is None else f"{residual:.1e}"
     name = fit(visible(token["token"]), _TOKEN - 1)
-    lines = [f"{token['index']:>3} {name} {values:<{8 * shown}}   {_stable_rank(token):<18}{told:>8}"]
+    lines = [f"{token['index']:>3} {name} {first}   {_stable_rank(token):<18}{told:>8}", *others]
     if singular_values(token):
         half = (width - _INDENT) // 2
         left, right = (f"{side:<7}" + _tokens(token[side], half - 8) for side in ("left", "right"))
@@ -111,6 +113,13 @@ def _token_lines(token: Record, shown: int, width: int) -> list[str]:
         beneath.append(token["advice"])
     lines += [" " * _INDENT + part for told in beneath for part in wrapped(told, width - _INDENT)]
     return [line.rstrip() for line in lines]
+
+
+def _rows(values: list[str], abreast: int) -> list[str]:
+    """Return values so many to a line, those of further lines under those of the first."""
+    cells = [f"{value:>{_VALUE}}" for value in values]
+    first, *others = ["".join(cells[start : start + abreast]) for start in range(0, len(cells), abreast or 1)] or [""]
+    return [f"{first:<{_VALUE * abreast}}", *(" " * _BEFORE_VALUES + row for row in others)]
 
 
 def _in_seven(value: float) -> str:
