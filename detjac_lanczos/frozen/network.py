@@ -69,8 +69,9 @@ class FrozenNetwork(Shared):
     own_weights: OwnWeights = field(default_factory=OwnWeights)
 
     def __post_init__(self) -> None:
-        """Make the coefficients read-only."""
+        """Make the coefficients read-only, and look at the model as it is."""
         object.__setattr__(self, "coefficients", MappingProxyType(dict(self.coefficients)))
+        self.own_weights.begin(self.loaded)
 
     def __repr__(self) -> str:
         """One line: model, family, prompts and what is frozen."""
@@ -207,7 +208,10 @@ class FrozenNetwork(Shared):
         ------
         InputError
             If a name does not exist, a shape differs, or a head, expert or branch does not exist.
+        ModelError
+            If the model has changed since the pass.
         """
+        self.own_weights.require_model()
         changed = replaced(self.coefficients, coefficients or {})
         off = tuple(drop) if isinstance(drop, Iterable) and not isinstance(drop, str) else (drop,)
         dropped = self.dropped.union([switch_off(changed, item, self.blocks) for item in off])

@@ -11,21 +11,39 @@ from torch import Tensor, nn
 from detjac_lanczos.frozen.maps import Map
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.held import Held
-from detjac_lanczos.models.unmoved import Unmoved, is_plain, moved
+from detjac_lanczos.models.unchanged import Unchanged
+from detjac_lanczos.models.unmoved import Unmoved, is_plain
 
 
 class OwnWeights:
     """The weights in the maps of a network, part by part; shared with what ``replace`` makes of it."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, tuple[frozenset[int], Unmoved]] = {}
+        self._parts: dict[str, Unmoved] = {}
+        self._model: Unchanged | None = None
+
+    def begin(self, loaded: LoadedModel) -> None:
+        """Look at the model of a network that was just captured or read back; once, whatever is made of it later."""
+        if self._model is None:
+            self._model = Unchanged(loaded.name, loaded.model)
+
+    def require_model(self) -> None:
+        """Refuse to make maps of a model that is no longer the one of the pass.
+
+        Raises
+        ------
+        ModelError
+            If it has changed.
+        """
+        if self._model is not None:
+            self._model.require()
 
     def of(self, part: str) -> Unmoved:
         """Return the weights of a part as they were when its maps were first made."""
-        return self._parts[part][1]
+        return self._parts[part]
 
     def join(self, part: str, loaded: LoadedModel, maps: Iterable[Map]) -> None:
-        """Take the weights in the maps of a part, or see that they are those of the maps that were first made.
+        """Take the weights in the maps of a part, if the model that they were made of still is the one of the pass.
 
         Parameters
         ----------
@@ -38,16 +56,11 @@ class OwnWeights:
         Raises
         ------
         ModelError
-            If it was made before, and of other parameters; or these were written to since.
+            If the model has changed since.
         """
-        held = _parameters_in(loaded.model, maps)
-        places = frozenset(p.data_ptr() for p in held)
+        self.require_model()
         if part not in self._parts:
-            self._parts[part] = places, Unmoved(loaded.name, held)
-        known, unmoved = self._parts[part]
-        if not places <= known or bool(places) is not bool(known):
-            raise moved(loaded.name, "replaced")
-        unmoved.require_unwritten()
+            self._parts[part] = Unmoved(loaded.name, _parameters_in(loaded.model, maps))
 
 
 def _parameters_in(model: nn.Module, maps: Iterable[Map]) -> list[Tensor]:

@@ -182,6 +182,23 @@ def refuse_offloaded_packed(model: nn.Module) -> None:
                 )
 
 
+def kept_in_memory(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the very tensors that accelerate offloads of a module's own to host memory; none of those on disk."""
+    for hook in _hooks(module):
+        for prefix, values in _in_memory(getattr(hook, "weights_map", None)):
+            yield from (values[key] for name in _own_tensors(module) if (key := prefix + name) in values)
+
+
+def _in_memory(values: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+    """Yield the dictionaries behind a map of accelerate's, each with what it puts before a name."""
+    if isinstance(values, dict):
+        yield prefix, values
+    elif hasattr(values, "dataset"):
+        yield from _in_memory(values.dataset, values.prefix + prefix)
+    elif hasattr(values, "state_dict"):
+        yield from _in_memory(values.state_dict, prefix)
+
+
 def kept_by_hooks(module: nn.Module) -> Iterator[object]:
     """Yield what a copy of a module must share with it: weight maps, and the tied tensors that hooks put on devices."""
     for hook in _hooks(module):

@@ -82,7 +82,7 @@ def moved(name: str, how: str) -> ModelError:
 
 
 def weights_in_use(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a model, but those of adapters that are not active: they may be trained meanwhile."""
+    """Yield the parameters of a model, but those of adapters that do not run: they may be trained meanwhile."""
     resting = {id(p) for module in model.modules() for p in _of_resting_adapters(module)}
     return (p for p in model.parameters() if id(p) not in resting)
 
@@ -90,7 +90,7 @@ def weights_in_use(model: nn.Module) -> Iterator[nn.Parameter]:
 def _of_resting_adapters(layer: Any) -> Iterator[nn.Parameter]:
     if not is_adapted(layer) and "modules_to_save" not in layer._modules:
         return
-    active = layer.active_adapters
+    active = [] if layer.disable_adapters or getattr(layer, "merged", False) else layer.active_adapters
     for held in layer._modules.values():
         if isinstance(held, nn.ModuleDict | nn.ParameterDict):
             for adapter, part in held.items():

@@ -1,0 +1,71 @@
+"""Whether a model still is the very one that was frozen, by a look at all that maps may be made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from detjac_lanczos.models.adapters import adapter_state
+from detjac_lanczos.models.offloaded import kept_in_memory
+from detjac_lanczos.models.unmoved import Unmoved, moved, weights_in_use
+
+
+class Unchanged:
+    """A model as it is now: its weights, packed and offloaded ones too, and what its adapters do.
+
+    Stricter than the products of a network are, which use only what its maps hold: a change refuses that would be
+    without effect. Buffers that no checkpoint holds are left out, as models write to them in a forward pass.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    model : torch.nn.Module
+    """
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        self._name, self._model = name, model
+        self._tensors, self._adapters = list(_tensors(model)), list(adapter_state(model))
+        self._unmoved = Unmoved(name, self._tensors)
+        self._looks = [_look(tensor) for tensor in self._tensors]
+
+    def require(self) -> None:
+        """Refuse what would be made of the model if it has changed.
+
+        Raises
+        ------
+        ModelError
+            If it has.
+        """
+        if list(adapter_state(self._model)) != self._adapters:
+            raise moved(self._name, "given other adapters")
+        self._unmoved.require()
+        tensors = list(_tensors(self._model))
+        if len(tensors) != len(self._tensors) or any(a is not b for a, b in zip(tensors, self._tensors, strict=True)):
+            raise moved(self._name, "replaced")
+        if [_look(tensor) for tensor in tensors] != self._looks:
+            raise moved(self._name, "written to")
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the weights in use and lasting buffers: of offloaded ones those in host memory, as each pass makes others.
+
+    Those on disk are left out.
+    """
+    yield from (parameter for parameter in weights_in_use(model) if not parameter.is_meta)
+    for module in model.modules():
+        yield from kept_in_memory(module)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta and name not in module._non_persistent_buffers_set:
+                yield buffer
+
+
+def _look(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tells a tensor from what was written to it, or put in its place, without reading it."""
+    version = None if tensor.is_inference() else tensor._version
+    try:
+        return version, tensor.data_ptr()
+    except RuntimeError:  # a wrapper around other tensors
+        return (version,)
