@@ -17,6 +17,7 @@ from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.drop import Expert, Head, replaced, switch_off
 from detjac_lanczos.frozen.fold import fold, scale_factors
+from detjac_lanczos.frozen.hooks_on_all import HooksOnAll
 from detjac_lanczos.frozen.mapped import let_go
 from detjac_lanczos.frozen.own_weights import OwnWeights
 from detjac_lanczos.frozen.places import Place
@@ -55,6 +56,8 @@ class FrozenNetwork(Shared):
         Where the coefficients were put under a budget of memory; see `plan`.
     own_weights : OwnWeights
         Which of the model's weights were found when its maps were made; what `replace` gives has the same.
+    hooks : HooksOnAll
+        The hooks on all modules that had a part in its pass.
     """
 
     loaded: LoadedModel
@@ -67,6 +70,7 @@ class FrozenNetwork(Shared):
     planned: Plan | None = None
     altered: bool = False
     own_weights: OwnWeights = field(default_factory=OwnWeights)
+    hooks: HooksOnAll = field(default_factory=HooksOnAll)
 
     def __post_init__(self) -> None:
         """Make the coefficients read-only, and look at the model as it is."""

@@ -101,8 +101,9 @@ class AutogradSweeps:
             for part in _together(tangents, len(x)):
                 with _dual_level():
                     dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
-                    y, product = forward_ad.unpack_dual(self._run(dual, prompt, position))
-                _require_own(y, own, self.network)
+                    y = self._run(dual, prompt, position)
+                    _require_own(forward_ad.unpack_dual(y).primal, own, self.network)
+                    product = forward_ad.unpack_dual(self._read(y)).tangent
                 products.append(product if product is not None else part.new_zeros(len(part), self.d_out))
         return torch.cat(products)
 
@@ -116,6 +117,7 @@ class AutogradSweeps:
             with weights_read_again(self.passes.model):
                 y = self._run(leaf[None], prompt, position)[0]
             _require_own(y.detach()[None], own, self.network)
+            y = self._read(y)
 
             def pull(cotangent: Tensor) -> Tensor:
                 return torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0]
@@ -125,19 +127,25 @@ class AutogradSweeps:
         return torch.cat(products)
 
     def _own_value(self, prompt: int, position: int) -> Tensor:
-        """Return the target's value when the network was frozen: (d_out,)."""
+        """Return what `_run` gave when the network was frozen: (d_out,), of a probe the output that it reads."""
         key = prompt, position
         if key not in self._own_values:
-            self._own_values[key] = self.network.value(self.target, prompt, position)
+            end = self.target if self.target.rows is None else Place("output")
+            self._own_values[key] = self.network.value(end, prompt, position)
         return self._own_values[key]
 
     def values(self, prompt: int, position: int, inputs: Tensor) -> Tensor:
         """Return the target's values at inputs (b, n, d): (b, d_out)."""
         with _one_at_a_time:
-            parts = [self._run(part, prompt, position) for part in _together(inputs, inputs.shape[1])]
+            parts = [self._read(self._run(part, prompt, position)) for part in _together(inputs, inputs.shape[1])]
             return torch.cat([inputs.new_empty(0, self.d_out), *parts])
 
+    def _read(self, y: Tensor) -> Tensor:
+        """Return the target of what the model gives: a probe's rows of the output."""
+        return y if self.target.rows is None else y @ self.target.rows.to(y).T
+
     def _run(self, x: Tensor, prompt: int, position: int) -> Tensor:
+        self.network.hooks.require_same(self.network.loaded.name)
         embeddings = self.network.inputs(-1, prompt)
         require_exact_products(x.dtype, x.device)
         try:

@@ -59,7 +59,10 @@ def detach(
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes
         Never written to; the pass runs on a structural copy that shares every tensor. What is frozen belongs to the
         weights of that pass: after they change in place (training, merged adapters), products are refused, so detach
-        again. Where they are replaced instead, the network keeps those of its pass.
+        again. Where they are replaced instead (also by ``merge_adapter()`` on packed weights), the network keeps those
+        of its pass. Writes are noticed by version counters and by one entry a matrix: not seen are those through
+        ``.data`` to part of a matrix, to part of weights made in inference mode, and to packed or offloaded weights
+        (save by ``replace``, where they are counted and in memory).
     prompt : str or list of str
         A list gives one network whose tokens are addressed as (prompt, token).
     freeze : {"gate", "up", "half"}

@@ -60,6 +60,7 @@ class Passes:
         Returns
         -------
         Tensor, shape (b, d_out)
+            Where the target is a probe, the output that it reads.
 
         Raises
         ------
@@ -90,8 +91,7 @@ class Passes:
             try:
                 logits: Tensor = self.model(inputs_embeds=inputs, **places, use_cache=False).logits
             except _Reached as reached:
-                value = reached.value.to(x.device)
-                return value if target.rows is None else value @ target.rows.to(x).T
+                return reached.value.to(x.device)
         return logits[:, 0].to(x.device)
 
     def end(self, target: Place) -> tuple[nn.Module, float]:

@@ -238,3 +238,16 @@ def test_svd_of_all_tokens_jointly() -> None:
     assert result.converged
     expected = torch.linalg.svdvals(oracles[0].jacobian("embeddings", "output", -1).flatten(1))[:4]
     assert (result.S - expected).abs().max() <= 1e-10 * expected[0]
+
+
+def test_a_probe_across_the_output_is_served_in_single_precision() -> None:
+    """Its value is nothing but rounding, which no two passes share."""
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(6))
+    J = network.jacobian("joint", frozen=False)
+    y = J.y.double() / J.y.double().norm()
+    row = torch.randn(1, len(y), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    row = (row - (row @ y) * y).float()
+    across = network.jacobian("joint", target=probe(row), frozen=False)
+    X = torch.randn(across.shape[1], 3, generator=torch.Generator().manual_seed(2))
+    for found, expected in ((across.dense(), row @ J.dense()), (across.matmat(X), row @ J.matmat(X))):
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
