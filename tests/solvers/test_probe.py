@@ -39,7 +39,7 @@ def _step(probe: Probe) -> None:
 
 
 def claimed(probe: Probe, *, tol: float = 1e-3, floor: float = FLOOR, threshold: float | None = None) -> Completeness:
-    return stated(probe, k=KNOWN, delta=DELTA, tol=tol, floor=floor, scale=1.0, threshold=threshold)
+    return stated(probe, k=KNOWN, delta=DELTA, tol=tol, floor=floor, hidden=0.0, scale=1.0, threshold=threshold)
 
 
 def test_gamma_is_of_the_dimensions_that_are_left_and_each_vector_is_a_claim() -> None:
@@ -90,11 +90,15 @@ def test_a_claim_holds_the_floor_and_the_defect_of_its_triplets() -> None:
     assert claim.upper[-1] >= (claim.tau + 2 * FLOOR) * (1 - 1e-12)
 
 
-def test_a_threshold_is_complete_where_the_bound_with_its_rounding_lies_below() -> None:
-    probe = probed(A, 6)
+def test_a_threshold_is_complete_where_rounding_parts_it_from_the_values_on_both_sides() -> None:
+    probe = probed(A, 20)
     bound, rounding = claimed(probe).upper[KNOWN], claimed(probe).rounding
+    last = float(probe.deflation.values[-1])
+    assert bound + 0.5 * rounding < last - 1.5 * rounding
     assert claimed(probe, threshold=bound + 0.5 * rounding).complete
+    assert claimed(probe, threshold=last - 1.5 * rounding).complete
     assert not claimed(probe, threshold=bound - 0.5 * rounding).complete
+    assert not claimed(probe, threshold=last - 0.5 * rounding).complete
 
 
 def test_tau_with_the_floor_lies_below_the_last_value_of_a_complete_claim() -> None:
