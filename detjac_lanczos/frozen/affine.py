@@ -164,6 +164,7 @@ class AffineNetwork(FrozenNetwork):
     @torch.inference_mode(False)
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._values:
+            self.hooks.require_same(self.loaded.name)
             values, logits = branch_values(self.model, self.family, self.prompts, role, index)
             self._require_own(logits, "the values of its branches are not known")
             self._values[role, index] = values.to(self.device)
@@ -180,8 +181,9 @@ class AffineNetwork(FrozenNetwork):
         Raises
         ------
         ModelError
-            If its logits on the prompts are others.
+            If its logits on the prompts are others, or the hooks on all modules.
         """
+        self.hooks.require_same(self.loaded.name)
         self._require_own(own_logits(self.model, self.prompts), otherwise)
 
     def _require_own(self, logits: Tensor, otherwise: str) -> None:

@@ -65,8 +65,9 @@ def test_a_hook_on_all_modules_that_was_set_before_the_first_ordinary_jacobian_i
         lambda module, _, out: 1.1 * out if isinstance(module, torch.nn.Linear) else None
     )
     try:
-        with pytest.raises(ModelError, match="gives other logits on the prompt"):
-            network.jacobian(0, frozen=False)
+        for use in (lambda: network.jacobian(0, frozen=False), lambda: network.jacobian(0, target=dl.mlp(0)).y):
+            with pytest.raises(ModelError, match="other forward hooks on all modules than when"):
+                use()
     finally:
         hook.remove()
     network.jacobian(0, frozen=False).dense()

@@ -63,6 +63,10 @@ def codes(model: Any) -> None:
     model.model.layers[1].mlp.down_proj.weight.data = model.model.layers[1].mlp.down_proj.weight.data.clone().fill_(17)
 
 
+def codes_in_place(model: Any) -> None:
+    model.model.layers[1].mlp.down_proj.weight.data.view(torch.uint8).bitwise_xor_(0x11)
+
+
 def kept_elsewhere(model: Any) -> None:
     model.model.layers[1].mlp.down_proj._hf_hook.weights_map["weight"].mul_(1.5)
 
@@ -76,6 +80,10 @@ CASES: dict[str, tuple[Callable[[], Any], Change]] = {
     "a merged adapter": (lambda: adapted(llama()), merged),
     "host memory": (lambda: in_host_memory(llama()), kept_elsewhere),
     **{f"codes, {kind}": (lambda k=kind: quantised(llama(torch.float32), k), codes) for kind in ("nf4", "int8")},
+    **{
+        f"codes in place, {kind}": (lambda k=kind: quantised(llama(torch.float32), k), codes_in_place)
+        for kind in ("nf4", "int8")
+    },
     **{
         f"an adapter merged into {kind}": (lambda k=kind: adapted(quantised(llama(torch.float32), k)), merged)
         for kind in ("nf4", "int8")
