@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -152,11 +152,7 @@ def analyze(
     check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
     loaded = load_converted(model, dtype, device)
     clock.lap("load")
-    with ExitStack() as in_force:
-        if choices is not None:
-            in_force.enter_context(kernel_choices_in_force(choices))
-        if kept is not None:
-            in_force.enter_context(kept.choices_in_force())
+    with kernel_choices_in_force(choices or {}), nullcontext() if kept is None else kept.choices_in_force():
         network = detach(
             loaded,
             prompt,

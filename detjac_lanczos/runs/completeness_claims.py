@@ -87,7 +87,8 @@ def _follows(claim: Completeness, fresh: Completeness, values: torch.Tensor, tol
     """Whether a claim is complete by its own bounds."""
     k, rounding = claim.k, min(claim.rounding, fresh.rounding + 2 * fresh.floor)
     if claim.threshold is not None:
-        return claim.upper[k] <= (1 + digits) * claim.threshold
+        above = k == 0 or float(values[k - 1]) - rounding > (1 - digits) * claim.threshold
+        return above and claim.upper[k] <= (1 + digits) * claim.threshold
     goals = limits(values[:k].numpy(), tol, claim.floor).tolist()
     narrow = all(bound - rounding <= (1 + digits) * goal for bound, goal in zip(claim.upper, goals, strict=False))
     last = float(values[k - 1])

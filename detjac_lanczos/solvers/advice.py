@@ -10,7 +10,7 @@ from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import coarser_type
+from detjac_lanczos.solvers.rounding import unless_coarser
 from detjac_lanczos.solvers.wording import rounded_up
 
 
@@ -37,23 +37,15 @@ def on_status(
         ),
         Status.NOT_FINITE: f"{batch.nonfinite.get(index, 'A product is not finite')}: {batch.remedy}.",
         Status.NOT_ADJOINT: (
-            f"The transposed product is not the adjoint of the forward one{_unless_coarser(batch, index)}: run "
-            "check_operator on this operator."
+            "The transposed product is not the adjoint of the forward one"
+            + unless_coarser(batch.operator_dtype, batch.defects.get(index, math.inf), max(batch.shapes[index]))
+            + ": run check_operator on this operator."
         ),
         Status.NOT_DETERMINISTIC: (
             "The same block gave different products twice: switch off dropout and any other randomness."
         ),
     }
     return sentences[status]
-
-
-def _unless_coarser(batch: CountingBatch, index: int) -> str:
-    """Return the other reading of a defect that fits the rounding of a coarser type than declared."""
-    coarser = coarser_type(batch.operator_dtype, batch.defects.get(index, math.inf), max(batch.shapes[index]))
-    if coarser is None:
-        return ""
-    declared = f"instead of the {batch.operator_dtype} that the operator declares"
-    return f", or both are computed in {coarser} {declared} (then declare that)"
 
 
 def _under(batch: CountingBatch, floor: float, hidden: float) -> str:

@@ -14,10 +14,10 @@ from detjac_lanczos.solvers.product_fault import product_fault
 from detjac_lanczos.solvers.rounding import (
     LARGEST_ADJOINT_BOUND,
     adjoint_bound,
-    coarser_type,
     epsilon,
     epsilon_at,
     safe_scale,
+    unless_coarser,
 )
 
 _WIDTH = 3
@@ -102,7 +102,7 @@ def _check(operator: LinearOperator, seed: int) -> OperatorReport:
             f"rmatmat is not the transpose of matmat: ⟨A v, u⟩ and ⟨v, Aᵀ u⟩ differ by {defect:.1e} of ‖A‖_F times "
             f"the shorter of u and v, rounding explains {bound:.1e}"
             # Inner products with random vectors are about so much of the largest that they could be.
-            + _unless_coarser(operator, defect * math.sqrt(min(operator.shape)))
+            + unless_coarser(operator.dtype, defect * math.sqrt(min(operator.shape)), max(operator.shape))
         )
     return OperatorReport(tuple(problems), defect, bound)
 
@@ -130,7 +130,7 @@ def _check_way(
         if float((product(block) * unit - scaled).norm()) > bound * size:
             problems.append(f"{name} is not deterministic: the same block gave two different products")
         elif (apart := float((product(block[:, :1]) * unit - scaled[:, :1]).norm())) > bound * size:
-            other = _unless_coarser(operator, apart / size)
+            other = unless_coarser(operator.dtype, apart / size, max(operator.shape))
             problems.append(f"{name} is not the same column by column: a column alone gives another product{other}")
         elif float((product(factor * block) * unit - factor * scaled).norm()) > abs(factor) * bound * size:
             problems.append(f"{name} is not linear: {factor:g} times a block does not give so many times its product")
@@ -156,14 +156,6 @@ def _product(
     if not torch.equal(kept, block):
         raise _UnusableError(f"{name} changes the block that it is given")
     return found.to(torch.float64, copy=True)
-
-
-def _unless_coarser(operator: LinearOperator, difference: float) -> str:
-    """Return the other reading of a relative difference that fits the rounding of a coarser type than declared."""
-    coarser = coarser_type(operator.dtype, difference, max(operator.shape))
-    if coarser is None:
-        return ""
-    return f"; or it computes in {coarser} instead of the declared {operator.dtype} (then declare that)"
 
 
 def _bound(operator: LinearOperator, products: Tensor, unit: float) -> float:

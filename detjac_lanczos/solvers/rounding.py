@@ -39,8 +39,10 @@ def epsilon_at(dtype: torch.dtype, length: float, rows: int) -> float:
     return info.eps * max(shorter, 1.0)
 
 
-def coarser_type(dtype: torch.dtype, difference: float, rows: int) -> str | None:
-    """Return the finest type coarser than this one whose rounding may be what products differ by; None where none.
+def unless_coarser(dtype: torch.dtype, difference: float, rows: int) -> str:
+    """Return the other reading of a difference that the rounding of a coarser type explains, to end a sentence with.
+
+    It names the finest such type; it is empty where there is none.
 
     Parameters
     ----------
@@ -53,8 +55,9 @@ def coarser_type(dtype: torch.dtype, difference: float, rows: int) -> str | None
     for coarser in (torch.float32, torch.float16, torch.bfloat16):
         explained = min(adjoint_bound(epsilon(coarser), rows), SAFETY * _COARSEST)
         if epsilon(coarser) > epsilon(dtype) and difference <= explained:
-            return f"{coarser}" if epsilon(coarser) == _COARSEST else f"{coarser} or coarser"
-    return None
+            named = f"{coarser}" if epsilon(coarser) == _COARSEST else f"{coarser} or coarser"
+            return f"; or the operator computes in {named} instead of the declared {dtype} (then declare that)"
+    return ""
 
 
 def underflow(dtype: torch.dtype, length: float, rows: int) -> float:

@@ -131,6 +131,21 @@ def test_a_lowered_threshold_fails_where_a_value_is_missing(plain: Run, tiny: Lo
         assert f"largest product of what the triplets of {token.name} leave" in failed
 
 
+def test_a_claim_of_all_values_fails_where_rounding_hides_whether_the_last_lies_above(
+    above: Run, tiny: LoadedModel
+) -> None:
+    token = min((token for token in above.tokens if len(token.S)), key=lambda token: float(token.S[-1]))
+    edge = float(token.S[-1]) * (1 - 1e-7)
+
+    def moved(record: dict) -> None:
+        record["options"]["threshold"] = edge
+        for entry in record["tokens"]:
+            entry["certificate"]["completeness"]["threshold"] = edge
+
+    wrong = [claim.what for claim in verify(forged(above, moved), tiny).failed if "contradictions" in claim.what]
+    assert wrong == [f"contradictions in the claim of completeness of {token.name}"]
+
+
 def test_a_raised_threshold_fails(plain: Run, tiny: LoadedModel) -> None:
     false = forged(plain, lambda record: record["options"].__setitem__("threshold", 100.0))
     failed = {claim.what: claim.measured for claim in verify(false, tiny).failed}
