@@ -28,27 +28,16 @@ _FIGURES = {
 def target_name(record: Record) -> str:
     """Return what y is: "output", "MLP branch of block 1" and so on."""
     kind, index = _target(record)
-    tail = _tail(record)
+    tail = record["definition"]["tail"]
     return _NAMES.get(kind, "target").format(index=index, end=f"before {tail}" if tail else "after the last block")
-
-
-def frozen(record: Record) -> str:
-    """Return what was frozen; a run of before that was recorded does not tell norms and MLPs apart."""
-    unknown = "the scale of every norm, every attention weight, and one factor of every MLP"
-    return str(record["definition"].get("frozen", unknown))
 
 
 def how_left_is_read(record: Record) -> tuple[str, str]:
     """Return how left vectors are read, and what the figure beside each token (or row of a probe) is."""
     kind, _ = _target(record)
-    tail = _tail(record).replace("the final norm", "the frozen final norm")
+    tail = record["definition"]["tail"].replace("the final norm", "the frozen final norm")
     through = f"pass {tail} and are read through the head" if tail else "are read through the head"
     return _READ.get(kind, through), _FIGURES.get(kind, _SHARE.format(where="output"))
-
-
-def _tail(record: Record) -> str:
-    """Return what lies between the last block and the output; a final norm in a run of before that was recorded."""
-    return str(record["definition"].get("tail", "the final norm"))
 
 
 def is_one_entry(record: Record) -> bool:

@@ -9,7 +9,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch
 from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.notes import LATER, WORDED
+from detjac_lanczos.runs.notes import WORDED
 from detjac_lanczos.runs.record import definition_of
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import SHARED_BASIS, check_search, search_from
@@ -48,10 +48,8 @@ def _of_definition(
 ) -> Iterator[tuple[str, bool]]:
     written, true = record["definition"], definition_of(batch, positions)
     for name in sorted(written.keys() | true.keys()):
-        apart = written.get(name) != true.get(name)
-        older = name in LATER and name not in written
-        reworded = name in WORDED and (older or isinstance(written.get(name), str)) and name in true
-        yield f"definition.{name}", apart and not reworded
+        reworded = name in WORDED and isinstance(written.get(name), str) and name in true
+        yield f"definition.{name}", written.get(name) != true.get(name) and not reworded
     for name in ("freeze", "route", "dtype"):
         yield name, record[name] != true[name]
     yield "quantization", record["quantization"] is not None and network.loaded.packing is None

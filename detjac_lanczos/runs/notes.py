@@ -15,9 +15,6 @@ position, freeze, route, dtype, the fingerprint of the weights) and by what is m
 operator. The words themselves may be others in another version.
 """
 
-LATER = ("frozen", "tail")
-"""Those that runs of earlier versions lack."""
-
 
 def loading_notes(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line of the options that the model was loaded with, where they are not the defaults."""
@@ -39,9 +36,8 @@ def wording_notes(record: Mapping[str, Any], batch: JacobianBatch) -> Iterator[s
     """Yield a line for each part of the definition that reads otherwise today."""
     written, today = record["definition"], batch.operators[0].definition
     for name in WORDED:
-        known = name in today and (name in written or name in LATER)
-        if known and (word := written.get(name, "")) != today[name]:
+        if name in today and name in written and written[name] != today[name]:
             yield (
-                f"definition.{name} reads {word!r} in the record and {today[name]!r} today: the words are not "
+                f"definition.{name} reads {written[name]!r} in the record and {today[name]!r} today: the words are not "
                 "compared, what they stand for is measured"
             )

@@ -25,7 +25,7 @@ from detjac_lanczos.solvers.operator import OperatorBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.whole_file import whole_file
 
-FORMAT = 3
+FORMAT = 1
 KIND = "detjac solve"
 _HEADER = "solve.json"
 _DECISION = "decision.json"
@@ -59,7 +59,7 @@ class Journal:
     InputError
         The folder cannot be written, or holds something else, or the journal of a solve with other options.
     RunFileError
-        The journal is damaged, or was written by an earlier or a newer version.
+        The journal is damaged, or was written by a newer version.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
@@ -144,12 +144,10 @@ class Journal:
             raise RunFileError(f"{place} is damaged ({error}): give a new folder") from error
         if not isinstance(found, dict) or found.get("kind") != KIND:
             raise InputError(f"{place} is no solve of ours: give a new or empty folder")
-        if not isinstance(found.get("format"), int):
+        if type(found.get("format")) is not int or found["format"] < FORMAT:
             raise RunFileError(f"{place} is damaged (format = {found.get('format')!r}): give a new folder")
         if found["format"] > FORMAT:
             raise RunFileError(f"{place} has format {found['format']}, newer than {FORMAT}: update detjac-lanczos")
-        if found["format"] < FORMAT:
-            raise RunFileError(f"{place} was written by an earlier version of detjac-lanczos: give a new folder")
         for name, value in sorted(header.items(), key=lambda item: item[0] not in _GOALS):
             if found.get(name) != value:
                 other = _FINGERPRINTS.get(name, f"{name} = {found.get(name)!r} instead of {value!r}")

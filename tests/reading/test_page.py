@@ -21,7 +21,6 @@ from detjac_lanczos.reading.page.token_card import reading_cells, token_card
 from detjac_lanczos.reading.record_values import percent, scientific
 from detjac_lanczos.reading.visible import columns
 from detjac_lanczos.runs import Run, analyze
-from detjac_lanczos.runs.schema import first_fault
 from tests import tiny_models
 from tests.reading.conftest import ODD_TOKENS
 from tests.tiny_models.dense import DENSE
@@ -199,14 +198,6 @@ def test_the_page_says_what_is_frozen_and_what_the_stream_passes(run: Run) -> No
     said = _text(analyze(projected, input_ids=tiny_models.prompt_ids(3), k=2, tokens=[0], target=layer(1)))
     assert "pass the output projection and are read through the head" in said
     assert "act(gate x) of every gated MLP" in _text(run)
-
-
-def test_a_run_of_before_what_is_frozen_was_recorded_has_a_page(run: Run) -> None:
-    definition = {name: value for name, value in run.record["definition"].items() if name not in ("frozen", "tail")}
-    older = run.record | {"definition": definition}
-    assert first_fault(older) is None
-    said = _text(Run(older, run.vectors))
-    assert "the scale of every norm, every attention weight, and one factor of every MLP (freeze=gate)" in said
 
 
 def test_the_python_call_repeats_the_run(run: Run) -> None:

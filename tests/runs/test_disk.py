@@ -97,11 +97,6 @@ def test_newer_format_is_refused_by_name(copy: Path) -> None:
         load_run(copy)
 
 
-def test_older_format_is_read(copy: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "FORMAT", 2)
-    assert load_run(copy).record == run.record
-
-
 @pytest.mark.parametrize("changes", [{"kind": "something else"}, {"format": "1"}, {"format": 0}, {"format": True}])
 def test_foreign_record_is_refused(copy: Path, changes: dict) -> None:
     harm(copy, lambda record: record.update(changes))

@@ -18,7 +18,7 @@ from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs import Run, analyze, load_run, loading, verify
 from detjac_lanczos.runs.coherence_claims import coherence_claims
-from detjac_lanczos.runs.notes import LATER, WORDED, wording_notes
+from detjac_lanczos.runs.notes import WORDED, wording_notes
 from detjac_lanczos.runs.schema import first_fault
 from detjac_lanczos.solvers.rounding import epsilon, noise_floor
 from tests.runs.conftest import forged, harm
@@ -264,17 +264,6 @@ def test_other_words_for_the_same_definition_are_told_and_fail_nothing(copy: Pat
     assert "loaded with revision='v2', device_map='cpu'" in str(found)
     assert "definition.input reads 'rows of the table of embeddings' in the record" in str(found)
     assert len(found.record["notes"]) == 2
-
-
-def test_a_run_of_before_words_were_recorded_holds(copy: Path) -> None:
-    def change(record: dict[str, Any]) -> None:
-        for name in LATER:
-            del record["definition"][name]
-
-    harm(copy, change)
-    found = verify(copy)
-    assert found.ok
-    assert "definition.frozen reads ''" in str(found) and "definition.tail reads ''" in str(found)
 
 
 def test_the_position_of_every_prompt_is_recorded(tiny: LoadedModel) -> None:

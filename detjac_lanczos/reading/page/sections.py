@@ -24,7 +24,7 @@ from detjac_lanczos.reading.record_values import (
     surveyed,
     tokens_of,
 )
-from detjac_lanczos.reading.target_words import frozen, how_left_is_read, target_name
+from detjac_lanczos.reading.target_words import how_left_is_read, target_name
 
 _COLUMNS = 8
 _NARROW = 360.0
@@ -79,7 +79,7 @@ def about(record: Record) -> str:
         ),
         ("Input x", f"{text(definition['input'])}"),
         ("Output y", f"{text(definition['target_definition'])}, {_position(record)}"),
-        ("Frozen", f"{text(frozen(record))} (freeze={text(record['freeze'])})"),
+        ("Frozen", f"{text(definition['frozen'])} (freeze={text(record['freeze'])})"),
         ("Method", f"{text(work['method'])}: {text(work['why'])}"),
         (
             "Counted work",
