@@ -131,7 +131,10 @@ def parse_place(text: str) -> str | Place:
     if found := _CALL.fullmatch(text):
         return _IN_BLOCKS[found[1]](int(found[2]))
     if "(" in text or text in _IN_BLOCKS:
-        raise InputError(f"{text!r} is no place in the network; write layer(12), attention(3) or mlp(5)")
+        raise InputError(
+            f"{text!r} is no place in the network; write embeddings or layer(12) for a source, output, residual, "
+            "logits, layer(12), attention(3) or mlp(5) for a target; probes are for Python alone"
+        )
     return text.strip()
 
 
