@@ -132,13 +132,20 @@ class Jacobian(MatrixFree):
 
     def __repr__(self) -> str:
         """One line that says what the operator is."""
+        token = "joint" if self.token is None else self.token
+        return (
+            f"{type(self).__name__}(shape={self.shape}, token={token}, position={self.position}, {self._map_in_words})"
+        )
+
+    @property
+    def _map_in_words(self) -> str:
+        """What `repr` says of the map, whatever the token and the position."""
         d = self.definition
         weights = f", weights {d['weights']}" if "weights" in d else ""
         without = f", without {', '.join(d['switched_off'])}" if "switched_off" in d else ""
         return (
-            f"{type(self).__name__}(shape={self.shape}, token={d['token']}, position={self.position}, "
             f"input: {d['input']}, target: {d['target_definition']}, freeze={d['freeze']!r}{weights}{without}, "
-            f"{d['dtype']})"
+            f"{d['dtype']}"
         )
 
 

@@ -77,6 +77,12 @@ class JacobianBatch(Shared, Sequence[Jacobian]):
             raise self._no_such(index)
         return self.operators[place]
 
+    def __repr__(self) -> str:
+        """One line that says how many operators there are, of what shape, and of which map."""
+        first, shapes = self.operators[0], sorted(set(self.shapes))
+        shape = f"shape={shapes[0]}" if len(shapes) == 1 else f"shapes={shapes[0]} to {shapes[-1]}"
+        return f"{type(self).__name__}({len(self)} × {type(first).__name__}, {shape}, {first._map_in_words})"
+
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(d_out, d_in) of every operator."""

@@ -195,6 +195,13 @@ def test_a_batch_is_a_sequence_of_its_operators(network: DetachedNetwork) -> Non
         batch[5:5]
 
 
+def test_a_batch_says_what_it_is_in_a_line(network: DetachedNetwork) -> None:
+    said = repr(network.jacobians([0, 3], source=layer(1), target=mlp(2)))
+    assert said.startswith("JacobianBatch(2 × DetachedJacobian, shape=(24, 24), input: the residual stream entering")
+    assert "block 1, target: mlp(2), freeze='gate'" in said and "\n" not in said
+    assert "shapes=(24, 24) to (24, 288)" in repr(JacobianBatch([network.jacobian(0), network.jacobian("joint")]))
+
+
 @pytest.mark.parametrize("name", ["matmat", "rmatmat", "matmat_sum"])
 def test_products_of_what_is_no_pair_are_refused(network: DetachedNetwork, name: str) -> None:
     x, product = normal(24, 2), getattr(network.jacobians(), name)
