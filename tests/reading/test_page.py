@@ -557,3 +557,16 @@ def test_a_models_name_is_shown_as_it_is_written(run: Run) -> None:
     page = render_page(run.record | {"model": "Some/Name"}, run.vectors)
     assert '<p class="kicker"><span>Detached Jacobians</span> · Some/Name</p>' in page
     assert not re.search(r"\.kicker \{[^}]*uppercase", page)
+
+
+def test_the_opening_names_the_source_where_it_is_not_the_embeddings() -> None:
+    loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
+    later = analyze(loaded, input_ids=tiny_models.prompt_ids(3), k=2, source=layer(-2))
+    page = render_page(later.record, later.vectors)
+    assert "is a linear map of the residual stream entering block 1, token by token. These are" in page
+    assert "which directions of that stream matter" in page and "each input token" not in page
+
+
+def test_the_opening_says_nothing_of_the_source_where_it_is_the_embeddings(run: Run) -> None:
+    page = render_page(run.record, run.vectors)
+    assert "is a linear map of each input token. These are" in page and "which directions of a token matter" in page

@@ -37,12 +37,14 @@ def heading(record: Record) -> str:
     offset = ", plus an offset" if any(has_offset(record, prompt) for prompt in prompts) else ""
     name = target_name(record)
     matter = "what they make the model say" if name in ("output", "logits") else f"what they do to the {text(name)}"
+    stream = None if record["options"]["source"] == "embeddings" else text(record["definition"]["input"])
+    whose, part = (f"{stream}, token by token", "that stream") if stream else ("each input token", "a token")
     return (
         f'<header class="top"><p class="kicker"><span>Detached Jacobians</span> · {text(record["model"])}{others}</p>'
         f"<h1{size}><bdi>{text(title)}</bdi>{_continuation(record)}</h1>"
         '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
-        f"took, is a linear map of each input token{offset}. These are the leading singular vectors of those maps: "
-        f"which directions of a token matter, and {matter}.</p>"
+        f"took, is a linear map of {whose}{offset}. These are the leading singular vectors of those maps: "
+        f"which directions of {part} matter, and {matter}.</p>"
         f"{facts(_key_figures(record), 'key')}</header>"
     )
 
