@@ -31,7 +31,7 @@ from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import Polish, SearchOptions, check_search, search_record
 from detjac_lanczos.runs.surveying import estimates_of, search_batch
 from detjac_lanczos.runs.vectors import run_vectors
-from detjac_lanczos.solvers.options import DEFAULT_K, Callback
+from detjac_lanczos.solvers.options import Callback, default_k
 
 
 def analyze(
@@ -75,7 +75,7 @@ def analyze(
     prompt : str or list of str
         Several prompts share every sweep; their tokens are addressed as (prompt, token).
     k : int, optional
-        Triplets of each token; 8 by default.
+        Triplets of each token; by default 8, or the smaller side of the Jacobians where that is less.
     threshold, energy : float, optional
         In place of k: all triplets above a value, or enough for a share of ‖J‖_F²; see `svd`.
     tokens : slice, index, (prompt, token), or list of indices and pairs, optional
@@ -146,8 +146,6 @@ def analyze(
         callback=callback,
     )
     check_search(k, polish, search)
-    if k is None and threshold is None and energy is None:
-        k = DEFAULT_K
     k, seed = None if k is None else int(k), int(seed)
     check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
     loaded = load_converted(model, dtype, device)
@@ -167,6 +165,8 @@ def analyze(
         )
         batch = network.jacobians(wanted, source=source, target=target, position=position)
         _require_distinct(batch)
+        if k is None and threshold is None and energy is None:
+            k = default_k(batch.shapes)
         clock.lap("capture")
         with usual_progress(callback, tol) as shown:
             search["callback"] = shown

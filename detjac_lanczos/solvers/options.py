@@ -164,6 +164,11 @@ def _check_goal(k: int | None, threshold: float | None, energy: float | None, me
         raise InputError(f"method {method!r} finds a given number of triplets: give k, or choose 'lanczos' or 'dense'")
 
 
+def default_k(shapes: Sequence[tuple[int, int]]) -> int:
+    """Return how many triplets to find where no number is given: 8, or the smallest side of these shapes."""
+    return max(min(DEFAULT_K, *map(min, shapes)), 1)
+
+
 def check_k(shapes: Sequence[tuple[int, int]], k: int | None) -> None:
     """Raise :class:`InputError` for more triplets than operators of these shapes have."""
     smallest = min(min(shape) for shape in shapes)

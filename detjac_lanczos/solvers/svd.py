@@ -20,11 +20,11 @@ from detjac_lanczos.solvers.journal import open_journal
 from detjac_lanczos.solvers.lanczos import solve_lanczos
 from detjac_lanczos.solvers.memory import basis_capacity
 from detjac_lanczos.solvers.options import (
-    DEFAULT_K,
     Callback,
     Options,
     check_fit,
     check_options,
+    default_k,
 )
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
@@ -65,7 +65,7 @@ def svd(
     A : LinearOperator, Tensor, scipy LinearOperator or matrix
         Real, of shape (d_out, d_in).
     k : int, optional
-        Triplets wanted; 8 by default.
+        Triplets wanted; by default 8, or the smaller side where that is less.
     threshold : float, optional
         In place of k: all triplets with singular values above it. The search grows until the first value below it is
         known to a fiftieth of its distance, or to ``tol``: one above it by less than ``tol`` may count as below.
@@ -194,7 +194,7 @@ def svd_batch(
     """
     operators = as_batch(batch)
     decisions = Decisions.of(choices, method=method, block=block, bounded=memory is not None)
-    wanted = max(min(DEFAULT_K, *map(min, operators.shapes)), 1) if k is None else k
+    wanted = default_k(operators.shapes) if k is None else k
     check_options(
         k=wanted if threshold is None and energy is None else k,
         threshold=threshold,

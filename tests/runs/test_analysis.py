@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from detjac_kernels import roads
-from detjac_lanczos import detach, layer
+from detjac_lanczos import detach, layer, probe
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.runs import Run, analyze, load_run, verify
@@ -119,6 +119,15 @@ def test_left_vectors_in_the_stream_decode_as_the_prompt_alone_does(tiny: Loaded
         for left, expected in zip(one.left, other.left, strict=True):
             assert [word for word, _ in left.decoded] == [word for word, _ in expected.decoded]
             assert [score for _, score in left.decoded] == pytest.approx([s for _, s in expected.decoded], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["auto", "shared_basis"])
+def test_a_probe_of_few_rows_has_as_many_triplets_by_default(tiny: LoadedModel, method: str) -> None:
+    rows = torch.eye(3, 64)
+    few = analyze(tiny, PROMPT, target=probe(rows), tokens=[0, 3], method=method)
+    assert few.spectrum().shape == (2, 3) and few.record["options"]["k"] == 3
+    with pytest.raises(InputError, match="k = 4 cannot be found: give a whole number from 1 to 3"):
+        analyze(tiny, PROMPT, 4, target=probe(rows), tokens=[0, 3], method=method)
 
 
 def test_chosen_tokens_are_the_ones_in_the_run(tiny: LoadedModel, run: Run) -> None:
