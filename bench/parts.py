@@ -89,8 +89,8 @@ def test_decode_left(benchmark: Any, network: DetachedNetwork, triplets: tuple[T
     U, y = triplets[0], network.streams.output[-1]
     signs = torch.sign(U.T @ y)
     best = (network.model.lm_head.weight @ (U * signs)).argmax(0)
-    assert [token[0].id for token in decode_left(network, U, y)[0]] == best.tolist()
-    benchmark(decode_left, network, U, y)
+    assert [token[0].id for token in decode_left(network, U, y, "output")[0]] == best.tolist()
+    benchmark(decode_left, network, U, y, "output")
 
 
 @pytest.mark.benchmark(group="reading the vectors of a token")

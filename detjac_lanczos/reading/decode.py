@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.maps import Bias, apply_from_afar
-from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.places import Place, target_place
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import decode
 from detjac_lanczos.models.linear_modules import embedding_table
@@ -46,7 +46,7 @@ class Decoded:
 
 @in_own_precision
 def decode_left(
-    network: DetachedNetwork, U: Tensor, y: Tensor, target: str | Place = "output", top: int = 10, row: int = -1
+    network: DetachedNetwork, U: Tensor, y: Tensor, target: str | Place, top: int = 10, row: int = -1
 ) -> tuple[list[list[Decoded]], Tensor]:
     """Decode left singular vectors through the head.
 
@@ -63,7 +63,7 @@ def decode_left(
     y : Tensor, shape (d_out,)
         The target's value in the forward pass.
     target : str or Place
-        Where the vectors live.
+        Where the vectors live: the target of their Jacobian.
     top : int
     row : int
         The vectors' output position, counted over all prompts of the network one after another: the final norm and the
@@ -81,11 +81,11 @@ def decode_left(
     Raises
     ------
     InputError
-        If the shapes do not fit together.
+        If the shapes do not fit together, or the target does not exist.
     UnsupportedModelError
         As in `head_of`; never for logits and probes, which need no head.
     """
-    kind = target.kind if isinstance(target, Place) else target
+    kind = target_place(target, network.blocks).kind
     if U.ndim != 2 or y.shape != U.shape[:1]:
         raise InputError(f"decode_left takes U (d_out, k) and y (d_out,); got {tuple(U.shape)} and {tuple(y.shape)}")
     signs = torch.where(y.to(U) @ U < 0, -1.0, 1.0).to(U)

@@ -74,7 +74,7 @@ def test_a_network_is_saved_and_decoded(tmp_path: Path) -> None:
     again = DetachedNetwork.load(network.save(tmp_path), loaded)
     assert again.family == network.family
     assert torch.equal(again.jacobian(0).dense(), network.jacobian(0).dense())
-    (decoded, *_), _ = decode_left(network, network.jacobian(0).y[:, None], network.jacobian(0).y)
+    (decoded, *_), _ = decode_left(network, network.jacobian(0).y[:, None], network.jacobian(0).y, "output")
     assert decoded[0].id == int(network.streams.logits[0].argmax())
 
 

@@ -40,8 +40,8 @@ def triplets_of(network: DetachedNetwork, **where: object) -> tuple[Tensor, Tens
 def test_signs_agree_with_the_output_and_do_not_depend_on_the_solver(network: DetachedNetwork) -> None:
     U, V, y = triplets_of(network)
     flips = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=U.dtype)
-    left, signs = decode_left(network, U, y)
-    flipped_left, flipped_signs = decode_left(network, U * flips, y)
+    left, signs = decode_left(network, U, y, "output")
+    flipped_left, flipped_signs = decode_left(network, U * flips, y, "output")
     assert (y @ (U * signs) > 0).all()
     assert torch.equal(signs, flips * flipped_signs)
     assert left == flipped_left
@@ -50,7 +50,7 @@ def test_signs_agree_with_the_output_and_do_not_depend_on_the_solver(network: De
 
 def test_left_vectors_at_the_output_meet_the_head(network: DetachedNetwork) -> None:
     U, _, y = triplets_of(network)
-    decoded, signs = decode_left(network, U, y, top=6)
+    decoded, signs = decode_left(network, U, y, "output", top=6)
     logits = network.model.get_output_embeddings().weight.detach() @ (U * signs)
     shares = torch.softmax(y.norm() * logits, dim=0)
     for j, entries in enumerate(decoded):
@@ -66,7 +66,7 @@ def test_the_output_itself_decodes_to_the_models_own_prediction(name: str) -> No
     model = EVERY[name](torch.float64)
     network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
     y = network.jacobian(0).y
-    (decoded,), _ = decode_left(network, (y / y.norm())[:, None], y, top=20)
+    (decoded,), _ = decode_left(network, (y / y.norm())[:, None], y, "output", top=20)
     expected = torch.softmax(network.streams.logits[0], dim=0).sort(descending=True)
     assert [entry.id for entry in decoded] == expected.indices[:20].tolist()
     assert [entry.score for entry in decoded] == pytest.approx(expected.values[:20].tolist(), rel=1e-5)
@@ -76,7 +76,7 @@ def test_logits_of_unit_vectors_have_the_models_scale() -> None:
     model = DENSE["Granite"](torch.float64)
     network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
     y = network.jacobian(0).y
-    (decoded,), _ = decode_left(network, (y / y.norm())[:, None], y, top=20)
+    (decoded,), _ = decode_left(network, (y / y.norm())[:, None], y, "output", top=20)
     logits = network.streams.logits[0] / y.norm()
     assert [entry.logit for entry in decoded] == pytest.approx([float(logits[entry.id]) for entry in decoded], rel=1e-6)
 
@@ -86,7 +86,7 @@ def test_a_softcap_that_saturates_keeps_the_order() -> None:
     model.get_output_embeddings().weight.data *= 100
     network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
     y = network.jacobian(0).y
-    (decoded,), _ = decode_left(network, y[:, None] / y.norm(), y, top=10)
+    (decoded,), _ = decode_left(network, y[:, None] / y.norm(), y, "output", top=10)
     logits = [entry.logit for entry in decoded]
     assert logits == sorted(logits, reverse=True)
 
@@ -116,7 +116,7 @@ def test_logits_that_are_not_understood_are_not_decoded(change: Any) -> None:
     network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
     J = network.jacobian(0)
     with pytest.raises(UnsupportedModelError, match="no multiple of what its head gives"):
-        decode_left(network, J.y[:, None] / J.y.norm(), J.y)
+        decode_left(network, J.y[:, None] / J.y.norm(), J.y, "output")
 
 
 def test_a_scale_is_fitted_to_all_rows_of_the_head_and_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,9 +235,19 @@ def test_embeddings_are_projected_where_the_stream_is_wider() -> None:
 
 def test_bad_shapes_are_refused_in_one_line(network: DetachedNetwork) -> None:
     with pytest.raises(InputError, match="decode_left takes"):
-        decode_left(network, torch.ones(5, 2), torch.ones(4))
+        decode_left(network, torch.ones(5, 2), torch.ones(4), "output")
     with pytest.raises(InputError, match="token by token"):
         decode_right(network, torch.ones(2 * network.hidden_size, 2), torch.ones(2))
+
+
+def test_a_target_that_does_not_exist_is_refused_as_by_the_jacobian(network: DetachedNetwork) -> None:
+    """The text "layer(1)" was once read as vectors at the output."""
+    U, _, y = triplets_of(network, target=layer(1))
+    for target, message in (("layer(1)", "import the function"), ("stream", "target must be"), (layer(9), "not exist")):
+        with pytest.raises(InputError, match=message):
+            network.jacobian(2, target=target)
+        with pytest.raises(InputError, match=message):
+            decode_left(network, U, y, target)
 
 
 def test_smollm2_says_only_and_most_after_the_bridge(smollm2: LoadedModel) -> None:
@@ -249,7 +259,7 @@ def test_smollm2_says_only_and_most_after_the_bridge(smollm2: LoadedModel) -> No
         V = torch.linalg.qr(J.rmatmat(J.matmat(V)))[0]
     U, S, _ = torch.linalg.svd(J.matmat(V), full_matrices=False)
     assert float(S[0]) == pytest.approx(63.93, abs=0.01)
-    decoded, _ = decode_left(network, U[:, :1], J.y)
+    decoded, _ = decode_left(network, U[:, :1], J.y, "output")
     assert {" most", " only"} <= {entry.token for entry in decoded[0][:4]}
 
 
@@ -257,8 +267,8 @@ def test_smollm2_says_only_and_most_after_the_bridge(smollm2: LoadedModel) -> No
 def test_an_ambient_autocast_changes_nothing(name: str) -> None:
     network = detach(tiny_models.loaded(EVERY[name](torch.float32)), input_ids=tiny_models.prompt_ids(6))
     U, V, y = triplets_of(network, source=layer(1))
-    left, signs = decode_left(network, U, y)
+    left, signs = decode_left(network, U, y, "output")
     right = decode_right(network, V, signs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert decode_left(network, U, y)[0] == left
+        assert decode_left(network, U, y, "output")[0] == left
         assert decode_right(network, V, signs) == right
