@@ -68,7 +68,7 @@ def expert(layer: int, expert: int) -> Expert:
     layer : int
         Block, from 0, or negative from the end.
     expert : int
-        From 0 within the block; whether there is one shows in `replace`.
+        From 0 within the block; `replace` takes those alone that tokens of the prompt go to.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> str:
     Raises
     ------
     InputError
-        If there is no such head, expert or branch.
+        If there is no such head or branch, or no token goes to such an expert.
     """
     match item:
         case Head():
@@ -129,9 +129,7 @@ def switch_off(coefficients: dict[str, Tensor], item: Any, blocks: int) -> str:
             layer, index = _checked(item, blocks, item.layer, item.expert)
             found = _of_block(coefficients, layer, f".experts.{index}.")
             if not found:
-                raise InputError(
-                    f"no token of this prompt goes to expert {index} of block {layer}; {_in_use(coefficients, layer)}"
-                )
+                raise InputError(_not_in_use(coefficients, layer, index))
             _zero(coefficients, found)
             return f"expert.{layer}.{index}"
         case Place(kind="attention"):
@@ -151,11 +149,13 @@ def _of_block(coefficients: Mapping[str, Tensor], layer: int, part: str) -> dict
     return {n: value for n, value in coefficients.items() if n.startswith(f"blocks.{layer}.") and part in n}
 
 
-def _in_use(coefficients: Mapping[str, Tensor], layer: int) -> str:
-    """Say which experts of a block have coefficients."""
+def _not_in_use(coefficients: Mapping[str, Tensor], layer: int, expert: int) -> str:
+    """Say why an expert has no coefficients, and which of its block have some."""
     names = _of_block(coefficients, layer, ".experts.")
     used = sorted({int(name.partition(".experts.")[2].partition(".")[0]) for name in names})
-    return f"they go to {', '.join(map(str, used))}" if used else "it has none"
+    if not used:
+        return f"block {layer} has no routed experts"
+    return f"no token of this prompt goes to expert {expert} of block {layer}; they go to {', '.join(map(str, used))}"
 
 
 def _mixing(coefficients: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:

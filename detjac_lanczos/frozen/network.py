@@ -211,7 +211,8 @@ class FrozenNetwork(Shared):
         Raises
         ------
         InputError
-            If a name does not exist, a shape differs, or a head, expert or branch does not exist.
+            If a name does not exist, a shape differs, a head or branch does not exist, or no token of the prompt goes
+            to an expert: it has no part in this network.
         ModelError
             If the model has changed since the pass.
         """
