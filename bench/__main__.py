@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,30 @@ from detjac_lanczos.cli.process import show
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.runs.folder import write_whole
 
+PARTS = ("roads", "glued", "auto", "floor", "families", "memory", "gemma", "seeds", "completeness")
 TOKENS = (7, 16, 24, 32)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the parts asked for, print a table, write the figures."""
     parser = Parser(prog="detjac bench", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--parts",
-        default="roads,glued,auto,floor,families,memory,gemma,seeds,completeness",
-        help="comma-separated (default: all)",
-    )
+    parser.add_argument("--parts", default=",".join(PARTS), help=_some_of(PARTS))
     parser.add_argument(
         "--widen", type=_counts, default="1,2", help="widenings of SmolLM2 (default: 1,2; 4 needs 20 GB)"
     )
-    parser.add_argument("--families", default=",".join(WIDE), help="kinds of families to sweep (default: all)")
+    parser.add_argument("--families", default=",".join(WIDE), help=f"kinds to sweep, {_some_of(WIDE)}")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of the families' sweeps (default: wall)")
     parser.add_argument("--repeats", type=words.count, default=5, help="runs of the fast methods (default: 5)")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/bench.json"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("bench/results/bench.json"),
+        help="where figures go, in place of those of the same parts (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")
     for what, given, known in (
-        ("part", parts, ("roads", "families", *_PARTS)),
+        ("part", parts, PARTS),
         ("family", arguments.families.split(","), WIDE),
     ):
         if unknown := set(given) - set(known):
@@ -75,6 +78,10 @@ def main(argv: list[str] | None = None) -> int:
         write_whole(arguments.out, json.dumps(figures, indent=1) + "\n")
     show(f"written: {arguments.out}")
     return 0
+
+
+def _some_of(names: Iterable[str]) -> str:
+    return f"comma-separated, of {', '.join(names)} (default: all)"
 
 
 def _counts(text: str) -> list[int]:

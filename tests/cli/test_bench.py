@@ -10,6 +10,7 @@ import pytest
 
 import detjac_lanczos as dl
 from bench import __main__ as bench
+from bench.wide_models import WIDE
 from detjac_lanczos.cli.ending import exit_code
 
 
@@ -49,6 +50,16 @@ def test_bad_input_is_one_line(
     assert err.count("\n") == 1
     assert advice in err
     assert not Path("missing").exists()
+
+
+def test_the_help_names_every_part_and_family(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # argparse breaks lines at hyphens, too
+    for names in (bench.PARTS, WIDE):
+        assert f"comma-separated, of {', '.join(names)} (default: all)" in shown
+    assert "default: bench/results/bench.json" in shown
+    assert set(bench.PARTS) == {"roads", "families", *bench._PARTS}
 
 
 PART_WITHOUT_A_MODEL = """
