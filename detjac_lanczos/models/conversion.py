@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.offloaded import execution_devices, offloaded
-from detjac_lanczos.models.packed_modules import packing_of
+from detjac_lanczos.models.packed_modules import is_packed, packing_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,9 @@ def conversions(
 ) -> Iterator[Conversion]:
     """Convert the tensors of a model one after another, a parameter that modules share once; None leaves them as is.
 
-    Rotary frequencies stay in float32, and in half precision so does what a model says it keeps there. A buffer whose
-    module also knows its number exactly (Gemma's ``scalar_embed_scale``) is that number rounded once, not twice.
+    Packed weights stay as they are and rotary frequencies in float32; in half precision so does what a model says it
+    keeps there. A buffer whose module also knows its number exactly (Gemma's ``scalar_embed_scale``) is that number
+    rounded once, not twice.
     """
     kept, shared = _kept_in_float32(model, dtype), set[int]()
     for path, module in model.named_modules():
@@ -40,7 +41,7 @@ def conversions(
             if isinstance(tensor, nn.Parameter):
                 shared.add(id(tensor))
             wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-            if "inv_freq" in name:
+            if "inv_freq" in name or (name == "weight" and is_packed(module)):
                 wanted = tensor.dtype
             elif wanted is dtype and any(re.search(pattern, f"{path}.{name}") for pattern in kept):
                 wanted = torch.float32

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 
 from detjac_lanczos.errors import InputError, ModelError
-from detjac_lanczos.models.packed_modules import is_packed, packing_of
+from detjac_lanczos.models.conversion import convert
+from detjac_lanczos.models.packed_modules import packing_of
 from detjac_lanczos.models.pretrained import load_weights
 
 Quantization = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"]
@@ -91,18 +91,10 @@ def load_quantized(
     if (packing := packing_of(model)) != _packing(kind):
         raise InputError(f"{name} is stored packed as {packing}, and stays so; leave quantization out")
     if dtype is torch.float64:
-        _convert_what_is_not_packed(model, dtype)
+        convert(model, dtype)
     return model
 
 
 def _packing(kind: str) -> str:
     format_name = "LLM.int8" if kind == "int8" else kind.removesuffix("-double").upper()
     return f"{format_name}{' with double quantisation' if kind.endswith('-double') else ''} (bitsandbytes)"
-
-
-def _convert_what_is_not_packed(model: nn.Module, dtype: torch.dtype) -> None:
-    for module in model.modules():
-        packed = {id(getattr(module, "weight", None))} if is_packed(module) else set()
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and tensor.is_floating_point() and id(tensor) not in packed:
-                tensor.data = tensor.data.to(dtype)

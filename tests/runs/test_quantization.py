@@ -10,10 +10,13 @@ from detjac_lanczos.cli import main
 from detjac_lanczos.cli.parser import _PACKINGS, make_parser
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.models import LoadedModel, load_model
-from detjac_lanczos.models.quantization import KINDS
+from detjac_lanczos.models.quantization import KINDS, load_quantized
 from detjac_lanczos.operators import DetachedNetwork, detach
 from detjac_lanczos.runs import analyze, load_run, verify
+from tests.frozen.test_capture import tensors
 from tests.tiny_llama import PROMPT, save_tiny_llama
+from tests.tiny_models import DENSE
+from tests.tiny_models.packed import quantised
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,28 @@ def test_a_folder_is_quantised_as_it_is_loaded_in_any_precision(folder: Path, ki
     assert J.definition["weights"] == f"decoded from {single.packing}"
     assert (J.dense().double() - exact.dense()).norm() <= 2e-6 * exact.dense().norm()
     assert load_model(folder, quantization=kind).fingerprint == single.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_what_is_not_packed_is_what_transformers_loads_in_float64(kind: str, tmp_path: Path) -> None:
+    """Rotary frequencies, and Gemma's scale of embeddings, are other numbers than those of float32 converted."""
+    made = DENSE["Gemma 3"](torch.float32)
+    made.save_pretrained(tmp_path)
+    expected = tensors(type(made).from_pretrained(tmp_path, dtype=torch.float64))
+    found = tensors(load_quantized(str(tmp_path), "it", torch.float64, kind, None, trust_remote_code=False))
+    plain = {name for name, value in found.items() if value.is_floating_point()}
+    assert {name.rpartition(".")[2] for name in plain} >= {"embed_scale", "full_attention_inv_freq"}
+    for name in plain:
+        assert found[name].dtype is expected[name].dtype and torch.equal(found[name], expected[name]), name
+
+
+def test_codes_that_are_stored_as_numbers_are_not_converted(tmp_path: Path) -> None:
+    stored = quantised(DENSE["Gemma 3"](torch.float32), "nf4 as bfloat16")
+    stored.save_pretrained(tmp_path)
+    found = load_quantized(str(tmp_path), "it", torch.float64, "nf4-double", None, trust_remote_code=False)
+    weights = [model.model.layers[0].mlp.down_proj.weight for model in (stored, found)]
+    assert weights[0].dtype is weights[1].dtype is torch.bfloat16
+    assert torch.equal(*(weight.view(torch.uint8) for weight in weights))
 
 
 def test_a_folder_that_is_quantised_is_loaded_as_it_is(folder: Path, tmp_path: Path) -> None:
