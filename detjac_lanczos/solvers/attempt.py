@@ -278,8 +278,10 @@ def guarded(triplets: RitzTriplets, goals: np.ndarray, edge: float, floor: float
         block = (slice(count), slice(count))
         reach = largest_tau(values[:count], measured.right_gram[block], measured.left_gram[block], goals[:count])
         left = max(values[count] if count < len(values) else 0.0, floor, np.finfo(np.float64).tiny)
-        if count == least or reach / left > best:
-            best, chosen = reach / left, (count, reach)
+        with np.errstate(over="ignore"):
+            ratio = reach / left
+        if count == least or ratio > best:
+            best, chosen = ratio, (count, reach)
     return chosen
 
 

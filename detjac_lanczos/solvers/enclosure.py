@@ -89,11 +89,11 @@ def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits:
     """
     bounded = np.flatnonzero(np.asarray(limits) < np.inf)
     t = np.asarray(limits)[bounded]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         # Their sum and difference are t and s over t² - s², without squares that overflow.
         below, above = 0.5 / (t[:, None] - values), 0.5 / (t[:, None] + values)
-    if not np.isfinite(below + above).all():
-        return -np.inf
+        if not np.isfinite(below + above).all():
+            return -np.inf
     ranks = bounded - (values > t[:, None]).sum(axis=1)
     right_factor, left_factor = _factor(right), _factor(left)
     most, rounding = _most_nearest(right_factor, left_factor, below, above, ranks)

@@ -331,6 +331,14 @@ def test_no_smaller_tol_is_advised_where_residuals_are_rounding(goal: dict[str, 
     assert "smaller tol" not in result.advice and "in a higher precision" in result.advice
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("largest", "threshold"), [(1.0, 1e308), (0.0, 1e300), (0.0, 5e-324), (0.0, 1e-310)], ids=str)
+def test_thresholds_at_the_ends_of_the_numbers_are_claimed_without_a_warning(largest: float, threshold: float) -> None:
+    A = matrix(largest * 0.8 ** np.arange(60), (80, 60))
+    result = svd(A, threshold=threshold, method="lanczos", certify="complete")
+    assert len(result.S) == 0 and claim_of(result).complete == (threshold > 1.0)
+
+
 @pytest.mark.parametrize("spare", [0, 1, 7, 100])
 def test_the_budget_is_kept_to_the_product(spare: int) -> None:
     A = matrix(spectrum("root", 150), (150, 150))
