@@ -112,7 +112,8 @@ class TokenResult:
     def survey(self) -> dict[str, Any] | None:
         """What a survey estimated: ``values``, ``residuals`` (ρ_R), ``sigma_1`` (interval), ``share`` and ``flagged``.
 
-        See `detjac_lanczos.solvers.Missed`; None where there was no survey.
+        See `detjac_lanczos.solvers.Missed`: the first two belong to the triplets, in their order, and need not descend.
+        None where there was no survey.
         """
         return self.record["survey"]
 

@@ -66,10 +66,11 @@ class Missed:
     residuals : Tensor, shape (k,), float64
         Estimates of ρ_R, absolute; their squares have the spread of that Beta.
     values : Tensor, shape (k,), float64
-        Estimates of ‖A v_j‖ = √(s_j² + ρ_R²), nearer to σ_j than the lower bound s_j. What remains of the gap σ_1 - s_1
-        is random error, about √(2/r) of it, and what rotating v_1 would still gain. The estimate may lie on either side
-        of σ_j and has no error bound. That of σ_1 is moved into ``sigma_1`` where it lies outside: up to a lower end
-        that is certain, which only brings it nearer to σ_1; above the upper end it can be by rounding alone.
+        Estimates of ‖A v_j‖ = √(s_j² + ρ_R²), nearer to σ_j than the lower bound s_j; in the order of the s_j, and
+        they themselves need not descend. What remains of the gap σ_1 - s_1 is random error, about √(2/r) of it, and
+        what rotating v_1 would still gain. The estimate may lie on either side of σ_j and has no error bound. That of
+        σ_1 is moved into ``sigma_1`` where it lies outside: up to a lower end that is certain, which only brings it
+        nearer to σ_1; above the upper end it can be by rounding alone.
     sigma_1 : (float, float)
         Holds σ_1: the lower end always, the upper end with probability ``confidence``.
     confidence : float
