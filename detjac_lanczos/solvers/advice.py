@@ -93,12 +93,19 @@ def on_error(error: float | None) -> str:
     return "" if error is None else f" |A - U S Vᵀ|_F is about {error:.2g}: a leave-one-out estimate, no claim."
 
 
-def on_completeness(completed: CompletenessClaim | None, options: Options) -> str:
+def on_completeness(completed: CompletenessClaim | None, options: Options, status: Status, probed: int) -> str:
     """Return what to do where completeness was asked for and not reached."""
     if options.delta is None or (completed is not None and completed.claim.complete):
         return ""
     if completed is None:
-        return " Nothing is known of missed values: no probe was made."
+        if not probed:
+            return " Nothing is known of missed values: no probe was made."
+        if status is Status.NOT_FINITE:
+            return " Nothing is known of missed values: probing for them broke off."
+        return (
+            " A probe found one more value for the search, and max_products left no product to probe again: give "
+            "more to learn whether others are missed."
+        )
     if completed.triplets is None:
         claim, counted = completed.claim, completed.claim.threshold is None
         if claim.hidden:

@@ -120,7 +120,7 @@ def finish(
         + advice.on_widening(widened)
         + advice.on_energy(energy)
         + advice.on_error(error)
-        + advice.on_completeness(completed, options),
+        + advice.on_completeness(completed, options, status, probed),
         work=work,
         method=method.name,
         why=method.why,

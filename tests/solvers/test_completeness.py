@@ -331,6 +331,16 @@ def test_no_smaller_tol_is_advised_where_residuals_are_rounding(goal: dict[str, 
     assert "smaller tol" not in result.advice and "in a higher precision" in result.advice
 
 
+def test_where_a_probe_found_a_value_and_the_budget_left_no_other_that_is_said() -> None:
+    A = matrix(np.array([1.0, 1.0, 0.97] + [0.3] * 41), (50, 44))
+    start = torch.linalg.svd(A).Vh[1:3].T
+    searched = {"start": start, "method": "lanczos", "block": 3, "tol": 0.05}
+    result = svd(A, 2, **searched, certify="complete", delta=0.1, max_products=12)
+    assert result.work.probe_products == 4 and result.certificate.completeness is None
+    assert "A probe found one more value for the search, and max_products left no product" in result.advice
+    assert "no probe was made" not in result.advice
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("largest", "threshold"), [(1.0, 1e308), (0.0, 1e300), (0.0, 5e-324), (0.0, 1e-310)], ids=str)
 def test_thresholds_at_the_ends_of_the_numbers_are_claimed_without_a_warning(largest: float, threshold: float) -> None:
@@ -378,6 +388,7 @@ def test_a_probe_that_is_not_finite_ends_the_solve() -> None:
 
     results = svd_batch([MATRICES[1], Late(MATRICES[0])], 5, method="lanczos", certify="complete")
     assert results[1].status is Status.NOT_FINITE
+    assert results[1].work.probe_products and "probing for them broke off" in results[1].advice
     assert claim_of(results[0]).complete
 
 
