@@ -40,7 +40,7 @@ as the default `sdpa`, round elsewhere: the y of these models then lies 2e-2 awa
 with experts), 3e-3 in float16, 5e-7 in float32. `streams.output` holds the one, `streams.model_output` the other; a
 run's record tells how far Σ J_i x_i + r is from each.
 
-What a sweep costs beside its GEMMs is in README (`bench/results/sweeps-xeon.json`). gpt-oss alone is far above them: a
+What a sweep costs beside its GEMMs is in [figures.md](figures.md). gpt-oss alone is far above them: a
 matrix of gate and up (8 MB at width 1,024) is read whole for the half that is used, and at 9 GB/s a core the other half
 takes 0.47 ms beside the 2.97 that an expert's two GEMMs take for 28 rows (4.14 for 56), so that unless reading hides
 behind arithmetic its experts cost at least 1.16 (1.11) times their GEMMs, in place. Taking the rows apart costs torch

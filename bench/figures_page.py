@@ -1,0 +1,364 @@
+"""Write docs/figures.md and the figures of README from bench/results: ``python -m bench.figures_page``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from textwrap import fill
+from typing import Any
+
+from bench.memory_page import table
+
+TOP = Path(__file__).parents[1]
+PAGE, README = TOP / "docs" / "figures.md", TOP / "README.md"
+RECORDS = {"Zen 5": "bench.json", "Zen 4": "bench-zen4.json", "Xeon": "bench-xeon.json"}
+SWEEPS = "sweeps-xeon.json"
+MISSING = "–"
+WIDENINGS = {1: "SmolLM2 (d = 576)", 2: "widened ×2 (d = 1152)", 4: "widened ×4 (d = 2304)"}
+AUTOGRAD, DENSE = "ratio (a)", "ratio (a')"
+METHODS = {"lanczos": "ours", "autograd": "(a)", "dense": "(a′)"}
+PEER, MODELS = "scipy propack", {"smollm2": "SmolLM2", "gemma3-270m": "Gemma 3 270m"}
+WIDTHS, PASSES, PRODUCTS = (2, 4, 8), (0.6, 0.4, 0.28), "1.6 and 2.2"
+
+Record = dict[str, Any]
+Cell = Callable[[Record], str]
+
+HEAD = """# Figures of the bench
+
+Made by `python -m bench.figures_page` from what `make bench` writes: accuracy before time, everything side by side in
+one run. Top 8 of every token of "The bridge out of Marin is the", float32, tol 1e-3, on two cores each of three shared
+servers, on the Xeon with others busy beside it: read the ratios, and those as good to a tenth. Times are medians; the
+number of runs stands beside them.
+
+- **(a)**: every J by autograd through detached modules, and its SVD, as the paper does it. Autograd takes torch's
+  default float32 library, which is slow on the Zen 5 and fast on the other two; our sweeps take the faster one that is
+  found on each.
+- **(a′)**: every J written out by our own sweeps, and its SVD.
+- **(b)**: scipy's `svds` (PROPACK) on jvp and vjp, token by token.
+
+The values of ours, of (a) and of (a′) are held against dense float64 SVDs of the same Jacobians. A row-sweep is
+one row through all layers once: to write J out for n tokens takes n·d.
+
+{machines}
+"""
+
+NOTES = """\
+Float32 weights that are mapped from a file begin where its header ends, and off a cache line transposed products of up
+to 84 rows take longer on the Zen 5; and in pages of 4 kB those of wide matrices do. `load_model` moves float32 weights
+to a boundary, in huge pages where Linux has them; those of a live model stay where they are."""
+
+FAMILIES = """\
+A model of each kind of family at d ≥ 1,024 with eight blocks and random weights, 112 and 224 rows; forward /
+transposed. The last column is a run with two blocks, where what a sweep does once, at its ends, counts for more.
+gpt-oss reads its alternating expert rows whole for the half in use ([families.md](families.md))."""
+
+
+def main() -> None:
+    """Write the page, and put README's figures between their marks."""
+    argparse.ArgumentParser(prog="python -m bench.figures_page", description=__doc__).parse_args()
+    PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def page() -> str:
+    """Return docs/figures.md."""
+    found = [read(file) for file in RECORDS.values()]
+    machines = [
+        [name, f"`{file}`", record["machine"]["threads"], record["machine"]["torch"]]
+        for (name, file), record in zip(RECORDS.items(), found, strict=True)
+    ]
+    parts = [
+        HEAD.format(machines=table(["machine", "record in `bench/results`", "threads", "torch"], machines)).rstrip(),
+        "## The job",
+        by_machine(_roads(), found),
+        '## `method="auto"` against the better of both',
+        by_machine(_auto(found), found),
+        "## A sweep against its GEMMs alone",
+        by_machine(_floor(found), found),
+        NOTES,
+        FAMILIES,
+        _families(found),
+        "## Memory, seeds and the second claim",
+        by_machine([*_memory(), *_seeds(found), *_completeness()], found),
+        "## Aimed at and not reached",
+        "What is not reached is bold.",
+        table(["", "aim", *RECORDS], [[what, aim, *cells] for what, aim, cells in aims(found)]),
+        _passes(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def renewed(readme: str) -> str:
+    """Return README with its figures as they are in the records."""
+    found = [read(file) for file in RECORDS.values()]
+    missed = [f"{what}: {aim}" for what, aim, cells in aims(found) if "**" in "".join(cells)]
+    if "**" in _passes():
+        missed.append(f"passes of PROPACK: at most {_slashed(PASSES)}")
+    said = f"Aimed at, and not reached everywhere ([docs/figures.md](docs/figures.md)): {'; '.join(missed)}."
+    text = "\n\n".join([_short(found), *(fill(each, 120, break_on_hyphens=False) for each in (_waits(), said))])
+    return re.sub(
+        r"(<!-- figures: written by python -m bench.figures_page -->\n\n).*?(\n\n<!-- figures: end -->)",
+        lambda marks: marks[1] + text + marks[2],
+        readme,
+        flags=re.DOTALL,
+    )
+
+
+def aims(found: Sequence[Record]) -> list[tuple[str, str, list[str]]]:
+    """Return what was aimed at: its name, the aim, and what each machine has, in bold where it falls short."""
+    rows = []
+    for name, key, wanted in (("(a)", AUTOGRAD, (1.8, 4.5)), ("(a′)", DENSE, (1.6, 4, 8))):
+        roads = [{road["widening"]: road[key] for road in record.get("roads", [])} for record in found]
+        asked = list(WIDENINGS)[: len(wanted)]
+        cells = [_against([of.get(r) for r in asked], wanted, float.__ge__) for of in roads]
+        widenings = " / ".join(f"×{r}" for r in asked)
+        rows.append((f"times faster than {name}, {widenings}", f"at least {_slashed(wanted)}", cells))
+    worst = [[max(_both(row)) for row in record.get("floor", [])] for record in found]
+    wanted = (1.15, 1.1, 1.1)
+    cells = [_against(values or [None] * 3, wanted, float.__le__) for values in worst]
+    rows.append(("a sweep against its GEMMs, 56 / 112 / 224 rows", "at most 1.15 / 1.1 / 1.1", cells))
+    worst = [[max(max(_both(row)) for row in record["families"])] if "families" in record else [] for record in found]
+    cells = [_against(values or [None], (1.15,), float.__le__) for values in worst]
+    rows.append(("the same in every family", "at most 1.15", cells))
+    return rows
+
+
+def _against(values: Sequence[float | None], wanted: Sequence[float], holds: Callable[[float, float], bool]) -> str:
+    shown = [
+        MISSING if value is None else f"{value:.2f}" if holds(value, aim) else f"**{value:.2f}**"
+        for value, aim in zip(values, wanted, strict=True)
+    ]
+    return " / ".join(shown)
+
+
+def read(file: str) -> Any:
+    """Return a record of bench/results."""
+    return json.loads((TOP / "bench" / "results" / file).read_text(encoding="utf-8"))
+
+
+def by_machine(rows: Iterable[tuple[str, Cell]], found: Sequence[Record]) -> str:
+    """Return a table with a column for each machine; what its record lacks is a dash."""
+    return table(["", *RECORDS], [[name, *(_filled(cell, record) for record in found)] for name, cell in rows])
+
+
+def _filled(cell: Cell, record: Record) -> str:
+    try:
+        return cell(record)
+    except (KeyError, StopIteration):
+        return MISSING
+
+
+def _roads() -> Iterator[tuple[str, Cell]]:
+    for widening, name in WIDENINGS.items():
+
+        def of(show: Callable[[Record], str], widening: int = widening) -> Cell:
+            return lambda record: show(_row(record["roads"], widening=widening))
+
+        yield f"**{name}**: row-sweeps as a share of n·d", of(lambda road: f"{road['share of dense']:.3f}")
+        for title, key in (("residual", "residual"), ("value error", "value error")):
+            shown = of(lambda road, key=key: _each(road["accuracy"], lambda part: f"{part[key]:.1e}"))
+            yield f"largest {title}, {_names()}", shown
+        yield f"seconds (runs), {_names()}", of(_seconds)
+        yield "time against (a)", of(lambda road: f"{road[AUTOGRAD]:.2f}×")
+        yield "time against (a′)", of(lambda road: f"{road[DENSE]:.2f}×")
+        if widening == 1:
+            yield "time against (b)", lambda record: f"{record['glued']['ratio']:.1f}×"
+            yield "residual of (b), first token", lambda record: f"{record['glued']['residual']:.1e}"
+    yield (
+        "**Gemma 3 270m**: row-sweeps as a share of n·d",
+        lambda record: f"{record['gemma']['share']:.3f}",
+    )
+    yield "largest residual, ours", lambda record: f"{record['gemma']['residual']:.1e}"
+
+
+def _names() -> str:
+    return " / ".join(METHODS.values())
+
+
+def _each(of: Record, show: Callable[[Any], str]) -> str:
+    return " / ".join(show(of[method]) for method in METHODS)
+
+
+def _seconds(road: Record) -> str:
+    return " / ".join(f"{road['seconds'][name]:.2f} ({len(road['all seconds'][name])})" for name in METHODS)
+
+
+def _auto(found: Sequence[Record]) -> Iterator[tuple[str, Cell]]:
+    for tokens in _distinct(found, "auto", "tokens"):
+        yield (
+            f"{tokens} tokens",
+            lambda record, tokens=tokens: "{chosen}, {ratio:.2f}".format(**_row(record["auto"], tokens=tokens)),
+        )
+
+
+def _floor(found: Sequence[Record]) -> Iterator[tuple[str, Cell]]:
+    for rows in _distinct(found, "floor", "rows"):
+        yield f"{rows} rows, forward / transposed", lambda record, rows=rows: _sweep(_row(record["floor"], rows=rows))
+
+
+def _families(found: Sequence[Record]) -> str:
+    columns = [record.get("families", []) for record in found] + [read(SWEEPS)["families"]]
+    heads = [
+        f"{name}, {rows[0]['clock']} clock, {rows[0]['threads']} threads" if rows else name
+        for name, rows in zip(RECORDS, columns, strict=False)
+    ]
+    lines = []
+    for family in dict.fromkeys(row["family"] for rows in columns for row in rows):
+        cells = []
+        for rows in columns:
+            mine = sorted((row for row in rows if row["family"] == family), key=lambda row: row["rows"])
+            cells.append("; ".join(map(_sweep, mine)) or MISSING)
+        lines.append([family, *cells])
+    return table(["112 rows; 224 rows", *heads, "Xeon, two blocks, processor time of one thread"], lines)
+
+
+def _memory() -> Iterator[tuple[str, Cell]]:
+    yield (
+        "extra memory at {tokens} tokens, width {width}, ours / autograd".format(**read(RECORDS["Zen 5"])["memory"]),
+        lambda record: "{ours:.0f} MB / {autograd:.0f} MB = {ratio:.2f}".format(**record["memory"]),
+    )
+
+
+def _seeds(found: Sequence[Record]) -> Iterator[tuple[str, Cell]]:
+    for dtype in _distinct(found, "seeds", "dtype"):
+
+        def of(text: str, dtype: str = dtype) -> Cell:
+            return lambda record: text.format(**_row(record["seeds"], dtype=dtype))
+
+        yield f"**seeds × tokens**, {dtype}: converged", of("{converged} of {solves} at tol {tol:g}")
+        yield "largest value error", of("{value_error:.1e}")
+        yield "largest true residual", of("{true_residual:.1e}")
+        yield "a residual understated by at most", of("{understated:.1e}")
+
+
+def _completeness() -> Iterator[tuple[str, Cell]]:
+    for model, name in MODELS.items():
+
+        def of(show: Callable[[list[Record]], str], model: str = model) -> Cell:
+            return lambda record: show(record["completeness"][model])
+
+        yield (
+            f"**second claim**, {name} (δ = 1e-6): COMPLETE",
+            of(lambda rows: f"{sum(row['complete'] for row in rows)} of {len(rows)} tokens"),
+        )
+        yield "its products, of those of the search", of(lambda rows: _span(row["share"] for row in rows))
+        for count in ("16", "24"):
+            shown = of(lambda rows, count=count: f"{max(row['bound'][count] for row in rows):.2f}×")
+            yield f"BOUND on σ_9 after {count} products, worst", shown
+
+
+def _short(found: Sequence[Record]) -> str:
+    """Return README's table: a column for each widening, machines side by side."""
+    roads = [[row for record in found for row in record["roads"] if row["widening"] == r] for r in WIDENINGS]
+    work = [f"{rows[0]['share of dense']:.2f}" for rows in roads]
+    work[0] += f" (Gemma 3 270m: {next(r['gemma']['share'] for r in found if 'share' in r.get('gemma', {})):.2f})"
+    errors = [f"{max(row['accuracy']['lanczos']['value error'] for row in rows):.0e}" for rows in roads]
+    where = " / ".join(RECORDS)
+
+    def ratios(key: str) -> list[str]:
+        return [
+            " / ".join(
+                _filled(lambda record, r=r: f"{_row(record['roads'], widening=r)[key]:.2g}×", one) for one in found
+            )
+            for r in WIDENINGS
+        ]
+
+    glued = " / ".join(_filled(lambda record: f"{record['glued']['ratio']:.2g}×", record) for record in found)
+    return table(
+        ["", *WIDENINGS.values()],
+        [
+            ["work, row-sweeps as a share of dense J's n·d", *work],
+            [
+                "largest error of a singular value, against a dense float64 SVD",
+                *(e.replace("e-0", "e-") for e in errors),
+            ],
+            [f"faster than (a), dense J by autograd + SVD; {where}", *ratios(AUTOGRAD)],
+            [f"faster than (a′), dense J by our own sweeps + SVD; {where}", *ratios(DENSE)],
+            [f"faster than (b), scipy's PROPACK on jvp/vjp; {where}", glued, "", ""],
+        ],
+    )
+
+
+def _waits() -> str:
+    ratios = [_of_peer(model) for model in MODELS]
+    cells = (
+        [" / ".join(f"{of[width][which]:.2f}" for width in WIDTHS) for of in ratios] for which in ("passes", "products")
+    )
+    passes, products = (" and ".join(each) for each in cells)
+    return (
+        f"Products one after another are what a solve waits for: blocks of {_slashed(WIDTHS)} take {passes} of the "
+        f"passes of PROPACK (SmolLM2 and Gemma 3 270m, tol 1e-3), for {products} of its products "
+        "([docs/peers.md](docs/peers.md))."
+    )
+
+
+def _passes() -> str:
+    """Return what became of the aims for passes, and the narrowest blocks that reach them on both models."""
+    ratios = {name: _of_peer(model) for model, name in MODELS.items()}
+    shown = "; ".join(
+        f"{name} " + " / ".join(_against([of[width]["passes"]], [aim], float.__le__) for width, aim in _wanted())
+        for name, of in ratios.items()
+    )
+    widths = sorted(set.intersection(*(set(of) for of in ratios.values())))
+    enough = [next(w for w in widths if all(of[w]["passes"] <= aim for of in ratios.values())) for aim in PASSES]
+    cost = " / ".join(f"{max(of[width]['products'] for of in ratios.values()):.2f}" for width in enough)
+    return fill(
+        f"At most {_slashed(PASSES)} of the passes of PROPACK with blocks of {_slashed(WIDTHS)} at tol 1e-3 "
+        f"([peers.md](peers.md)): {shown}. Blocks of {_slashed(enough)} reach them on both, with {cost} times its "
+        f"products ({PRODUCTS} were allowed for the latter two).",
+        120,
+        break_on_hyphens=False,
+    )
+
+
+def _slashed(values: Iterable[float]) -> str:
+    return " / ".join(map(str, values))
+
+
+def _wanted() -> Iterator[tuple[int, float]]:
+    return zip(WIDTHS, PASSES, strict=True)
+
+
+def _of_peer(model: str) -> dict[int, dict[str, float]]:
+    """Return passes and products at tol 1e-3 in multiples of those of the best peer, by width."""
+    figures = {solver: by_tol["0.001"] for solver, by_tol in read("peers.json")[model].items()}
+    means = {
+        solver: {which: mean(one[which] for one in found) for which in ("passes", "products")}
+        for solver, found in figures.items()
+        if solver == PEER or solver.startswith("ours")
+    }
+    return {
+        int(solver.split()[-1]): {which: value / means[PEER][which] for which, value in of.items()}
+        for solver, of in means.items()
+        if solver != PEER
+    }
+
+
+def _distinct(found: Sequence[Record], part: str, key: str) -> list[Any]:
+    return list(dict.fromkeys(row[key] for record in found for row in record.get(part, [])))
+
+
+def _row(part: Sequence[Record], **where: Any) -> Record:
+    """Return the row of a part that has these values; StopIteration if there is none, as of a road not taken."""
+    return next(row for row in part if all(row[key] == value for key, value in where.items()))
+
+
+def _both(row: Record) -> tuple[float, float]:
+    return row["forward_ratio"], row["transposed_ratio"]
+
+
+def _sweep(row: Record) -> str:
+    return " / ".join(f"{ratio:.2f}" for ratio in _both(row))
+
+
+def _span(values: Iterable[float]) -> str:
+    found = list(values)
+    return f"{min(found):.2f} to {max(found):.2f}"
+
+
+if __name__ == "__main__":
+    main()
