@@ -25,7 +25,8 @@ class LoadedModel:
     tokenizer
         Its tokenizer, or None for a live model given without one (prompts are then token ids or embeddings).
     name
-        What it was loaded as: an embedded name, a hub id, a path, or the class of a live model.
+        What it was loaded as: an embedded name, a hub id, a path; of a live model what transformers loaded it as, or
+        else its class.
     fingerprint
         SHA-256 over its weights, see `fingerprint_of`.
     quantization

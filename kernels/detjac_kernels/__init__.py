@@ -1,7 +1,7 @@
 """Hot paths of the detached network: tensors in, tensors out.
 
-Each function is plain torch: the specification and test oracle of a device kernel with the same signature, and the road
-taken on machines without an accelerator.
+All has plain torch in it, which is the road taken on machines without an accelerator; where there is a device kernel
+too, it is that kernel's specification and test oracle.
 """
 
 from detjac_kernels.gemm import epilogue, linear, linear_transposed, surrounded

@@ -1,6 +1,7 @@
-"""What a forward pass leaves behind on its way: the frozen factors of norms and gates, with the pass's own outputs.
+"""Frozen factors of norms and gates, each made together with the output that a forward pass goes on with.
 
-Everything here is plain torch: the specification of the device kernels of the same signatures.
+The library's own capture hooks the model's modules instead, and calls none of these. Everything here is plain torch:
+the specification of the device kernels of the same signatures.
 """
 
 from typing import Literal
