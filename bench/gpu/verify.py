@@ -86,13 +86,8 @@ def _packed(sizes: Sizes, dtype: torch.dtype) -> Iterator[Comparison]:
 
 
 def _plain(twin: Any, x: Tensor, packed: Packed4, around: dict[str, Tensor]) -> Tensor:
-    """Return the twin's product in float32, made of the decoded matrix: on a device the twin itself would not run."""
-    w = packed.decode(range(packed.shape[0]), torch.float32)
-    if twin is four_bit.packed_linear_transposed:
-        w = w.t()
-    wide = {name: tensor.float() for name, tensor in around.items()}
-    y = (x.float() * wide.get("scale", 1.0)) @ w.t()
-    return y * wide.get("gate", 1.0) * wide.get("out_scale", 1.0) + wide.get("add", 0.0)
+    """Return the twin's product in float32."""
+    return twin(x.float(), packed, **{name: tensor.float() for name, tensor in around.items()})
 
 
 def _mixing(sizes: Sizes, dtype: torch.dtype) -> Iterator[Comparison]:

@@ -16,11 +16,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from detjac_kernels.four_bit import Nested, Packed4, packed_linear, packed_linear_transposed
+from detjac_kernels.four_bit import Nested, Packed4
+from detjac_kernels.gemm import Around
+from detjac_kernels.packed_roads import packed_linear, packed_linear_transposed
 from detjac_kernels.scratch import converted, scratch
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.models.decoded import DecodedWeight, PackedRows
-from detjac_lanczos.models.weights import Around
 
 _PRODUCTS = logging.getLogger("bitsandbytes.autograd._functions")
 _ROUNDS = "MatMul8bitLt: inputs will be cast"

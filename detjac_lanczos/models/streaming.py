@@ -10,11 +10,12 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
+from detjac_kernels.gemm import Around
 from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.lora import AdaptedWeight
 from detjac_lanczos.models.offloaded import OffloadedModule, offloaded
 from detjac_lanczos.models.side_stream import Pace
-from detjac_lanczos.models.weights import Around, Weight
+from detjac_lanczos.models.weights import Weight
 
 
 class StreamedWeight:

@@ -6,24 +6,13 @@ second copy, in either direction. `UnfusedWeight` is for weights that know their
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypedDict, Unpack
+from typing import Protocol, Unpack
 
 import torch
 from torch import Tensor
 
 from detjac_kernels import linear, linear_transposed, surrounded
-
-
-class Around(TypedDict, total=False):
-    """What a product takes along: factors of the input's columns, of each output, of its columns, and a summand.
-
-    `add` may be overwritten: the result may reuse its memory.
-    """
-
-    scale: Tensor | None
-    gate: Tensor | None
-    out_scale: Tensor | None
-    add: Tensor | None
+from detjac_kernels.gemm import Around
 
 
 class Weight(Protocol):

@@ -4,17 +4,18 @@ The layout is that of bitsandbytes (NF4 and FP4, with and without double quantis
 row-major order, is ``table[code_i] · absmax[i // block]``, one float32 product: that is the decoded weight, whichever
 dtype computes with it. A block of scales may straddle rows.
 
-Everything here is plain torch: the specification of the device kernels of the same signatures.
+Everything here is plain torch: the specification of the device kernels of the same names.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from detjac_kernels.decoded import product, product_transposed
-from detjac_kernels.gemm import surrounded
+from detjac_kernels.gemm import Around, surrounded
 from detjac_kernels.scratch import converted, scratch
 
 PAIRS_BYTES = 256 * 8
@@ -95,68 +96,15 @@ class Packed4:
         return self.nested.table[kept.int()] * self.nested.absmax[outer] + self.nested.offset
 
 
-def packed_linear(
-    x: Tensor,
-    packed: Packed4,
-    *,
-    scale: Tensor | None = None,
-    gate: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    add: Tensor | None = None,
-) -> Tensor:
-    """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``.
-
-    Parameters
-    ----------
-    x : Tensor, shape (R, d)
-    packed : Packed4, shape (f, d)
-    scale : Tensor, shape (d,), optional
-    gate : Tensor, shape (R, f), optional
-    out_scale : Tensor, shape (f,), optional
-    add : Tensor, shape (R, f), optional
-
-    Returns
-    -------
-    Tensor, shape (R, f)
-    """
-    return _fused(x, packed, False, scale, gate, out_scale, add)
+def packed_linear(x: Tensor, packed: Packed4, **around: Unpack[Around]) -> Tensor:
+    """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
+    return surrounded(lambda rows: product(rows, packed.decode, [range(packed.shape[0])]), x, **around)
 
 
-def packed_linear_transposed(
-    y: Tensor,
-    packed: Packed4,
-    *,
-    scale: Tensor | None = None,
-    gate: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    add: Tensor | None = None,
-) -> Tensor:
-    """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: shapes as in `packed_linear` with d and f exchanged."""
-    return _fused(y, packed, True, scale, gate, out_scale, add)
-
-
-def _fused(
-    x: Tensor,
-    packed: Packed4,
-    transposed: bool,
-    scale: Tensor | None,
-    gate: Tensor | None,
-    out_scale: Tensor | None,
-    add: Tensor | None,
-) -> Tensor:
-    """Both directions: the one place that chooses who computes them, by where the codes lie."""
-    if x.is_cuda:
-        from detjac_kernels import packed_roads
-
-        if packed_roads.takes(x, packed):
-            return packed_roads.product(x, packed, transposed, scale, gate, out_scale, add)
-    return surrounded(lambda rows: _product(rows, packed, transposed), x, scale, gate, out_scale, add)
-
-
-def _product(x: Tensor, packed: Packed4, transposed: bool) -> Tensor:
+def packed_linear_transposed(y: Tensor, packed: Packed4, **around: Unpack[Around]) -> Tensor:
+    """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: (R, f) to (R, d)."""
     f, d = packed.shape
-    decode, whole = packed.decode, [range(f)]
-    return product_transposed(x, decode, whole, d) if transposed else product(x, decode, whole)
+    return surrounded(lambda rows: product_transposed(rows, packed.decode, [range(f)], d), y, **around)
 
 
 def _decoded(packed: Packed4, start: int, stop: int) -> Tensor:

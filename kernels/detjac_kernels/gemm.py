@@ -6,6 +6,7 @@ GEMM, ``gate`` (elementwise, one factor per row and column), ``out_scale`` (colu
 """
 
 from collections.abc import Callable
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -13,49 +14,48 @@ from torch import Tensor
 from detjac_kernels import roads
 
 
-def linear(
-    x: Tensor,
-    weight: Tensor,
-    *,
-    scale: Tensor | None = None,
-    gate: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    add: Tensor | None = None,
-) -> Tensor:
+class Around(TypedDict, total=False):
+    """What a product of (R, d) to (R, f) takes along.
+
+    ``scale`` (d,): factors of the input's columns; ``gate`` (R, f) and ``out_scale`` (f,): factors of the output;
+    ``add`` (R, f): a summand, which may be overwritten: the result may reuse its memory.
+    """
+
+    scale: Tensor | None
+    gate: Tensor | None
+    out_scale: Tensor | None
+    add: Tensor | None
+
+
+def linear(x: Tensor, weight: Tensor, **around: Unpack[Around]) -> Tensor:
     """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``.
 
     Parameters
     ----------
     x : Tensor, shape (R, d)
     weight : Tensor, shape (f, d)
-    scale : Tensor, shape (d,), optional
-    gate : Tensor, shape (R, f), optional
-    out_scale : Tensor, shape (f,), optional
-    add : Tensor, shape (R, f), optional
-        May be overwritten: the result may reuse its memory.
+    **around
+        As in `Around`.
 
     Returns
     -------
     Tensor, shape (R, f)
     """
-    return _fused(x, weight, scale, gate, out_scale, add)
+    return _fused(x, weight, **around)
 
 
-def linear_transposed(
-    y: Tensor,
+def linear_transposed(y: Tensor, weight: Tensor, **around: Unpack[Around]) -> Tensor:
+    """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: shapes as in `linear` with d and f exchanged."""
+    return _fused(y, weight.t(), **around)
+
+
+def _fused(
+    x: Tensor,
     weight: Tensor,
-    *,
     scale: Tensor | None = None,
     gate: Tensor | None = None,
     out_scale: Tensor | None = None,
     add: Tensor | None = None,
-) -> Tensor:
-    """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: shapes as in `linear` with d and f exchanged."""
-    return _fused(y, weight.t(), scale, gate, out_scale, add)
-
-
-def _fused(
-    x: Tensor, weight: Tensor, scale: Tensor | None, gate: Tensor | None, out_scale: Tensor | None, add: Tensor | None
 ) -> Tensor:
     if gate is None and out_scale is None and add is not None and len(x):
         return surrounded(lambda rows: roads.product(rows, weight, add), x, scale)

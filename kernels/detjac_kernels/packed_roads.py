@@ -1,4 +1,4 @@
-"""Products with a 4-bit weight on a CUDA device, by whichever of three roads was measured to be the fastest.
+"""Products with a 4-bit weight: the twin's, or on a CUDA device by whichever of three roads is the fastest there.
 
 ``fused`` is our kernel: decoded tiles never leave the chip. ``dequantise`` decodes a part of the matrix that stays in
 the second-level cache, multiplies it by the vendor's GEMM, and goes on. ``bitsandbytes`` is that library's own kernel
@@ -12,15 +12,16 @@ The choice is data, as in `detjac_kernels.roads`: `choices` returns the table, `
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from detjac_kernels import four_bit
 from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, device_name, seconds_on_device, triton_runs
 from detjac_kernels.four_bit import Packed4
-from detjac_kernels.gemm import surrounded
+from detjac_kernels.gemm import Around, surrounded
 from detjac_kernels.kept_choices import kept_choices
 from detjac_kernels.scratch import scratch
 
@@ -28,6 +29,18 @@ ROW_CLASSES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 TABLE = ChoiceTable(seconds_on_device)
 choices, replay, forget = TABLE.choices, TABLE.replay, TABLE.forget
+
+
+def packed_linear(x: Tensor, packed: Packed4, **around: Unpack[Around]) -> Tensor:
+    """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: see `detjac_kernels.four_bit.packed_linear`."""
+    return product(x, packed, False, **around) if takes(x, packed) else four_bit.packed_linear(x, packed, **around)
+
+
+def packed_linear_transposed(y: Tensor, packed: Packed4, **around: Unpack[Around]) -> Tensor:
+    """Return the same with W in the place of Wᵀ: see `detjac_kernels.four_bit.packed_linear_transposed`."""
+    if takes(y, packed):
+        return product(y, packed, True, **around)
+    return four_bit.packed_linear_transposed(y, packed, **around)
 
 
 def takes(x: Tensor, packed: Packed4) -> bool:
@@ -39,23 +52,13 @@ def takes(x: Tensor, packed: Packed4) -> bool:
     return fits(packed, x.dtype)
 
 
-def product(
-    x: Tensor,
-    packed: Packed4,
-    transposed: bool,
-    scale: Tensor | None,
-    gate: Tensor | None,
-    out_scale: Tensor | None,
-    add: Tensor | None,
-) -> Tensor:
+def product(x: Tensor, packed: Packed4, transposed: bool, **around: Unpack[Around]) -> Tensor:
     """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``, or W in the place of Wᵀ, by the best road."""
     if not len(x):
         return x.new_empty(0, packed.shape[1 if transposed else 0])
     bare = _bare(packed, transposed)
-    roads: dict[str, Road] = {
-        name: partial(surrounded, road, x, scale, gate, out_scale, add) for name, road in bare.items()
-    }
-    roads["fused"] = lambda: fused(x, packed, transposed, scale=scale, gate=gate, out_scale=out_scale, add=add)
+    roads: dict[str, Road] = {name: partial(surrounded, road, x, **around) for name, road in bare.items()}
+    roads["fused"] = lambda: fused(x, packed, transposed, **around)
     key, kept = shape_class(x, packed, transposed), kept_choices("packed", x.device)
     return TABLE.run(key, roads, AGREEMENT[x.dtype], measure=not capturing(x), kept=kept)
 

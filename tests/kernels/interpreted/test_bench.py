@@ -44,10 +44,10 @@ class Product:
         self.packed = random_packed(64, 64, nested=True)
 
     def matmat(self, x: Tensor) -> Tensor:
-        return packed_roads.product(x.t().contiguous(), self.packed, False, None, None, None, None).t()
+        return packed_roads.product(x.t().contiguous(), self.packed, False).t()
 
     def rmatmat(self, y: Tensor) -> Tensor:
-        return packed_roads.product(y.t().contiguous(), self.packed, True, None, None, None, None).t()
+        return packed_roads.product(y.t().contiguous(), self.packed, True).t()
 
 
 @pytest.fixture
@@ -56,7 +56,6 @@ def product(monkeypatch: pytest.MonkeyPatch) -> Product:
     monkeypatch.setattr(packed_roads, "TABLE", table)
     monkeypatch.setattr(packed_roads, "choices", table.choices)
     monkeypatch.setattr(packed_roads, "replay", table.replay)
-    monkeypatch.setattr(packed_roads.product, "__defaults__", (table,))
     monkeypatch.setattr(packed_roads, "cached_bytes", lambda device: 4)
     monkeypatch.setattr(job, "SWEEPS", 2)
     monkeypatch.setattr(packed_roads, "parts", counted := Counted(packed_roads.parts))

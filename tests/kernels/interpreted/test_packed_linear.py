@@ -1,5 +1,6 @@
 import inspect
 from collections.abc import Callable
+from typing import Unpack
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from detjac_kernels.device import packed_linear as device
 from detjac_kernels.device.configurations import Tiles
 from detjac_kernels.device.decode import decode_rectangle
 from detjac_kernels.four_bit import Packed4
+from detjac_kernels.gemm import Around
 from tests.kernels.packed import random_packed
 
 EXACT, PAIRS = 1e-6, 2e-3
@@ -138,4 +140,6 @@ def test_decoded_rectangle_is_the_twins(shape: tuple[int, int], nested: bool, ro
 @pytest.mark.parametrize("function", [device.packed_linear, device.packed_linear_transposed])
 def test_kernel_and_twin_take_the_same_arguments(function: Callable[..., Tensor]) -> None:
     twin = inspect.signature(getattr(four_bit, function.__name__)).parameters
-    assert set(twin) <= set(inspect.signature(function).parameters)
+    first, packed, around = twin
+    assert twin[around].annotation == Unpack[Around]
+    assert {first, packed, *Around.__annotations__} <= set(inspect.signature(function).parameters)

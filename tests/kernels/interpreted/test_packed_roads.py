@@ -23,7 +23,8 @@ def test_every_road_makes_the_same_product(favourite: str, transposed: bool, mon
     packed = nf4(192, 128, nested=True)
     n, k = packed.shape[::-1] if transposed else packed.shape
     x = torch.randn(11, k)
-    around = [torch.rand(k) + 0.5, torch.randn(11, n), torch.randn(n), torch.randn(11, n)]
+    values = [torch.rand(k) + 0.5, torch.randn(11, n), torch.randn(n), torch.randn(11, n)]
+    around = dict(zip(("scale", "gate", "out_scale", "add"), values, strict=True))
     timed: list[Road] = []
 
     def timer(road: Road) -> float:
@@ -35,11 +36,11 @@ def test_every_road_makes_the_same_product(favourite: str, transposed: bool, mon
         return
     table = ChoiceTable(timer)
     monkeypatch.setattr(packed_roads, "TABLE", table)
-    got = packed_roads.product(x, packed, transposed, *around)
+    got = packed_roads.product(x, packed, transposed, **around)
     assert list(table.choices().values()) == [favourite]
     assert list(*table.seconds().values()) == names
     twin = four_bit.packed_linear_transposed if transposed else four_bit.packed_linear
-    expected = twin(x, packed, **dict(zip(("scale", "gate", "out_scale", "add"), around, strict=True)))
+    expected = twin(x, packed, **around)
     assert float((got - expected).norm() / expected.norm()) <= EXACT
 
 
@@ -110,7 +111,7 @@ def test_on_a_device_the_public_product_takes_the_chosen_road(
     for name in ("fused", "dequantised"):
         work = getattr(packed_roads, name)
         monkeypatch.setattr(packed_roads, name, lambda *a, work=work, name=name, **b: ran.append(name) or work(*a, **b))
-    product = four_bit.packed_linear_transposed if transposed else four_bit.packed_linear
+    product = packed_roads.packed_linear_transposed if transposed else packed_roads.packed_linear
     expected = product(x, packed, **around)
     assert ran == []
     got = product(x.as_subclass(OnDevice), packed, **around)
@@ -121,4 +122,4 @@ def test_on_a_device_the_public_product_takes_the_chosen_road(
 def test_on_a_device_the_twin_multiplies_what_the_kernel_does_not_take() -> None:
     packed = random_packed(64, 96, nested=False)  # blocks straddle rows
     x = torch.randn(3, 96)
-    assert torch.equal(four_bit.packed_linear(x.as_subclass(OnDevice), packed), four_bit.packed_linear(x, packed))
+    assert torch.equal(packed_roads.packed_linear(x.as_subclass(OnDevice), packed), four_bit.packed_linear(x, packed))
