@@ -57,13 +57,9 @@ def _fused(
     out_scale: Tensor | None = None,
     add: Tensor | None = None,
 ) -> Tensor:
-    if gate is None and out_scale is None and add is not None and len(x):
+    if gate is None and out_scale is None and add is not None:
         return surrounded(lambda rows: roads.product(rows, weight, add), x, scale)
-    return surrounded(lambda rows: _product(rows, weight), x, scale, gate, out_scale, add)
-
-
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    return roads.product(x, weight) if len(x) else x.new_zeros(0, weight.shape[0])
+    return surrounded(lambda rows: roads.product(rows, weight), x, scale, gate, out_scale, add)
 
 
 def surrounded(

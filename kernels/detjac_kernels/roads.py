@@ -75,7 +75,8 @@ def product(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
 
     The result is a tensor of its own, or lies where ``add`` was.
     """
-    if x.dtype is not torch.float32 or not x.is_cpu or not _onednn_available() or (way := _way(weight)) is None:
+    served = x.dtype is torch.float32 and x.is_cpu and len(x) > 0 and _onednn_available()
+    if not served or (way := _way(weight)) is None:
         return _default(x, weight, add)
     return _fastest(_shape_class(way, (len(x) - 1).bit_length(), *weight.shape), "onednn", x, weight, add)
 
