@@ -23,7 +23,7 @@ from detjac_lanczos.models.hub import options_for_hub
 from detjac_lanczos.models.loaded import LoadedModel
 from detjac_lanczos.models.loading import loading_of
 from detjac_lanczos.models.offloaded import execution_device
-from detjac_lanczos.models.pretrained import load_pretrained, load_tokenizer, without_progress_bars
+from detjac_lanczos.models.pretrained import load_tokenizer, load_weights, without_progress_bars
 from detjac_lanczos.models.quantization import load_quantized, parse_quantization
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -138,11 +138,11 @@ def _named(
         )
     else:
         source, options = name, options_for_hub(name, options)
+    tokenizer = load_tokenizer(source, name, **options)  # first: it takes no time to fail
     if kind is not None:
-        tokenizer = load_tokenizer(source, name, **options)
         model = load_quantized(source, name, wanted, kind, place, **options)
         return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), kind)
-    model, tokenizer = load_pretrained(source, name, wanted, **options)
+    model = load_weights(source, name, wanted, **options)
     fingerprint = fingerprint_of(model, finite_as=name)
     return LoadedModel(model if place is None else model.to(place), tokenizer, name, fingerprint)
 
@@ -212,7 +212,8 @@ def _from_cache(
     fingerprint = check_small_files(folder)
     try:
         with without_progress_bars():
-            model, tokenizer = load_pretrained(str(folder), name, torch.float32, **from_pretrained)
+            tokenizer = load_tokenizer(str(folder), name, **from_pretrained)
+            model = load_weights(str(folder), name, torch.float32, **from_pretrained)
     except ModelError:
         if from_pretrained.keys() - {"trust_remote_code"}:
             raise  # options may be at fault

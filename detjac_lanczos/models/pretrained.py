@@ -23,14 +23,6 @@ _WHOLE = "get a whole copy, with the config.json that belongs to its weights"
 _NO_CAUSAL_MODEL = ("Unrecognized configuration class", "does not recognize this architecture")
 
 
-def load_pretrained(
-    source: str, name: str, dtype: torch.dtype | None, trust_remote_code: bool, **from_pretrained: Any
-) -> tuple[Any, Any]:
-    """Load (model, tokenizer) with ``from_pretrained``: see `load_weights`, whose options are these."""
-    tokenizer = load_tokenizer(source, name, trust_remote_code, **from_pretrained)  # first: it takes no time to fail
-    return load_weights(source, name, dtype, trust_remote_code, **from_pretrained), tokenizer
-
-
 def load_weights(
     source: str, name: str, dtype: torch.dtype | None, trust_remote_code: bool, **from_pretrained: Any
 ) -> Any:
