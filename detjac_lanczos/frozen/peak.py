@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from detjac_kernels.decoded import rows_at_once
+from detjac_kernels.decoded import rows_decoded_at_once
 from detjac_kernels.rebuilt_mixing import TILE_CELLS as REBUILT_CELLS
 from detjac_lanczos.frozen.attention import TILE_CELLS
 from detjac_lanczos.frozen.layout import PADDED_CELLS
@@ -210,7 +210,7 @@ def _rowwise(
         others = (gate.factors - 1) * part * (gate.width + d) * item  # of the mean of two maps, the one that is done
         product = read + gate.width * products
         if shape.scratch:  # on the way back the whole width is made again by each part of the matrix
-            wider, narrower = rows_at_once(gate.width, d), rows_at_once(d, gate.width)
+            wider, narrower = rows_decoded_at_once(gate.width, d), rows_decoded_at_once(d, gate.width)
             product = max(read + gate.width + (products - 1) * wider, gate.width * products + narrower)
         multiplied = part * (read - d + gate.width) * item + part * gate.width * turned + factors * gate.width * wide
         if affine and gate.biased:  # the product beside its sum; of two precisions in the wider one first

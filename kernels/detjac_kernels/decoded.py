@@ -63,12 +63,12 @@ def scratch_bytes(rows: int, width: int, itemsize: int, *, coded: bool) -> int:
     A part of it in float32, and once more in another precision; ``coded`` ones also have their pairs of codes as int32,
     and the scales of a part in the six steps in which scales of 64 values are decoded.
     """
-    values = rows_at_once(rows, width) * width
+    values = rows_decoded_at_once(rows, width) * width
     converted = 0 if itemsize == 4 else itemsize * values
     return 4 * values + converted + (2 * values + 6 * 4 * values // 64 if coded else 0)
 
 
-def rows_at_once(rows: int, width: int) -> int:
+def rows_decoded_at_once(rows: int, width: int) -> int:
     """Return how many rows of a matrix (rows, width) are decoded at a time, at most."""
     return -(-rows // _parts(rows, width))
 
