@@ -143,6 +143,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.{1 if share >= 0.09995 else 2}f} %"
 
 
+def share_of_dense(work: Record) -> str:
+    """Return the row-sweeps of a run by those of dense Jacobians, in whole percents; with digits where that were 0."""
+    share = work["row_sweeps"] / work["dense_row_sweeps"]
+    return percent(share) if share < 0.005 else f"{100 * share:.0f} %"
+
+
 def scientific(value: float | None) -> str:
     """Return a small or large value like 5.5 × 10⁻⁷, in one unbreakable piece; a dash for one that is no number."""
     if value is None:

@@ -12,6 +12,7 @@ from detjac_lanczos.reading.record_values import (
     percent,
     prompt_text,
     relative_residual,
+    share_of_dense,
     significant,
     singular_values,
     surveyed,
@@ -176,7 +177,7 @@ def _closing_lines(record: Record, width: int) -> list[str]:
     work = record["work"]
     counted = [
         f"{work['row_sweeps']:,.0f} row-sweeps",
-        f"{100 * work['row_sweeps'] / work['dense_row_sweeps']:.0f} % of dense ({work['dense_row_sweeps']:,.0f})",
+        f"{share_of_dense(work)} of dense ({work['dense_row_sweeps']:,.0f})",
         f"{work['columns']:,} columns",
         f"{work['passes']:,} passes",
         work["method"],

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from detjac_lanczos.reading import render_table
+from detjac_lanczos.reading import render_page, render_table
 from detjac_lanczos.reading.record_values import (
     needs_advice,
     percent,
@@ -50,6 +50,13 @@ def test_the_heading_names_the_values_that_there_are(run: Run, odd_record: dict[
 )
 def test_percentages_have_even_digits(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(("swept", "share"), [(21_000.0, "21 %"), (53.0, "0.05 %"), (1.0, "<0.01 %")])
+def test_a_run_that_took_little_of_the_work_of_dense_did_not_take_none(run: Run, swept: float, share: str) -> None:
+    record = run.record | {"work": run.record["work"] | {"row_sweeps": swept, "dense_row_sweeps": 1e5}}
+    assert f" row-sweeps · {share} of dense (100,000)" in render_table(record)
+    assert f"{share.replace('<', '&lt;')} <small>of a dense Jacobian" in render_page(record, run.vectors)
 
 
 def test_an_earlier_position_is_told_and_the_next_token_is_not_that_of_its_output(run: Run) -> None:

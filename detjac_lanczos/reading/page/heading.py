@@ -13,6 +13,7 @@ from detjac_lanczos.reading.record_values import (
     is_complete,
     percent,
     scientific,
+    share_of_dense,
     singular_values,
     surveyed,
     text_read,
@@ -63,7 +64,6 @@ def _key_figures(record: Record) -> list[tuple[str, str]]:
     work, error = record["work"], record["reconstructions"][0]["relative_error"]
     unit = "‖ŷ − y‖ / ‖y‖" if is_one_entry(record) else "std(ŷ − y) / std(y)"
     found = sum(token["status"] in SUCCESSFUL for token in tokens)
-    share = 100 * work["row_sweeps"] / work["dense_row_sweeps"]
     estimated = f"; {estimates_counted(tokens)}" if surveyed(record) else ""
     whose = " (first prompt)" if len(record["prompts"]) > 1 else ""
     after = " after the whole prompt" if earlier_position(record, 0) is not None else ""
@@ -77,7 +77,7 @@ def _key_figures(record: Record) -> list[tuple[str, str]]:
             _what_was_done(record),
             f"{found} of {len(tokens)} <small>{text(_of_what(record))}{estimated}</small>",
         ),
-        ("Work", f"{share:.0f} % <small>of a dense Jacobian's row-sweeps</small>"),
+        ("Work", f"{text(share_of_dense(work))} <small>of a dense Jacobian's row-sweeps</small>"),
         ("Time", f"{record['times']['total']:.1f} s <small>{work['seconds']:.1f} s of it in the solver</small>"),
     ]
 
