@@ -37,12 +37,12 @@ class AffineNetwork(FrozenNetwork):
     @property
     def frozen_kinds(self) -> Kinds:
         """The kinds of words that freeze something here, as a family file has them."""
-        return frozen_kinds(self.family, self.model)
+        return frozen_kinds(self.family, self.model_of_pass)
 
     @property
     def tail_words(self) -> str:
         """What lies between the last block and the output, such as "the final norm"; empty where nothing does."""
-        return tail_in_words(self.family, self.model)
+        return tail_in_words(self.family, self.model_of_pass)
 
     def program(self, source: int, target: Place) -> Program:
         """Return the stages from a source to a target.
@@ -98,7 +98,8 @@ class AffineNetwork(FrozenNetwork):
         """Return the maps from the output to logits or a probe, frozen at rows of outputs (n, d)."""
         if target.rows is not None:
             return (Linear(DenseWeight(target.rows.to(self.device, self.dtype))),)
-        model = self.family.causal_model_of(self.model)
+        self.own_weights.require_model()
+        model = self.family.causal_model_of(self.model_of_pass)
         where, width, end = "the way to the logits", self.output_size, self.streams.logits.shape[1]
         reading: list[Map] = []
         for word in self.family.logits:
@@ -113,7 +114,7 @@ class AffineNetwork(FrozenNetwork):
         with self.family.fits(where):
             if width != end:
                 raise ValueError(f"it gives rows {width} wide, and there are {end} logits")
-        self.own_weights.join("logits", self.loaded, reading)
+        self.own_weights.join("logits", reading)
         return tuple(reading)
 
     def _unrecorded(self, word: Word, model: nn.Module) -> list[Map]:
@@ -128,6 +129,7 @@ class AffineNetwork(FrozenNetwork):
         """Return the value of a target at a position of a prompt, (d_out,): that of the model's nonlinear pass.
 
         An altered network has no such pass; its values are what it makes of the embeddings, read by the model's head.
+        Logits at positions before the last, of which the pass gives none, and probes are read from its output.
 
         Parameters
         ----------
@@ -144,9 +146,10 @@ class AffineNetwork(FrozenNetwork):
         InputError, UnsupportedModelError
             As in `program`.
         """
+        if target.kind == "logits" and position == self.lengths[prompt] - 1 and not self.altered:
+            return self.streams.logits[prompt].to(self.dtype)
         if target.kind in ("logits", "probe"):
-            y = self.value(Place("output"), prompt, position)[None]
-            return apply_from_afar(self._reading(target, y), y, torch.zeros(1, dtype=torch.long, device=y.device))[0]
+            return self.read(target, prompt, position)
         if self.altered:
             return self._affine(-1, target, prompt, position, self.inputs(-1, prompt)[: position + 1])
         row = self.start_of(prompt) + position
@@ -160,6 +163,28 @@ class AffineNetwork(FrozenNetwork):
                 assert target.index is not None
                 return self._branch_values(target.kind, target.index)[row]
         return self.streams.output[row]
+
+    @in_own_precision
+    def read(self, target: Place, prompt: int, position: int) -> Tensor:
+        """Return what the network itself reads from its output at a position, logits or a probe: (d_out,).
+
+        Parameters
+        ----------
+        target : Place
+        prompt, position : int
+            From 0.
+
+        Returns
+        -------
+        Tensor, shape (d_out,)
+
+        Raises
+        ------
+        InputError, UnsupportedModelError
+            As in `program`.
+        """
+        y = self.value(Place("output"), prompt, position)[None]
+        return apply_from_afar(self._reading(target, y), y, torch.zeros(1, dtype=torch.long, device=y.device))[0]
 
     @torch.inference_mode(False)
     def _branch_values(self, role: str, index: int) -> Tensor:

@@ -55,7 +55,7 @@ class FrozenNetwork(Shared):
     planned : Plan, optional
         Where the coefficients were put under a budget of memory; see `plan`.
     own_weights : OwnWeights
-        Which of the model's weights were found when its maps were made; what `replace` gives has the same.
+        What its maps are made of, and which weights were found then; what `replace` gives has the same.
     hooks : HooksOnAll
         The hooks on all modules that had a part in its pass.
     """
@@ -118,12 +118,20 @@ class FrozenNetwork(Shared):
     @property
     def plan(self) -> Plan:
         """What is kept in memory, what lies elsewhere, and what is made again in every sweep."""
-        return self.planned or make_plan(self.family.shape(self.model, self.freeze), self.lengths, None)
+        return self.planned or make_plan(self.family.shape(self.model_of_pass, self.freeze), self.lengths, None)
 
     @property
     def model(self) -> Any:
         """The transformers model."""
         return self.loaded.model
+
+    @property
+    def model_of_pass(self) -> Any:
+        """The model with the configuration and the numbers of its pass, whatever is set in it since; never to be run.
+
+        Its tensors are the model's own.
+        """
+        return self.own_weights.model
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -167,6 +175,7 @@ class FrozenNetwork(Shared):
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Folded stages in order: the entry (block −1), the blocks, the tail (block L)."""
+        self.own_weights.require_model()
         stages = tuple(
             replace(
                 stage,
@@ -175,7 +184,7 @@ class FrozenNetwork(Shared):
             for stage in self._unfolded_stages
         )
         chains = (branch.chain for stage in stages for branch in stage.branches)
-        self.own_weights.join("stages", self.loaded, chain.from_iterable(chains))
+        self.own_weights.join("stages", chain.from_iterable(chains))
         return stages
 
     @property
@@ -185,7 +194,8 @@ class FrozenNetwork(Shared):
 
     @property
     def _unfolded_stages(self) -> Iterator[Stage]:
-        for stage in assemble(self.family, self.model, self.coefficients, self.freeze, self.dropped, self.streams):
+        model, coefficients = self.model_of_pass, self.coefficients
+        for stage in assemble(self.family, model, coefficients, self.freeze, self.dropped, self.streams):
             yield stage.brought()
 
     def replace(
@@ -214,7 +224,7 @@ class FrozenNetwork(Shared):
             If a name does not exist, a shape differs, a head or branch does not exist, or no token of the prompt goes
             to an expert: it has no part in this network.
         ModelError
-            If the model has changed since the pass.
+            If the model's weights or adapters have changed since the pass; its numbers are those of the pass.
         """
         self.own_weights.require_model()
         changed = replaced(self.coefficients, coefficients or {})

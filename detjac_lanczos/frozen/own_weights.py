@@ -1,4 +1,4 @@
-"""Which weights of its model a frozen network was made of: its maps hold them in place, and must find them so."""
+"""What of its model a frozen network is made of: the numbers of its pass, and weights that must lie as they lay."""
 
 from __future__ import annotations
 
@@ -9,58 +9,61 @@ from typing import Any
 from torch import Tensor, nn
 
 from detjac_lanczos.frozen.maps import Map
+from detjac_lanczos.frozen.structural_copy import copy_with_tensors
 from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.models.bitsandbytes import leave_weights_alone
 from detjac_lanczos.models.held import Held
 from detjac_lanczos.models.unchanged import Unchanged
 from detjac_lanczos.models.unmoved import Unmoved, is_plain
 
 
 class OwnWeights:
-    """The weights in the maps of a network, part by part; shared with what ``replace`` makes of it."""
+    """The weights in the maps of a network, part by part; shared with what ``replace`` makes of it.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        What maps are made of, whenever that is: a copy that shares every tensor of the caller's model, and has the
+        configuration and the numbers (multipliers, heads, softcaps) that it had in the pass.
+    """
+
+    model: Any = None
 
     def __init__(self) -> None:
         self._parts: dict[str, Unmoved] = {}
-        self._model: Unchanged | None = None
 
     def begin(self, loaded: LoadedModel) -> None:
-        """Look at the model of a network that was just captured or read back; once, whatever is made of it later."""
-        if self._model is None:
-            self._model = Unchanged(loaded.name, loaded.model)
+        """Look at the model of a network that was just captured or read back; once, whatever is made of it later.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If it cannot be copied.
+        """
+        if self.model is None:
+            self._loaded, self._unchanged = loaded, Unchanged(loaded.name, loaded.model)
+            self.model = copy_with_tensors(loaded.model, {})
+            for name, module in self.model.named_modules():
+                leave_weights_alone(module, name)  # whatever a pass of the caller's moves elsewhere
 
     def require_model(self) -> None:
-        """Refuse to make maps of a model that is no longer the one of the pass.
+        """Refuse to make maps of weights that are no longer those of the pass.
 
         Raises
         ------
         ModelError
-            If it has changed.
+            If they, or adapters, have changed.
         """
-        if self._model is not None:
-            self._model.require()
+        self._unchanged.require()
 
     def of(self, part: str) -> Unmoved:
         """Return the weights of a part as they were when its maps were first made."""
         return self._parts[part]
 
-    def join(self, part: str, loaded: LoadedModel, maps: Iterable[Map]) -> None:
-        """Take the weights in the maps of a part, if the model that they were made of still is the one of the pass.
-
-        Parameters
-        ----------
-        part : str
-        loaded : LoadedModel
-            Whose parameters the maps may hold.
-        maps : iterable of maps
-            Just made of the model.
-
-        Raises
-        ------
-        ModelError
-            If the model has changed since.
-        """
-        self.require_model()
+    def join(self, part: str, maps: Iterable[Map]) -> None:
+        """Take the weights in the maps of a part, just made of `model` as `require_model` allowed."""
         if part not in self._parts:
-            self._parts[part] = Unmoved(loaded.name, _parameters_in(loaded.model, maps))
+            self._parts[part] = Unmoved(self._loaded.name, _parameters_in(self._loaded.model, maps))
 
 
 def _parameters_in(model: nn.Module, maps: Iterable[Map]) -> list[Tensor]:

@@ -31,7 +31,7 @@ def setup_of(network: FrozenNetwork) -> dict[str, str]:
     UnsupportedModelError
         If the coefficients do not fit the model's modules.
     """
-    family, model, stages = network.family, network.model, network.stages
+    family, model, stages = network.family, network.model_of_pass, network.stages
     decoder, blocks = family.decoder_of(model), family.blocks_of(model)
     told = {"the entry": [*_of_words(family.entry, decoder)]}
     told |= {f"block {i}": [*_of_words(family.block_words, block)] for i, block in enumerate(blocks)}
@@ -82,7 +82,7 @@ def _rows_taken(part: PartOf, linear: nn.Module, owner: nn.Module) -> str:
 
 
 def _of_reading(network: FrozenNetwork) -> Iterator[str]:
-    model = network.family.causal_model_of(network.model)
+    model = network.family.causal_model_of(network.model_of_pass)
     for word in network.family.logits:
         if isinstance(word, Softcap):
             yield f"cap {attrgetter(word.attribute)(model)}"

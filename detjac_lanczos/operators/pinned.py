@@ -168,11 +168,11 @@ class PinnedNetwork(DetachedNetwork):
         return sweeps.affine(segment, zero)[0]
 
     @in_own_precision
-    def value(self, target: Place, prompt: int, position: int) -> Tensor:
-        """Return the nonlinear value of a target at a position of a prompt: (d_out,)."""
+    def read(self, target: Place, prompt: int, position: int) -> Tensor:
+        """Return the logits of the model itself, or a probe of its output, at a position of a prompt: (d_out,)."""
         if target.kind == "logits":
             return self._ordinary_sweeps(-1, target).values(prompt, position, self.inputs(-1, prompt)[None])[0]
-        return super().value(target, prompt, position)
+        return super().read(target, prompt, position)
 
     @property
     def frozen_kinds(self) -> Kinds:

@@ -88,7 +88,7 @@ def _errors_of_prompts(network: DetachedNetwork) -> list[tuple[str, float, float
     for prompt, length in enumerate(network.lengths):
         rows = slice(network.start_of(prompt), network.start_of(prompt) + length)
         y, own = network.streams.output[rows], network.streams.model_output[rows]
-        logits, theirs = network.value(Place("logits"), prompt, length - 1), network.streams.logits[prompt]
+        logits, theirs = network.read(Place("logits"), prompt, length - 1), network.streams.logits[prompt]
         of_prompt = f" on prompt {prompt}" if len(network.lengths) > 1 else ""
         # Packed modules may compute something else than products with their decoded weights, by design or by mistake.
         if network.loaded.packing is None:

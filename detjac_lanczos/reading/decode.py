@@ -144,7 +144,7 @@ def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 
     UnsupportedModelError
         If V lives in a stream of another width than the embeddings, in a model that no family declares.
     """
-    table = embedding_table(network.model.get_input_embeddings())
+    table = embedding_table(network.model_of_pass.get_input_embeddings())
     widths = dict.fromkeys((table.shape[1], network.hidden_size))
     if V.ndim != 2 or V.shape[0] not in widths or signs.shape != V.shape[1:]:
         raise InputError(

@@ -52,13 +52,13 @@ def head_of(network: DetachedNetwork) -> Head:
     UnsupportedModelError
         If the model has none, or does something to its logits that is not understood.
     """
-    module = network.model.get_output_embeddings()
+    module = network.model_of_pass.get_output_embeddings()
     if module is None:
         raise UnsupportedModelError("decoding needs a dense output head (vocabulary, hidden size); this model has none")
     head = Head(weight_of(module, "the output head").dense(), bias_of(module))
     if network.route == "autograd":
         return replace(head, scale=_fitted_scale(network, head))
-    model, (project, *rest) = network.family.causal_model_of(network.model), network.family.logits
+    model, (project, *rest) = network.family.causal_model_of(network.model_of_pass), network.family.logits
     softcap = None
     if rest and isinstance(last := rest[-1], Softcap):
         softcap = attrgetter(last.attribute)(model)

@@ -1,6 +1,7 @@
 """A network whose model has moved on serves the Jacobians of its own pass, or refuses: never those of neither."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import detjac_lanczos as dl
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models.unmoved import Unmoved, weights_in_use
 from tests import tiny_models
+from tests.tiny_models import dense
 from tests.tiny_models.dense import llama
 from tests.tiny_models.undeclared import UNDECLARED
 
@@ -151,6 +153,63 @@ def test_a_table_that_grew_gives_other_logits() -> None:
     model.resize_token_embeddings(model.config.vocab_size + 10)
     with pytest.raises(ModelError, match="gives other logits on the prompt"):
         _ = network.jacobian("joint", target=dl.mlp(1)).y
+
+
+def test_so_it_does_where_the_way_to_the_logits_is_read() -> None:
+    model = llama()
+    network = detached(model)
+    model.resize_token_embeddings(model.config.vocab_size + 10)
+    with pytest.raises(ModelError, match=r"^the weights of \S+ were .* after it was frozen"):
+        network.jacobian(2, target="logits")
+
+
+def by_multipliers(model: Any) -> None:
+    model.model.embedding_multiplier = 3.0
+    for block in model.model.layers:
+        block.residual_multiplier = 3.0
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (dense.granite, by_multipliers),
+        (dense.granite, lambda model: setattr(model.config, "logits_scaling", 9.0)),
+        (dense.cohere2, lambda model: setattr(model, "logit_scale", 3.0)),
+        (dense.gemma2, lambda model: setattr(model.config, "final_logit_softcapping", 0.1)),
+        (dense.gemma2, lambda model: setattr(model.config, "final_logit_softcapping", None)),
+        (dense.gpt_neox, lambda model: setattr(model.config, "num_attention_heads", 2)),
+        (dense.qwen3, lambda model: setattr(model.model.layers[1].self_attn, "num_key_value_groups", 4)),
+    ],
+)
+def test_numbers_that_are_no_weights_are_those_of_the_pass(make: Any, change: Change, tmp_path: Path) -> None:
+    def read_late(network: dl.DetachedNetwork, altered: dl.DetachedNetwork) -> list[Tensor]:
+        """What is first made of the model when it is asked for."""
+        J, inner = network.jacobian("joint", target="logits"), network.jacobian(2, source=dl.layer(1), target="logits")
+        again = network.replace(drop=[dl.mlp(1)])
+        return [
+            *(made for J in (J, inner) for made in (J.dense(), J.offset, J.y)),
+            network.jacobian(1, target="logits", position=2).y,
+            *(made.jacobian("joint", target=end).dense() for made in (altered, again) for end in ("output", "logits")),
+            torch.tensor([candidate.probability for candidate in altered.prediction]),
+        ]
+
+    model = make(torch.float64)
+    network, altered, unchanged = detached(model), detached(model).replace(drop=dl.mlp(0)), detached(model)
+    expected = read_late(unchanged, unchanged.replace(drop=dl.mlp(0)))
+    definition = unchanged.jacobian(0).definition
+    change(model)
+    for found, wanted in zip(read_late(network, altered), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert torch.equal(network.jacobian(0, target="logits").y, network.streams.logits[0])
+    assert network.jacobian(0).definition == definition
+    dl.DetachedNetwork.load(network.save(tmp_path), make(torch.float64))
+
+
+def test_the_values_of_logits_are_those_of_the_pass() -> None:
+    """So that a reading of logits that is wrong shows in the reconstruction."""
+    network = detached(dense.cohere2(torch.float64))
+    network.model_of_pass.logit_scale *= 2
+    assert network.jacobian(0, target="logits").reconstruction.norm_error == pytest.approx(1)
 
 
 def test_weights_are_looked_at_where_they_lie() -> None:

@@ -119,6 +119,13 @@ def test_logits_that_are_not_understood_are_not_decoded(change: Any) -> None:
         decode_left(network, J.y[:, None] / J.y.norm(), J.y, "output")
 
 
+def test_the_head_has_the_numbers_of_the_pass() -> None:
+    model = DENSE["Cohere 2"](torch.float64)
+    network, scale = detach((model, None), input_ids=[3, 1, 4]), model.logit_scale
+    model.logit_scale = 3.0
+    assert head_of(network).scale == scale
+
+
 def test_a_scale_is_fitted_to_all_rows_of_the_head_and_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head is read some rows at a time, each with its part of the bias."""
     monkeypatch.setattr(head, "_ROWS", 16)
