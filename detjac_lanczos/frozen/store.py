@@ -33,7 +33,7 @@ from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.dtypes import compute_dtype
-from detjac_lanczos.models.offloaded import execution_devices
+from detjac_lanczos.models.offloaded import execution_devices, require_values
 from detjac_lanczos.whole_file import as_path, whole_file
 
 FORMAT = 6
@@ -102,8 +102,10 @@ class StoredNetwork(FrozenNetwork):
         path : str or Path
             The file, or the folder that holds it.
         model : LoadedModel, or anything `load_model` takes
-            The model it was made from: with the same weights, by their fingerprint, and set up as it was. Values of
-            branches and ordinary Jacobians come from passes of this model.
+            The model it was made from: with the same weights, by their fingerprint, and the same maps of them. What
+            made attention weights and routing alone (rotary frequencies, windows, caps of scores) is not compared, as
+            those are saved. Values of branches and ordinary Jacobians come from passes of this model, and are refused
+            where its logits on the prompts are others.
 
         Returns
         -------
@@ -113,7 +115,9 @@ class StoredNetwork(FrozenNetwork):
         ------
         RunFileError
             If the file is missing, truncated, foreign or of another format than this version's, it belongs to other
-            weights, or to a model with another configuration, or the model lies on several devices.
+            weights, or to a model that makes other maps of them, or the model lies on several devices.
+        UnsupportedModelError
+            If a weight of the model has no values (meta device), or the model cannot be copied.
         InputError, ModelError
             As `load_model`, or if no family declares the model.
         """
@@ -130,6 +134,7 @@ def _joined(path: Path, loaded: LoadedModel) -> tuple[dict[str, Any], dict[str, 
     devices = sorted(map(str, execution_devices(loaded.model)))
     if len(devices) > 1:
         raise RunFileError(f"a saved network joins a model on one device, not on {', '.join(devices)}; load it on one")
+    require_values(loaded.model)
     family = family_of(loaded.model)
     description, tensors = _read(path, loaded.device)
     try:

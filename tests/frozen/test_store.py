@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from detjac_lanczos.errors import ModelError, RunFileError
+from detjac_lanczos.errors import ModelError, RunFileError, UnsupportedModelError
 from detjac_lanczos.frozen import store
 from detjac_lanczos.frozen.mapped import is_mapped
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, layer, mlp
@@ -138,6 +138,23 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     path = detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1, 2]).save(tmp_path)
     with pytest.raises(RunFileError, match="other weights"):
         DetachedNetwork.load(path, tiny_models.loaded(tiny_models.llama(seed=1)))
+
+
+def test_a_model_without_values_is_refused(tmp_path: Path) -> None:
+    path = detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1, 2]).save(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="has no values"):
+        DetachedNetwork.load(path, (tiny_models.llama().to("meta"), None))
+
+
+def test_what_only_made_the_factors_is_not_compared(tmp_path: Path) -> None:
+    """They are saved; values of branches are of the model's own passes, and refused."""
+    model = tiny_models.llama()
+    network = detach((model, None), input_ids=[3, 1, 4, 1, 5])
+    other = set_up_otherwise(model, rope_parameters={"rope_type": "default", "rope_theta": 3.0})
+    found = DetachedNetwork.load(network.save(tmp_path), (other, None))
+    assert torch.equal(found.jacobian(0).dense(), network.jacobian(0).dense())
+    with pytest.raises(ModelError, match="gives other logits on the prompt"):
+        _ = found.jacobian(0, target=mlp(0)).y
 
 
 def set_up_otherwise(model: Any, **changes: Any) -> Any:
