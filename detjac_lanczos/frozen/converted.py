@@ -11,11 +11,12 @@ import torch
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.structural_copy import copy_with_tensors, tell_of_hooks
 from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.conversion import conversions, why_fixed
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.offloaded import execution_devices
-from detjac_lanczos.models.text_model import text_config_of
+from detjac_lanczos.models.text_model import configurations_of, text_config_of
 
 
 @torch.inference_mode(False)
@@ -54,8 +55,12 @@ def load_converted(
         return loaded
     tell_of_hooks(loaded.model)
     twin = copy_with_tensors(loaded.model, changed)
-    for config in (twin.config, text_config_of(twin)):
-        config.dtype = wanted or config.dtype
+    if wanted is not None:
+        for config in (twin.config, text_config_of(twin)):
+            config.dtype = wanted
+        for config in configurations_of(twin):
+            if config._attn_implementation not in (None, "eager", "sdpa"):  # others are made for some dtypes alone
+                config._attn_implementation = "sdpa" if without_adapters(twin)._supports_sdpa else "eager"
     return replace(loaded, model=twin, fingerprint=fingerprint_of(twin, finite_as=loaded.name))
 
 

@@ -70,6 +70,14 @@ def test_tensors_are_rounded_once_and_what_a_model_keeps_in_float32_is_kept(
             assert found[key].dtype is value.dtype and torch.equal(found[key], value), key
 
 
+def test_a_copy_attends_in_a_way_that_takes_every_dtype() -> None:
+    model = tiny_models.llama(torch.float32)
+    expected = detach((model, None), input_ids=IDS, dtype="float64").streams.logits
+    model.set_attn_implementation("flex_attention")
+    assert torch.equal(detach((model, None), input_ids=IDS, dtype="float64").streams.logits, expected)
+    assert model.config._attn_implementation == "flex_attention"
+
+
 def test_what_is_as_asked_for_is_not_copied() -> None:
     loaded = load_model(tiny_models.llama(torch.float32))
     for options in ({}, {"dtype": torch.float32}, {"device": "cpu"}, {"dtype": "auto", "device": torch.device("cpu")}):
