@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,23 +83,23 @@ class MatrixFree(Shared, ABC):
 
     def aslinearoperator(self) -> ScipyOperator:
         """Return a ``scipy.sparse.linalg.LinearOperator`` over numpy arrays."""
-        import numpy as np
         from scipy.sparse.linalg import LinearOperator
 
-        def by_columns(method: Any) -> Any:
-            def call(X: Any) -> Any:
-                X = np.asarray(X)
-                columns = X[:, None] if X.ndim == 1 else X
-                out = method(torch.from_numpy(np.array(columns)).to(self.device, self.dtype)).cpu().numpy()
-                return out[:, 0] if X.ndim == 1 else out
-
-            return call
-
-        forward, backward = by_columns(self.matmat), by_columns(self.rmatmat)
+        # No closures: what holds the operator itself says why it is not pickled.
+        forward, backward = partial(self._of_arrays, self.matmat), partial(self._of_arrays, self.rmatmat)
         dtype = torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         return LinearOperator(
             self.shape, matvec=forward, matmat=forward, rmatvec=backward, rmatmat=backward, dtype=dtype
         )
+
+    def _of_arrays(self, method: Callable[[Tensor], Tensor], X: Any) -> Any:
+        """Return a product with a numpy array of columns, or with one vector."""
+        import numpy as np
+
+        X = np.asarray(X)
+        columns = X[:, None] if X.ndim == 1 else X
+        out = method(torch.from_numpy(np.array(columns)).to(self.device, self.dtype)).cpu().numpy()
+        return out[:, 0] if X.ndim == 1 else out
 
 
 class Transposed(MatrixFree):
