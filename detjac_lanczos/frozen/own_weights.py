@@ -13,8 +13,10 @@ from detjac_lanczos.frozen.structural_copy import copy_with_tensors
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.bitsandbytes import leave_weights_alone
 from detjac_lanczos.models.held import Held
-from detjac_lanczos.models.unchanged import Unchanged
+from detjac_lanczos.models.unchanged import Unchanged, codes_of
 from detjac_lanczos.models.unmoved import Unmoved, is_plain
+
+_OURS = ("detjac_lanczos.", "detjac_kernels.")
 
 
 class OwnWeights:
@@ -67,8 +69,12 @@ class OwnWeights:
 
 
 def _parameters_in(model: nn.Module, maps: Iterable[Map]) -> list[Tensor]:
-    """Return the parameters that maps hold, whole or in part, as tensors that stay where the maps have them."""
-    parameters = sorted((p.detach() for p in model.parameters() if is_plain(p)), key=Tensor.data_ptr)
+    """Return the parameters that maps hold, whole or in part, as tensors that stay where the maps have them.
+
+    Of packed ones of bitsandbytes, that are their codes; those of other formats are not found.
+    """
+    codes = (codes_of(parameter).detach() for parameter in model.parameters())
+    parameters = sorted((tensor for tensor in codes if is_plain(tensor)), key=Tensor.data_ptr)
     starts = [p.data_ptr() for p in parameters]
     found: dict[int, Tensor] = {}
     for tensor in _tensors(tuple(maps)):
@@ -86,6 +92,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple):
         for item in value:
             yield from _tensors(item)
-    elif type(value).__module__.startswith("detjac_lanczos.") and not isinstance(value, nn.Module | Held):
+    elif type(value).__module__.startswith(_OURS) and not isinstance(value, nn.Module | Held):
         for item in vars(value).values():
             yield from _tensors(item)

@@ -28,7 +28,7 @@ class Unchanged:
     def __init__(self, name: str, model: nn.Module) -> None:
         self._name, self._model = name, model
         self._tensors, self._adapters = list(_tensors(model)), list(adapter_state(model))
-        self._unmoved = Unmoved(name, map(_codes, self._tensors))
+        self._unmoved = Unmoved(name, map(codes_of, self._tensors))
         self._looks = [_look(tensor) for tensor in self._tensors]
 
     def require(self) -> None:
@@ -62,7 +62,7 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
                 yield buffer
 
 
-def _codes(tensor: Tensor) -> Tensor:
+def codes_of(tensor: Tensor) -> Tensor:
     """Return packed weights of bitsandbytes as the plain tensor of codes that they are, and others as they come."""
     return tensor.detach().as_subclass(Tensor) if type(tensor).__module__.startswith("bitsandbytes.") else tensor
 

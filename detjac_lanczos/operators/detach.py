@@ -61,8 +61,8 @@ def detach(
         weights of that pass: after they change in place (training, merged adapters), products are refused, so detach
         again. Where they are replaced instead (also by ``merge_adapter()`` on packed weights), the network keeps those
         of its pass. Writes are noticed by version counters and by one entry a matrix: not seen are those through
-        ``.data`` to part of a matrix, to part of weights made in inference mode, and to packed or offloaded weights
-        (save by ``replace``, where they are counted and in memory).
+        ``.data`` to part of a matrix, to part of weights made in inference mode, and to offloaded weights or packed
+        ones of other formats than bitsandbytes' (save by ``replace``, where they are counted and in memory).
     prompt : str or list of str
         A list gives one network whose tokens are addressed as (prompt, token).
     freeze : {"gate", "up", "half"}

@@ -14,6 +14,7 @@ from detjac_lanczos.models.unmoved import Unmoved, weights_in_use
 from tests import tiny_models
 from tests.tiny_models import dense
 from tests.tiny_models.dense import llama
+from tests.tiny_models.packed import quantised
 from tests.tiny_models.undeclared import UNDECLARED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,6 +65,20 @@ def test_weights_that_are_written_to_are_refused(change: Change) -> None:
     ):
         with pytest.raises(ModelError, match=r"^the weights of \S+ were written to after .*; detach again$"):
             use()
+
+
+@pytest.mark.parametrize("kind", ["nf4 nested", "int8"])
+def test_so_are_packed_ones(kind: str) -> None:
+    model = quantised(llama(torch.float32), kind)
+    network = detached(model)
+    J = network.jacobian("joint", target="logits")
+    expected = J.dense()
+    model(input_ids=torch.tensor(IDS))
+    assert torch.equal(J.dense(), expected)
+    by_one_row(model)
+    for operator in (J, network.jacobian("joint")):
+        with pytest.raises(ModelError, match="were written to"):
+            operator.dense()
 
 
 def by_assigning_a_state(model: Any) -> None:
