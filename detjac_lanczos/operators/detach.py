@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.part_check import require_affine_parts
-from detjac_lanczos.operators.part_values import require_part_values
 from detjac_lanczos.operators.pinned import PinnedNetwork
 from detjac_lanczos.operators.self_check import check, self_check
 
@@ -146,8 +145,8 @@ def detach(
         if budget is not None:
             raise InputError(f"memory is planned for declared families only, and {loaded.name} is none; leave it off")
         pinned = PinnedNetwork.attach(loaded, family, prompts, freeze)
-        _checked(pinned, self_check, require_affine_parts)
         require_affine_parts(pinned)
+        self_check(pinned)
         return pinned
     plan = None
     if budget is not None:
@@ -155,18 +154,8 @@ def detach(
         plan = make_plan(family.shape(loaded.model, freeze), lengths, budget, Rates.of(loaded.device))
     coefficients, streams = capture(loaded.model, family, prompts, freeze, plan)
     network = DetachedNetwork.from_capture(loaded, family, prompts, freeze, coefficients, streams, plan)
-    _checked(network, check, require_part_values)
+    check(network)
     return network
-
-
-def _checked(network: Any, whole: Callable[[Any], None], parts: Callable[[Any], None]) -> None:
-    """Check a network as a whole; where that fails, part by part, which names the first part that is wrong."""
-    try:
-        whole(network)
-    except UnsupportedModelError as error:
-        if not isinstance(error.__cause__, RuntimeError):
-            parts(network)
-        raise
 
 
 def family_or_structure(model: Any) -> Family | Structure:

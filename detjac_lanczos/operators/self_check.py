@@ -24,7 +24,7 @@ precision, where a near tie may send a token to another expert.
 _LARGE = 100.0
 """How much larger than the prompt one of the random inputs is: clamps that the prompt leaves alone then act."""
 
-_passed: WeakKeyDictionary[nn.Module, set[tuple[str, str]]] = WeakKeyDictionary()
+_passed: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def check(network: DetachedNetwork) -> None:
@@ -37,12 +37,15 @@ def check(network: DetachedNetwork) -> None:
     """
     seen = _passed.setdefault(network.model, set())
     try:
-        if (network.route, network.freeze) in seen:
-            require(network, _errors_of_prompts(network))
-        else:
+        if network.freeze not in seen:
+            require_part_values(network)  # first: it names the part that is wrong
             self_check(network)
-            require_part_values(network)
-            seen.add((network.route, network.freeze))
+            seen.add(network.freeze)
+        else:
+            claims = _errors_of_prompts(network)
+            if not all(error <= allowed for _, error, allowed in claims):
+                require_part_values(network)
+            require(network, claims)
     except RuntimeError as error:
         mixed = in_several_dtypes(network.model)
         if not mixed:
