@@ -27,16 +27,7 @@ class RMSNorm:
 
     def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record 1/rms of the norm's input: (positions,)."""
-        module = running_module(block.get_submodule(self.path))
-        if not type(module).__name__.endswith("RMSNorm"):
-            raise _not_declared(module, f"{name}{self.path}")
-        eps = norm_eps(module, f"{name}{self.path}")
-
-        @reading(self, name)
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            record(f"{name}{self.path}.rstd", rms_reciprocal(args[0], eps).flatten())
-
-        module.register_forward_pre_hook(hook)
+        _record_rstd(self, block, name, record, centred=False)
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """One number for each position, and 1 + w where a sweep multiplies by that."""
@@ -66,17 +57,7 @@ class LayerNorm:
 
     def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record 1/std of the norm's input: (positions,)."""
-        module = running_module(block.get_submodule(self.path))
-        if not (isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")):
-            raise _not_declared(module, f"{name}{self.path}")
-        eps = norm_eps(module, f"{name}{self.path}")
-
-        @reading(self, name)
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
-            record(f"{name}{self.path}.rstd", rms_reciprocal(x - x.mean(-1, keepdim=True), eps).flatten())
-
-        module.register_forward_pre_hook(hook)
+        _record_rstd(self, block, name, record, centred=True)
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """One number for each position, a centered input, and 1 + w where a sweep multiplies by that."""
@@ -109,21 +90,20 @@ def declared_eps(module: nn.Module) -> float | None:
     return None
 
 
-def norm_eps(module: nn.Module, name: str) -> float:
-    """Return the epsilon of a norm.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it has none.
-    """
+def _record_rstd(word: RMSNorm | LayerNorm, block: nn.Module, name: str, record: Tape, *, centred: bool) -> None:
+    where, module = f"{name}{word.path}", running_module(block.get_submodule(word.path))
+    kind = "LayerNorm" if centred else "RMSNorm"
+    if not (type(module).__name__.endswith(kind) or (centred and isinstance(module, nn.LayerNorm))):
+        raise UnsupportedModelError(f"{where} is a {type(module).__name__}, not the norm its family declares")
     eps = declared_eps(module)
     if eps is None:
         raise UnsupportedModelError(
-            f"{name} ({type(module).__name__}) has no epsilon; this is not the norm its family declares"
+            f"{where} ({type(module).__name__}) has no epsilon; this is not the norm its family declares"
         )
-    return eps
 
+    @reading(word, name)
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
+        record(f"{where}.rstd", rms_reciprocal(x - x.mean(-1, keepdim=True) if centred else x, eps).flatten())
 
-def _not_declared(module: nn.Module, name: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{name} is a {type(module).__name__}, not the norm its family declares")
+    module.register_forward_pre_hook(hook)
