@@ -21,7 +21,15 @@ _SWITCH = re.compile(r"\.mixing\.\d+(\.query_scale)?$")
 
 @dataclass(frozen=True)
 class Head:
-    """Attention head ``head`` of block ``layer``."""
+    """An attention head, for `DetachedNetwork.replace`.
+
+    Attributes
+    ----------
+    layer : int
+        Block, from 0, or negative from the end.
+    head : int
+        Within the block, likewise; whether there is one shows in `replace`.
+    """
 
     layer: int
     head: int
@@ -33,7 +41,15 @@ class Head:
 
 @dataclass(frozen=True)
 class Expert:
-    """Routed expert ``expert`` of block ``layer``."""
+    """A routed expert, for `DetachedNetwork.replace`.
+
+    Attributes
+    ----------
+    layer : int
+        Block, from 0, or negative from the end.
+    expert : int
+        From 0 within the block; `replace` takes those alone that tokens of the prompt go to.
+    """
 
     layer: int
     expert: int
@@ -43,38 +59,7 @@ class Expert:
         return f"expert({self.layer}, {self.expert})"
 
 
-def head(layer: int, head: int) -> Head:
-    """Name an attention head, for `DetachedNetwork.replace`.
-
-    Parameters
-    ----------
-    layer : int
-        Block, from 0, or negative from the end.
-    head : int
-        Within the block, likewise; whether there is one shows in `replace`.
-
-    Returns
-    -------
-    Head
-    """
-    return Head(layer, head)
-
-
-def expert(layer: int, expert: int) -> Expert:
-    """Name a routed expert, for `DetachedNetwork.replace`.
-
-    Parameters
-    ----------
-    layer : int
-        Block, from 0, or negative from the end.
-    expert : int
-        From 0 within the block; `replace` takes those alone that tokens of the prompt go to.
-
-    Returns
-    -------
-    Expert
-    """
-    return Expert(layer, expert)
+head, expert = Head, Expert  # as a user types them, beside layer(l), attention(l) and mlp(l)
 
 
 def replaced(coefficients: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
