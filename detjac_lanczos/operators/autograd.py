@@ -19,15 +19,11 @@ from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
 from detjac_lanczos.models.saved_weights import weights_read_again
+from detjac_lanczos.operators.bars import own_pass_bar
 from detjac_lanczos.operators.passes import Passes
 
 ROWS_AT_ONCE = 1024
 """Positions × columns that are differentiated together; bounds the memory of a pass."""
-
-_SAME_VALUES = {torch.float64: 1e-4, torch.float32: 1e-4}
-"""How far the values of equal passes may lie apart; 0.5 in half precision, where a near tie may send a token to another
-expert.
-"""
 
 _one_at_a_time = threading.Lock()
 """Forward mode has one level for the whole process, and the copy that runs has one set of hooks."""
@@ -157,7 +153,7 @@ class AutogradSweeps:
 def _require_own(values: Tensor, own: Tensor, network: AffineNetwork) -> None:
     """Refuse passes whose values (b, d_out) are not the frozen one's, (d_out,)."""
     size = float(own.double().norm()) * len(values) ** 0.5
-    if not float((values.double() - own.double()).norm()) <= _SAME_VALUES.get(own.dtype, 0.5) * size:
+    if not float((values.double() - own.double()).norm()) <= own_pass_bar(own.dtype) * size:
         raise ModelError(
             f"{network.loaded.name} gives another output on the prompt than when it was frozen: something in it, or a "
             "hook on all modules, has changed; undo that, or detach again"

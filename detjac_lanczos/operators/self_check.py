@@ -12,14 +12,9 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.models.dtypes import in_several_dtypes
-from detjac_lanczos.operators.bars import bar, relative, require
+from detjac_lanczos.operators.bars import bar, own_pass_bar, relative, require
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.part_values import require_part_values
-
-_OWN_PASS = {torch.float64: 1e-4, torch.float32: 1e-4}
-"""Bar for the distance from the model's own pass, which in float64 rounds to float32 inside, and not alike; 0.5 in half
-precision, where a near tie may send a token to another expert.
-"""
 
 _LARGE = 100.0
 """How much larger than the prompt one of the random inputs is: clamps that the prompt leaves alone then act."""
@@ -95,8 +90,8 @@ def _errors_of_prompts(network: DetachedNetwork) -> list[tuple[str, float, float
         of_prompt = f" on prompt {prompt}" if len(network.lengths) > 1 else ""
         # Packed modules may compute something else than products with their decoded weights, by design or by mistake.
         if network.loaded.packing is None:
-            bar_own = _OWN_PASS.get(network.dtype, 0.5)
-            claims.append((f"its pass is not the model's own{of_prompt}", relative(y - own, own), bar_own))
+            off = relative(y - own, own)
+            claims.append((f"its pass is not the model's own{of_prompt}", off, own_pass_bar(network.dtype)))
         claims.append((f"its logits are not the model's{of_prompt}", relative(logits - theirs, theirs), allowed))
         J = network.jacobian((prompt, "joint"))
         Jx, r = J.matmat(J.x[:, None])[:, 0], J.offset
