@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detjac_lanczos.solvers import svd
 
 K = 8
-WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
+WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 12)
 _OWN_TOLERANCES = tuple(10.0 ** (-e / 2) for e in range(2, 29))
 _SEED = 0
 
