@@ -306,16 +306,18 @@ def _passes() -> str:
     widths = sorted(set.intersection(*(set(of) for of in ratios.values())))
     enough = [next(w for w in widths if all(of[w]["passes"] <= aim for of in ratios.values())) for aim in PASSES]
     cost = " / ".join(f"{max(of[width]['products'] for of in ratios.values()):.2f}" for width in enough)
+    carried = (max(of[width]["products"] / of[width]["passes"] for of in ratios.values()) for width in enough)
     return fill(
         f"At most {_slashed(PASSES)} of the passes of PROPACK with blocks of {_slashed(WIDTHS)} at tol 1e-3 "
         f"([peers.md](peers.md)): {shown}. Blocks of {_slashed(enough)} reach them on both, with {cost} times its "
-        f"products ({PRODUCTS} were allowed for the latter two).",
+        f"products ({PRODUCTS} were allowed for the latter two): as blocks shrink, a pass of theirs carries "
+        f"{_slashed(f'{columns:.1f}' for columns in carried)} columns on average.",
         120,
         break_on_hyphens=False,
     )
 
 
-def _slashed(values: Iterable[float]) -> str:
+def _slashed(values: Iterable[object]) -> str:
     return " / ".join(map(str, values))
 
 
