@@ -17,7 +17,7 @@ from detjac_lanczos.frozen.prompt import decode
 from detjac_lanczos.models.linear_modules import embedding_table
 from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.reading.head import head_of
-from detjac_lanczos.reading.table_search import best_rows, merge_chunks
+from detjac_lanczos.reading.table_search import Found, best_rows
 
 HEADLESS = ("logits", "probe")
 """Kinds of targets whose vectors are read as they stand, through no head."""
@@ -99,8 +99,8 @@ def decode_left(
     length = float(y.double().norm())
     scale = 1.0
     if kind == "logits":
-        whole = len(vectors)
-        found = merge_chunks(lambda a, b: vectors[a:b], whole, whole, min(top, whole), lambda u, a, b: length * u)
+        best = vectors.topk(min(top, len(vectors)), dim=0)
+        found = Found(best.values, best.indices, (length * vectors).softmax(dim=0).gather(0, best.indices))
     else:
         head = head_of(network)
         scale = head.scale
@@ -117,7 +117,7 @@ def decode_left(
 
 
 @in_own_precision
-def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 10) -> list[list[Decoded]]:
+def decode_right(network: DetachedNetwork, V: Tensor, top: int = 10) -> list[list[Decoded]]:
     """Decode right singular vectors to the nearest input embeddings by cosine: exact, over the whole vocabulary.
 
     Parameters
@@ -127,8 +127,6 @@ def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 
         Of any source: a vector in the residual stream of a later layer is compared with the input embeddings all the
         same, by what it would be called at the input. Where the stream has not the width of the embeddings (OPT-350m),
         they are taken as they enter it, projected.
-    signs : Tensor, shape (k,)
-        From `decode_left` of the same triplets.
     top : int
 
     Returns
@@ -146,13 +144,13 @@ def decode_right(network: DetachedNetwork, V: Tensor, signs: Tensor, top: int = 
     """
     table = embedding_table(network.model_of_pass.get_input_embeddings())
     widths = dict.fromkeys((table.shape[1], network.hidden_size))
-    if V.ndim != 2 or V.shape[0] not in widths or signs.shape != V.shape[1:]:
+    if V.ndim != 2 or V.shape[0] not in widths:
         raise InputError(
-            f"decode_right takes V ({' or '.join(map(str, widths))}, k) and k signs; "
-            f"got {tuple(V.shape)} and {tuple(signs.shape)}; cut joint vectors token by token"
+            f"decode_right takes V ({' or '.join(map(str, widths))}, k); got {tuple(V.shape)}; "
+            "cut joint vectors token by token"
         )
     through = None if V.shape[0] == table.shape[1] else partial(_into_the_stream, network)
-    found = best_rows(table, V * signs.to(V), top, cosine=True, through=through)
+    found = best_rows(table, V, top, cosine=True, through=through)
     return [
         [
             Decoded(decode(network.loaded, int(i)), int(i), float(cosine))

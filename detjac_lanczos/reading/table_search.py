@@ -77,20 +77,8 @@ def best_rows(
         products = rows @ queries
         return products / _length(rows, 1)[:, None] if cosine else products
 
-    rows = max(top, _CHUNK_ELEMENTS // max(1, max(queries.shape)))
-    found = merge_chunks(score, table.shape[0], rows, min(top, table.shape[0]), logits, softcap)
-    return Found(found.scores.to(home), found.ids.to(home), found.shares.to(home))
-
-
-def merge_chunks(
-    score: Callable[[int, int], Tensor],
-    size: int,
-    rows: int,
-    top: int,
-    logits: Logits | None,
-    softcap: float | None = None,
-) -> Found:
-    """Merge the best of each chunk with those so far. ``score(start, stop)`` gives (stop − start, K)."""
+    size = table.shape[0]
+    rows, top = max(top, _CHUNK_ELEMENTS // max(1, max(queries.shape))), min(top, size)
 
     def capped(z: Tensor) -> Tensor:
         return z if softcap is None else torch.tanh(z / softcap) * softcap
@@ -108,7 +96,7 @@ def merge_chunks(
             yield largest.values, part.gather(0, largest.indices), largest.indices + start
 
     best, scores, ids = reduce(partial(_merged, top), best_of_chunks())
-    return Found(scores, ids, torch.exp(capped(best) - total))
+    return Found(scores.to(home), ids.to(home), torch.exp(capped(best) - total).to(home))
 
 
 def _merged(top: int, first: Rows, second: Rows) -> Rows:

@@ -64,7 +64,7 @@ def read_triplets(
         result = results[index]
         signed[index] = replace(result, U=result.U * signs[index], V=result.V * signs[index])
     vectors = torch.cat([signed[index].V for index in found], dim=1)
-    right = _split(decode_right(network, vectors, torch.ones_like(vectors[0]), top), found, results)
+    right = _split(decode_right(network, vectors, top), found, results)
     shares: dict[int, Contribution] = {}
     ranks: dict[int, StableRank] = {}
     if exact := [index for index in found if index not in estimates]:

@@ -160,7 +160,7 @@ def test_the_ordinary_jacobian_and_decoding_of_a_spread_model() -> None:
         U, V = torch.eye(24, dtype=torch.float64)[:, :2], torch.eye(24, dtype=torch.float64)[:, 3:5]
         decoded = [decode_left(n, U, n.jacobian(0, target="residual").y, "residual") for n in (network, expected)]
         assert decoded[0][0] == decoded[1][0]
-        assert decode_right(network, V, decoded[0][1]) == decode_right(expected, V, decoded[1][1])
+        assert decode_right(network, V * decoded[0][1]) == decode_right(expected, V * decoded[1][1])
 
 
 def test_a_saved_network_asks_for_one_device(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_the_whole_road_with_decoding_and_the_ordinary_jacobian(tmp_path: Path) 
     U = torch.eye(24)[:, :2]
     left = [decode_left(n, U, n.jacobian(0, target="residual").y, "residual") for n in networks]
     assert left[0][0] == left[1][0]
-    assert decode_right(networks[0], U, left[0][1]) == decode_right(networks[1], U, left[1][1])
+    assert decode_right(networks[0], U * left[0][1]) == decode_right(networks[1], U * left[1][1])
 
 
 def test_a_saved_network_joins_the_same_weights_wherever_they_are(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_decoding_reads_the_adapted_head_and_table() -> None:
     U, _, Vh = torch.linalg.svd(networks[1].jacobian(2).dense())
     y = networks[1].jacobian(2).y
     (left, signs), (expected, _) = (decode_left(n, U[:, :4], y, "output") for n in networks)
-    right, nearest = (decode_right(n, Vh[:4].T, signs) for n in networks)
+    right, nearest = (decode_right(n, Vh[:4].T * signs) for n in networks)
     for found, wanted in zip(left + right, expected + nearest, strict=True):
         assert [entry.id for entry in found] == [entry.id for entry in wanted]
         assert [entry.score for entry in found] == pytest.approx([entry.score for entry in wanted], rel=1e-10)

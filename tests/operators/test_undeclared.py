@@ -264,10 +264,10 @@ def test_the_network_says_how_it_was_made() -> None:
 
 def test_a_stream_that_embeddings_enter_in_an_unknown_way_is_not_decoded() -> None:
     network = pinned(tiny_models.DENSE["OPT post-norm"](torch.float64), ids=tiny_models.prompt_ids(4))
-    at_the_embeddings = decode_right(network, torch.eye(16, 2), torch.ones(2))
+    at_the_embeddings = decode_right(network, torch.eye(16, 2))
     assert all(len(entries) == 10 for entries in at_the_embeddings)
     with refused("how the embeddings of OPTForCausalLM, by its structure enter its stream"):
-        decode_right(network, torch.eye(24, 2), torch.ones(2))
+        decode_right(network, torch.eye(24, 2))
 
 
 def test_the_frozen_final_norm_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:

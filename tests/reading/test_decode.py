@@ -45,7 +45,7 @@ def test_signs_agree_with_the_output_and_do_not_depend_on_the_solver(network: De
     assert (y @ (U * signs) > 0).all()
     assert torch.equal(signs, flips * flipped_signs)
     assert left == flipped_left
-    assert decode_right(network, V, signs) == decode_right(network, V * flips, flipped_signs)
+    assert decode_right(network, V * signs) == decode_right(network, V * flips * flipped_signs)
 
 
 def test_left_vectors_at_the_output_meet_the_head(network: DetachedNetwork) -> None:
@@ -216,7 +216,7 @@ def test_vectors_at_a_probe_are_read_row_by_row(network: DetachedNetwork) -> Non
 def test_an_input_embedding_decodes_to_its_own_token(network: DetachedNetwork) -> None:
     table = network.model.get_input_embeddings().weight.detach()
     ids = [3, 11, 29]
-    decoded = decode_right(network, 5 * table[ids].T, torch.tensor([1.0, 1.0, -1.0], dtype=table.dtype))
+    decoded = decode_right(network, 5 * table[ids].T * torch.tensor([1.0, 1.0, -1.0], dtype=table.dtype))
     assert [entries[0].id for entries in decoded[:2]] == ids[:2]
     assert decoded[0][0].score == pytest.approx(1, rel=1e-12)
     cosines = torch.nn.functional.cosine_similarity(-table[29], table)
@@ -232,19 +232,19 @@ def test_embeddings_are_projected_where_the_stream_is_wider() -> None:
     for source, rows in (("embeddings", table), (layer(1), projected)):
         J = network.jacobian(2, source=source)
         V = torch.linalg.svd(J.dense(), full_matrices=False)[2][:3].T
-        for v, entries in zip(V.T, decode_right(network, V, torch.ones(3)), strict=True):
+        for v, entries in zip(V.T, decode_right(network, V), strict=True):
             cosines = torch.nn.functional.cosine_similarity(v, rows).topk(10)
             assert [entry.id for entry in entries] == cosines.indices.tolist()
             assert [entry.score for entry in entries] == pytest.approx(cosines.values.tolist(), rel=1e-9)
     with pytest.raises(InputError, match=r"takes V \(16 or 24, k\)"):
-        decode_right(network, torch.ones(20, 2), torch.ones(2))
+        decode_right(network, torch.ones(20, 2))
 
 
 def test_bad_shapes_are_refused_in_one_line(network: DetachedNetwork) -> None:
     with pytest.raises(InputError, match="decode_left takes"):
         decode_left(network, torch.ones(5, 2), torch.ones(4), "output")
     with pytest.raises(InputError, match="token by token"):
-        decode_right(network, torch.ones(2 * network.hidden_size, 2), torch.ones(2))
+        decode_right(network, torch.ones(2 * network.hidden_size, 2))
 
 
 def test_a_target_that_does_not_exist_is_refused_as_by_the_jacobian(network: DetachedNetwork) -> None:
@@ -274,8 +274,8 @@ def test_smollm2_says_only_and_most_after_the_bridge(smollm2: LoadedModel) -> No
 def test_an_ambient_autocast_changes_nothing(name: str) -> None:
     network = detach(tiny_models.loaded(EVERY[name](torch.float32)), input_ids=tiny_models.prompt_ids(6))
     U, V, y = triplets_of(network, source=layer(1))
-    left, signs = decode_left(network, U, y, "output")
-    right = decode_right(network, V, signs)
+    left, _ = decode_left(network, U, y, "output")
+    right = decode_right(network, V)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert decode_left(network, U, y, "output")[0] == left
-        assert decode_right(network, V, signs) == right
+        assert decode_right(network, V) == right
