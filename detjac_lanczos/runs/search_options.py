@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, TypedDict, cast
+
+import numpy as np
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.options import Callback, check_options, is_whole
 
 SHARED_BASIS = "shared_basis"
-_Number = TypeVar("_Number", int, float)
 Polish = int | str | None
 """Tokens of a survey to certify: "flagged", a number of them, or none."""
 
@@ -51,19 +52,8 @@ def check_search(k: int | None, polish: Polish, search: SearchOptions) -> None:
 
 def search_record(k: int | None, polish: Polish, search: SearchOptions) -> dict[str, Any]:
     """Return checked options as a record keeps them: plain data, all but the callback."""
-    return {
-        "k": _plain(int, k),
-        "threshold": _plain(float, search["threshold"]),
-        "energy": _plain(float, search["energy"]),
-        "tol": _plain(float, search["tol"]),
-        "method": search["method"],
-        "polish": polish if isinstance(polish, str) else _plain(int, polish),
-        "seed": _plain(int, search["seed"]),
-        "certify": search["certify"],
-        "delta": _plain(float, search["delta"]),
-        "block": _plain(int, search["block"]),
-        "max_products": _plain(int, search["max_products"]),
-    }
+    given = {"k": k, "polish": polish, **search}
+    return {name: _plain(value) for name, value in given.items() if name != "callback"}
 
 
 def search_from(options: Mapping[str, Any]) -> SearchOptions:
@@ -72,5 +62,8 @@ def search_from(options: Mapping[str, Any]) -> SearchOptions:
     return cast(SearchOptions, recorded | {"callback": None})
 
 
-def _plain(kind: type[_Number], value: _Number | None) -> _Number | None:
-    return None if value is None else kind(value)
+def _plain(value: object) -> object:
+    """Return numbers of numpy as those of Python."""
+    if isinstance(value, np.floating):
+        return float(value)
+    return value.item() if isinstance(value, np.generic) else value

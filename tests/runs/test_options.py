@@ -1,8 +1,10 @@
 """An option of an analysis is known wherever options are listed: call, record, schema, and both ways to repeat it."""
 
+import json
 from inspect import signature
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from detjac_lanczos.cli.parser import make_parser
@@ -44,6 +46,8 @@ def test_what_is_recorded_of_a_search_asks_for_it_again() -> None:
     recorded = search_record(4, 3, asked)
     assert (recorded["k"], recorded["polish"]) == (4, 3)
     assert search_from(recorded) == asked
+    of_numpy: Any = {"threshold": np.float32(0.5), "energy": np.longdouble(0.25), "block": np.int64(2)}
+    assert json.dumps(search_record(4, 3, {**asked, **of_numpy})) == json.dumps(recorded)
     assert asked.keys() | {"k"} == signature(check_options).parameters.keys()
     assert (recorded.keys() | {"callback"}) - {"polish"} == signature(check_options).parameters.keys()
 
