@@ -25,13 +25,15 @@ def survey_claims(
 ) -> tuple[list[Claim], dict[int, Missed]]:
     """Survey again, from the stored basis, those of ``tokens`` that were surveyed; ``batch`` are their operators.
 
+    Those without triplets are left out.
+
     Returns
     -------
     list of Claim
     dict of int to Missed
         What was found anew of those left as estimates, by their index.
     """
-    surveyed = [index for index, token in enumerate(tokens) if token.survey is not None]
+    surveyed = [index for index, token in enumerate(tokens) if len(token.S) and token.survey is not None]
     if not surveyed:
         return [], {}
     basis, options = run.vectors["survey.basis"], run.record["options"]

@@ -35,7 +35,7 @@ def finite_claim(token: TokenResult) -> Claim:
 
 def triplet_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult], passes: int) -> Iterator[Claim]:
     """Send the triplets of ``tokens`` through their operators, one pass each way; estimates claim none of it."""
-    certified = [index for index, token in enumerate(tokens) if not token.estimated]
+    certified = [index for index, token in enumerate(tokens) if len(token.S) and not token.estimated]
     if not certified:
         return
     operators = batch.part(certified)

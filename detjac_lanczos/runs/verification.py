@@ -126,21 +126,17 @@ def _vector_claims(
     # No search takes more passes than there are columns to find: a larger count would only excuse residuals.
     passes = min(int(run.record["work"]["passes"]), sum(batch.shapes[0]))
     begin(1)
-    if sound:
-        part, tokens = batch.part(sound), [run.tokens[index] for index in sound]
-        yield from completeness_claims(run, part, tokens, passes)
-        yield from threshold_claims(run, part, tokens)
-    found = [index for index in sound if len(run.tokens[index].S)]
-    if found:
-        part, tokens = batch.part(found), [run.tokens[index] for index in found]
-        told, estimates = survey_claims(run, part, tokens)
-        yield from told
-        begin(2)
-        yield from triplet_claims(run, part, tokens, passes)
-        begin(3)
-        yield from token_claims(run, network, part, tokens, places, estimates)
-    if bare := [index for index in sound if not len(run.tokens[index].S)]:
-        yield from token_claims(run, network, batch.part(bare), [run.tokens[index] for index in bare], places, {})
+    if not sound:
+        return
+    part, tokens = batch.part(sound), [run.tokens[index] for index in sound]
+    yield from completeness_claims(run, part, tokens, passes)
+    yield from threshold_claims(run, part, tokens)
+    told, estimates = survey_claims(run, part, tokens)
+    yield from told
+    begin(2)
+    yield from triplet_claims(run, part, tokens, passes)
+    begin(3)
+    yield from token_claims(run, network, part, tokens, places, estimates)
 
 
 def _require_fit(run: Run, batch: JacobianBatch) -> None:
