@@ -12,13 +12,11 @@ from torch import Tensor
 
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.solvers.batch import Subset
+from detjac_lanczos.solvers.chunks import CHUNK_ROWS
 from detjac_lanczos.solvers.streams import Stream
 
 PROBES = 16
 """Random cotangents of an estimate: its work is this many times ``batch.shared_cost()``, and once more per prompt."""
-
-_ROWS = 1024.0
-"""Row-sweeps of one pass of `contributions`: as many as a pass of the dense method has."""
 
 
 class Triplets(Protocol):
@@ -75,7 +73,7 @@ def contributions(batch: JacobianBatch, triplets: Sequence[Triplets]) -> list[Co
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the singular vectors of J_i carry J_i x_i.
     """
     inputs = [operator.x for operator in batch.operators]
-    products = Subset(batch, range(len(batch)), _ROWS).matmat(
+    products = Subset(batch, range(len(batch)), CHUNK_ROWS).matmat(
         [(i, x[:, None].contiguous()) for i, x in enumerate(inputs)]
     )
     return [

@@ -1,12 +1,13 @@
 """One operator, or a list of independent ones, behind the batch protocol."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.solvers.chunks import turns
 from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator, require_device, require_real
 
 ROWS_OF_A_SWEEP = float(1 << 16)
@@ -89,18 +90,10 @@ class Subset:
         """Map ``[(operator, (d_out, b_i))]`` to ``[(d_in, b_i)]``."""
         return [product for part in self._parts(blocks) for product in self.batch.rmatmat(part)]
 
-    def _parts(self, blocks: Sequence[tuple[int, Tensor]]) -> Iterator[list[tuple[int, Tensor]]]:
-        part: list[tuple[int, Tensor]] = []
-        rows = 0.0
-        for index, block in blocks:
-            more = block.shape[1] * self.cost(index)
-            if part and rows + more > self.rows:
-                yield part
-                part, rows = [], 0.0
-            part.append((self.indices[index], block))
-            rows += more
-        if part:
-            yield part
+    def _parts(self, blocks: Sequence[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
+        costs = [block.shape[1] * self.cost(index) for index, block in blocks]
+        sent = [(self.indices[index], block) for index, block in blocks]
+        return [[sent[place] for place in turn] for turn in turns(costs, self.rows)]
 
     def rmatmat_shared(self, Y: Tensor, /) -> list[Tensor]:
         """Map one cotangent block ``(d_out, b)`` by every transpose of the whole batch, and keep those asked for."""
