@@ -6,7 +6,6 @@ import numpy as np
 from torch import Tensor
 
 from detjac_lanczos.solvers.attempt import CompletenessClaim
-from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
@@ -15,7 +14,7 @@ from detjac_lanczos.solvers.wording import rounded_up
 
 
 def on_status(
-    status: Status, batch: CountingBatch, index: int, options: Options, met: int, k: int, floor: float, hidden: float
+    status: Status, batch: CountingBatch, index: int, options: Options, met: int, k: int, floor: float, underflow: float
 ) -> str:
     """Return how a solve ended, how many triplets met the tolerance, and what to do where it ended short."""
     above = "" if options.threshold is None else f" above {options.threshold:g}"
@@ -25,7 +24,7 @@ def on_status(
         Status.CONVERGED: all_met,
         Status.BREAKDOWN_EXACT: (
             "Nothing of the operator is left beyond these triplets, up to its rounding: every other singular value is "
-            f"zero{_under(batch, floor, hidden)}."
+            f"zero{_under(batch, floor, underflow)}."
         ),
         Status.NOISE_FLOOR: (
             f"{met} of {k} triplets meet the tolerance {options.tol:g}; what else there is is down to the "
@@ -48,10 +47,10 @@ def on_status(
     return sentences[status]
 
 
-def _under(batch: CountingBatch, floor: float, hidden: float) -> str:
+def _under(batch: CountingBatch, floor: float, underflow: float) -> str:
     if floor:
         return f", or under the noise floor {rounded_up(floor)}"
-    return f", or under {rounded_up(hidden)}, which products in {batch.operator_dtype} may lose" if hidden else ""
+    return f", or under {rounded_up(underflow)}, which products in {batch.operator_dtype} may lose" if underflow else ""
 
 
 def on_zeros(status: Status, sigma: Tensor, floor: float, zeros: int) -> str:
@@ -106,25 +105,23 @@ def on_completeness(completed: CompletenessClaim | None, options: Options, statu
             " A probe found one more value for the search, and max_products left no product to probe again: give "
             "more to learn whether others are missed."
         )
+    claim, counted = completed.claim, completed.claim.threshold is None
+    if claim.hidden:
+        told = f"{claim.line}: rounding hides whether σ_{claim.k} lies above the threshold"
+        return f" {told}; move it, or compute the operator in a higher precision."
     if completed.triplets is None:
-        claim, counted = completed.claim, completed.claim.threshold is None
-        if claim.hidden:
-            return _hidden(claim)
         edge, other = (f"σ_{claim.k}", "ask for another k") if counted else ("the threshold", "move it")
         if counted and claim.cluster:
             return (
                 f" {claim.line}: they are closer than rounding; {other}, or, unless they are equal, compute the "
                 "operator in a higher precision."
             )
-        hidden = f"{claim.line}: rounding hides whether σ_{claim.k + 1} lies above {edge}"
-        return f" {hidden}; {other}, or compute the operator in a higher precision."
-    claim, values = completed.claim, completed.triplets.values
-    more = _what_narrows(completed, options.tol)
-    if claim.hidden:
-        return _hidden(claim)
+        told = f"{claim.line}: rounding hides whether σ_{claim.k + 1} lies above {edge}"
+        return f" {told}; {other}, or compute the operator in a higher precision."
+    values, more = completed.triplets.values, _what_narrows(completed, options.tol)
     if claim.whole:
         return f" {claim.line}: {more}."
-    if claim.threshold is not None:
+    if not counted:
         return f" {claim.line}: move the threshold into a gap of the spectrum, or {more}."
     if claim.sigma_k <= claim.floor:
         return ""
@@ -135,12 +132,6 @@ def on_completeness(completed: CompletenessClaim | None, options: Options, statu
         parts = f" σ_{claim.k} and σ_{claim.k + 1} are closer than the tolerance: no probe can part them"
         return f"{parts}{f'; {gap}' if gap else ''}."
     return f" Probes of {claim.products} products do not show that these are all: {more}{f', or {gap}' if gap else ''}."
-
-
-def _hidden(claim: Completeness) -> str:
-    """Return what to do where the least of the values found lies no further above the threshold than rounding."""
-    hides = f"{claim.line}: rounding hides whether σ_{claim.k} lies above the threshold"
-    return f" {hides}; move it, or compute the operator in a higher precision."
 
 
 def _what_narrows(completed: CompletenessClaim, tol: float) -> str:

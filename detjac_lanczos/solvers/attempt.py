@@ -153,7 +153,7 @@ class Attempt:
             delta=self.delta,
             tol=search.options.tol,
             floor=search.judge.floor,
-            hidden=search.judge.hidden,
+            underflow=search.judge.underflow,
             scale=search.judge.scale,
             threshold=search.options.threshold,
         )
@@ -189,7 +189,7 @@ def stated(
     delta: float,
     tol: float,
     floor: float,
-    hidden: float,
+    underflow: float,
     scale: float,
     threshold: float | None,
 ) -> Completeness:
@@ -203,7 +203,7 @@ def stated(
     delta, tol : float
     floor : float
         What rounding can do to τ, in units of the probe.
-    hidden : float
+    underflow : float
         What products may hide that are all zero, in these units; 0 where one is not.
     scale : float
     threshold : float or None
@@ -212,7 +212,7 @@ def stated(
     deflation, tau = probe.deflation, probe.tau(delta)
     values = deflation.values
     first, last = float(values[0]), float(values[k - 1]) if k else 0.0
-    rounding = max(floor, hidden) + deflation.defect * first
+    rounding = max(floor, underflow) + deflation.defect * first
     bare = upper_bounds(values, deflation.right_gram, deflation.left_gram, tau + floor)
     upper = bare + rounding
     if probe.dimension == 0:

@@ -86,7 +86,7 @@ def finish(
         return _nothing_found(batch, index, Status.NOT_FINITE, method, options, work)
     first = found.first / found.scale
     floor, lost = batch.floor(index, first, work.passes), batch.lost(index, first)
-    hidden = batch.underflow(index, first)
+    underflow = batch.underflow(index, first)
     residuals, certificate = certify_triplets(
         found.left.T,
         sigma,
@@ -114,7 +114,9 @@ def finish(
         if options.certify is None
         else replace(certificate, completeness=None if completed is None else completed.claim),
         status=status,
-        advice=advice.on_status(status, batch, index, options, certificate.claimed - zeros, len(sigma), floor, hidden)
+        advice=advice.on_status(
+            status, batch, index, options, certificate.claimed - zeros, len(sigma), floor, underflow
+        )
         + advice.on_zeros(status, sigma, floor, zeros)
         + advice.on_size(status, batch, lost)
         + advice.on_widening(widened)

@@ -83,7 +83,7 @@ class Judge:
         return rounding_of(self.eps, self.largest)
 
     @property
-    def hidden(self) -> float:
+    def underflow(self) -> float:
         """What products that are all zero may hide."""
         return underflow(self._dtype, self.largest, self._longer)
 

@@ -94,7 +94,7 @@ def _from_probes(
     lefts, rights = ([block.to(batch.device, batch.dtype).T for block in blocks] for blocks in (U, V))
     pushed = batch.finite(batch.apply(Direction.FORWARD, list(enumerate(rights))))
     pulled = batch.finite(batch.apply(Direction.TRANSPOSED, list(enumerate(lefts))))
-    probes, scales, floors, hidden = [], [], [], []
+    probes, scales, floors, underflows = [], [], [], []
     for index, claim in enumerate(claims):
         scale = safe_scale(S[index])
         values = to_numpy(S[index] * scale)
@@ -102,12 +102,12 @@ def _from_probes(
         deflation = Deflation.of(values, lefts[index], rights[index], *products)
         eps = batch.epsilon(index, float(values[0]) / scale)
         floors.append(noise_floor(eps, float(values[0]), passes))
-        hidden.append(batch.underflow(index, float(values[0])))
+        underflows.append(batch.underflow(index, float(values[0])))
         probes.append(Probe(deflation, batch.shapes[index], eps=eps, seed=claim.seed, number=claim.number))
         scales.append(scale)
     _follow(batch, probes, scales, claims)
     fresh = []
-    for probe, scale, floor, least, claim in zip(probes, scales, floors, hidden, claims, strict=True):
+    for probe, scale, floor, least, claim in zip(probes, scales, floors, underflows, claims, strict=True):
         fresh.append(
             stated(
                 probe,
@@ -115,7 +115,7 @@ def _from_probes(
                 delta=claim.delta,
                 tol=tol,
                 floor=floor,
-                hidden=least,
+                underflow=least,
                 scale=scale,
                 threshold=claim.threshold,
             )

@@ -39,7 +39,7 @@ def _step(probe: Probe) -> None:
 
 
 def claimed(probe: Probe, *, tol: float = 1e-3, floor: float = FLOOR, threshold: float | None = None) -> Completeness:
-    return stated(probe, k=KNOWN, delta=DELTA, tol=tol, floor=floor, hidden=0.0, scale=1.0, threshold=threshold)
+    return stated(probe, k=KNOWN, delta=DELTA, tol=tol, floor=floor, underflow=0.0, scale=1.0, threshold=threshold)
 
 
 def test_gamma_is_of_the_dimensions_that_are_left_and_each_vector_is_a_claim() -> None:
