@@ -116,5 +116,5 @@ def _probe(lockstep: Lockstep, attempts: Mapping[int, Attempt]) -> None:
                 lockstep.note_end(index)
             unclaimed = sum(attempt.row is not None or attempt.found for attempt in attempts.values())
             lockstep.claimed = len(lockstep.searches) - unclaimed
-            lockstep.learn()
+            lockstep.report()
         direction = direction.other

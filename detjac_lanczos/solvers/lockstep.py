@@ -93,7 +93,7 @@ class Lockstep:
             else:
                 search.absorb(self.direction, product)
             self.note_end(index)
-        self.learn()
+        self.report()
 
     def _measure(self) -> None:
         """Send triplets that were not measured yet through A and Aᵀ, in passes that their operators share."""
@@ -109,7 +109,7 @@ class Lockstep:
                 else:
                     search.measure(unmeasured[index], pushed, pulled)
                 self.note_end(index)
-            self.learn()
+            self.report()
 
     def _settle_width(self) -> None:
         """After one pass each way: set the width of the blocks to come, by what the last one cost if that decides."""
@@ -159,15 +159,15 @@ class Lockstep:
         if search.status is not None:
             self.ended[index] = self.batch.seconds
 
-    def learn(self) -> None:
-        """Note how things stand, for the callback."""
+    def report(self) -> None:
+        """Hand how things stand to the callback's reporter."""
         reporter = self.batch.reporter
         if reporter.callback is None:
             return
         reporter.finished = len(self.searches) - len(self.active) if self.options.delta is None else self.claimed
         for index, search in enumerate(self.searches):
-            values = np.empty(0) if search.triplets is None else search.triplets.values / search.judge.scale
-            reporter.learn(index, values, search.relative)
+            values = np.empty(0) if search.triplets is None else search.triplets.values
+            reporter.take(index, values, search.relative, search.judge.scale)
 
     def _send_sketches(self) -> None:
         """Send the random cotangents that measure ‖A‖_F, of all operators in one pass."""

@@ -113,7 +113,7 @@ class _Iteration:
         values, worst = self.triplets.values, self.triplets.norms.max(axis=1)
         floor = noise_floor(eps, float(values[0]), self.batch.passes[self.index])
         relative = relative_residuals(torch.from_numpy(worst), torch.from_numpy(values), floor, float(values[0]))
-        self.batch.reporter.learn(self.index, values / self.scale, relative.numpy())
+        self.batch.reporter.take(self.index, values, relative.numpy(), self.scale)
         return _judge(values, worst, self.options.tol, floor)
 
     def _product(self, direction: Direction, rows: Tensor) -> Tensor | None:

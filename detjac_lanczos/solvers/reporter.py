@@ -32,16 +32,20 @@ class Reporter:
         self._values = [np.empty(0)] * operators
         self._residuals = [np.empty(0)] * operators
 
-    def learn(self, index: int, values: np.ndarray, residuals: np.ndarray) -> None:
-        """Take the current values ``(k,)`` of an operator, and their relative residuals, ``(k,)`` or none."""
-        self._values[index], self._residuals[index] = values, residuals
+    def take(self, index: int, values: np.ndarray, residuals: np.ndarray, scale: float = 1.0) -> None:
+        """Take an operator's values ``(k,)`` so far, times ``scale``, and their relative residuals, ``(k,)`` or none.
 
-    def conclude(self, results: Sequence[SVDResult]) -> None:
+        A value above the largest number is told as infinite.
+        """
+        with np.errstate(over="ignore"):
+            self._values[index], self._residuals[index] = values / scale, residuals
+
+    def take_results(self, results: Sequence[SVDResult]) -> None:
         """Take what was found, of all operators."""
         self.finished = len(results)
         for index, result in enumerate(results):
             if self.callback is not None and bool(result.residuals.isfinite().all()):
-                self.learn(index, result.S.cpu().numpy(), result.relative.amax(dim=1).cpu().numpy())
+                self.take(index, result.S.cpu().numpy(), result.relative.amax(dim=1).cpu().numpy())
 
     def tell(self, passes: int, products: int, row_sweeps: float) -> None:
         """Call the callback, where there is one, unless it has seen so many passes; its arrays are its own."""

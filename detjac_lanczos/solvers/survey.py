@@ -82,7 +82,7 @@ class Survey:
     def run(self) -> None:
         """Grow the basis to its size, or to k and on until the probes see nothing of the leading triplets outside."""
         while self.basis.shape[0] < self.size and self.sound and self.fault is None and self._grow():
-            self.learn()
+            self.report()
 
     def pulled(self, rows: Tensor) -> list[Tensor]:
         """Apply every transpose to rows ``(r, d_out)``: ``(r, d_in)`` each, scaled."""
@@ -91,12 +91,12 @@ class Survey:
         products = self._pulled(rows)
         return [product * scale for product, scale in zip(products, self.scales, strict=True)]
 
-    def learn(self) -> None:
-        """Note the values so far, for the callback."""
+    def report(self) -> None:
+        """Hand the values so far to the callback's reporter."""
         if self.batch.reporter.callback is not None:
             for index in self.sound:
-                values = to_numpy(self._triplets(index)[0]) / self.scales[index]
-                self.batch.reporter.learn(index, values, np.empty(0))
+                values = to_numpy(self._triplets(index)[0])
+                self.batch.reporter.take(index, values, np.empty(0), self.scales[index])
 
     def _grow(self) -> bool:
         """Add a block to the basis; False, and nothing added, where no operator lacks more than the tolerance."""

@@ -241,7 +241,7 @@ def svd_batch(
         journal = open_journal(checkpoint, operators, options, **given)
         counted = CountingBatch(operators, journal, callback)
         results = _solve(counted, options, decisions)
-        counted.reporter.conclude(results)
+        counted.reporter.take_results(results)
         counted.report()
         return results
 

@@ -77,6 +77,16 @@ def test_a_singular_value_that_overflows_is_none(method: str, dtype: torch.dtype
     assert float(below.S[0]) == pytest.approx(0.9 * largest, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", [*METHODS, "dense", "shared_basis"])
+def test_a_singular_value_that_overflows_is_told_without_a_warning_of_numpy(method: str) -> None:
+    matrix, told = torch.full((64, 64), 1.2 / 64 * torch.finfo(torch.float64).max, dtype=torch.float64), []
+    for callback in (None, told.append):
+        assert svd(matrix, 1, method=method, callback=callback).status is Status.NOT_FINITE
+    last = [float(progress.values[0][0]) for progress in told if len(progress.values[0])][-1:]
+    assert told and last == ([] if method == "dense" else [np.inf])
+
+
 def test_a_search_that_ends_with_its_sketch_tells_when() -> None:
     result = svd(torch.full((300, 300), torch.nan), energy=0.9, method="lanczos")
     assert result.status is Status.NOT_FINITE and result.work.passes == 1
