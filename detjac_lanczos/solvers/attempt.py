@@ -79,7 +79,7 @@ class Attempt:
         self.search = search
         self.delta: float = options.delta
         self.number = number
-        self._copies = copies
+        self._wants_copies = copies
         self._searched = search.products - search.probed
         self.k = search.k
         self.triplets = search.state.ritz(self.k + SPARE_VECTORS)
@@ -116,7 +116,7 @@ class Attempt:
         tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held
         more_claims = self._next_number < _MOST_CLAIMS
         missed = held > (1.0 + tol if counted else 1.0) * edge + floor
-        copy = not missed and self._copies and counted and edge > floor and held >= (1.0 - tol) * edge
+        copy = not missed and self._wants_copies and counted and edge > floor and held >= (1.0 - tol) * edge
         if more_claims and (missed or copy):
             self.found = self.ended = True
             self._copy = copy
@@ -132,7 +132,7 @@ class Attempt:
         """Give the vectors of the probe to the search, and let it go on; a copy of s_k is to converge beside it."""
         probe, search = self.probe, self.search
         if self._copy:
-            self._copies = False
+            self._wants_copies = False
             search.goal.want_further()
         for direction, sent in probe.sent.items():
             search.state.take(direction, sent.rows, probe.returned[direction].rows)
@@ -140,7 +140,7 @@ class Attempt:
 
     def next(self) -> "Attempt":
         """Return the attempt after this one: fresh vectors, another part of δ."""
-        return Attempt(self.search, self._next_number, copies=self._copies)
+        return Attempt(self.search, self._next_number, copies=self._wants_copies)
 
     def completed(self) -> CompletenessClaim | None:
         """Return what can be claimed; None where no product could be spent on it."""

@@ -127,7 +127,7 @@ class CountingBatch:
         apply, where = (self.batch.matmat if forward else self.batch.rmatmat), [index for index, _ in blocks]
         way, sent = f"{direction.value} {where}", [rows.to(self.operator_dtype).T for _, rows in blocks]
         columns = list(zip(where, sent, strict=True))
-        made = self._begin(way, sent, lambda: apply(list(zip(where, _copies(sent), strict=True))), direction, columns)
+        made = self._begin(way, sent, lambda: apply(list(zip(where, _cloned(sent), strict=True))), direction, columns)
         products = made.products
         if len(products) != len(blocks):
             raise OperatorError(f"a {direction.value} pass of {len(blocks)} blocks returned {len(products)} of them")
@@ -200,7 +200,7 @@ class CountingBatch:
             return torch.stack(self.apply(Direction.FORWARD, blocks)).sum(dim=0)
         add, where = self.batch.matmat_sum, [index for index, _ in blocks]
         way, sent = f"sum {where}", [rows.to(self.operator_dtype).T for _, rows in blocks]
-        made = self._begin(way, sent, lambda: [add(list(zip(where, _copies(sent), strict=True)))], Direction.FORWARD)
+        made = self._begin(way, sent, lambda: [add(list(zip(where, _cloned(sent), strict=True)))], Direction.FORWARD)
         width = blocks[0][1].shape[0]
         for index, _ in blocks:
             self.forward[index] += width
@@ -335,6 +335,6 @@ class CountingBatch:
         return product.T.to(self.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _copies(blocks: Sequence[Tensor]) -> list[Tensor]:
+def _cloned(blocks: Sequence[Tensor]) -> list[Tensor]:
     """Return blocks that an operator may overwrite: those of the caller are vectors of a basis."""
     return [block.clone() for block in blocks]

@@ -192,11 +192,11 @@ class Factorisation:
         """Return max |⟨u, A v⟩ - ⟨Aᵀ u, v⟩| over the stored vectors, relative to the longest product; 0 without any."""
         return adjoint_defect(self.U.rows, self.AtU.rows, self.V.rows, self.AV.rows)
 
-    def defect_of(self, direction: Direction, row: Tensor, product: Tensor) -> float:
-        """Return the same of one more row and its product, with the stored vectors of the other side."""
+    def defect_of(self, direction: Direction, rows: Tensor, products: Tensor) -> float:
+        """Return the same of other rows and their products, with the stored vectors of the other side."""
         if direction is Direction.FORWARD:
-            return adjoint_defect(self.U.rows, self.AtU.rows, row, product)
-        return adjoint_defect(row, product, self.V.rows, self.AV.rows)
+            return adjoint_defect(self.U.rows, self.AtU.rows, rows, products)
+        return adjoint_defect(rows, products, self.V.rows, self.AV.rows)
 
     def outside(self, direction: Direction, latest: int | None = None) -> Tensor:
         """Return candidates for the next block of ``direction``: what stored products have outside its basis.

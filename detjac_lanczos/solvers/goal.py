@@ -96,7 +96,7 @@ class Goal:
         self.energy = _share(values[:count], low, high, max(eps, epsilon(self._dtype)))
         return count
 
-    def forget_first(self, state: Factorisation, values: np.ndarray, eps: float) -> None:
+    def restate_energy(self, state: Factorisation, values: np.ndarray, eps: float) -> None:
         """State the share that these values hold again, without a bound of σ_1: it was not found."""
         if self.sketch is not None:
             total = self.sketch.total(state.U.rows, state.AtU.rows, math.inf)

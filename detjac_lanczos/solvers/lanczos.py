@@ -31,7 +31,7 @@ def conclude(lockstep: Lockstep, method: Method) -> list[SVDResult]:
     for index, completed in enumerate(claims):
         search = lockstep.searches.pop(0)
         assert search.status is not None
-        search.conclude()
+        search.restate_energy()
         found, status, probed, energy = _found(search), search.status, search.probed, search.goal.energy
         widened = tuple(search.widening.made)
         del search  # its bases make room for the result
@@ -113,7 +113,7 @@ def _probe(lockstep: Lockstep, attempts: Mapping[int, Attempt]) -> None:
                     attempts[index].search.status, attempts[index].ended = Status.NOT_FINITE, True
                 else:
                     attempts[index].absorb(product)
-                lockstep.note_end(index)
+                lockstep.close(index)
             unclaimed = sum(attempt.row is not None or attempt.found for attempt in attempts.values())
             lockstep.claimed = len(lockstep.searches) - unclaimed
             lockstep.report()

@@ -74,7 +74,7 @@ class Lockstep:
         self.direction = self.direction.other
         for index in self.active:
             self.searches[index].prepare(self.direction)
-            self.note_end(index)
+            self.close(index)
 
     def _sweep(self, turn: list[int]) -> None:
         blocks = []
@@ -92,7 +92,7 @@ class Lockstep:
                 search.status = Status.NOT_FINITE
             else:
                 search.absorb(self.direction, product)
-            self.note_end(index)
+            self.close(index)
         self.report()
 
     def _measure(self) -> None:
@@ -108,7 +108,7 @@ class Lockstep:
                     search.status, search.triplets = Status.NOT_FINITE, None
                 else:
                     search.measure(unmeasured[index], pushed, pulled)
-                self.note_end(index)
+                self.close(index)
             self.report()
 
     def _settle_width(self) -> None:
@@ -145,19 +145,23 @@ class Lockstep:
                 index, product * search.judge.scale, search.state.AV.rows[:1], search.judge.scale
             ):
                 search.status = Status.NOT_DETERMINISTIC
-            self.note_end(index)
+            self.close(index)
         return self.batch.sweeps[-1]
 
-    def note_end(self, index: int) -> None:
-        """Note when a search has ended; where products contradict each other, find out why."""
+    def close(self, index: int) -> None:
+        """Where a search has ended, note when; where its products contradict each other, first find out why."""
         search = self.searches[index]
         if search.status is Status.NOT_ADJOINT:
-            state, width = search.state, self.options.width
-            sides = ((Direction.FORWARD, state.V, state.AV), (Direction.TRANSPOSED, state.U, state.AtU))
-            sent = [(direction, basis.rows[:width], stored.rows[:width]) for direction, basis, stored in sides]
-            search.status = cause(self.batch, index, sent, search.judge.scale, self.options, defect=search.defect)
+            search.status = self._cause(index, search)
         if search.status is not None:
             self.ended[index] = self.batch.seconds
+
+    def _cause(self, index: int, search: Search) -> Status:
+        """Return why the products of a search contradict each other, by sending its first rows again."""
+        state, width = search.state, self.options.width
+        sides = ((Direction.FORWARD, state.V, state.AV), (Direction.TRANSPOSED, state.U, state.AtU))
+        sent = [(direction, basis.rows[:width], stored.rows[:width]) for direction, basis, stored in sides]
+        return cause(self.batch, index, sent, search.judge.scale, self.options, defect=search.defect)
 
     def report(self) -> None:
         """Hand how things stand to the callback's reporter."""
@@ -180,7 +184,7 @@ class Lockstep:
                 search.status = Status.NOT_FINITE
             else:
                 search.absorb_sketch(product)
-            self.note_end(index)
+            self.close(index)
 
     def _shares_the_first_pass(self) -> bool:
         """Random cotangents come from the seed alone, so operators with one output space start with the same ones."""

@@ -86,7 +86,7 @@ class Search:
         self.defect = 0.0
         self._idle = 0
         self.widening = Widening(Stream.COPIES.generator(options.seed))
-        self._copies = CopyProbe()
+        self._copy_probe = CopyProbe()
 
     @property
     def k(self) -> int:
@@ -152,9 +152,9 @@ class Search:
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
         count, affordable = basis.shape[0], self._affordable(direction)
         most = min(basis.shape[1] - count, affordable)
-        if self._copies.passes_left:
+        if self._copy_probe.passes_left:
             latest = self.state.outside(direction, self.width)
-            block, width = self._growing(latest[:0] if self._copies.starts else latest, self.width, count)
+            block, width = self._growing(latest[:0] if self._copy_probe.starts else latest, self.width, count)
         elif self.triplets is None:
             block, width = self._growing(self.state.outside(direction), max(self.width, self._begun_with), count)
         else:
@@ -205,13 +205,13 @@ class Search:
         """
         self._end_if_contradicted(self.state.adjoint_defect())
 
-    def hold_against(self, direction: Direction, row: Tensor, product: Tensor) -> None:
-        """End the search where a row of a probe, with its scaled product, contradicts the products that it stored.
+    def hold_against(self, direction: Direction, rows: Tensor, products: Tensor) -> None:
+        """End the search where other rows, of a probe or the triplets, contradict the products that it stored.
 
         ⟨u, A p⟩ = ⟨Aᵀ u, p⟩ shows an operator that changed since; without it a probe would bound another operator.
         """
         model = self.state.U.rows
-        self._end_if_contradicted(self.state.defect_of(direction, row.to(model.dtype), product.to(model.dtype)))
+        self._end_if_contradicted(self.state.defect_of(direction, rows.to(model.dtype), products.to(model.dtype)))
 
     def _end_if_contradicted(self, defect: float) -> None:
         if self.judge.contradicts(defect):
@@ -220,7 +220,7 @@ class Search:
 
     def _make_room(self, capacity: int) -> bool:
         """Restart where the next blocks, those of a probe included, would not fit; never within a probe."""
-        if self.triplets is None or self._copies.passes_left:
+        if self.triplets is None or self._copy_probe.passes_left:
             return False
         fullest = max(self.state.U.count, self.state.V.count)
         keep = vectors_to_keep(capacity, fullest, self.goal.wanted, self.width)
@@ -264,10 +264,10 @@ class Search:
         self.goal.sketch = None
         self.triplets = self._ritz = self.state.ritz(self.goal.wanted)
 
-    def conclude(self) -> None:
-        """State what rests on σ_1 anew where the search ended before that was found."""
+    def restate_energy(self) -> None:
+        """State the share of ‖A‖_F², which rests on σ_1, anew where the search ended before that was found."""
         if self.triplets is not None and self.relative[0] > self.options.tol:
-            self.goal.forget_first(self.state, self.triplets.values, self.judge.eps)
+            self.goal.restate_energy(self.state, self.triplets.values, self.judge.eps)
 
     def count_probed(self) -> None:
         """Count a product of a probe: a pass of one column that is none of the search."""
@@ -280,7 +280,7 @@ class Search:
         self.status = None
         self.widening.draw(1)
         self.widening.strand = None
-        self._copies.passes_left = 0
+        self._copy_probe.passes_left = 0
         self._exact = False
         self._idle = 0
         self.judge.patience.reset()
@@ -303,7 +303,7 @@ class Search:
         self.unseen = self.judge.negligible if whole and not self._full else 0.0
         if self._full:
             self.state.deduce(rounding_of(epsilon(self.dtype), self.judge.largest), self.generator)
-            self.widening.strand, self._copies.passes_left = None, 0
+            self.widening.strand, self._copy_probe.passes_left = None, 0
         self.goal.reconsider(self.state, self.judge.largest, self.judge.eps)
         if self.state.steps >= self.goal.wanted:
             self.triplets = self._ritz = None  # the new ones take their place
@@ -321,10 +321,10 @@ class Search:
             return self._exhausted()
         widened = self._widens(triplets, full=full)
         if self.judge.solved(triplets, exact=False):
-            return None if widened or self._copies.goes_on(self.widening, full=full) else Status.CONVERGED
+            return None if widened or self._copy_probe.goes_on(self.widening, full=full) else Status.CONVERGED
         if full and self.judge.solved(triplets, exact=True):
             return self._exhausted()
-        self._copies.found_something()
+        self._copy_probe.found_something()
         return Status.NOISE_FLOOR if full or self.judge.stalled(triplets) else None
 
     def _exhausted(self) -> Status:
@@ -335,7 +335,7 @@ class Search:
     def _widens(self, triplets: RitzTriplets, *, full: bool) -> bool:
         """Whether a strand goes beside the next block; never during the probe of a single column."""
         tolerated = self.goal.tolerated(triplets.values)
-        return not self._copies.passes_left and self.widening.goes_on(
+        return not self._copy_probe.passes_left and self.widening.goes_on(
             triplets, tolerated, passes=self.judge.passes, full=full
         )
 
