@@ -8,7 +8,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +31,8 @@ def svd(arguments: argparse.Namespace) -> int:
     out = _output(arguments)
     _quiet_libraries(arguments)
     from detjac_lanczos.frozen.places import parse_place
-    from detjac_lanczos.models import load_model
     from detjac_lanczos.reading.table import WIDTH, render_table
     from detjac_lanczos.runs import analyze
-    from detjac_lanczos.runs.beforehand import check_on_configuration
     from detjac_lanczos.runs.progress import ProgressReporter
 
     tokens: Any = arguments.tokens
@@ -44,23 +41,9 @@ def svd(arguments: argparse.Namespace) -> int:
     check = arguments.interrupts.check
     with ProgressReporter(arguments.tol, quiet=arguments.quiet, verbose=arguments.verbose, check=check) as progress:
         source, target = parse_place(arguments.source), parse_place(arguments.target)
-        progress.stage(f"loading {arguments.model}")
-        check_on_configuration(
-            arguments.model,
-            k=arguments.k,
-            tokens=tokens,
-            source=source,
-            target=target,
-            position=arguments.position,
-        )
-        began = time.perf_counter()
-        model = load_model(
-            arguments.model, dtype=arguments.dtype, device=arguments.device, quantization=arguments.quantization
-        )
-        loaded = time.perf_counter() - began
-        progress.stage("finding singular triplets")
+        progress.stage(f"loading {arguments.model} to find its singular triplets")
         run = analyze(
-            model,
+            arguments.model,
             arguments.prompt,
             arguments.k,
             threshold=arguments.threshold,
@@ -75,6 +58,9 @@ def svd(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             block=arguments.block,
             freeze=arguments.freeze,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            quantization=arguments.quantization,
             source=source,
             target=target,
             position=arguments.position,
@@ -82,7 +68,7 @@ def svd(arguments: argparse.Namespace) -> int:
             memory=arguments.memory,
             checkpoint=arguments.checkpoint,
             callback=progress,
-        ).with_times(load=loaded)
+        )
         unsaved: InputError | None = None
         if out is not None:
             progress.stage(f"writing {out}")

@@ -24,6 +24,7 @@ def load_converted(
     model: LoadedModel | tuple[Any, Any] | Any,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    quantization: str | None = None,
 ) -> LoadedModel:
     """Return a model in a dtype on a device; a live one stays as it is, and a converted copy of it is returned.
 
@@ -32,6 +33,8 @@ def load_converted(
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes
     dtype, device
         As in `load_model`. None (or "auto"): as the model is. Where both are those of the model it is returned itself.
+    quantization
+        As in `load_model`, which refuses it of a live model.
 
     Raises
     ------
@@ -42,8 +45,8 @@ def load_converted(
     """
     wanted, place = None if dtype is None else parse_dtype(dtype), parse_device(device)
     if isinstance(model, str | PathLike):
-        return load_model(model, dtype=wanted or "auto", device=place)
-    loaded = load_model(model)
+        return load_model(model, dtype=wanted or "auto", device=place, quantization=quantization)
+    loaded = load_model(model, quantization=quantization)
     if (wanted is None and place is None) or _is_fixed_as_asked(loaded, wanted, place):
         return loaded
     changed = {

@@ -53,6 +53,7 @@ def analyze(
     freeze: Freeze = "gate",
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
+    quantization: str | None = None,
     source: str | Place = "embeddings",
     target: str | Place = "output",
     position: int = -1,
@@ -101,6 +102,8 @@ def analyze(
         Which factor of a gated MLP is frozen; see `detach`.
     dtype, device : optional
         As in `detach`: a named model is loaded so, of a live one a converted copy is made.
+    quantization : str, optional
+        As in `load_model`: how the weights of a named model are packed on the way.
     source, target, position
         Where the Jacobians begin and end; see `DetachedNetwork.jacobian`.
     chat, add_special_tokens, input_ids, inputs_embeds, attention_mask, position_ids
@@ -148,7 +151,7 @@ def analyze(
     check_search(k, polish, search)
     k, seed = None if k is None else int(k), int(seed)
     check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
-    loaded = load_converted(model, dtype, device)
+    loaded = load_converted(model, dtype, device, quantization)
     clock.lap("load")
     with kernel_choices_in_force(choices or {}), nullcontext() if kept is None else kept.choices_in_force():
         network = detach(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,24 +110,6 @@ class Run:
             k is that of the token with most.
         """
         return pad_sequence([token.S for token in self.tokens], batch_first=True, padding_value=math.nan)
-
-    def with_times(self, **seconds: float) -> Run:
-        """Return this run with times that were spent outside of it, such as ``load``, added to its total.
-
-        Parameters
-        ----------
-        **seconds : float
-            By name; one that the run has already is replaced, in the total as well.
-
-        Returns
-        -------
-        Run
-        """
-        times = dict(self.record["times"])
-        for name, value in seconds.items():
-            times["total"] += value - times.get(name, 0.0)
-            times[name] = value
-        return replace(self, record=self.record | {"times": times})
 
     def page(self) -> str:
         """Return the report: one HTML page that works offline.

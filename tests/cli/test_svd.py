@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from detjac_lanczos import models
+from detjac_lanczos.frozen import converted
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.reading import figures, sheet
 from detjac_lanczos.runs import disk, load_run, verify
@@ -42,7 +42,7 @@ def test_advice_of_bitsandbytes_is_for_those_who_want_everything(
         logger.warning("pip install kernels")
         return load_model(*arguments, **options)
 
-    monkeypatch.setattr(models, "load_model", advised)
+    monkeypatch.setattr(converted, "load_model", advised)
     assert call("svd", PROMPT, "--model", folder, "-k", 1, "--tokens", 0, *(["--verbose"] if verbose else [])) == 0
     assert ("pip install kernels" in caplog.text) is verbose
 
@@ -54,7 +54,7 @@ def test_the_time_to_load_the_model_is_told(
         time.sleep(0.2)
         return load_model(*arguments, **options)
 
-    monkeypatch.setattr(models, "load_model", slowly)
+    monkeypatch.setattr(converted, "load_model", slowly)
     assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", 0, "--json", "-q") == 0
     times = json.loads(capsys.readouterr().out)["times"]
     assert times["load"] >= 0.2

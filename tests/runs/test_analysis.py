@@ -81,13 +81,6 @@ def test_record_is_plain_json_with_every_promised_field(run: Run) -> None:
     assert set(record["times"]) == {"load", "capture", "solve", "read", "total"}
 
 
-def test_seconds_outside_of_a_run_take_their_place_in_its_total(run: Run) -> None:
-    before = run.record["times"]
-    after = run.with_times(load=5.0, wait=2.0).record["times"]
-    assert after["total"] == pytest.approx(before["total"] - before["load"] + 7.0)
-    assert after == before | {"load": 5.0, "wait": 2.0, "total": after["total"]}
-
-
 def test_work_counts_columns_times_rows(run: Run) -> None:
     n, d = len(run.record["token_ids"][0]), 64
     blocks = 3

@@ -17,7 +17,7 @@ from detjac_lanczos.solvers.options import CERTIFICATES, METHODS, check_options
 
 WHAT_IS_RUN = {"model", "prompt", "input_ids", "inputs_embeds", "attention_mask", "position_ids"}
 HOW_IT_IS_RUN = {"checkpoint", "callback"}
-PARTS_OF_THE_RECORD = {"freeze", "dtype", "device", "choices"}
+PARTS_OF_THE_RECORD = {"freeze", "dtype", "device", "quantization", "choices"}
 
 
 def test_every_option_is_recorded_and_repeated(run: Run) -> None:

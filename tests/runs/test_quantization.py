@@ -74,8 +74,20 @@ def test_what_cannot_be_quantised_is_refused(folder: Path) -> None:
         load_model(folder, quantization="nf5")
     with pytest.raises(InputError, match="quantization and quantization_config both say"):
         load_model(folder, quantization="nf4", quantization_config={"load_in_8bit": True})
-    with pytest.raises(InputError, match="a live model is not quantised here"):
-        load_model(load_model(folder), quantization="nf4")
+    live = load_model(folder)
+    for model in (live, (live.model, live.tokenizer)):
+        with pytest.raises(InputError, match="a live model is not quantised here"):
+            load_model(model, quantization="nf4")
+        with pytest.raises(InputError, match="a live model is not quantised here"):
+            analyze(model, PROMPT, k=1, quantization="nf4")
+
+
+def test_an_analysis_packs_the_model_that_it_names(folder: Path) -> None:
+    packed = load_model(folder, quantization="nf4", dtype="float64")
+    options = {"k": 1, "tokens": [1]}
+    run = analyze(str(folder), PROMPT, **options, quantization="nf4", dtype="float64")
+    assert (run.record["quantization"], run.record["fingerprint"]) == ("nf4", packed.fingerprint)
+    assert run.tokens[0].S.tolist() == analyze(packed, PROMPT, **options).tokens[0].S.tolist()
 
 
 def test_words_of_the_command_line_are_those_of_the_library() -> None:
