@@ -112,17 +112,18 @@ def _around_packed_gemms() -> Iterator[Case]:
 
 
 def _mixings() -> Iterator[Case]:
-    """In float32 the two sizes of heads share their tiles: the larger one is the case, also of half precision q."""
+    """In float32 heads of the larger size are the case, also of half precision q; in half precision both sizes are."""
     for architecture, transposed in product(ARCHITECTURES, (False, True)):
-        for (width, head_dim), chosen in MIXING_TILES.items():
+        for width, chosen in MIXING_TILES.items():
             tile = f"{'Pᵀ Y' if transposed else 'P V'}, {chosen.own}×{chosen.columns}×{chosen.other}"
             for number in NUMBERS[width]:
-                kinds = [(number, True, "P stored")] if head_dim == 128 else []
-                if (width, head_dim) != (4, 128):
-                    kinds.append((number, False, f"P rebuilt, heads of {head_dim}"))
-                if (width, head_dim) == (4, 256):
-                    kinds.append(("bfloat16", False, f"P rebuilt, heads of {head_dim} in bfloat16"))
-                for scores, stored, kind in kinds:
+                kinds = [(number, 128, "P stored"), (number, 256, "P rebuilt, heads of 256")]
+                if width == 2:
+                    kinds.append((number, 128, "P rebuilt, heads of 128"))
+                else:
+                    kinds.append(("bfloat16", 256, "P rebuilt, heads of 256 in bfloat16"))
+                for scores, head_dim, kind in kinds:
+                    stored = kind == "P stored"
                     yield Case(
                         "mixing",
                         architecture,
