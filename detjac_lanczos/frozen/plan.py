@@ -143,11 +143,12 @@ class Plan:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], shape: NetworkShape, lengths: Sequence[int]) -> Plan:
-        """Return the plan that `record` describes."""
+    def from_record(
+        cls, record: Mapping[str, Any], shape: NetworkShape, lengths: Sequence[int], *, ahead: bool
+    ) -> Plan:
+        """Return the plan that `record` describes, on a device that copies a block ahead, or on one that does not."""
         mixing, gates = (_read_runs(record[kind], len(shape.blocks)) for kind in KINDS)
-        seconds, ahead = record["seconds_per_sweep"], record["ahead"]
-        return cls(mixing, gates, shape, tuple(lengths), record["memory"], seconds, ahead)
+        return cls(mixing, gates, shape, tuple(lengths), record["memory"], record["seconds_per_sweep"], ahead)
 
     def __str__(self) -> str:
         """Return the plan as a table."""

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -204,8 +203,8 @@ def _plan(description: Mapping[str, Any], loaded: LoadedModel, family: Family) -
     lengths = tuple(len(prompt["tokens"]) for prompt in description["prompts"])
     if record is None:
         return None
-    plan = Plan.from_record(record, family.shape(loaded.model, description["freeze"]), lengths)
-    return replace(plan, ahead=Rates.of(loaded.device).overlaps)
+    shape, ahead = family.shape(loaded.model, description["freeze"]), Rates.of(loaded.device).overlaps
+    return Plan.from_record(record, shape, lengths, ahead=ahead)
 
 
 def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
