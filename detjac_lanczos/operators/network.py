@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from detjac_lanczos.operators.jacobian_batch import JacobianBatch
 from detjac_lanczos.operators.passes import Passes
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from detjac_lanczos.operators.sweeps import AffineSweeps, FrozenSweeps
-from detjac_lanczos.operators.tokens import Selected, Token, read_tokens
+from detjac_lanczos.operators.tokens import Selected, Token, read_token, read_tokens
 
 
 @dataclass(frozen=True)
@@ -161,12 +161,11 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
             raise InputError("an ordinary Jacobian is the model's own; take it of the network before replace")
         if isinstance(token, slice | list):
             return self.jacobians(token, source=source, target=target, position=position, frozen=frozen)
-        prompt, which = _pair(token)
+        prompt, which = read_token(token)
         prompt = self._prompt(prompt)
         place, block = target_place(target, self.blocks), source_block(source, self.blocks)
         end = self._position(prompt, position, "position")
-        joint = isinstance(which, str) and which == "joint"
-        start = None if joint else self._position(prompt, which, "token")
+        start = None if which == "joint" else self._position(prompt, which, "token")
         if start is not None and start > end:
             raise InputError(f"token {start} comes after position {end}: its Jacobian is zero; choose a later position")
         if frozen:
@@ -279,19 +278,9 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         n = self.lengths[prompt]
         found = whole_number(index)
         if found is None:
-            also = ", (prompt, index), 'joint', or a slice or list of these" if what == "token" else ""
             shown = " ".join(repr(index).split())
-            raise InputError(f"{what} {shown} is no index; give a whole number{also}")
+            raise InputError(f"{what} {shown} is no index; give a whole number")
         if not -n <= found < n:
             where = f"prompt {prompt}" if len(self.prompts) > 1 else "the prompt"
             raise InputError(f"{what} {found} does not exist; {where} has {n} token{'s' * (n > 1)}, 0..{n - 1}")
         return found % n
-
-
-def _pair(token: Any) -> tuple[Any, Any]:
-    """Return (prompt, token) of what selects a token."""
-    if not isinstance(token, tuple):
-        return 0, token
-    if len(token) != 2:
-        raise InputError(f"token {token!r} is no (prompt, index)")
-    return token

@@ -41,7 +41,23 @@ def read_tokens(tokens: Any) -> slice | list[Selected] | None:
     return [found if (found := _index(token)) is not None else _pair(token) for token in tokens]
 
 
-def _pair(token: Any) -> Selected:
+def read_token(token: Any) -> tuple[int, int | Literal["joint"]]:
+    """Return (prompt, index) of one token: a tuple is that, an index alone one of the first prompt.
+
+    Raises
+    ------
+    InputError
+        If it is anything else.
+    """
+    index = _index(token)
+    if index is not None:
+        return 0, index
+    if not isinstance(token, tuple):
+        raise _refused(token)
+    return _pair(token)
+
+
+def _pair(token: Any) -> tuple[int, int | Literal["joint"]]:
     try:
         items = () if isinstance(token, str | bytes) else tuple(token)
     except TypeError:
@@ -59,4 +75,4 @@ def _index(value: Any) -> int | Literal["joint"] | None:
 
 def _refused(token: Any) -> InputError:
     shown = " ".join(repr(token).split())
-    return InputError(f"{shown} selects no token; give an index, (prompt, index), a list of these, or a slice")
+    return InputError(f"{shown} selects no token; give an index, (prompt, index), 'joint', a list of these, or a slice")
