@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -253,9 +253,11 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
 
 
 def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        return False  # not finite, or a whole number that no float holds
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -156,8 +156,10 @@ def _check_goal(k: int | None, threshold: float | None, energy: float | None, me
         raise InputError(f"{' and '.join(given)} are given: each says how many triplets to find, give one of them")
     if k is not None and (not is_whole(k) or k < 1):
         raise InputError(f"k = {k!r} is no number of triplets: give a whole number of 1 or more")
-    if threshold is not None and (not is_number(threshold) or not 0 < threshold < math.inf):
-        raise InputError(f"threshold = {threshold!r} is no bound of singular values: give a finite number above 0")
+    bound = _as_float(threshold) if is_number(threshold) else math.nan
+    if threshold is not None and not 0 < bound < math.inf:
+        shown = bound if is_number(threshold) else threshold
+        raise InputError(f"threshold = {shown!r} is no bound of singular values: give a finite number above 0")
     if energy is not None and (not is_number(energy) or not 0 < energy < 1):
         raise InputError(f"energy = {energy!r} is no share of |A|_F²: give a number between 0 and 1, such as 0.9")
     if method in ("randomized", "shared_basis") and given and "k" not in given:
@@ -196,3 +198,11 @@ def is_whole(value: object) -> TypeGuard[int]:
 def is_number(value: object) -> bool:
     """Whether a value is a real number, numpy's included; True is none."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _as_float(value: Any) -> float:
+    """Return a number as a float; one that is larger than any, as whole numbers may be, is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

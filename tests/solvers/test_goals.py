@@ -278,6 +278,8 @@ def test_zero_operators() -> None:
         ({"threshold": 0.0}, "finite number above 0"),
         ({"threshold": float("inf")}, "finite number above 0"),
         ({"threshold": "high"}, "finite number above 0"),
+        ({"threshold": 10**400}, "finite number above 0"),
+        ({"threshold": 10**5000}, "finite number above 0"),
         ({"energy": 1.0}, "between 0 and 1"),
         ({"energy": -0.1}, "between 0 and 1"),
         ({"threshold": 0.1, "method": "randomized"}, "choose 'lanczos' or 'dense'"),
