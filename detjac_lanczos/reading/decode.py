@@ -18,6 +18,7 @@ from detjac_lanczos.models.linear_modules import embedding_table
 from detjac_lanczos.operators import DetachedNetwork
 from detjac_lanczos.reading.head import head_of
 from detjac_lanczos.reading.table_search import Found, best_rows
+from detjac_lanczos.solvers.options import is_whole
 
 HEADLESS = ("logits", "probe")
 """Kinds of targets whose vectors are read as they stand, through no head."""
@@ -81,11 +82,13 @@ def decode_left(
     Raises
     ------
     InputError
-        If the shapes do not fit together, or the target does not exist.
+        If U or y is no tensor, the shapes do not fit together, ``top`` is no number of tokens, or the target does not
+        exist.
     UnsupportedModelError
         As in `head_of`; never for logits and probes, which need no head.
     """
     kind = target_place(target, network.blocks).kind
+    _check_kinds("decode_left", top, U=U, y=y)
     if U.ndim != 2 or y.shape != U.shape[:1]:
         raise InputError(f"decode_left takes U (d_out, k) and y (d_out,); got {tuple(U.shape)} and {tuple(y.shape)}")
     signs = torch.where(y.to(U) @ U < 0, -1.0, 1.0).to(U)
@@ -137,11 +140,12 @@ def decode_right(network: DetachedNetwork, V: Tensor, top: int = 10) -> list[lis
     Raises
     ------
     InputError
-        If V does not live in the embeddings or the residual stream of one token; cut the vectors of a joint operator
-        token by token.
+        If V is no tensor, ``top`` is no number of tokens, or V does not live in the embeddings or the residual stream
+        of one token; cut the vectors of a joint operator token by token.
     UnsupportedModelError
         If V lives in a stream of another width than the embeddings, in a model that no family declares.
     """
+    _check_kinds("decode_right", top, V=V)
     table = embedding_table(network.model_of_pass.get_input_embeddings())
     widths = dict.fromkeys((table.shape[1], network.hidden_size))
     if V.ndim != 2 or V.shape[0] not in widths:
@@ -158,6 +162,15 @@ def decode_right(network: DetachedNetwork, V: Tensor, top: int = 10) -> list[lis
         ]
         for j in range(V.shape[1])
     ]
+
+
+def _check_kinds(function: str, top: object, **tensors: object) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{function} takes {name} as a tensor; got {type(value).__name__}")
+    if not is_whole(top) or top < 0:
+        shown = repr(top) if isinstance(top, int | float) else type(top).__name__
+        raise InputError(f"{function} takes top, a whole number of tokens of 0 or more; got {shown}")
 
 
 def _output_at(network: DetachedNetwork, row: int) -> Tensor:

@@ -247,6 +247,27 @@ def test_bad_shapes_are_refused_in_one_line(network: DetachedNetwork) -> None:
         decode_right(network, torch.ones(2 * network.hidden_size, 2))
 
 
+@pytest.mark.parametrize("top", [-1, 1.5, True, None, torch.ones(3)])
+def test_a_number_of_tokens_that_is_none_is_refused_in_one_line(network: DetachedNetwork, top: Any) -> None:
+    for target in ("output", "logits"):
+        U, V, y = triplets_of(network, target=target)
+        with pytest.raises(InputError, match=r"decode_left takes top, .* got [^\n]*$"):
+            decode_left(network, U, y, target, top)
+        with pytest.raises(InputError, match=r"decode_right takes top, .* got [^\n]*$"):
+            decode_right(network, V, top)
+
+
+def test_vectors_that_are_no_tensors_are_refused_in_one_line(network: DetachedNetwork) -> None:
+    U, V, y = triplets_of(network)
+    for vectors, value, name in ((U.numpy(), y, "U"), (U, y.numpy(), "y")):
+        with pytest.raises(InputError, match=f"decode_left takes {name} as a tensor; got ndarray"):
+            decode_left(network, vectors, value, "output")
+    with pytest.raises(InputError, match="decode_right takes V as a tensor; got ndarray"):
+        decode_right(network, V.numpy())
+    with pytest.raises(InputError, match="decode_right takes V as a tensor; got list"):
+        decode_right(network, V.tolist())
+
+
 def test_a_target_that_does_not_exist_is_refused_as_by_the_jacobian(network: DetachedNetwork) -> None:
     """The text "layer(1)" was once read as vectors at the output."""
     U, _, y = triplets_of(network, target=layer(1))
