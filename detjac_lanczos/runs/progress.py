@@ -88,8 +88,8 @@ class ProgressReporter:
             self.say(text)
         elif self._live and not self._quiet:
             self.close()
+            self._staged = True  # before it is: an interrupt right after the line finds it noted
             print(f"\r{_ERASE}detjac: {text} …", end="", file=sys.stderr, flush=True)
-            self._staged = True
 
     def step(self, what: str, done: int, steps: int) -> None:
         """Show which step of known work begins: a bar, or a line; the ``callback`` of `verify`.

@@ -40,6 +40,21 @@ def test_a_terminal_sees_stages_and_a_bar_that_leave_nothing_behind(monkeypatch:
     assert "\n" not in terminal.getvalue()
 
 
+def test_a_stage_is_taken_away_where_an_interrupt_follows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Terminal):
+        def write(self, text: str) -> int:
+            super().write(text)
+            if "loading" in text:
+                raise KeyboardInterrupt
+            return len(text)
+
+    terminal = Interrupted()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with pytest.raises(KeyboardInterrupt), ProgressReporter() as progress:
+        progress.stage("loading")
+    assert terminal.getvalue().endswith("…\r\x1b[K")
+
+
 def test_verbose_is_a_line_for_every_pass(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressReporter(1e-3, verbose=True)
     progress.stage("loading")
