@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
+from detjac_lanczos.frozen.copy_at_rest import copy_at_rest
 from detjac_lanczos.frozen.maps import Map
-from detjac_lanczos.frozen.structural_copy import copy_with_tensors
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.bitsandbytes import leave_weights_alone
 from detjac_lanczos.models.held import Held
-from detjac_lanczos.models.unchanged import Unchanged, codes_of
+from detjac_lanczos.models.unchanged import Unchanged, stored_in
 from detjac_lanczos.models.unmoved import Unmoved, is_plain
 
 _OURS = ("detjac_lanczos.", "detjac_kernels.")
@@ -25,8 +26,8 @@ class OwnWeights:
     Attributes
     ----------
     model : torch.nn.Module
-        What maps are made of, whenever that is: a copy that shares every tensor of the caller's model, and has the
-        configuration and the numbers (multipliers, heads, softcaps) that it had in the pass.
+        What maps are made of, whenever that is: a copy at rest, which shares every tensor of the caller's model, and
+        has the configuration and the numbers (multipliers, heads, softcaps) that it had in the pass.
     """
 
     model: Any = None
@@ -35,16 +36,10 @@ class OwnWeights:
         self._parts: dict[str, Unmoved] = {}
 
     def begin(self, loaded: LoadedModel) -> None:
-        """Look at the model of a network that was just captured or read back; once, whatever is made of it later.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If it cannot be copied.
-        """
+        """Look at the model of a network that was just captured or read back; once, whatever is made of it later."""
         if self.model is None:
             self._loaded, self._unchanged = loaded, Unchanged(loaded.name, loaded.model)
-            self.model = copy_with_tensors(loaded.model, {})
+            self.model = copy_at_rest(loaded.model)
             for name, module in self.model.named_modules():
                 leave_weights_alone(module, name)  # whatever a pass of the caller's moves elsewhere
 
@@ -71,10 +66,10 @@ class OwnWeights:
 def _parameters_in(model: nn.Module, maps: Iterable[Map]) -> list[Tensor]:
     """Return the parameters that maps hold, whole or in part, as tensors that stay where the maps have them.
 
-    Of packed ones of bitsandbytes, that are their codes; those of other formats are not found.
+    Of packed ones of bitsandbytes, that are their codes and scales; those of other formats are not found.
     """
-    codes = (codes_of(parameter).detach() for parameter in model.parameters())
-    parameters = sorted((tensor for tensor in codes if is_plain(tensor)), key=Tensor.data_ptr)
+    stored = (tensor.detach() for tensor in chain.from_iterable(map(stored_in, model.parameters())))
+    parameters = sorted((tensor for tensor in stored if is_plain(tensor)), key=Tensor.data_ptr)
     starts = [p.data_ptr() for p in parameters]
     found: dict[int, Tensor] = {}
     for tensor in _tensors(tuple(maps)):

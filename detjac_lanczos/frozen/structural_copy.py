@@ -23,7 +23,7 @@ from detjac_lanczos.models.mxfp4 import refuse_reordered_experts
 from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
 from detjac_lanczos.models.text_model import configurations_of
 
-_HOOK_TABLES = (
+HOOK_TABLES = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -81,7 +81,7 @@ def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
         twin = copy.deepcopy(model, _shared(model) | dict(others))
     except Exception as error:
         raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
-    _unwrap_compiled(twin)
+    unwrap_compiled(twin)
     return twin
 
 
@@ -89,7 +89,7 @@ def _shared(model: nn.Module) -> dict[int, Any]:
     """Return what a deepcopy of a model takes over as it is, by id: tensors; and hooks, that it lacks."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for table in _HOOK_TABLES:
+        for table in HOOK_TABLES:
             memo[id(module.__dict__[table])] = OrderedDict()
         for shared in (*_tensors(module), *kept_by_hooks(module)):
             memo[id(shared)] = shared
@@ -119,7 +119,7 @@ def _tell_places_apart(twin: Any) -> None:
     walk(twin)
 
 
-def _unwrap_compiled(twin: nn.Module) -> None:
+def unwrap_compiled(twin: nn.Module) -> None:
     """Put every module, or its own `forward`, in the place of what `torch.compile` made of it.
 
     Forward-mode differentiation cannot pass through a compiled module, and a compiled `forward` stays bound to the
@@ -257,7 +257,7 @@ def _culprit(model: nn.Module) -> str:
     """Name the first module whose own state does not survive a deepcopy."""
     for name, module in model.named_modules():
         own = {
-            k: v for k, v in module.__dict__.items() if k not in ("_modules", "_parameters", "_buffers", *_HOOK_TABLES)
+            k: v for k, v in module.__dict__.items() if k not in ("_modules", "_parameters", "_buffers", *HOOK_TABLES)
         }
         try:
             copy.deepcopy(own)

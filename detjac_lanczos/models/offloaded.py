@@ -29,7 +29,7 @@ class OffloadedModule(Held[dict[str, Tensor], nn.Module]):
     Attributes
     ----------
     module : torch.nn.Module
-        As the caller has it, its tensors on the meta device.
+        Of the caller's model or of a copy, its tensors on the meta device.
     device : torch.device
         Where it runs.
     """

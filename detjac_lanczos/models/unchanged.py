@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Unchanged:
     def __init__(self, name: str, model: nn.Module) -> None:
         self._name, self._model = name, model
         self._tensors, self._adapters = list(_tensors(model)), list(adapter_state(model))
-        self._unmoved = Unmoved(name, map(codes_of, self._tensors))
+        self._unmoved = Unmoved(name, chain.from_iterable(map(stored_in, self._tensors)))
         self._looks = [_look(tensor) for tensor in self._tensors]
 
     def require(self) -> None:
@@ -62,9 +63,20 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
                 yield buffer
 
 
-def codes_of(tensor: Tensor) -> Tensor:
-    """Return packed weights of bitsandbytes as the plain tensor of codes that they are, and others as they come."""
-    return tensor.detach().as_subclass(Tensor) if type(tensor).__module__.startswith("bitsandbytes.") else tensor
+def stored_in(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors of codes and scales that a packed weight of bitsandbytes is, others as they come."""
+    if not type(tensor).__module__.startswith("bitsandbytes."):
+        yield tensor
+        return
+    codes = tensor.detach().as_subclass(Tensor)
+    yield codes
+    held = list(vars(tensor).values())
+    for value in held:
+        if isinstance(value, Tensor):
+            if value.is_meta or value.data_ptr() != codes.data_ptr():  # else the codes again, with another counter
+                yield value
+        elif type(value).__name__ == "QuantState":
+            held += vars(value).values()
 
 
 def _look(tensor: Tensor) -> tuple[Any, ...]:

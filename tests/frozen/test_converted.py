@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from bench.allocations import with_peak
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
@@ -76,6 +80,18 @@ def test_a_copy_attends_in_a_way_that_takes_every_dtype() -> None:
     model.set_attn_implementation("flex_attention")
     assert torch.equal(detach((model, None), input_ids=IDS, dtype="float64").streams.logits, expected)
     assert model.config._attn_implementation == "flex_attention"
+
+
+def test_a_copy_keeps_an_attention_of_the_callers_own_and_is_refused() -> None:
+    def thrice(module: Any, query: Tensor, *rest: Any, **options: Any) -> Any:
+        return sdpa_attention_forward(module, 3 * query, *rest, **options)
+
+    AttentionInterface.register("thrice", thrice)
+    AttentionMaskInterface.register("thrice", sdpa_mask)
+    model = tiny_models.llama(torch.float32)
+    model.set_attn_implementation("thrice")
+    with pytest.raises(UnsupportedModelError, match="its pass is not the model's own"):
+        detach((model, None), input_ids=IDS, dtype="float64")
 
 
 def test_what_is_as_asked_for_is_not_copied() -> None:

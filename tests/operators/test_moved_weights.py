@@ -67,18 +67,31 @@ def test_weights_that_are_written_to_are_refused(change: Change) -> None:
             use()
 
 
-@pytest.mark.parametrize("kind", ["nf4 nested", "int8"])
-def test_so_are_packed_ones(kind: str) -> None:
+def by_scales(model: Any) -> None:
+    """Write to the scales of packed weights, those of double quantisation where they are so."""
+    for parameter in model.parameters():
+        if hasattr(parameter, "quant_state"):
+            (parameter.quant_state.state2 or parameter.quant_state).absmax.mul_(2)
+    for module in model.modules():
+        if hasattr(module, "state"):
+            module.state.SCB.mul_(2)
+
+
+@pytest.mark.parametrize("change", [by_one_row, by_scales])
+@pytest.mark.parametrize("kind", ["nf4", "nf4 nested", "int8"])
+def test_so_are_packed_ones(kind: str, change: Change) -> None:
     model = quantised(llama(torch.float32), kind)
     network = detached(model)
     J = network.jacobian("joint", target="logits")
     expected = J.dense()
     model(input_ids=torch.tensor(IDS))
     assert torch.equal(J.dense(), expected)
-    by_one_row(model)
+    change(model)
     for operator in (J, network.jacobian("joint")):
         with pytest.raises(ModelError, match="were written to"):
             operator.dense()
+    with pytest.raises(ModelError, match="were written to"):
+        network.replace(drop=[dl.mlp(0)])
 
 
 def by_assigning_a_state(model: Any) -> None:
