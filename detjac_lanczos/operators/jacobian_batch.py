@@ -39,6 +39,12 @@ class JacobianBatch(Shared, Sequence[Jacobian]):
         self.operators = list(operators)
         if not self.operators:
             raise InputError("a batch is of one Jacobian or more; got none")
+        for operator in self.operators:
+            if not isinstance(operator, Jacobian):
+                raise InputError(
+                    f"a batch is of Jacobians as `network.jacobian` gives them; got a {type(operator).__name__}: "
+                    "svd_batch takes a list of any operators"
+                )
         first = self.operators[0]
         if not all(map(first._goes_with, self.operators)):
             raise InputError(

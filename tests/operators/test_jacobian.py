@@ -654,6 +654,8 @@ def test_a_batch_of_different_maps_is_refused(network: DetachedNetwork) -> None:
     for index in (0, 1):
         with pytest.raises(InputError, match="make a batch of each"):
             JacobianBatch([network.jacobian(0, target=layer(index)), network.jacobian(0, target=layer(1 - index))])
+    with pytest.raises(InputError, match="got a Transposed"):
+        JacobianBatch([J, J.T])
     with pytest.raises(InputError, match="got none"):
         JacobianBatch([])
 
