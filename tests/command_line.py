@@ -1,5 +1,6 @@
 """The command line, called as a user calls it: in this process, or in one of its own."""
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -29,3 +30,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def in_process(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[bytes]":
     command = [sys.executable, "-m", "detjac_lanczos", *arguments]
     return subprocess.run(command, check=False, **{"stderr": subprocess.PIPE} | options)
+
+
+def one_after_another(
+    commands: dict[tuple[str, ...], int], *flags: str, **options: Any
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run commands in one process, which imports torch once, and fails where an exit code is not as given."""
+    code = (
+        "import json, sys; from detjac_lanczos.cli import main\n"
+        "sys.exit([main(words) for words in json.loads(sys.argv[1])] != json.loads(sys.argv[2]))"
+    )
+    words, codes = json.dumps([*commands]), json.dumps([*commands.values()])
+    command = [sys.executable, *flags, "-c", code, words, codes]
+    return subprocess.run(command, check=False, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options)

@@ -2,9 +2,9 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,23 +62,16 @@ def test_the_help_names_every_part_and_family(capsys: pytest.CaptureFixture[str]
     assert set(bench.PARTS) == {"roads", "families", *bench._PARTS}
 
 
-PART_WITHOUT_A_MODEL = """
-import sys
-from types import SimpleNamespace
-from bench import __main__ as bench
-
-bench.dl.load_model = lambda _: SimpleNamespace(tokenizer=lambda _: {"input_ids": []})
-bench._PARTS["floor"] = lambda *_: ([1.0], ["a line of the table"])
-sys.exit(bench.main(["--parts", "floor", "--out", sys.argv[1]]))
-"""
-
-
-def test_the_figures_are_written_though_the_reader_of_the_table_has_left(tmp_path: Path) -> None:
+def test_the_figures_are_written_though_the_reader_of_the_table_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dl, "load_model", lambda _: SimpleNamespace(tokenizer=lambda _: {"input_ids": []}))
+    monkeypatch.setitem(bench._PARTS, "floor", lambda *_: ([1.0], ["a line of the table"]))
     read, write = os.pipe()
     os.close(read)
     figures = tmp_path / "bench.json"
-    command = [sys.executable, "-c", PART_WITHOUT_A_MODEL, str(figures)]
-    with open(write, "wb") as closed:
-        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+    with open(write, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert exit_code(lambda _: bench.main(["--parts", "floor", "--out", str(figures)])) == 0
+    assert capsys.readouterr().err == ""
     assert json.loads(figures.read_text())["floor"] == [1.0]

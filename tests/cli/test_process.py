@@ -12,17 +12,20 @@ import pytest
 from detjac_lanczos.cli.ending import exit_code
 from detjac_lanczos.cli.process import Interrupts
 from detjac_lanczos.errors import DetjacError
-from tests.command_line import in_process
+from tests.command_line import in_process, one_after_another
 from tests.tiny_llama import PROMPT, save_tiny_llama
 
 
-def test_installed_command_refuses_bad_input_without_a_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "detjac_lanczos", "svd", PROMPT, "--model", str(tmp_path), "-q"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "config.json" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_bad_input_is_one_line_without_a_traceback_and_warnings_that_are_errors_stop_nothing(tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path / "llama")
+    commands = {
+        ("svd", PROMPT, "--model", str(tmp_path), "-q"): 2,
+        ("svd", PROMPT, "--model", str(folder), "-k", "1", "--tokens", "0", "-q"): 0,
+    }
+    done = one_after_another(commands, env=os.environ | {"PYTHONWARNINGS": "error"})
+    assert done.returncode == 0
+    assert done.stdout.startswith(str(folder).encode()) and done.stdout.decode().count(PROMPT) == 1
+    assert b"config.json" in done.stderr and done.stderr.count(b"\n") == 1
 
 
 def test_output_in_another_encoding_replaces_what_it_lacks() -> None:
@@ -64,24 +67,22 @@ def test_help_that_cannot_be_printed_is_one_line(words: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("more", [[], ["--verbose"]], ids=str)
-def test_errors_that_are_lost_hurt_no_result(more: list[str], tmp_path: Path) -> None:
-    folder = save_tiny_llama(tmp_path / "llama")
+def test_errors_that_are_lost_hurt_no_result(tmp_path: Path) -> None:
+    job = ("svd", PROMPT, "--model", str(save_tiny_llama(tmp_path / "llama")), "-k", "1")
+    commands = {job: 0, (*job, "--verbose"): 0, ("svd", PROMPT, "--model", str(tmp_path)): 2}
     with open("/dev/full", "wb") as full:
-        done = in_process("svd", PROMPT, "--model", str(folder), "-k", "1", *more, stdout=subprocess.PIPE, stderr=full)
+        done = one_after_another(commands, stderr=full)
         assert done.returncode == 0
-        assert PROMPT.encode() in done.stdout
+        assert done.stdout.decode().count(PROMPT) == 2
         assert in_process("models", stdout=full, stderr=full).returncode == 2
-        assert in_process("svd", PROMPT, "--model", str(tmp_path), stdout=full, stderr=full).returncode == 2
 
 
 def test_a_python_that_strips_docstrings_is_one_line(tmp_path: Path) -> None:
     folder = str(save_tiny_llama(tmp_path / "llama"))
-    command = [sys.executable, "-OO", "-m", "detjac_lanczos"]
-    for words in (["svd", PROMPT, "--model", folder, "-q"], ["plan", "--model", folder, "--tokens", "5"]):
-        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].endswith("run Python without it, -O will do")
+    commands = {("svd", PROMPT, "--model", folder, "-q"): 2, ("plan", "--model", folder, "--tokens", "5"): 2}
+    done = one_after_another(commands, "-OO")
+    assert done.returncode == 0
+    assert done.stderr.decode().count("run Python without it, -O will do\n") == done.stderr.count(b"\n") == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="descriptors are closed as POSIX does")
