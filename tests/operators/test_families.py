@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -74,6 +74,14 @@ def in_float32_from_outside(name: str, freeze: str) -> dict[tuple[str, Any], Ten
         theirs = [source for _, source in outer_sources(target)]
         found |= zip(((target, s) for s in theirs), oracle.jacobians(theirs, target, len(tokens()) - 1), strict=True)
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Cases do not outlive the file: all that lives is walked through whenever garbage is collected."""
+    yield
+    for kept in (case, in_float32_from_outside):
+        kept.cache_clear()
 
 
 def test_every_declared_family_has_a_tiny_model() -> None:

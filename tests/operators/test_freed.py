@@ -39,7 +39,6 @@ def readings(network: DetachedNetwork) -> object:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    gc.collect()
     gc.disable()
     yield
     gc.enable()

@@ -39,6 +39,13 @@ def case(make: str) -> tuple[DetachedNetwork, list[Untouched]]:
     return detach(tiny_models.loaded(model), input_ids=ids), oracles
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Cases do not outlive the file: all that lives is walked through whenever garbage is collected."""
+    yield
+    case.cache_clear()
+
+
 def probe_rows() -> Tensor:
     return torch.randn(5, 24, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 

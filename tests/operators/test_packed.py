@@ -1,6 +1,6 @@
 """The Jacobian of a packed model is that of its decoded weights, and the caller's bytes stay as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -51,6 +51,13 @@ def case(name: str, size: str, kind: str, dtype: torch.dtype) -> tuple[Any, Any]
     original = MODELS[name](torch.float32, **SIZES[size])
     model = quantised(original, kind, dtype)
     return model, dense_twin(model, original)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Cases do not outlive the file: all that lives is walked through whenever garbage is collected."""
+    yield
+    case.cache_clear()
 
 
 def everything(model: Any) -> dict[str, Tensor]:

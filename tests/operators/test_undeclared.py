@@ -87,6 +87,13 @@ def case(name: str, freeze: Any) -> tuple[Any, list[list[int]], PinnedNetwork]:
     return model, ids, pinned(model, ids=ids, freeze=freeze)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Cases do not outlive the file: all that lives is walked through whenever garbage is collected."""
+    yield
+    case.cache_clear()
+
+
 def targets(blocks: int) -> Iterator[tuple[str, Any, int]]:
     """Name of the stream in the oracle, the library's place, and the first source that lies behind it."""
     yield "output", "output", blocks
