@@ -17,7 +17,9 @@ from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import epsilon_at, noise_floor
+from detjac_lanczos.solvers.rounding import epsilon_at, noise_floor, tells_zeros
+
+_STABLE_RANK = ("stable_rank", "stable_rank_interval", "stable_rank_confidence")
 
 
 def coherence_claims(
@@ -88,7 +90,9 @@ def _of_token(run: Run, token: TokenResult, eps: float) -> Iterator[tuple[str, b
     options, record = run.record["options"], token.record
     unknown, surveyed = None in record["singular_values"], run.record["work"]["method"] == SHARED_BASIS
     done = token.status in SUCCESSFUL
-    yield "status", (unknown and token.settled) or (token.estimated and not surveyed)
+    largest = _first(token) * (1 + 4 * eps)
+    hidden = token.status == Status.BREAKDOWN_EXACT.value and not tells_zeros(record["floor"], options["tol"], largest)
+    yield "status", (unknown and token.settled) or (token.estimated and not surveyed) or hidden
     yield "singular_values", token.settled and options["k"] not in (None, len(token.S))
     certified = options["certify"] is not None and not unknown and not token.estimated
     yield "certificate", (token.certificate is not None) != certified
@@ -98,6 +102,10 @@ def _of_token(run: Run, token: TokenResult, eps: float) -> Iterator[tuple[str, b
     shared, wanted = record["energy"] is not None, options["energy"] is not None
     yield "energy", (shared and not wanted) or (wanted and done and not shared)
     yield "floor", not unknown and not _is_floor(record["floor"], token, surveyed, eps)
+    nothing_read = unknown or not len(token.S)
+    yield "stable_rank", nothing_read and any(record[name] is not None for name in _STABLE_RANK)
+    told = record["contribution"] is not None
+    yield "contribution", told and nothing_read and (unknown or not Status(token.status).ended_well)
     spent = record["work"]["products_forward"] + record["work"]["products_transposed"]
     yield "work", options["max_products"] is not None and not surveyed and spent > options["max_products"]
     yield "work.probe_products", options["certify"] != "complete" and bool(record["work"]["probe_products"])

@@ -1,4 +1,4 @@
-"""Whether a run that was asked for all values above a threshold has them: fresh random vectors look for others."""
+"""Whether a run has all values above a threshold, or all there are: fresh random vectors look for others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.basis import dominant_rows, orthonormal_rows, project_out, random_rows, spectral_norm
-from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon
+from detjac_lanczos.solvers.result import Status
+from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, epsilon_at, underflow
 from detjac_lanczos.solvers.streams import Stream
 
 _WIDTH = 4
@@ -46,6 +47,26 @@ def threshold_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResul
         first = max(most, *token.singular_values, threshold)
         allowed = threshold * (1 + run.record["options"]["tol"]) + _residual(token) + rounding * first
         yield Claim(f"largest product of what the triplets of {token.name} leave", threshold, most, allowed)
+
+
+def exhausted_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult]) -> Iterator[Claim]:
+    """Hold what the triplets of ``tokens`` leave against zero, where these are said to be all that there is.
+
+    It may be as long as the floor and the residuals, and what rounding makes of the longest product. A floor is a share
+    of σ_1: without triplets there is none.
+    """
+    exact = [index for index, token in enumerate(tokens) if token.status == Status.BREAKDOWN_EXACT.value]
+    if not exact:
+        return
+    part = [tokens[index] for index in exact]
+    found = _left(batch.part(exact), part, run.record["options"]["seed"])
+    rows = max(batch.shapes[0])
+    for token, most in zip(part, found, strict=True):
+        first = float(token.S[0]) if len(token.S) else 0.0
+        floor = token.record["floor"] if len(token.S) else 0.0
+        rounding = adjoint_bound(epsilon_at(batch.dtype, first, rows), rows) * first
+        allowed = floor + _residual(token) + rounding + underflow(batch.dtype, first, rows)
+        yield Claim(f"largest product beyond all triplets of {token.name}", 0.0, most, allowed)
 
 
 def rests_on_its_search(token: TokenResult) -> bool:

@@ -24,7 +24,7 @@ from detjac_lanczos.runs.output_claims import input_claims, output_claims
 from detjac_lanczos.runs.reading_claims import copies_claim, prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.survey_claims import survey_claims
-from detjac_lanczos.runs.threshold_claims import threshold_claims
+from detjac_lanczos.runs.threshold_claims import exhausted_claims, threshold_claims
 from detjac_lanczos.runs.triplet_claims import finite_claim, triplet_claims
 
 _STEPS = ("outputs", "bounds and estimates", "triplets", "what vectors decode to")
@@ -41,12 +41,12 @@ def verify(
 
     The same weights (by fingerprint), token ids and recorded choices are used; each token's triplets are measured with
     one fresh pass each way, then decoded again; claims of completeness are made again from the random vectors that they
-    rest on, and where all values above a threshold were asked for, others look for one that is missing. Residuals may
-    exceed the recorded ones by c ε √passes of the longest product, which is σ_1 where that was found; values of the
-    forward pass may differ by c ε √d of their length, a tenth at most. What the record says besides is compared with
-    the network and with the options; words, such as the definition of the operators, only in a note: another version
-    may put them otherwise. What nothing can measure again (work, times, choices) is recorded only, and the verification
-    says so.
+    rest on, and where all values above a threshold were asked for, or nothing is said to be left, others look for one
+    that is missing. Residuals may exceed the recorded ones by c ε √passes of the longest product, which is σ_1 where
+    that was found; values of the forward pass may differ by c ε √d of their length, a tenth at most. What the record
+    says besides is compared with the network and with the options; words, such as the definition of the operators, only
+    in a note: another version may put them otherwise. What nothing can measure again (work, times, choices) is recorded
+    only, and the verification says so.
 
     Parameters
     ----------
@@ -131,6 +131,7 @@ def _vector_claims(
     part, tokens = batch.part(sound), [run.tokens[index] for index in sound]
     yield from completeness_claims(run, part, tokens, passes)
     yield from threshold_claims(run, part, tokens)
+    yield from exhausted_claims(run, part, tokens)
     told, estimates = survey_claims(run, part, tokens)
     yield from told
     begin(2)

@@ -71,7 +71,7 @@ def _doubled_floor(token: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (_no_values, ["status", "certificate"]),
+        (_no_values, ["status", "certificate", "stable_rank", "contribution"]),
         (lambda token: token.__setitem__("status", "estimate"), ["status", "certificate"]),
         (lambda token: token["certificate"].__setitem__("completeness", None), ["certificate.completeness"]),
         (_claimed_fewer, ["certificate.claimed"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detjac_lanczos import detach
+from detjac_lanczos import detach, probe
 from detjac_lanczos.cli import main
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.models import LoadedModel
@@ -175,6 +175,45 @@ def test_what_tokens_add_is_told_of_those_that_have_no_triplets(plain: Run, tiny
         }
         false = forged(plain, lambda record, at=token.index: record["tokens"][at]["contribution"].update(share=0.5))
         assert f"difference in the contribution of {token.name}" in [c.what for c in verify(false, tiny).failed]
+
+
+def test_what_is_read_in_triplets_is_not_told_of_tokens_that_have_none(plain: Run, tiny: LoadedModel) -> None:
+    bare = next(token for token in plain.tokens if not len(token.S))
+    rank = {"stable_rank": 3.0, "stable_rank_interval": [2.0, 4.0], "stable_rank_confidence": 0.9}
+    for invented, parts in ((rank, "stable_rank"), ({"status": "budget"}, "contribution")):
+        false = forged(plain, lambda record, parts=invented: record["tokens"][bare.index].update(parts))
+        failed = [claim.what for claim in verify(false, tiny).failed]
+        assert f"contradictions in the {bare.name}: {parts}" in failed
+
+
+def test_that_nothing_is_left_is_measured(plain: Run, run: Run, tiny: LoadedModel) -> None:
+    """Beside triplets that were asked for by number, and of tokens without any, whatever floor these are given."""
+    exact = {"status": "breakdown_exact"}
+    bare = next(token for token in plain.tokens if not len(token.S))
+    for sound, token, change in ((run, run.tokens[1], exact), (plain, bare, exact | {"floor": 100.0})):
+        false = forged(sound, lambda record, at=token.index, to=change: record["tokens"][at].update(to))
+        failed = {claim.what: claim.measured for claim in verify(false, tiny).failed}
+        below = float(spectra(tiny)[token.index][len(token.S)])
+        assert failed[f"largest product beyond all triplets of {token.name}"] == pytest.approx(below, rel=0.1)
+
+
+def test_that_nothing_is_left_cannot_be_said_above_a_floor_that_hides_values(tiny: LoadedModel) -> None:
+    coarse = analyze(tiny, PROMPT, 2, tokens=[0], dtype="bfloat16")
+    false = forged(coarse, lambda record: record["tokens"][0].update(status="breakdown_exact"))
+    failed = [claim.what for claim in verify(false, (tiny.model, tiny.tokenizer)).failed]
+    assert any(what.startswith("contradictions in the token 0 of prompt 0: status") for what in failed), failed
+
+
+@pytest.mark.parametrize("method", ["lanczos", "dense", "randomized"])
+def test_a_sound_run_that_found_all_there_is_holds(method: str, tiny: LoadedModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rank_2 = torch.randn(6, 2, generator=generator) @ torch.randn(2, tiny.model.config.hidden_size, generator=generator)
+    for rows in (rank_2, torch.zeros_like(rank_2)):
+        sound = analyze(tiny, PROMPT, 3, target=probe(rows), method=method)
+        assert {token.status for token in sound.tokens} == {"breakdown_exact"}
+        found = verify(sound, tiny)
+        assert found.ok, str(found)
+        assert sum("beyond all triplets" in claim.what for claim in found.claims) == len(sound.tokens)
 
 
 def test_a_page_claims_no_more_of_a_threshold_than_was_shown(plain: Run, above: Run, tiny: LoadedModel) -> None:
