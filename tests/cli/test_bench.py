@@ -70,8 +70,8 @@ def test_the_figures_are_written_though_the_reader_of_the_table_has_left(
     read, write = os.pipe()
     os.close(read)
     figures = tmp_path / "bench.json"
-    with open(write, "w", encoding="utf-8") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
+    with open(write, "w", encoding="utf-8") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
         assert exit_code(lambda _: bench.main(["--parts", "floor", "--out", str(figures)])) == 0
     assert capsys.readouterr().err == ""
     assert json.loads(figures.read_text())["floor"] == [1.0]

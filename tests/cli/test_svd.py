@@ -185,8 +185,8 @@ def test_a_result_that_cannot_be_printed_says_where_it_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ("-k", 1, "--tokens", 0, "-q", "--out", tmp_path / "out")
-    with open("/dev/full", "w", encoding="utf-8") as full:
-        monkeypatch.setattr(sys, "stdout", full)
+    with open("/dev/full", "w", encoding="utf-8") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
         assert call("svd", PROMPT, "--model", folder, *options) == 2
     assert capsys.readouterr().err.endswith(f"send the result elsewhere; the run is in {tmp_path / 'out'}\n")
     assert (tmp_path / "out" / "run.json").is_file()
