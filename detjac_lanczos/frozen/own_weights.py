@@ -36,7 +36,13 @@ class OwnWeights:
         self._parts: dict[str, Unmoved] = {}
 
     def begin(self, loaded: LoadedModel) -> None:
-        """Look at the model of a network that was just captured or read back; once, whatever is made of it later."""
+        """Look at the model of a network that was just captured or read back; once, whatever is made of it later.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the weight of a packed module is no packed one.
+        """
         if self.model is None:
             self._loaded, self._unchanged = loaded, Unchanged(loaded.name, loaded.model)
             self.model = copy_at_rest(loaded.model)

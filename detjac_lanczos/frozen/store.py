@@ -116,7 +116,7 @@ class StoredNetwork(FrozenNetwork):
             If the file is missing, truncated, foreign or of another format than this version's, it belongs to other
             weights, or to a model that makes other maps of them, or the model lies on several devices.
         UnsupportedModelError
-            If a weight of the model has no values (meta device), or the model cannot be copied.
+            If a weight of the model has no values (meta device), or that of a packed module is no packed one.
         InputError, ModelError
             As `load_model`, or if no family declares the model.
         """
