@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         "--out",
         type=Path,
         default=Path("bench/results/bench.json"),
-        help="where figures go, in place of those of the same parts (default: %(default)s)",
+        help="where figures go, in place of those of the same parts, widenings and families (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")
@@ -63,10 +63,12 @@ def main(argv: list[str] | None = None) -> int:
     figures["machine"] = _machine()
     for part in parts:
         if part == "roads":
-            figures[part] = []
+            kept = [row for row in figures.get(part, []) if row["widening"] not in arguments.widen]
+            rows = []
             for r in arguments.widen:
-                figures[part].append(_time_methods(widen(loaded.model, r), ids, r, arguments.repeats))
-                _print_methods(figures[part][-1])
+                rows.append(_time_methods(widen(loaded.model, r), ids, r, arguments.repeats))
+                _print_methods(rows[-1])
+            figures[part] = sorted(kept + rows, key=lambda row: row["widening"])
         elif part == "families":
             names = arguments.families.split(",")
             rows, lines = _families(names, ids, arguments.clock)
