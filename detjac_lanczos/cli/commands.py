@@ -26,7 +26,7 @@ DELTA = 1e-6
 
 def svd(arguments: argparse.Namespace) -> int:
     """Find, certify and decode the triplets of prompts."""
-    if arguments.delta != DELTA and arguments.certify != "complete":
+    if arguments.delta is not None and arguments.certify != "complete":
         raise InputError("--delta is the chance that a claim complete is wrong: give --certify complete with it")
     out = _output(arguments)
     _quiet_libraries(arguments)
@@ -51,7 +51,7 @@ def svd(arguments: argparse.Namespace) -> int:
             tokens=tokens,
             tol=arguments.tol,
             certify=None if arguments.certify == "none" else arguments.certify,
-            delta=arguments.delta,
+            delta=DELTA if arguments.delta is None else arguments.delta,
             max_products=arguments.max_products,
             method=arguments.method,
             polish=None if arguments.polish == "none" else arguments.polish,

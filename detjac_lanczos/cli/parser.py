@@ -94,12 +94,8 @@ def _svd_arguments(parser: argparse.ArgumentParser) -> None:
     _tol(parser)
     claims = "the claim to make: complete adds that no larger value was missed (default: %(default)s)"
     add("--certify", choices=("triplets", "complete", "none"), default="triplets", help=claims)
-    add(
-        "--delta",
-        type=words.tolerance,
-        default=commands.DELTA,
-        help="with --certify complete: chance that the claim is wrong (default: %(default)s)",
-    )
+    chance = f"with --certify complete: chance that the claim is wrong (default: {commands.DELTA})"
+    add("--delta", type=words.tolerance, help=chance)
     _freeze(parser)
     _dtype(parser)
     packed = "pack the weights of the blocks by bitsandbytes; J is that of the decoded ones (default: as stored)"

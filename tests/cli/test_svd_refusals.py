@@ -136,6 +136,7 @@ def test_a_checkpoint_beside_the_output_is_taken(folder: Path, tmp_path: Path) -
     ("options", "words"),
     [
         (["--delta", "1e-3"], "--certify complete"),
+        (["--delta", "1e-6"], "--certify complete"),
         (["--delta", "1e-3", "--certify", "none"], "--certify complete"),
         (["--block", "5", "--method", "dense"], "method 'dense' has none"),
     ],
