@@ -58,6 +58,9 @@ def test_the_blocks_run_one_after_another_and_give_what_stands_beside_them(
     shown = capsys.readouterr().out
     assert "TRIPLETS 8/8, residual ≤ 8.7e-4" in shown
     assert all(f"\n{layer} [" in shown for layer in (0, 7, 15, 22, 29))
+    (table,) = re.findall(r"```\n(  # token.*?)```", README, re.DOTALL)
+    of_tokens = [line for line in table.splitlines() if re.match(r"  \d | {4}left", line)]
+    assert len(of_tokens) == 4 and all(line[:78].rstrip() in shown for line in of_tokens)
     (generated,) = (found for code, found in values.items() if ".generate(" in code)
     unsteered, steered = generated
     assert unsteered != steered and "Bridge" not in unsteered and "Bridge" in steered
