@@ -72,7 +72,7 @@ def compiled(
         file.write(binary.asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
-        code = _run("nvdisasm", "-c", file.name)
+        code = _run("nvdisasm", "-c", "-ndf", file.name)
     ptx = binary.asm["ptx"]
     return Resources(
         registers=int(_found(r"REG:(\d+)", usage)),
