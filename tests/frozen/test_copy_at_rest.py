@@ -16,8 +16,8 @@ def test_modules_are_its_own_and_tensors_the_models(name: str) -> None:
     twin = copy_at_rest(model)
     assert [n for n, _ in twin.named_modules()] == [n for n, _ in model.named_modules()]
     assert not set(map(id, twin.modules())) & set(map(id, model.modules()))
-    for shared in ("parameters", "buffers"):
-        assert list(map(id, getattr(twin, shared)())) == list(map(id, getattr(model, shared)()))
+    assert list(map(id, twin.parameters())) == list(map(id, model.parameters()))
+    assert [n for n, _ in twin.named_buffers()] == [n for n, _ in model.named_buffers()]
     assert twin.get_output_embeddings() in set(twin.modules())
 
 
@@ -29,6 +29,17 @@ def test_numbers_stay_and_what_is_large_is_shared() -> None:
     model.config.rms_norm_eps, model.model.norm.variance_epsilon, model.scaling["default"] = 9.0, 9.0, 9.0
     assert (twin.config.rms_norm_eps, twin.model.norm.variance_epsilon, twin.scaling["default"]) != (9.0, 9.0, 9.0)
     assert twin.scaling["default"] == 2.0 and twin.large is model.large and twin.lock is model.lock
+
+
+def test_small_tensors_that_are_no_parameters_are_its_own() -> None:
+    model: Any = tiny_models.llama()
+    model.scale, model.table = torch.tensor(2.0), torch.ones(4, 1024)
+    model.register_buffer("shift", torch.tensor([3.0]), persistent=False)
+    model.register_buffer("codes", torch.ones(4, 1024))
+    twin = copy_at_rest(model)
+    model.scale.mul_(2), model.shift.mul_(2)
+    assert (float(twin.scale), float(twin.shift)) == (2.0, 3.0)
+    assert twin.table is model.table and twin.codes is model.codes
 
 
 def test_hooks_are_left_out() -> None:

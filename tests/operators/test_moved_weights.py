@@ -197,10 +197,23 @@ def by_multipliers(model: Any) -> None:
         block.residual_multiplier = 3.0
 
 
+def with_multipliers_in_tensors(dtype: torch.dtype) -> Any:
+    model: Any = dense.granite(dtype)
+    for block in model.model.layers:
+        block.residual_multiplier = torch.tensor(block.residual_multiplier, dtype=torch.float64)
+    return model
+
+
+def in_place(model: Any) -> None:
+    for block in model.model.layers:
+        block.residual_multiplier.mul_(3)
+
+
 @pytest.mark.parametrize(
     ("make", "change"),
     [
         (dense.granite, by_multipliers),
+        (with_multipliers_in_tensors, in_place),
         (dense.granite, lambda model: setattr(model.config, "logits_scaling", 9.0)),
         (dense.cohere2, lambda model: setattr(model, "logit_scale", 3.0)),
         (dense.gemma2, lambda model: setattr(model.config, "final_logit_softcapping", 0.1)),
