@@ -167,9 +167,10 @@ def leave_weights_alone(copied: nn.Module, name: str) -> None:
     if kind == "4-bit":
         module.support_avx512bf16_for_cpu = False
     else:
-        # Running moves CB and SCB from the parameter to the module: the copy needs a parameter of its own.
+        # Running moves CB and SCB from the parameter to the module: the copy needs a parameter of its own, with scales.
         w = module.weight
-        own = type(w)(w.data, requires_grad=False, has_fp16_weights=w.has_fp16_weights, CB=w.CB, SCB=w.SCB)
+        scales = module.state.SCB if w.SCB is None else w.SCB
+        own = type(w)(w.data, requires_grad=False, has_fp16_weights=w.has_fp16_weights, CB=w.CB, SCB=scales)
         module.weight = own
     if module.bias is not None:
         # Running converts the bias in place, as .data of this parameter.

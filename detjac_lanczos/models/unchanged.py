@@ -80,9 +80,22 @@ def stored_in(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _look(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what tells a tensor from what was written to it, or put in its place, without reading it."""
+    """Return what tells a tensor from what was written to it, or put in its place, without reading it.
+
+    Scales of 4 bits lie beside their codes, in a state that others may take the place of.
+    """
     version = None if tensor.is_inference() else tensor._version
+    scales = _scales_of(getattr(tensor, "quant_state", None))
     try:
-        return version, tensor.data_ptr()
+        return version, tensor.data_ptr(), *scales
     except RuntimeError:  # a wrapper around other tensors
-        return (version,)
+        return version, *scales
+
+
+def _scales_of(state: Any) -> Iterator[int]:
+    """Yield where the tensors of a quantisation state lie, but for those of offloaded weights, which lie nowhere."""
+    for value in vars(state).values() if type(state).__name__ == "QuantState" else ():
+        if isinstance(value, Tensor) and not value.is_meta:
+            yield value.data_ptr()
+        else:
+            yield from _scales_of(value)

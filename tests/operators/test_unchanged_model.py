@@ -1,5 +1,6 @@
 """What is made anew of a network's model, as after ``replace``, is made of the model of its pass, or refused."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ def codes_in_place(model: Any) -> None:
     model.model.layers[1].mlp.down_proj.weight.data.view(torch.uint8).bitwise_xor_(0x11)
 
 
+def another_state(model: Any) -> None:
+    weight = model.model.layers[1].mlp.down_proj.weight
+    state = copy.deepcopy(weight.quant_state)
+    (state.state2 or state).absmax.mul_(2)
+    weight.quant_state = state
+
+
 def kept_elsewhere(model: Any) -> None:
     model.model.layers[1].mlp.down_proj._hf_hook.weights_map["weight"].mul_(1.5)
 
@@ -83,6 +91,10 @@ CASES: dict[str, tuple[Callable[[], Any], Change]] = {
     **{
         f"codes in place, {kind}": (lambda k=kind: quantised(llama(torch.float32), k), codes_in_place)
         for kind in ("nf4", "int8")
+    },
+    **{
+        f"another state, {kind}": (lambda k=kind: quantised(llama(torch.float32), k), another_state)
+        for kind in ("nf4", "nf4 nested")
     },
     **{
         f"an adapter merged into {kind}": (lambda k=kind: adapted(quantised(llama(torch.float32), k)), merged)
@@ -149,6 +161,18 @@ def with_disabled_adapters() -> Any:
     return model
 
 
+def after_a_pass() -> Any:
+    """Return a model whose scales have left its weights, as a pass of LLM.int8 has them do."""
+    model = quantised(llama(torch.float32), "int8")
+    run(model)
+    return model
+
+
+def other_scales(model: Any) -> None:
+    state = model.model.layers[1].mlp.down_proj.state
+    state.SCB = 2 * state.SCB
+
+
 SERVED: dict[str, tuple[Callable[[], Any], Change]] = {
     "a pass": (llama, run),
     "generation": (gemma, generate),
@@ -156,6 +180,7 @@ SERVED: dict[str, tuple[Callable[[], Any], Change]] = {
     "buffers of the rotary embedding": (llama, write_to_what_models_write_to),
     "a pass with adapters": (lambda: adapted(llama()), run),
     "a pass from host memory": (lambda: in_host_memory(llama()), run),
+    "other scales of int8": (after_a_pass, other_scales),
     "training of what is disabled": (with_disabled_adapters, train_what_is_disabled),
     **{f"a pass, {kind}": (lambda k=kind: quantised(llama(torch.float32), k), run) for kind in ("nf4", "int8")},
 }
