@@ -226,7 +226,7 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, T
             }
     except FileNotFoundError:
         raise RunFileError(f"{path} does not exist; give a file that network.save wrote") from None
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _damaged(path, error) from error
     if _checksum(tensors, text) != checksum:
         raise RunFileError(f"{path} is damaged: its contents do not match their checksum; save the network again")

@@ -106,15 +106,15 @@ def check_small_files(folder: Path) -> str:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        wanted, fingerprint = dict(manifest["files"]), str(manifest["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+        wanted, fingerprint = dict(manifest["files"].items()), str(manifest["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise damaged(folder, MANIFEST) from None
     for path in folder.iterdir():
         if path.name not in (MANIFEST, WEIGHTS, *wanted) and not path.name.startswith("."):
             raise ModelError(f"{path} is no file of the unpacked model, and would be read with it; delete it")
     for name, sha256 in wanted.items():
         path = folder / name
-        if not path.is_file() or sha256_of(path) != sha256:
+        if not os.path.isfile(path) or sha256_of(path) != sha256:  # unlike Path's own, no error for a name too long
             raise damaged(folder, name)
     return fingerprint
 

@@ -116,7 +116,7 @@ class Journal:
             written = json.loads((self.folder / _DECISION).read_text("utf-8"))
             decided, expected = written["decided"], written["checksum"]
             known = {str(name): float(seconds) for name, seconds in decided.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             # Missing or damaged: it is timed again.
             return {}
         sound = expected == checksum(json.dumps(decided)) and all(map(math.isfinite, known.values()))
@@ -140,7 +140,7 @@ class Journal:
             raise InputError(f"cannot write to {self.folder} ({error.strerror}): give another folder") from error
         try:
             found = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunFileError(f"{place} is damaged ({error}): give a new folder") from error
         if not isinstance(found, dict) or found.get("kind") != KIND:
             raise InputError(f"{place} is no solve of ours: give a new or empty folder")

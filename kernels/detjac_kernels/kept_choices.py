@@ -69,7 +69,7 @@ class KeptChoices:
                 key: Kept(str(row["road"]), {name: float(s) for name, s in row["seconds"].items()})
                 for key, row in record["choices"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return {}
 
 

@@ -262,6 +262,7 @@ def test_a_description_that_was_changed_is_refused(tmp_path: Path) -> None:
             DetachedNetwork.load(path, loaded)
     for metadata, words in (
         ({"network": "[]"}, "damaged"),
+        ({"network": "[" * 100_000}, "damaged"),
         ({"format": "five"}, "damaged"),
         ({"format": "5"}, "has format 5, older than 6; save the network again"),
     ):

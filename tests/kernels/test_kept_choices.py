@@ -55,9 +55,11 @@ def test_a_recorded_choice_has_precedence_and_is_not_kept(path: Path) -> None:
         lambda text: text.replace("H100", "H200"),
         lambda text: text.replace('"fast",', "null,").replace("choices", "chosen"),
         lambda text: text.replace("1.0", '"soon"'),
+        lambda text: text.replace("1.0", str(10**400)),
+        lambda text: "[" * 100_000,
         lambda text: text.replace('"road": "fast"', '"road": "a road of another version"'),
     ],
-    ids=["cut", "another kind", "another device", "no choices", "no numbers", "no such road"],
+    ids=["cut", "another kind", "another device", "no choices", "no numbers", "no float", "too deep", "no such road"],
 )
 def test_a_damaged_or_foreign_file_is_ignored_and_rewritten(damage: Any, path: Path) -> None:
     measured(path)

@@ -1,5 +1,6 @@
 """Unpacked GGUF weights: the same bits as transformers reads, kept whole or not at all, damage named."""
 
+import json
 import os
 import re
 import shutil
@@ -88,6 +89,18 @@ def test_a_truncated_or_missing_file_of_the_cache_is_named(gguf_path: Path, own_
         return
     with pytest.raises(ModelError, match=rf"{name} is damaged; delete the folder"):
         load_model(gguf_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("[" * 100_000, MANIFEST), ('{"files": [[1, 2]], "fingerprint": ""}', MANIFEST)]
+    + [(json.dumps({"files": {name: ""}, "fingerprint": ""}), name) for name in ("n" * 300, "nul\0")],
+    ids=["too deep", "numbers for names", "name too long", "name with a null byte"],
+)
+def test_a_manifest_that_makes_no_sense_is_damaged(tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ModelError, match=rf"{re.escape(name)} is damaged; delete the folder"):
+        cache.check_small_files(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 3, 60, 900, -500])

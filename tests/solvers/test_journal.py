@@ -154,13 +154,15 @@ def test_a_damaged_pass_and_all_after_it_are_made_again(damage: str, tmp_path: P
 DAMAGED = ["[1]", "3", "{", "null", "{}", '{"decided": 3, "checksum": "0"}', '{"decided": {"svd_seconds": 1}}']
 
 
-@pytest.mark.parametrize("content", [*DAMAGED, "nan", "text", "null in it", "more digits", b"\xff"])
+@pytest.mark.parametrize(
+    "content", [*DAMAGED, "[" * 100_000, "nan", "text", "null in it", "more digits", "no float", b"\xff"]
+)
 def test_a_damaged_decision_is_timed_again(content: str | bytes, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(auto, "TINY", 0)
     expected = solve(Cutting(MATRICES), "auto", tmp_path)
     place = tmp_path / "decision.json"
     known = json.loads(place.read_text())["decided"]
-    values = {"nan": float("nan"), "text": "x", "null in it": None, "more digits": 1e99}
+    values = {"nan": float("nan"), "text": "x", "null in it": None, "more digits": 1e99, "no float": 10**400}
     if content in values:
         kept = json.loads(place.read_text()) | {"decided": known | {"seconds_per_row": values[content]}}
         content = json.dumps(kept)
@@ -306,6 +308,7 @@ def test_folders_that_hold_no_journal_are_left_alone(tmp_path: Path) -> None:
         svd(A, 4, checkpoint=tmp_path)
     for damaged in (
         b"\xff\xfe",
+        b"[" * 100_000,
         b'{"kind": "detjac solve", "format": "x"}',
         b'{"kind": "detjac solve", "format": null}',
         b'{"kind": "detjac solve", "format": 0}',
