@@ -22,8 +22,9 @@ demo: $(INSTALLED) $(SMOLLM2)  ## Certified singular vectors of one prompt on Sm
 	$(BIN)/detjac svd "The bridge out of Marin is the" --model smollm2 -k 8 --out out/demo
 
 # The products of tests are small: each core runs tests of its own with one thread, and two threads would only spin.
+# Files go in their order: sorted by numbers of tests, those with a few long ones would come last, and one core wait.
 test: $(INSTALLED) $(SMOLLM2)  ## Run the tests; those on Gemma skip unless `make gemma` was run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 bench: $(INSTALLED) $(SMOLLM2)  ## Time against peers and floors, side by side
 	$(BIN)/detjac bench
