@@ -37,6 +37,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have figures drawn and their files made, but not painted: nine tenths of the time of a run that is saved."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **options: path.touch())
+
+
 def _embedded(name: str, package: str) -> LoadedModel:
     if find_spec(package) is None:
         pytest.skip(f"the package {package} is not installed")

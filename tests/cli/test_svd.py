@@ -124,6 +124,7 @@ def test_a_disk_that_filled_up_meanwhile_costs_no_result(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_chat_template_of_the_tokenizer_is_used(
     harmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +182,7 @@ def test_the_home_of_an_output_folder_is_told(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.usefixtures("unpainted")
 def test_a_result_that_cannot_be_printed_says_where_it_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

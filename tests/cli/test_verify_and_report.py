@@ -14,6 +14,8 @@ from tests.command_line import call, refused
 from tests.runs.test_progress import Terminal
 from tests.tiny_llama import PROMPT
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def test_result_is_printed_written_and_holds(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"

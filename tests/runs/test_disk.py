@@ -19,6 +19,8 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run, disk, folder, load_run, verify
 from tests.runs.conftest import harm
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @pytest.fixture
 def copy(saved: Path, tmp_path: Path) -> Path:
