@@ -20,6 +20,7 @@ from detjac_lanczos.reading.record_values import (
     shown_values,
     singular_values,
     tokens_of,
+    why_no_values,
 )
 from detjac_lanczos.reading.sheet import INK, MUTED, add_title, empty_sheet, house_style, short_name
 from detjac_lanczos.reading.target_words import target_name
@@ -47,7 +48,8 @@ _LABELLED_BARS = 80
 def plot_spectra(record: Record, prompt: int = 0) -> Figure:
     """Draw the singular values of every token of a prompt on a log scale, from dark (first token) to light (last).
 
-    Of a token that a survey left as an estimate, a diamond is what σ_1 is about and rings are lower bounds.
+    Of a token that a survey left as an estimate, a diamond is what σ_1 is about and rings are lower bounds. Where there
+    are no values above 0, a sentence says so.
 
     Parameters
     ----------
@@ -66,6 +68,9 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
         If matplotlib is not installed.
     """
     tokens = [token for token in tokens_of(record, prompt) if singular_values(token)]
+    if not any(value > 0 for token in tokens for value in shown_values(token)):
+        told = "No singular value above 0 was found." if tokens else why_no_values(record, prompt)
+        return _sentence(told, record, prompt)
     figure, axes = empty_sheet(6.4, 4.0)
     with house_style():
         from matplotlib.colors import LinearSegmentedColormap
@@ -78,8 +83,6 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
             axes.plot(range(1, len(values) + 1), values, color=shade, **style)
             if style is _SURVEYED:
                 axes.plot([1], values[:1], color=shade, **_ABOUT)
-        if not any(value > 0 for token in tokens for value in shown_values(token)):
-            axes.set_ylim(0.1, 1)  # of its own choice, a log scale warns that it finds nothing to show
         axes.set_yscale("log")
         axes.grid(axis="y")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -148,6 +151,8 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
 def plot_contributions(record: Record, prompt: int = 0) -> Figure:
     """Draw ‖J_i x_i‖ / ‖y‖ of every token, and the length of the part that its leading triplets reproduce.
 
+    Where it is known of none, a sentence says so.
+
     Parameters
     ----------
     record : dict
@@ -165,6 +170,9 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
         If matplotlib is not installed.
     """
     tokens = [token for token in tokens_of(record, prompt) if token["contribution"]]
+    if not tokens:
+        unread = "J x was measured of no token." if tokens_of(record, prompt) else why_no_values(record, prompt)
+        return _sentence(unread, record, prompt)
     figure, axes = empty_sheet(6.4, min(14.0, 1.2 + 0.24 * max(3, len(tokens))))
     with house_style():
         shares = [token["contribution"]["share"] for token in tokens]
@@ -227,6 +235,16 @@ def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) ->
                     figure.savefig(path, metadata=metadata)
                 written.append(path)
     return written
+
+
+def _sentence(words: str, record: Record, prompt: int) -> Figure:
+    """Return a figure that says, in the place of axes, what there is to say of a prompt."""
+    figure, axes = empty_sheet(6.4, 1.0)
+    with house_style():
+        axes.set_axis_off()
+        axes.text(0.02, 0.5, words, transform=figure.transFigure, va="center")
+        add_title(figure, record, prompt)
+    return figure
 
 
 def _survey_legend(axes: Axes, tokens: list[Record]) -> None:

@@ -41,6 +41,14 @@ def found_none(token: Record) -> bool:
     return token["status"] in SUCCESSFUL and not token["singular_values"]
 
 
+def why_no_values(record: Record, prompt: int) -> str:
+    """Return why there are no singular values of a prompt to show, in a sentence."""
+    if not tokens_of(record, prompt):
+        return "No token of this prompt was chosen."
+    threshold = record["options"]["threshold"]
+    return f"No singular value{'s were' if threshold is None else f' above {threshold:g} was'} found."
+
+
 def claim_of(token: Record) -> str:
     """Return what is claimed of a token in one line: its certificate, or that it has no triplets."""
     certificate = token["certificate"]

@@ -81,6 +81,28 @@ def test_spectra_of_one_value_have_one_tick(survey: Run) -> None:
     assert told == ["polished", "estimates of $\\sigma_1$ (surveyed)"]
 
 
+@pytest.mark.parametrize(
+    ("threshold", "values", "tokens", "told"),
+    [
+        (9.0, [], 2, "No singular value above 9 was found."),
+        (None, [None, None], 2, "No singular values were found."),
+        (None, [0.0, 0.0], 2, "No singular value above 0 was found."),
+        (None, [], 0, "No token of this prompt was chosen."),
+    ],
+)
+def test_where_there_are_no_values_a_sentence_says_so(
+    run: Run, threshold: float | None, values: list[float | None], tokens: int, told: str
+) -> None:
+    bare = [token | {"singular_values": values, "contribution": None} for token in run.record["tokens"][:tokens]]
+    record = run.record | {"tokens": bare, "options": run.record["options"] | {"threshold": threshold}}
+    for figure, words in (
+        (plot_spectra(record), told),
+        (plot_contributions(record), "J x was measured of no token." if tokens else told),
+    ):
+        (axes,) = figure.axes
+        assert [text.get_text() for text in axes.texts] == [words] and not axes.axison
+
+
 def test_reconstruction_lies_on_the_diagonal(run: Run) -> None:
     (axes,) = plot_reconstruction(run.record, run.vectors).axes
     lines = {str(line.get_label()).split()[0]: line for line in axes.get_lines()}
@@ -176,7 +198,10 @@ def test_the_second_prompt_is_drawn_with_its_own_figures(run: Run) -> None:
     assert any(label.endswith("error 0.75") for label in labels)
     assert any(label.endswith("error 2.0\u00a0×\u00a010⁻³") for label in labels)
     np.testing.assert_array_equal(np.asarray(axes.get_lines()[-1].get_xdata()), vectors["y.1"].double().numpy())
-    assert len(plot_contributions(record, 1).axes[0].patches) == 4 and not plot_contributions(record, 0).axes[0].patches
+    assert len(plot_contributions(record, 1).axes[0].patches) == 4
+    assert [text.get_text() for text in plot_contributions(record, 0).axes[0].texts] == [
+        "No token of this prompt was chosen."
+    ]
 
 
 def test_odd_tokens_are_drawn_without_a_missing_glyph(odd_record: dict[str, Any], run: Run, tmp_path: Path) -> None:

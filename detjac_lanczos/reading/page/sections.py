@@ -23,6 +23,7 @@ from detjac_lanczos.reading.record_values import (
     singular_values,
     surveyed,
     tokens_of,
+    why_no_values,
 )
 from detjac_lanczos.reading.target_words import how_left_is_read, target_name
 
@@ -192,11 +193,8 @@ def _unbroken(share: float) -> str:
 def _spectra(record: Record, tokens: list[Record]) -> str:
     lines = [(f"{token['index']} {dotted(token['token'])}", singular_values(token)) for token in tokens]
     if not any(values for _, values in lines):
-        threshold = record["options"]["threshold"]
-        told = (
-            "No singular values were found" if threshold is None else f"No singular value above {threshold:g} was found"
-        )
-        return f'<div class="beside"><p>{told}.</p>{facts(_extremes(tokens))}</div>'
+        told = why_no_values(record, tokens[0]["prompt"])
+        return f'<div class="beside"><p>{told}</p>{facts(_extremes(tokens))}</div>'
     several = len(lines) > 1
     summary = (
         f"Singular values of {len(lines)} token{'s' if several else ''} on a log scale; the table below has the numbers"
