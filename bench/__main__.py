@@ -5,7 +5,6 @@
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from bench.completeness import completeness
 from bench.floor_ratio import ratios
 from bench.measure import CLOCKS, in_turns, middle
 from bench.methods import Job, autograd, glued, ours, residual, value_error
+from bench.processor import processor
 from bench.real_jacobians import PROMPT, written_out
 from bench.wide_models import WIDE
 from bench.widen import widen
@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         "--out",
         type=Path,
         default=Path("bench/results/bench.json"),
-        help="where figures go, in place of those of the same parts, widenings and families (default: %(default)s)",
+        help="where figures go, in place of those of the same parts, widenings and families, or of another machine "
+        "(default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")
@@ -91,7 +92,10 @@ def _counts(text: str) -> list[int]:
 
 
 def _figures_so_far(out: Path) -> dict[str, Any]:
-    """Return what an earlier bench wrote there; a place that could not be written is refused before hours of work."""
+    """Return what an earlier bench on this machine wrote there; those of another one would not be told from its own.
+
+    A place that could not be written is refused before hours of work.
+    """
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is no folder; make it, or choose another place for --out")
     if not out.exists():
@@ -100,9 +104,9 @@ def _figures_so_far(out: Path) -> dict[str, Any]:
         figures = json.loads(out.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{out} holds no figures of a bench ({error}); choose another place for --out") from None
-    if not isinstance(figures, dict):
+    if not isinstance(figures, dict) or not isinstance(machine := figures.get("machine", {}), dict):
         raise InputError(f"{out} holds no figures of a bench; choose another place for --out")
-    return figures
+    return figures if machine.get("name") == processor()["name"] else {}
 
 
 def _time_methods(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
@@ -306,7 +310,7 @@ _PARTS = {
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": platform.processor() or platform.machine(),
+        **processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

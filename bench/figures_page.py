@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from statistics import mean
 from textwrap import fill
 from typing import Any
 
+from bench.aims import PASSES, aims, of_passes, of_waits, slashed
 from bench.memory_page import table
+from bench.records import (
+    AUTOGRAD,
+    DENSE,
+    MISSING,
+    MODELS,
+    RECORDS,
+    WIDENINGS,
+    Record,
+    both_ways,
+    of_machines,
+    row_of,
+    sweeps_of_two_blocks,
+)
+from detjac_lanczos.cli.ending import exit_code
 
 TOP = Path(__file__).parents[1]
 PAGE, README = TOP / "docs" / "figures.md", TOP / "README.md"
-RECORDS = {"Zen 5": "bench.json", "Zen 4": "bench-zen4.json", "Xeon": "bench-xeon.json"}
-SWEEPS = "sweeps-xeon.json"
-MISSING = "–"
-WIDENINGS = {1: "SmolLM2 (d = 576)", 2: "widened ×2 (d = 1152)", 4: "widened ×4 (d = 2304)"}
-AUTOGRAD, DENSE = "ratio (a)", "ratio (a')"
 METHODS = {"lanczos": "ours", "autograd": "(a)", "dense": "(a′)"}
-PEER, MODELS = "scipy propack", {"smollm2": "SmolLM2", "gemma3-270m": "Gemma 3 270m"}
-WIDTHS, PASSES, PRODUCTS = (2, 4, 8), (0.6, 0.4, 0.28), "1.6 and 2.2"
 
-Record = dict[str, Any]
 Cell = Callable[[Record], str]
 
 HEAD = """# Figures of the bench
@@ -61,16 +67,17 @@ transposed. The last column is a run with two blocks, where what a sweep does on
 gpt-oss reads its alternating expert rows whole for the half in use ([families.md](families.md))."""
 
 
-def main() -> None:
+def main() -> int:
     """Write the page, and put README's figures between their marks."""
     argparse.ArgumentParser(prog="python -m bench.figures_page", description=__doc__).parse_args()
     PAGE.write_text(page(), encoding="utf-8")
     README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
 
 
 def page() -> str:
     """Return docs/figures.md."""
-    found = [read(file) for file in RECORDS.values()]
+    found = of_machines()
     machines = [
         [name, f"`{file}`", record["machine"]["threads"], record["machine"]["torch"]]
         for (name, file), record in zip(RECORDS.items(), found, strict=True)
@@ -88,61 +95,29 @@ def page() -> str:
         FAMILIES,
         _families(found),
         "## Memory, seeds and the second claim",
-        by_machine([*_memory(), *_seeds(found), *_completeness()], found),
+        by_machine([*_memory(found), *_seeds(found), *_completeness()], found),
         "## Aimed at and not reached",
         "What is not reached is bold.",
         table(["", "aim", *RECORDS], [[what, aim, *cells] for what, aim, cells in aims(found)]),
-        _passes(),
+        of_passes(),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def renewed(readme: str) -> str:
     """Return README with its figures as they are in the records."""
-    found = [read(file) for file in RECORDS.values()]
+    found = of_machines()
     missed = [f"{what}: {aim}" for what, aim, cells in aims(found) if "**" in "".join(cells)]
-    if "**" in _passes():
-        missed.append(f"passes of PROPACK: at most {_slashed(PASSES)}")
+    if "**" in of_passes():
+        missed.append(f"passes of PROPACK: at most {slashed(PASSES)}")
     said = f"Aimed at, and not reached everywhere ([docs/figures.md](docs/figures.md)): {'; '.join(missed)}."
-    text = "\n\n".join([_short(found), *(fill(each, 120, break_on_hyphens=False) for each in (_waits(), said))])
+    text = "\n\n".join([_short(found), *(fill(each, 120, break_on_hyphens=False) for each in (of_waits(), said))])
     return re.sub(
         r"(<!-- figures: written by python -m bench.figures_page -->\n\n).*?(\n\n<!-- figures: end -->)",
         lambda marks: marks[1] + text + marks[2],
         readme,
         flags=re.DOTALL,
     )
-
-
-def aims(found: Sequence[Record]) -> list[tuple[str, str, list[str]]]:
-    """Return what was aimed at: its name, the aim, and what each machine has, in bold where it falls short."""
-    rows = []
-    for name, key, wanted in (("(a)", AUTOGRAD, (1.8, 4.5, 9)), ("(a′)", DENSE, (1.6, 4, 8))):
-        roads = [{road["widening"]: road[key] for road in record.get("roads", [])} for record in found]
-        asked = list(WIDENINGS)[: len(wanted)]
-        cells = [_against([of.get(r) for r in asked], wanted, float.__ge__) for of in roads]
-        widenings = " / ".join(f"×{r}" for r in asked)
-        rows.append((f"times faster than {name}, {widenings}", f"at least {_slashed(wanted)}", cells))
-    worst = [[max(_both(row)) for row in record.get("floor", [])] for record in found]
-    wanted = (1.15, 1.1, 1.1)
-    cells = [_against(values or [None] * 3, wanted, float.__le__) for values in worst]
-    rows.append(("a sweep against its GEMMs, 56 / 112 / 224 rows", "at most 1.15 / 1.1 / 1.1", cells))
-    worst = [[max(max(_both(row)) for row in record["families"])] if "families" in record else [] for record in found]
-    cells = [_against(values or [None], (1.15,), float.__le__) for values in worst]
-    rows.append(("the same in every family, eight blocks", "at most 1.15", cells))
-    return rows
-
-
-def _against(values: Sequence[float | None], wanted: Sequence[float], holds: Callable[[float, float], bool]) -> str:
-    shown = [
-        MISSING if value is None else f"{value:.2f}" if holds(value, aim) else f"**{value:.2f}**"
-        for value, aim in zip(values, wanted, strict=True)
-    ]
-    return " / ".join(shown)
-
-
-def read(file: str) -> Any:
-    """Return a record of bench/results."""
-    return json.loads((TOP / "bench" / "results" / file).read_text(encoding="utf-8"))
 
 
 def by_machine(rows: Iterable[tuple[str, Cell]], found: Sequence[Record]) -> str:
@@ -161,7 +136,7 @@ def _roads() -> Iterator[tuple[str, Cell]]:
     for widening, name in WIDENINGS.items():
 
         def of(show: Callable[[Record], str], widening: int = widening) -> Cell:
-            return lambda record: show(_row(record["roads"], widening=widening))
+            return lambda record: show(row_of(record["roads"], widening=widening))
 
         yield f"**{name}**: row-sweeps as a share of n·d", of(lambda road: f"{road['share of dense']:.3f}")
         for title, key in (("residual", "residual"), ("value error", "value error")):
@@ -197,17 +172,17 @@ def _auto(found: Sequence[Record]) -> Iterator[tuple[str, Cell]]:
     for tokens in _distinct(found, "auto", "tokens"):
         yield (
             f"{tokens} tokens",
-            lambda record, tokens=tokens: "{chosen}, {ratio:.2f}".format(**_row(record["auto"], tokens=tokens)),
+            lambda record, tokens=tokens: "{chosen}, {ratio:.2f}".format(**row_of(record["auto"], tokens=tokens)),
         )
 
 
 def _floor(found: Sequence[Record]) -> Iterator[tuple[str, Cell]]:
     for rows in _distinct(found, "floor", "rows"):
-        yield f"{rows} rows, forward / transposed", lambda record, rows=rows: _sweep(_row(record["floor"], rows=rows))
+        yield f"{rows} rows, forward / transposed", lambda record, rows=rows: _sweep(row_of(record["floor"], rows=rows))
 
 
 def _families(found: Sequence[Record]) -> str:
-    columns = [record.get("families", []) for record in found] + [read(SWEEPS)["families"]]
+    columns = [record.get("families", []) for record in found] + [sweeps_of_two_blocks()["families"]]
     heads = [
         f"{name}, {rows[0]['clock']} clock, {rows[0]['threads']} threads" if rows else name
         for name, rows in zip(RECORDS, columns, strict=False)
@@ -222,9 +197,9 @@ def _families(found: Sequence[Record]) -> str:
     return table(["112 rows; 224 rows", *heads, "Xeon, two blocks, processor time of one thread"], lines)
 
 
-def _memory() -> Iterator[tuple[str, Cell]]:
+def _memory(found: Sequence[Record]) -> Iterator[tuple[str, Cell]]:
     yield (
-        "extra memory at {tokens} tokens, width {width}, ours / autograd".format(**read(RECORDS["Zen 5"])["memory"]),
+        "extra memory at {tokens} tokens, width {width}, ours / autograd".format(**found[0]["memory"]),
         lambda record: "{ours:.0f} MB / {autograd:.0f} MB = {ratio:.2f}".format(**record["memory"]),
     )
 
@@ -233,7 +208,7 @@ def _seeds(found: Sequence[Record]) -> Iterator[tuple[str, Cell]]:
     for dtype in _distinct(found, "seeds", "dtype"):
 
         def of(text: str, dtype: str = dtype) -> Cell:
-            return lambda record: text.format(**_row(record["seeds"], dtype=dtype))
+            return lambda record: text.format(**row_of(record["seeds"], dtype=dtype))
 
         yield f"**seeds × tokens**, {dtype}: converged", of("{converged} of {solves} at tol {tol:g}")
         yield "largest value error", of("{value_error:.1e}")
@@ -268,7 +243,7 @@ def _short(found: Sequence[Record]) -> str:
     def ratios(key: str) -> list[str]:
         return [
             " / ".join(
-                _filled(lambda record, r=r: f"{_row(record['roads'], widening=r)[key]:.2g}×", one) for one in found
+                _filled(lambda record, r=r: f"{row_of(record['roads'], widening=r)[key]:.2g}×", one) for one in found
             )
             for r in WIDENINGS
         ]
@@ -289,78 +264,12 @@ def _short(found: Sequence[Record]) -> str:
     )
 
 
-def _waits() -> str:
-    ratios = [_of_peer(model) for model in MODELS]
-    cells = (
-        [" / ".join(f"{of[width][which]:.2f}" for width in WIDTHS) for of in ratios] for which in ("passes", "products")
-    )
-    passes, products = (" and ".join(each) for each in cells)
-    return (
-        f"Products one after another are what a solve waits for: blocks of {_slashed(WIDTHS)} take {passes} of the "
-        f"passes of PROPACK (SmolLM2 and Gemma 3 270m, tol 1e-3), for {products} of its products "
-        "([docs/peers.md](docs/peers.md))."
-    )
-
-
-def _passes() -> str:
-    """Return what became of the aims for passes, and the narrowest blocks that reach them on both models."""
-    ratios = {name: _of_peer(model) for model, name in MODELS.items()}
-    shown = "; ".join(
-        f"{name} " + " / ".join(_against([of[width]["passes"]], [aim], float.__le__) for width, aim in _wanted())
-        for name, of in ratios.items()
-    )
-    widths = sorted(set.intersection(*(set(of) for of in ratios.values())))
-    enough = [next(w for w in widths if all(of[w]["passes"] <= aim for of in ratios.values())) for aim in PASSES]
-    cost = " / ".join(f"{max(of[width]['products'] for of in ratios.values()):.2f}" for width in enough)
-    carried = (max(of[width]["products"] / of[width]["passes"] for of in ratios.values()) for width in enough)
-    return fill(
-        f"At most {_slashed(PASSES)} of the passes of PROPACK with blocks of {_slashed(WIDTHS)} at tol 1e-3 "
-        f"([peers.md](peers.md)): {shown}. Blocks of {_slashed(enough)} reach them on both, with {cost} times its "
-        f"products ({PRODUCTS} were allowed for the latter two): as blocks shrink, a pass of theirs carries "
-        f"{_slashed(f'{columns:.1f}' for columns in carried)} columns on average.",
-        120,
-        break_on_hyphens=False,
-    )
-
-
-def _slashed(values: Iterable[object]) -> str:
-    return " / ".join(map(str, values))
-
-
-def _wanted() -> Iterator[tuple[int, float]]:
-    return zip(WIDTHS, PASSES, strict=True)
-
-
-def _of_peer(model: str) -> dict[int, dict[str, float]]:
-    """Return passes and products at tol 1e-3 in multiples of those of the best peer, by width."""
-    figures = {solver: by_tol["0.001"] for solver, by_tol in read("peers.json")[model].items()}
-    means = {
-        solver: {which: mean(one[which] for one in found) for which in ("passes", "products")}
-        for solver, found in figures.items()
-        if solver == PEER or solver.startswith("ours")
-    }
-    return {
-        int(solver.split()[-1]): {which: value / means[PEER][which] for which, value in of.items()}
-        for solver, of in means.items()
-        if solver != PEER
-    }
-
-
 def _distinct(found: Sequence[Record], part: str, key: str) -> list[Any]:
     return list(dict.fromkeys(row[key] for record in found for row in record.get(part, [])))
 
 
-def _row(part: Sequence[Record], **where: Any) -> Record:
-    """Return the row of a part that has these values; StopIteration if there is none, as of a road not taken."""
-    return next(row for row in part if all(row[key] == value for key, value in where.items()))
-
-
-def _both(row: Record) -> tuple[float, float]:
-    return row["forward_ratio"], row["transposed_ratio"]
-
-
 def _sweep(row: Record) -> str:
-    return " / ".join(f"{ratio:.2f}" for ratio in _both(row))
+    return " / ".join(f"{ratio:.2f}" for ratio in both_ways(row))
 
 
 def _span(values: Iterable[float]) -> str:
@@ -369,4 +278,4 @@ def _span(values: Iterable[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(lambda _: main()))

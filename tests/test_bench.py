@@ -13,6 +13,7 @@ from bench import floor_ratio, memory
 from bench.dense_autograd import dense_jacobians, detached_model, embed
 from bench.measure import in_turns, middle
 from bench.methods import residual, value_error
+from bench.processor import processor
 from bench.propack import singular_values, token_operator
 from bench.real_jacobians import Widened, written_out
 from bench.stored_jacobians import StoredJacobians
@@ -38,6 +39,25 @@ def test_methods_take_turns_and_each_turn_is_timed() -> None:
     assert order == ["one", "two", "one", "one"]
     assert found == {"one": [2.0, 3.0, 4.0], "two": [20.0]}
     assert middle([9.0, 1.0, 2.0]) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("maker", "family", "model", "known", "name"),
+    [
+        ("AuthenticAMD", 25, 17, "AMD EPYC", "Zen 4"),
+        ("AuthenticAMD", 25, 1, "AMD EPYC 7763", "AuthenticAMD family 25 model 1"),
+        ("AuthenticAMD", 26, 2, "AMD EPYC 9755", "Zen 5"),
+        ("GenuineIntel", 6, 143, "Intel(R) Xeon(R) Platinum 8481C", "Xeon"),
+        ("GenuineIntel", 6, 154, "12th Gen Intel(R) Core(TM) i7", "GenuineIntel family 6 model 154"),
+    ],
+)
+def test_a_processor_has_a_name_or_goes_by_its_numbers(
+    maker: str, family: int, model: int, known: str, name: str
+) -> None:
+    said = f"processor\t: 0\nvendor_id\t: {maker}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: {known}\n"
+    told = f"{maker} family {family} model {model}"
+    assert processor(said + "\n" + said) == {"name": name, "processor": told}
+    assert set(processor("")) == set(processor()) == {"name", "processor"}
 
 
 def test_a_sweep_is_divided_by_its_floor_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import detjac_lanczos as dl
-from bench import figures_page
+from bench import figures_page, records
 from detjac_lanczos import reading
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.families.glm import GLM4
 from detjac_lanczos.models import LoadedModel
 
@@ -76,17 +77,30 @@ def test_the_figures_are_what_was_measured() -> None:
 
 def test_a_record_shows_in_its_column_and_what_it_lacks_as_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fuller record of a machine, with the keys of another, needs no change of the writer."""
-    read, files = figures_page.read, figures_page.RECORDS
-    whole, bare = read(files["Zen 5"]), {"machine": read(files["Zen 5"])["machine"], "roads": []}
-    bare |= {"gemma": {"left out": "not installed"}, "completeness": {"left out": "not installed"}}
-    given = {files["Zen 5"]: whole, files["Zen 4"]: whole, files["Xeon"]: bare}
-    monkeypatch.setattr(figures_page, "read", lambda file: given.get(file) or read(file))
+    read, files = records.read, records.RECORDS
+    whole = read(files["Zen 5"])
+    named = {name: {"machine": whole["machine"] | {"name": name}} for name in files}
+    bare = {"roads": [], "gemma": {"left out": "not installed"}, "completeness": {"left out": "not installed"}}
+    given = {files[name]: (bare if name == "Xeon" else whole) | named[name] for name in files}
+    monkeypatch.setattr(records, "read", lambda file: given.get(file) or read(file))
     rows = [line.strip("| ").split(" | ") for line in figures_page.page().splitlines() if line.startswith("| ")]
     compared = [cells for cells in rows if len(cells) == 4 and cells[0] not in ("aim", "---") and "`" not in cells[1]]
     assert len(compared) > 40
     for what, zen5, zen4, xeon in compared[1:]:
         assert zen5 == zen4 != "–" and xeon == "–", what
     assert "45× / 45× / –" in figures_page.renewed(README)
+
+
+@pytest.mark.parametrize(
+    ("machine", "told"), [({"name": "Zen 6"}, "on Zen 6, and"), ({}, "that it does not name, and")]
+)
+def test_a_record_of_another_machine_makes_no_page(
+    machine: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = records.read
+    monkeypatch.setattr(records, "read", lambda file: read(file) | {"machine": machine})
+    with pytest.raises(InputError, match=rf"bench/results/bench.json was measured .*{told} the page's text .* a Zen 5"):
+        figures_page.page()
 
 
 def test_every_plot_is_told_of() -> None:

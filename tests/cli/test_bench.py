@@ -10,6 +10,7 @@ import pytest
 
 import detjac_lanczos as dl
 from bench import __main__ as bench
+from bench.processor import processor
 from bench.wide_models import WIDE
 from detjac_lanczos.cli.ending import exit_code
 
@@ -60,6 +61,13 @@ def test_the_help_names_every_part_and_family(capsys: pytest.CaptureFixture[str]
         assert f"comma-separated, of {', '.join(names)} (default: all)" in shown
     assert "default: bench/results/bench.json" in shown
     assert set(bench.PARTS) == {"roads", "families", *bench._PARTS}
+
+
+def test_figures_of_another_machine_are_not_kept_beside_its_own(tmp_path: Path) -> None:
+    name, figures = processor()["name"], tmp_path / "bench.json"
+    for machine, kept in (({"name": name}, [1.0]), ({"name": "another"}, None), ({}, None)):
+        figures.write_text(json.dumps({"machine": machine, "floor": [1.0]}))
+        assert bench._figures_so_far(figures).get("floor") == kept
 
 
 def test_the_figures_are_written_though_the_reader_of_the_table_has_left(
