@@ -31,7 +31,7 @@ def times(sizes: Sizes, rates: Rates) -> list[Row]:
 
 
 def _mixing(sizes: Sizes) -> Iterator[Kernel]:
-    """Causal attention: half of the weights are seen, and only they count in the floor."""
+    """Causal attention: half of the weights are seen. Rebuilt, only they count in the floor; stored, all are read."""
     from detjac_kernels.device import mixing as device
 
     heads, kv_heads, n, width = sizes.heads, sizes.kv_heads, sizes.positions, sizes.head_dim
@@ -51,9 +51,8 @@ def _mixing(sizes: Sizes) -> Iterator[Kernel]:
         )
         yield name, kernel, twin, ends + q.nbytes + k.nbytes + lse.nbytes, 2 * seen * (columns + width)
         name = f"mix{suffix}"
-        kernel = partial(getattr(device, name), p, values, group=group, first=first)
-        stored = seen * p.element_size()
-        yield f"{name}, P stored", kernel, partial(getattr(mixing, name), p, values), ends + stored, 2 * seen * columns
+        kernel, twin = (partial(getattr(side, name), p, values) for side in (device, mixing))
+        yield f"{name}, P stored", kernel, twin, ends + p.nbytes, 2 * p.numel() * columns
 
 
 def _captures(sizes: Sizes) -> Iterator[Kernel]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from bench.gpu import job, verify
+from bench.gpu import job, neighbours, verify
 from bench.gpu.sizes import sizes
 from detjac_kernels import packed_roads
 from detjac_kernels.device import captures, mixing
@@ -33,6 +33,16 @@ def test_a_kernel_that_does_not_fit_fails_its_own_rows(monkeypatch: pytest.Monke
         "norm",
     }
     assert all("OutOfResources" in row["errors"]["difference"] for row in rows if not row["passed"])
+
+
+def test_stored_mixing_is_timed_as_the_library_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, dict[str, Any]]] = []
+    for name in ("mix", "mix_transposed"):
+        monkeypatch.setattr(mixing, name, lambda *tensors, **options: asked.append((len(tensors), options)))
+    for what, kernel, *_ in neighbours._mixing(replace(sizes(True), positions=8)):
+        if what.endswith("P stored"):
+            kernel()
+    assert asked == [(2, {})] * 2
 
 
 class Product:
