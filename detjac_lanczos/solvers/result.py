@@ -111,7 +111,7 @@ class SVDResult:
         Every decision that was made by timing, as plain data; pass it back as ``choices=`` to repeat the solve.
     floor : float
         c ε σ₁ √passes: residuals below it are rounding. ε is that of the operator's type, or more where its products
-        are so small that they lose digits.
+        are so small that they lose digits. 0 where all products are zero: ``advice`` says what those may hide.
     missed : Missed or None
         What a survey's shared basis lacks of this operator; None by every other method.
     guards : Guards or None
