@@ -43,12 +43,20 @@ def columns(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in drawn)
 
 
+def _fitting(text: str, width: int) -> int:
+    """Return how many characters of a text, from its beginning, ``width`` terminal columns hold."""
+    taken = 0
+    for count, character in enumerate(text):
+        taken += columns(character)
+        if taken > width:
+            return count
+    return len(text)
+
+
 def fit(text: str, width: int) -> str:
     """Return a text cut (with an ellipsis) or filled with spaces to ``width`` terminal columns."""
     if columns(text) > width:
-        while columns(text) > width - 1:
-            text = text[:-1]
-        text += "…"
+        text = text[: _fitting(text, width - 1)] + "…"
     return text + " " * (width - columns(text))
 
 
@@ -60,8 +68,7 @@ def wrapped(text: str, width: int) -> list[str]:
             lines.append(line)
             line = indent
         line += f" {word}" if line.strip() else word
-        while columns(line) > width:
-            fitting = max(end for end in range(len(line)) if columns(line[:end]) <= width)
+        while (fitting := _fitting(line, width)) < len(line):
             lines.append(line[:fitting])
             line = indent + line[fitting:]
     return [*lines, line]

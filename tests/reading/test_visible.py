@@ -51,6 +51,19 @@ def test_fitted_text_is_exactly_as_wide_as_asked(token: str, width: int) -> None
     assert columns(fit(visible(token), width)) == width
 
 
+@pytest.mark.parametrize("width", [0, -1, -30])
+def test_where_there_is_no_room_at_all_an_ellipsis_is_left(width: int) -> None:
+    assert fit("only", width) == "…"
+    assert joined(["only", "most"], " ", width) == "…"
+
+
+def test_a_text_of_any_length_is_cut_at_once() -> None:
+    """In time that grows as its length does: with the square of it, these would take an hour."""
+    assert fit("金 " * 100_000, 80) == "金 " * 26 + "… "
+    lines = wrapped("x" * 200_000, 80)
+    assert len(lines[0]) == 80 and sum(line.count("x") for line in lines) == 200_000
+
+
 def test_east_asian_characters_take_two_columns_and_marks_none() -> None:
     assert columns("金門") == 4
     assert columns("Ａ") == 2
