@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.runs.disk import read_run
@@ -62,15 +63,25 @@ def _mismatch(run: Run) -> str | None:
             return f"has results of token {index} of prompt {prompt}, which is not there"
         if times > 1:
             return f"has results of token {index} of prompt {prompt} {times} times"
+    for name, vector in vectors.items():
+        if vector.is_complex():
+            return f"lacks a real {name}"
     for prompt in range(prompts):
+        y = vectors[f"y.{prompt}"]
         for kind in ("detached", "ordinary"):
             written = kind == "detached" or record["reconstructions"][prompt]["ordinary_relative_error"] is not None
-            if written and vectors[f"reconstruction.{kind}.{prompt}"].shape != vectors[f"y.{prompt}"].shape:
-                return f"lacks a vector reconstruction.{kind}.{prompt} of the length of y.{prompt}"
+            if written and not _is_drawn_beside(vectors[f"reconstruction.{kind}.{prompt}"], y):
+                return f"lacks a finite vector reconstruction.{kind}.{prompt} of the length of y.{prompt}"
     for token in run.tokens:
         if fault := _token_mismatch(run, token):
             return f"{fault} of {token.name}"
     return None
+
+
+def _is_drawn_beside(estimate: Tensor, y: Tensor) -> bool:
+    """Whether a reconstruction and y are finite vectors of one length."""
+    finite = bool(estimate.isfinite().all()) and bool(y.isfinite().all())
+    return finite and y.ndim == 1 and len(y) > 0 and estimate.shape == y.shape
 
 
 def _token_mismatch(run: Run, token: TokenResult) -> str | None:

@@ -144,7 +144,8 @@ def certificate_from(record: Mapping[str, Any]) -> Certificate:
     values["clusters"] = tuple(Cluster(tuple(c["indices"]), c["residual"]) for c in values["clusters"])
     values["orthonormality"] = tuple(values["orthonormality"])
     if (claim := values["completeness"]) is not None:
-        values["completeness"] = Completeness(**claim | {name: tuple(claim[name]) for name in ("steps", "upper")})
+        known = {field.name: claim[field.name] for field in fields(Completeness)}
+        values["completeness"] = Completeness(**known | {name: tuple(claim[name]) for name in ("steps", "upper")})
     return Certificate(**values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Run:
     @property
     def predictions(self) -> list[list[Candidate]]:
         """What the model says next after each prompt."""
-        return [[Candidate(**entry) for entry in entries] for entries in self.record["predictions"]]
+        return [[_candidate(entry) for entry in entries] for entries in self.record["predictions"]]
 
     @property
     def reconstruction(self) -> Reconstruction:
@@ -168,3 +168,8 @@ class Run:
         r = self.record
         asked = f"k={r['options']['k']}" if r["options"]["k"] is not None else asked_for(r)
         return f"Run(model={r['model']!r}, prompts={r['prompts']!r}, {asked}, tokens={len(r['tokens'])})"
+
+
+def _candidate(entry: dict[str, Any]) -> Candidate:
+    """Return a candidate of the record, whatever else a later version says of it."""
+    return Candidate(**{field.name: entry[field.name] for field in fields(Candidate)})

@@ -177,7 +177,7 @@ RECORD: dict[str, Shape] = {
         "method": str,
         "polish": Maybe(AnyOf((OneOf(("flagged",)), int))),
         "seed": int,
-        "certify": Maybe(str),
+        "certify": Maybe(OneOf(("triplets", "complete"))),
         "delta": float,
         "block": Maybe(int),
         "max_products": Maybe(int),

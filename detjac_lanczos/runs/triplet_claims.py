@@ -19,18 +19,26 @@ from detjac_lanczos.solvers.energy import EnergySketch
 from detjac_lanczos.solvers.measure import Measurement, measure_triplets
 from detjac_lanczos.solvers.rounding import SAFETY, adjoint_bound, epsilon, working_dtype
 
+_LARGEST = 2.0
+"""Entry of a vector: that of a unit vector, and room for rounding. Larger ones may have no finite squares."""
+
 _CONFIDENCE = 1 - 1e-6
 """Of an interval of the share."""
 
 
 def finite_claim(token: TokenResult) -> Claim:
-    """Triplets and guards are numbers, no value below 0, unless the record itself says that none were found."""
+    """Triplets and guards are numbers that can be those of unit vectors and singular values.
+
+    Unless the record itself says that none were found.
+    """
     guards = token.guards
-    parts = (token.U, token.S, token.V, *(() if guards is None else (guards.U, guards.S, guards.V)))
-    count = sum(int((~torch.isfinite(part)).sum()) for part in parts)
-    count += int((token.S < 0).sum())
+    vectors = (token.U, token.V, *(() if guards is None else (guards.U, guards.V)))
+    values = (token.S, *(() if guards is None else (guards.S,)))
+    count = sum(int((~torch.isfinite(part)).sum()) for part in (*vectors, *values))
+    count += sum(int((part.abs() > _LARGEST).sum()) for part in vectors) + int((token.S < 0).sum())
     allowed = math.inf if None in token.record["singular_values"] else 0.0
-    return Claim(f"numbers of {token.name} that are not finite, and values below 0", 0.0, float(count), allowed)
+    what = f"numbers of {token.name} that are not finite, values below 0, and entries above {_LARGEST:g}"
+    return Claim(what, 0.0, float(count), allowed)
 
 
 def triplet_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResult], passes: int) -> Iterator[Claim]:

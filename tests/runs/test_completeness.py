@@ -237,8 +237,13 @@ def test_a_guard_that_is_no_number_fails(complete: Run, tiny: LoadedModel) -> No
     name = next(name for name in complete.vectors if name.startswith("guards.V.0.0"))
     vectors = complete.vectors | {name: complete.vectors[name] * math.nan}
     assert _failed(Run(complete.record, vectors), tiny) == [
-        "numbers of token 0 of prompt 0 that are not finite, and values below 0"
+        "numbers of token 0 of prompt 0 that are not finite, values below 0, and entries above 2"
     ]
+
+
+def test_vectors_of_no_finite_square_fail(complete: Run, tiny: LoadedModel) -> None:
+    vectors = complete.vectors | {"U.0.0": complete.vectors["U.0.0"] * 1e38}
+    assert "entries above 2" in _failed(Run(complete.record, vectors), tiny)[0]
 
 
 def test_guards_that_are_not_there_are_named(copy: Path) -> None:

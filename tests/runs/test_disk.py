@@ -93,6 +93,63 @@ def test_a_vector_without_dimensions_is_told(copy: Path, name: str) -> None:
         load_run(copy)
 
 
+@pytest.mark.parametrize("name", ["U.0.0", "x.0.2", "y.0", "reconstruction.detached.0", "probe"])
+def test_a_vector_of_complex_numbers_is_told(copy: Path, name: str) -> None:
+    """Its real part may be right: whoever takes that alone finds nothing wrong."""
+    place = copy / "vectors.safetensors"
+    vectors = load_file(place)
+    save_file(vectors | {name: vectors.get(name, torch.ones(2)) * (1 + 1j)}, place)
+    with pytest.raises(RunFileError, match=rf"lacks a real {re.escape(name)}; make the run again"):
+        load_run(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("y.0", lambda y: y * float("nan")),
+        ("reconstruction.detached.0", lambda y: y / 0),
+        ("reconstruction.ordinary.0", lambda y: y * float("nan")),
+    ],
+)
+def test_an_output_that_is_not_finite_is_told(copy: Path, name: str, change: Any) -> None:
+    """There is no such run, and no page or figure of it."""
+    place = copy / "vectors.safetensors"
+    vectors = load_file(place)
+    save_file(vectors | {name: change(vectors[name])}, place)
+    with pytest.raises(RunFileError, match=r"lacks a finite vector reconstruction\.\w+\.0 of the length of y\.0"):
+        load_run(copy)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (0,)])
+def test_an_output_that_is_no_vector_is_told(copy: Path, shape: tuple[int, ...]) -> None:
+    place = copy / "vectors.safetensors"
+    changed = {name: torch.ones(shape) for name in ("y.0", "reconstruction.detached.0", "reconstruction.ordinary.0")}
+    save_file(load_file(place) | changed, place)
+    with pytest.raises(RunFileError, match=r"lacks a finite vector"):
+        load_run(copy)
+
+
+def test_parts_that_a_later_version_adds_are_left_alone(complete: Run, tiny: LoadedModel, tmp_path: Path) -> None:
+    """To every object of the record: the format promises that they may."""
+
+    def add(part: Any) -> Any:
+        if isinstance(part, list):
+            return [add(item) for item in part]
+        # Names of the user, and what is compared as a whole, hold what they hold.
+        return {name: add(item) for name, item in part.items()} | {"added": 1} if isinstance(part, dict) else part
+
+    record = add(complete.record)
+    for name in ("loading", "definition", "choices"):
+        record[name] = complete.record[name]
+    record["work"]["products"] = complete.record["work"]["products"]
+    Run(complete.record, complete.vectors).save(tmp_path / "out")
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    again = load_run(tmp_path / "out")
+    assert again.predictions == complete.predictions and str(again) and again.page()
+    assert [token.certificate for token in again.tokens] == [token.certificate for token in complete.tokens]
+    assert verify(again, tiny).ok
+
+
 def test_newer_format_is_refused_by_name(copy: Path) -> None:
     harm(copy, lambda record: record.update(format=99, versions={"detjac_lanczos": "7.5.0"}))
     with pytest.raises(RunFileError, match=r"format 99, written by detjac-lanczos 7\.5\.0.*upgrade"):
@@ -167,6 +224,7 @@ def _drop(part: Any, name: Any) -> None:
         (lambda r: r["tokens"][3].__setitem__("contribution", 4), r"contribution is 4, not an object"),
         (lambda r: r["tokens"][3]["work"].__setitem__("passes", 2.5), r"work\.passes is 2\.5"),
         (lambda r: r.__setitem__("freeze", "melt"), "freeze is 'melt', not gate or up or half"),
+        (lambda r: r["options"].__setitem__("certify", "all"), r"certify is 'all', not triplets or complete"),
         (lambda r: r["work"].__setitem__("dense_row_sweeps", 0), "lacks prompts, tokens or work"),
         (lambda r: r["predictions"].pop(), "predictions of each"),
         (lambda r: r["predictions"][0].clear(), "predictions of prompt 0"),
