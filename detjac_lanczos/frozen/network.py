@@ -168,6 +168,11 @@ class FrozenNetwork(Shared):
         """Width of the output."""
         return self.streams.output.shape[1]
 
+    def width_at(self, target: Place) -> int:
+        """Return the width d_out of a target: of a probe the number of its rows."""
+        widths = {"output": self.output_size, "logits": self.streams.logits.shape[1]}
+        return widths.get(target.kind, self.hidden_size) if target.rows is None else target.rows.shape[0]
+
     def start_of(self, prompt: int) -> int:
         """Return the first row of a prompt in the streams."""
         return self.starts[prompt]

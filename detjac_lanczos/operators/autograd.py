@@ -43,8 +43,7 @@ class AutogradSweeps:
         self.passes, self.network, self.source, self.target = passes, network, source, target
         self._own_values: dict[tuple[int, int], Tensor] = {}
         self.d_in = network.inputs(source, 0).shape[1]
-        widths = {"output": network.output_size, "logits": network.streams.logits.shape[1]}
-        self.d_out = widths.get(target.kind, network.hidden_size) if target.rows is None else target.rows.shape[0]
+        self.d_out = network.width_at(target)
 
     @torch.inference_mode(False)
     @in_own_precision

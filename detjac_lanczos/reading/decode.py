@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.frozen.indices import whole_number
 from detjac_lanczos.frozen.maps import Bias, apply_from_afar
 from detjac_lanczos.frozen.places import Place, target_place
 from detjac_lanczos.frozen.precision import in_own_precision
@@ -67,8 +68,8 @@ def decode_left(
         Where the vectors live: the target of their Jacobian.
     top : int
     row : int
-        The vectors' output position, counted over all prompts of the network one after another: the final norm and the
-        length of the output are those of this row.
+        The vectors' output position, counted over all prompts of the network one after another, or negative from the
+        end: the final norm and the length of the output are those of this row.
 
     Returns
     -------
@@ -82,21 +83,25 @@ def decode_left(
     Raises
     ------
     InputError
-        If U or y is no tensor, the shapes do not fit together, ``top`` is no number of tokens, or the target does not
-        exist.
+        If U or y is no tensor, the shapes do not fit together or are not those of the target, ``top`` is no number of
+        tokens, or the target or the row does not exist.
     UnsupportedModelError
         As in `head_of`; never for logits and probes, which need no head.
     """
-    kind = target_place(target, network.blocks).kind
+    place = target_place(target, network.blocks)
+    kind, width = place.kind, network.width_at(place)
     _check_kinds("decode_left", top, U=U, y=y)
-    if U.ndim != 2 or y.shape != U.shape[:1]:
-        raise InputError(f"decode_left takes U (d_out, k) and y (d_out,); got {tuple(U.shape)} and {tuple(y.shape)}")
+    if U.ndim != 2 or y.shape != U.shape[:1] or len(y) != width:
+        raise InputError(
+            f"decode_left takes U (d_out, k) and y (d_out,), d_out = {width} at {place}; got {tuple(U.shape)} and "
+            f"{tuple(y.shape)}"
+        )
+    row = _checked_row(network, row)
     signs = torch.where(y.to(U) @ U < 0, -1.0, 1.0).to(U)
     vectors = (U * signs).to(torch.promote_types(U.dtype, torch.float32))
     if kind == "probe":
         return [_probe_rows(column, top) for column in vectors.T], signs
     if kind not in ("output", "logits"):
-        row %= len(network.streams.output)
         vectors = _through_final_norm(network, vectors, row)
         y = _output_at(network, row)
     length = float(y.double().norm())
@@ -171,6 +176,13 @@ def _check_kinds(function: str, top: object, **tensors: object) -> None:
     if not is_whole(top) or top < 0:
         shown = repr(top) if isinstance(top, int | float) else type(top).__name__
         raise InputError(f"{function} takes top, a whole number of tokens of 0 or more; got {shown}")
+
+
+def _checked_row(network: DetachedNetwork, row: object) -> int:
+    rows, found = len(network.streams.output), whole_number(row)
+    if found is None or not -rows <= found < rows:
+        raise InputError(f"row {row!r} does not exist; the prompts of this network have rows 0..{rows - 1} in all")
+    return found % rows
 
 
 def _output_at(network: DetachedNetwork, row: int) -> Tensor:

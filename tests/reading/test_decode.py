@@ -243,8 +243,22 @@ def test_embeddings_are_projected_where_the_stream_is_wider() -> None:
 def test_bad_shapes_are_refused_in_one_line(network: DetachedNetwork) -> None:
     with pytest.raises(InputError, match="decode_left takes"):
         decode_left(network, torch.ones(5, 2), torch.ones(4), "output")
+    for target in ("output", "residual", "logits", layer(1), probe(torch.ones(3, network.hidden_size))):
+        with pytest.raises(InputError, match=r"d_out = \d+ at [^\n]*; got \(5, 1\) and \(5,\)$"):
+            decode_left(network, torch.ones(5, 1), torch.ones(5), target)
     with pytest.raises(InputError, match="token by token"):
         decode_right(network, torch.ones(2 * network.hidden_size, 2))
+
+
+def test_a_row_that_does_not_exist_is_refused_in_one_line(network: DetachedNetwork) -> None:
+    U, _, y = triplets_of(network, target="residual")
+    rows = len(network.streams.output)
+    last, _ = decode_left(network, U, y, "residual", row=rows - 1)
+    assert decode_left(network, U, y, "residual", row=torch.tensor(-1))[0] == last  # type: ignore[arg-type]
+    wrong: Any
+    for wrong in (rows, -rows - 1, 99, 1.0, True, "a", None):
+        with pytest.raises(InputError, match=rf"row {wrong!r} does not exist; .* rows 0\.\.{rows - 1} in all$"):
+            decode_left(network, U, y, "residual", row=wrong)
 
 
 @pytest.mark.parametrize("top", [-1, 1.5, True, None, torch.ones(3)])
