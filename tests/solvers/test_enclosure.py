@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detjac_lanczos.solvers.enclosure import largest_tau, upper_bounds, whole_bounds
+from detjac_lanczos.solvers.enclosure import _most_nearest, largest_tau, upper_bounds, whole_bounds
 
 
 def nearby_triplets(A: np.ndarray, chosen: np.ndarray, distance: float, generator: np.random.Generator):
@@ -121,23 +121,32 @@ def test_limits_that_residuals_forbid() -> None:
     assert largest_tau(np.array([1.0, 1.0]), np.zeros((2, 2)), np.zeros((2, 2)), [1.0]) == -np.inf
 
 
-def largest_tau_of_all(values, right, left, limits) -> float:
-    """The same with the eigenvalues of every limit at once: memory of order k³."""
+def square_root(gram: np.ndarray) -> np.ndarray:
+    weights, vectors = np.linalg.eigh(gram)
+    return vectors * np.sqrt(np.maximum(weights, 0.0))
+
+
+def reaches_of(values, right, left, t) -> np.ndarray:
+    """All eigenvalues of Lᵀ D⁻¹ L of every limit at once, each descending: memory of order k³."""
     p = len(values)
     factor = np.zeros((2 * p, 2 * p))
     for block, gram in ((slice(p), left), (slice(p, None), right)):
-        weights, vectors = np.linalg.eigh(gram)
-        factor[block, block] = vectors * np.sqrt(np.maximum(weights, 0.0))
-    bounded = np.flatnonzero(np.asarray(limits) < np.inf)
-    if not bounded.size:
-        return np.inf
-    t = np.asarray(limits)[bounded]
+        factor[block, block] = square_root(gram)
     below, above = 0.5 / (t[:, None] - values), 0.5 / (t[:, None] + values)
     inverses = [
         np.block([[np.diag(b + a), np.diag(b - a)], [np.diag(b - a), np.diag(b + a)]])
         for b, a in zip(below, above, strict=True)
     ]
-    reaches = np.linalg.eigvalsh(factor.T @ np.stack(inverses) @ factor)[:, ::-1]
+    return np.linalg.eigvalsh(factor.T @ np.stack(inverses) @ factor)[:, ::-1]
+
+
+def largest_tau_of_all(values, right, left, limits) -> float:
+    """The same as the walk, of every limit."""
+    bounded = np.flatnonzero(np.asarray(limits) < np.inf)
+    if not bounded.size:
+        return np.inf
+    t = np.asarray(limits)[bounded]
+    reaches = reaches_of(values, right, left, t)
     nearest = reaches[np.arange(len(bounded)), bounded - (values > t[:, None]).sum(axis=1)]
     return float((t - np.maximum(nearest, 0.0)).min())
 
@@ -175,6 +184,22 @@ def test_the_walk_finds_the_least_of_all(count, claimed, spread, tol, size, deca
     finite = limits[np.isfinite(limits)]
     nearest = np.abs(np.subtract.outer(finite, values)).min()
     assert abs(found - known) <= 1e-13 * (1.0 + (np.trace(left) + np.trace(right)) / nearest)
+
+
+def test_what_the_walk_goes_by_bounds_every_eigenvalue() -> None:
+    """A bound too low by chance ends the walk early: τ is then too large, and rarely shows it."""
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        p = int(generator.integers(2, 7))
+        values = np.sort(generator.random(p))[::-1]
+        right, left = (residual_gram(p, p, generator.random(p), generator) for _ in range(2))
+        t = values[: p - 1] + generator.random(p - 1)
+        ranks = np.arange(p - 1) - (values > t[:, None]).sum(axis=1)
+        factors = square_root(right), square_root(left)
+        most, first = _most_nearest(*factors, 0.5 / (t[:, None] - values), 0.5 / (t[:, None] + values), ranks)
+        exact = reaches_of(values, right, left, t)
+        assert (exact[np.arange(p - 1), ranks] <= most * (1 + 1e-12)).all()
+        assert (exact[:, 0] <= first * (1 + 1e-12)).all()
 
 
 def test_a_claim_of_many_triplets_takes_few_eigenproblems(monkeypatch) -> None:
