@@ -1,5 +1,7 @@
 """TRIPLETS is true, and says no more than was measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,29 @@ def test_e_k_holds_the_mismatch_of_the_products() -> None:
     mismatch = torch.tensor([0.3, 0.4], dtype=torch.float64)
     _, certificate = certify_triplets(PLANE, PAIR, PLANE, IMAGE, IMAGE, tol=0.5, floor=0.0, mismatch=mismatch)
     assert certificate.e_k == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("exact", "claimed"), [({}, 2), ({"exact": False}, 2), ({"exact": True}, 3)])
+@pytest.mark.parametrize("unit", [1.0, 2.0**-400, 2.0**400])
+def test_a_certificate_goes_with_the_units_of_its_operator(unit: float, exact: dict[str, bool], claimed: int) -> None:
+    """A value under the floor is claimed, as a zero, of a spectrum known as a whole alone."""
+    vectors = torch.eye(4, dtype=torch.float64)[:, :3]
+    S, products, mismatch = torch.tensor([[4.0, 4.0, 1e-6], [4.01, 4.0, 2e-6], [3e-3, 4e-3, 0.0]], dtype=torch.float64)
+
+    def certified(unit: float, scale: float) -> tuple[torch.Tensor, Certificate]:
+        image, lost = unit * scale * products * vectors, {"floor": 1e-5 * unit, "least": 1e-3 * unit}
+        return certify_triplets(
+            vectors, unit * S, vectors, image, image, tol=1e-2, scale=scale, mismatch=unit * mismatch, **lost, **exact
+        )
+
+    plain_residuals, plain = certified(1.0, 1.0)
+    residuals, certificate = certified(unit, 2.0**-50)
+    assert plain.claimed == claimed
+    assert [cluster.indices for cluster in plain.clusters] == [(0, 1)]
+    (cluster,) = (replace(cluster, residual=unit * cluster.residual) for cluster in plain.clusters)
+    absolute = {name: unit * getattr(plain, name) for name in ("e_k", "floor", "sigma_1")}
+    assert certificate == replace(plain, clusters=(cluster,), **absolute)
+    assert torch.equal(residuals, unit * plain_residuals)
 
 
 def test_clusters_are_one_subspace() -> None:
