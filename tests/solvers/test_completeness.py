@@ -412,6 +412,37 @@ def test_shares_of_delta_never_exceed_it() -> None:
     assert shares[0] == pytest.approx(9e-7)
 
 
+def made_of(scale: float = 1.0, **changes) -> Completeness:
+    """Two triplets and a guard, all numbers in units of 1 / scale."""
+    numbers = {"tau": 1.5, "beyond": 1.9, "rounding": 0.1, "floor": 0.05} | changes
+    scaled = {name: numbers.pop(name) * scale for name in ("tau", "beyond", "rounding", "floor")}
+    values, upper = ([scale * number for number in of] for of in ([4.0, 3.0, 2.0], [4.1, 3.1, 2.2, 1.6]))
+    plain = {"k": 2, "index_exact": False, "tol": 1e-2, "threshold": None, "seed": 7} | numbers
+    return Completeness.of(values, upper, scale=scale, **scaled, **plain)
+
+
+@pytest.mark.parametrize("threshold", [None, 2.5])
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
+def test_a_claim_is_in_the_units_of_the_operator(threshold: float | None, scale: float) -> None:
+    plain = made_of(threshold=threshold)
+    assert made_of(scale, threshold=threshold) == plain
+    assert (plain.sigma_1, plain.sigma_k, plain.upper, plain.tau) == (4.0, 3.0, (4.1, 3.1, 2.2, 1.6), 1.5)
+    assert (plain.rounding, plain.floor, plain.guards, plain.threshold) == (0.1, 0.05, 1, threshold)
+    assert (plain.delta, plain.number, plain.steps, plain.products) == (0.0, 0, (), 0)
+
+
+def test_a_threshold_parts_bounds_from_values_rounding_included() -> None:
+    found = {t: made_of(threshold=t).complete for t in (2.19, 2.2, 2.89, 2.91)}
+    assert found == {2.19: False, 2.2: True, 2.89: True, 2.91: False}
+    assert [made_of(threshold=t, k=0).complete for t in (4.0, 4.1)] == [False, True]
+
+
+def test_neighbours_within_the_tolerance_are_one_cluster_above_the_floor() -> None:
+    assert [made_of(beyond=beyond, tol=0.5).cluster for beyond in (1.49, 1.5)] == [False, True]
+    assert [made_of(beyond=3.0, floor=floor).cluster for floor in (2.9, 3.0)] == [True, False]
+    assert [made_of(beyond=2.49, threshold=2.5, tol=tol).cluster for tol in (1e-3, 1e-2)] == [False, True]
+
+
 PLAIN = {
     "threshold": None,
     "k": 8,
