@@ -10,7 +10,7 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers import Status, SVDResult, flagged, polish, svd_batch, worst
 from detjac_lanczos.solvers.batch import Subset
-from detjac_lanczos.solvers.missed import CONFIDENCE, Cotangents, Missed, measure_missed
+from detjac_lanczos.solvers.missed import CONFIDENCE, Cotangents, Missed, largest_error, measure_missed
 from detjac_lanczos.solvers.overlap import held_share
 from detjac_lanczos.solvers.streams import Stream
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
@@ -244,6 +244,39 @@ def test_an_estimate_is_no_lower_than_what_is_certain(scale: float) -> None:
         assert estimate == pytest.approx(max(low, math.hypot(length, float(found.residuals[0]))), rel=1e-12)
         raised += estimate > 1.1 * length
     assert raised > 10
+
+
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
+def test_what_is_missed_is_in_the_units_of_the_operator(scale: float) -> None:
+    """Products come as ``scale`` times those of the operator."""
+    rows, basis = _columns([0.9] + [0.1] * 30)
+    plain, found = _measured(rows, basis, 0), _measured(rows * scale, basis, 0, scale=scale)
+    assert float(plain.residuals.min()) > 0.0
+    assert torch.equal(found.residuals, plain.residuals) and torch.equal(found.values, plain.values)
+    for name in ("share", "frobenius", "sigma_1", "flagged"):
+        assert getattr(found, name) == getattr(plain, name)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "low", "high", "error"),
+    [
+        (3.0, 2.0, 4.0, 0.5),
+        (2.0, 2.0, 8.0, 0.75),
+        (1.0, 0.0, 2.0, math.inf),
+        (0.0, 0.0, 2.0, 1.0),
+        (0.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_an_estimate_may_be_off_by_what_its_interval_allows(
+    estimate: float, low: float, high: float, error: float
+) -> None:
+    """An operator of zeros is known: it is not flagged."""
+    assert largest_error(estimate, low, high) == error
+
+
+def test_operators_none_of_which_is_finite_are_all_said_to_be_so() -> None:
+    results = survey([torch.full((D_OUT, D_IN), math.nan, dtype=torch.float64)] * 3)
+    assert [result.status for result in results] == [Status.NOT_FINITE] * 3
 
 
 def test_operators_that_share_nothing_are_flagged_and_others_are_not() -> None:
