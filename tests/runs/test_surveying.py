@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -176,6 +177,19 @@ def test_a_changed_vector_fails(survey: Run, harmed: Path, tiny: LoadedModel, na
     vectors[key] = vectors[key] * 1.01
     save_file(vectors, harmed / "vectors.safetensors")
     assert not verify(harmed, tiny).ok
+
+
+def test_left_vectors_lie_in_the_basis(survey: Run, tiny: LoadedModel) -> None:
+    """Outside of it Jᵀu is not measured: turned by 2e-3, u costs its residual no more than rounding does."""
+    token, Q = _estimated(survey.record), survey.vectors["survey.basis"].double()
+    name = f"U.{token['prompt']}.{token['index']}"
+    U = survey.vectors[name].double()
+    away = torch.randn(len(U), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    away = torch.nn.functional.normalize(away - Q.T @ (Q @ away), dim=0)
+    turned = torch.cat([U[:, :1] * math.cos(2e-3) + away[:, None] * math.sin(2e-3), U[:, 1:]], dim=1).float()
+    failed = [claim.what for claim in verify(Run(survey.record, survey.vectors | {name: turned}), tiny).failed]
+    assert any("loss of orthonormality of" in what for what in failed)
+    assert not any("residual" in what for what in failed)
 
 
 @pytest.mark.parametrize("damage", [lambda Q: Q[:0], lambda Q: Q[: K - 1], lambda Q: Q * float("nan")])
