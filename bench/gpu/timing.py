@@ -12,9 +12,9 @@ Row = dict[str, Any]
 
 
 def seconds(device: torch.device, work: Callable[[], Any]) -> float:
-    """Return the median seconds of some work that was run once before."""
-    work()
+    """Return the median seconds of some work that was run once before; on a CPU those of its first run."""
     if device.type == "cuda":
+        work()
         with torch.cuda.device(device):
             return seconds_on_device(work)
     return wall(device, work)
