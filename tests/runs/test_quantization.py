@@ -9,7 +9,8 @@ import torch
 from detjac_lanczos.cli import main
 from detjac_lanczos.cli.parser import _PACKINGS, make_parser
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
-from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.models import LoadedModel, load, load_model
+from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.quantization import KINDS, load_quantized
 from detjac_lanczos.operators import DetachedNetwork, detach
 from detjac_lanczos.runs import analyze, load_run, verify
@@ -126,15 +127,19 @@ def test_the_main_job_in_nf4_verifies(smollm2: LoadedModel, smollm2_in_nf4: Load
 
 
 def test_the_main_job_in_nf4_on_the_command_line(
-    gemma3: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gemma3_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["svd", STANDARD_PROMPT, "--model", gemma3.name, "--quantization", "nf4", "--tokens", "6", "-k", "2"]
+    """Loading it in NF4 takes the fingerprint of what is unpacked in float32 first, and then that of what is packed."""
+    taken: list[str] = []
+    monkeypatch.setattr(load, "fingerprint_of", lambda *given: taken.append(fingerprint_of(*given)) or taken[-1])
+    words = ["svd", STANDARD_PROMPT, "--model", gemma3_name, "--quantization", "nf4", "--tokens", "6", "-k", "2"]
     assert main([*words, "-q", "--out", str(tmp_path / "run")]) == 0
     assert "weights decoded from NF4 (bitsandbytes) · float32" in capsys.readouterr().out
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["quantization"] == "nf4"
     assert record["definition"]["weights"] == "decoded from NF4 (bitsandbytes)"
-    assert record["fingerprint"] != gemma3.fingerprint
+    plain, packed = taken
+    assert record["fingerprint"] == packed != plain
     assert all(token["certificate"]["line"].startswith("TRIPLETS 2/2") for token in record["tokens"])
     page = (tmp_path / "run" / "report.html").read_text()
     assert "of the weights decoded from NF4 (bitsandbytes), computed in float32" in page
