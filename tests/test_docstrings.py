@@ -53,6 +53,16 @@ def test_function_documents_its_signature_and_its_errors(function, found):
     assert list(sections(function)) == sorted(sections(function), key=ORDER.index)
 
 
+def test_what_takes_a_checkpoint_says_how_a_damaged_file_is_told():
+    told = {
+        name: names(found, "Raises")
+        for name, f, found in functions()
+        if "checkpoint" in inspect.signature(f).parameters
+    }
+    assert told.keys() == {"analyze", "svd", "svd_batch"}
+    assert all("RunFileError" in raised for raised in told.values())
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_class_documents_its_fields(kind):
     told = set().union(*(names(sections(base), "Parameters", "Attributes") for base in ours(kind)))

@@ -39,6 +39,12 @@ def test_importing_the_package_is_light(tmp_path: Path) -> None:
     assert run(code, tmp_path).stdout == "[]\n"
 
 
+@pytest.mark.parametrize("package", ["detjac_lanczos", "detjac_lanczos.runs"])
+def test_public_names_are_listed_before_they_are_imported(package: str, tmp_path: Path) -> None:
+    code = f"import sys, {package} as it; print(set(it.__all__) - set(dir(it)), 'torch' in sys.modules)"
+    assert run(code, tmp_path, str(ROOT)).stdout == "set() False\n"
+
+
 @pytest.mark.parametrize("version", ["4.57.1", "5.22.0", "6.0.0"])
 def test_untried_versions_of_transformers_are_refused_at_import(version: str, tmp_path: Path) -> None:
     folder = tmp_path / "site" / f"transformers-{version}.dist-info"

@@ -131,6 +131,8 @@ def analyze(
         If the model cannot be loaded or trusted.
     OperatorError
         If a product comes out with a wrong shape, dtype or device.
+    RunFileError
+        If a file in ``checkpoint`` is damaged.
     """
     clock = _Clock()
     kept = None if checkpoint is None else Checkpoint(checkpoint)

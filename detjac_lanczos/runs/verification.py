@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
@@ -52,8 +53,9 @@ def verify(
     ----------
     run : Run, or the folder of one
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes, optional
-        Needed if the run was made with a live model; by default the recorded name is loaded. Of a live one in another
-        dtype than the run's a converted copy is made, as by `detach`.
+        Needed if the run was made with a live model whose name does not load; by default the recorded name is loaded.
+        Of a live one in another dtype than the run's a converted copy is made, as by `detach`. Where the run had a
+        tokenizer the model has one, too; where it had none, that of the model is not used.
     device : str, optional
         Where the weights are put; a live model elsewhere is copied there.
     callback : callable, optional
@@ -66,7 +68,8 @@ def verify(
     Raises
     ------
     InputError
-        If ``callback`` cannot be called, or a run of a live model is given without it.
+        If ``callback`` cannot be called, a run of a live model whose name does not load is given without it, or a run
+        that had a tokenizer with a model that has none.
     RunFileError
         If the folder holds no whole run.
     ModelError
@@ -169,7 +172,19 @@ def _load(record: Record, model: LoadedModel | tuple[Any, Any] | str | None, dev
             f"the weights of {loaded.name!r}{how} are not those of the run ({record['model']!r}, fingerprint "
             f"{record['fingerprint'][:12]}…); give the model that made it"
         )
+    if not _had_tokenizer(record):
+        return replace(loaded, tokenizer=None)  # tokens are compared by their texts, which were their ids
+    if loaded.tokenizer is None:
+        raise InputError(f"the run had a tokenizer, {loaded.name!r} comes without one: give (model, tokenizer)")
     return loaded
+
+
+def _had_tokenizer(record: Record) -> bool:
+    """Whether the tokens of a run have other names than `decode` gives them by their ids alone."""
+    named = [(candidate["id"], candidate["token"]) for ranked in record["predictions"] for candidate in ranked]
+    for ids, tokens in zip(record["token_ids"], record["prompt_tokens"], strict=False):
+        named += zip(ids, tokens, strict=False)
+    return not any(token == f"<{i}>" for i, token in named)
 
 
 def _load_named(record: Record, model: str | None, device: str | None) -> LoadedModel:

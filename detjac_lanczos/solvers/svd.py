@@ -123,6 +123,8 @@ def svd(
         An option or the operator cannot be used.
     OperatorError
         A product has the wrong shape, dtype or device.
+    RunFileError
+        A file in ``checkpoint`` is damaged.
     """
     operators = as_batch(A)
     if len(operators.shapes) != 1:
@@ -191,6 +193,8 @@ def svd_batch(
         An option or an operator cannot be used, or no operator is given.
     OperatorError
         A product has the wrong shape, dtype or device.
+    RunFileError
+        A file in ``checkpoint`` is damaged.
     """
     operators = as_batch(batch)
     decisions = Decisions.of(choices, method=method, block=block, bounded=memory is not None)

@@ -60,6 +60,35 @@ def test_a_run_of_a_live_model_asks_for_that(tmp_path: Path) -> None:
     assert verify(folder, (model, None)).ok
 
 
+@pytest.mark.parametrize("inputs", ["input_ids", "inputs_embeds"])
+def test_a_run_without_a_tokenizer_holds_on_a_model_that_brings_one(inputs: str, tiny: LoadedModel) -> None:
+    """The recorded name of a live model loads the tokenizer beside it, too."""
+    ids = torch.tensor([1, 2, 3, 4])
+    given: Any = ids if inputs == "input_ids" else tiny.model.get_input_embeddings()(ids)
+    run = analyze(tiny.model, **{inputs: given}, k=1, tokens=[0])
+    assert run.record["live"] and run.predictions[0][0].token == f"<{run.predictions[0][0].id}>"
+    for model in (None, tiny, (tiny.model, tiny.tokenizer), tiny.model):
+        found = verify(run, model)
+        assert found.ok, str(found)
+
+
+def test_a_run_with_a_tokenizer_asks_for_it(run: Run, tiny: LoadedModel) -> None:
+    with pytest.raises(
+        InputError, match=r"the run had a tokenizer, '\S+' comes without one: give \(model, tokenizer\)$"
+    ):
+        verify(run, tiny.model)
+    assert verify(run, (tiny.model, tiny.tokenizer)).ok
+
+
+def test_no_name_of_a_run_without_a_tokenizer_can_be_altered_without_failing(tiny: LoadedModel) -> None:
+    run = analyze(tiny.model, input_ids=[1, 2, 3], k=1, tokens=[0])
+
+    def rename(record: dict[str, Any]) -> None:
+        record["prompt_tokens"][0][1] = "bridge"
+
+    assert not verify(forged(run, rename), tiny).ok
+
+
 def test_a_live_model_is_taken_as_it_is_where_it_is_the_one(tmp_path: Path) -> None:
     """Loaded in float16, gpt-oss has norms in float32; a live one may have all in float16."""
     model = gpt_oss(torch.float16)
