@@ -169,7 +169,17 @@ class FrozenNetwork(Shared):
         return self.streams.output.shape[1]
 
     def width_at(self, target: Place) -> int:
-        """Return the width d_out of a target: of a probe the number of its rows."""
+        """Return the width d_out of a target.
+
+        Parameters
+        ----------
+        target : Place
+
+        Returns
+        -------
+        int
+            Of a probe the number of its rows.
+        """
         widths = {"output": self.output_size, "logits": self.streams.logits.shape[1]}
         return widths.get(target.kind, self.hidden_size) if target.rows is None else target.rows.shape[0]
 
