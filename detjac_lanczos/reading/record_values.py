@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -159,7 +160,7 @@ def share_of_dense(work: Record) -> str:
 
 def scientific(value: float | None) -> str:
     """Return a small or large value like 5.5 × 10⁻⁷, in one unbreakable piece; a dash for one that is no number."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     mantissa, exponent = f"{value:.1e}".split("e")
     power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

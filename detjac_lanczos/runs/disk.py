@@ -79,7 +79,7 @@ def _record(path: Path) -> dict[str, Any]:
         raise RunFileError(f"there is no run folder {path}; {_ADVICE}")
     place = path / RECORD
     try:
-        record = json.loads(place.read_text(encoding="utf-8"))
+        record = json.loads(place.read_text(encoding="utf-8"), parse_int=_number)
     except FileNotFoundError:
         raise RunFileError(f"{path} holds no {RECORD}: it is no run; {_ADVICE}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -98,6 +98,12 @@ def _record(path: Path) -> dict[str, Any]:
     if fault := first_fault(record):
         raise RunFileError(f"{place} {fault}; make the run again")
     return record
+
+
+def _number(text: str) -> int | float:
+    """Return a number without point and exponent: beyond 64 bits, which tensors and streams do not take, as a float."""
+    value = float(text)
+    return int(text) if abs(value) < 2**63 else value
 
 
 def _damaged(path: Path, error: Exception) -> RunFileError:

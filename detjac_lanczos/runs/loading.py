@@ -15,6 +15,8 @@ from detjac_lanczos.runs.disk import read_run
 from detjac_lanczos.runs.folder import RECORD, VECTORS
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.token_result import TokenResult
+from detjac_lanczos.solvers.attempt import MOST_CLAIMS
+from detjac_lanczos.solvers.options import SMALLEST_DELTA
 from detjac_lanczos.whole_file import as_path
 
 
@@ -127,5 +129,7 @@ def _has_guards(token: TokenResult, claim: dict[str, Any], k: int) -> bool:
         and guards.V.shape == (token.V.shape[0], count)
         and guards.S.shape == (count,)
     )
-    sized = claim["k"] == k and len(claim["upper"]) == k + count + 1 and 0 <= claim["delta"] < 1
-    return there and sized and (bool(claim["steps"]) or claim["delta"] == 0)
+    sized = claim["k"] == k and len(claim["upper"]) == k + count + 1
+    number, vectors = claim["number"], len(claim["steps"])
+    probed = SMALLEST_DELTA <= claim["delta"] < 1 and 0 <= number < number + vectors <= MOST_CLAIMS
+    return there and sized and (probed or claim["delta"] == 0)

@@ -42,7 +42,7 @@ def survey_claims(
         batch.part(surveyed),
         basis,
         [tokens[i].U for i in surveyed],
-        k=options["k"],
+        k=max(len(tokens[i].S) for i in surveyed),
         seed=options["seed"],
         probes=min(max(written, 1), MOST_PROBES),
         operators=len(run.tokens),

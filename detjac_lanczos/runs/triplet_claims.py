@@ -80,7 +80,7 @@ def _of_token(token: TokenResult, found: Measurement, eps: float) -> Iterator[Cl
 
 def _of_certificate(claimed: Certificate, found: Measurement, name: str, eps: float, values: Tensor) -> Iterator[Claim]:
     """Compare every number of a certificate, either way: none may say less, or more, than was measured."""
-    fresh, root, smallest = found.certificate, math.sqrt(claimed.k), float(values.min())
+    fresh, root, smallest = found.certificate, math.sqrt(len(values)), float(values.min())
     slack = SAFETY * eps * root
     for side, was, measured in zip(("left", "right"), claimed.orthonormality, fresh.orthonormality, strict=True):
         yield _either_way(f"loss of orthonormality, {side} vectors of {name}", was, measured, slack)
@@ -131,7 +131,7 @@ def _wrong_clusters(claimed: Certificate, found: Measurement, values: Tensor) ->
     measured = {cluster.indices: cluster.residual for cluster in fresh.clusters}
     for cluster in claimed.clusters:
         again = measured.get(cluster.indices, cluster.residual)
-        wrong += abs(again - cluster.residual) > math.sqrt(claimed.k) * found.rounding
+        wrong += abs(again - cluster.residual) > math.sqrt(len(values)) * found.rounding
     return wrong
 
 

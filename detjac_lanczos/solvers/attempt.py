@@ -26,7 +26,7 @@ is to cost less than what it is about."""
 _WELL_ENOUGH = 0.1
 """Residuals of a guard, by s_k. Chosen: they enter the bounds squared."""
 
-_MOST_CLAIMS = 6
+MOST_CLAIMS = 6
 """Vectors and claims together that may share δ. Chosen: each has a tenth of the share before it."""
 
 _LOOSE = 2.0
@@ -114,7 +114,7 @@ class Attempt:
         edge, floor, tol = self._edge, self.search.judge.floor, self.search.options.tol
         counted = self.search.goal.threshold is None
         tau, seen, held = self.probe.tau(self.delta), self.probe.seen, self.probe.held
-        more_claims = self._next_number < _MOST_CLAIMS
+        more_claims = self._next_number < MOST_CLAIMS
         missed = held > (1.0 + tol if counted else 1.0) * edge + floor
         copy = not missed and self._wants_copies and counted and edge > floor and held >= (1.0 - tol) * edge
         if more_claims and (missed or copy):

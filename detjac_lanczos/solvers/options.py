@@ -17,7 +17,7 @@ DEFAULT_K = 8
 DEFAULT_WIDTH = 3
 ENERGY_PROBES = 16
 _SEEDS = 10**18
-_SMALLEST_DELTA = 1e-12
+SMALLEST_DELTA = 1e-12
 _UNBOUNDED = 2**62
 
 
@@ -124,7 +124,7 @@ def check_options(
     check_seed(seed)
     if certify not in CERTIFICATES:
         raise InputError(f"unknown certificate {certify!r}: choose 'triplets', 'complete' or None")
-    if not is_number(delta) or not _SMALLEST_DELTA <= delta < 1:
+    if not is_number(delta) or not SMALLEST_DELTA <= delta < 1:
         raise InputError(f"delta = {delta!r} is no chance of a wrong claim: give one from 1e-12 to 1, such as 1e-6")
     if certify == "complete" and method in ("randomized", "shared_basis"):
         raise InputError(f"method {method!r} cannot take up what probes find: choose 'lanczos', 'dense' or 'auto'")

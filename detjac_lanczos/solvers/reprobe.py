@@ -140,8 +140,12 @@ def _follow(
 
 
 def _goes_on(probe: Probe, claim: Completeness) -> bool:
-    """Whether steps are left; begins the next vector where those of the latest have been taken."""
-    if probe.row is not None and len(probe.coefficients) < claim.steps[len(probe.steps) - 1]:
+    """Whether steps are left; begins the next vector where those of the latest have been taken.
+
+    The first vector takes one in any case: of no product there is no bound.
+    """
+    latest = len(probe.steps) - 1
+    if probe.row is not None and len(probe.coefficients) < max(claim.steps[latest], 0 if latest else 1):
         return True
     if len(probe.steps) < len(claim.steps):
         probe.draw()

@@ -126,7 +126,7 @@ def test_advice_is_for_what_stopped_short_of_its_triplets_or_of_its_claim(
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(5.46e-7, "5.5 × 10⁻⁷"), (3.2e12, "3.2 × 10¹²"), (0.0, "0"), (None, "–")],
+    [(5.46e-7, "5.5 × 10⁻⁷"), (3.2e12, "3.2 × 10¹²"), (0.0, "0"), (float("inf"), "–"), (None, "–")],
 )
 def test_powers_of_ten_keep_their_sign(value: float | None, text: str) -> None:
     assert scientific(value).replace("\u00a0", " ") == text

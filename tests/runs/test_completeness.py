@@ -241,6 +241,23 @@ def test_a_guard_that_is_no_number_fails(complete: Run, tiny: LoadedModel) -> No
     ]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"number": -1}, {"number": 10**9}, {"delta": 1e-320}, {"delta": -0.5}, {"steps": []}, {"steps": [1] * 99}],
+)
+def test_a_claim_that_no_probe_makes_is_refused(copy: Path, changes: dict[str, Any]) -> None:
+    harm(copy, lambda record: record["tokens"][0]["certificate"]["completeness"].update(changes))
+    with pytest.raises(RunFileError, match="lacks guards, bounds or steps of the claim of token 0"):
+        load_run(copy)
+
+
+@pytest.mark.parametrize("changes", [{"steps": [0]}, {"steps": [-7], "tau": 0.0}, {"delta": 0.0}])
+def test_a_claim_that_rests_on_nothing_fails(complete: Run, tiny: LoadedModel, changes: dict[str, Any]) -> None:
+    assert complete.tokens[0].guards is not None
+    false = forged(complete, lambda record: record["tokens"][0]["certificate"]["completeness"].update(changes))
+    assert any("bound" in claim.what for claim in verify(false, tiny).failed)
+
+
 def test_vectors_of_no_finite_square_fail(complete: Run, tiny: LoadedModel) -> None:
     vectors = complete.vectors | {"U.0.0": complete.vectors["U.0.0"] * 1e38}
     assert "entries above 2" in _failed(Run(complete.record, vectors), tiny)[0]

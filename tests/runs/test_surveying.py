@@ -169,6 +169,13 @@ def test_as_many_are_polished_as_the_options_say(survey: Run, tiny: LoadedModel,
     assert [claim.what for claim in verify(false, tiny).failed] == ["contradictions in the options: options.polish"]
 
 
+@pytest.mark.parametrize("k", [0, -1, 10**12])
+def test_a_survey_is_made_again_for_the_triplets_that_are_there(survey: Run, tiny: LoadedModel, k: int) -> None:
+    false = forged(survey, lambda record: record["options"].__setitem__("k", k))
+    assert all("contradictions" in claim.what for claim in verify(false, tiny).failed)
+    assert not verify(false, tiny).ok
+
+
 @pytest.mark.parametrize("name", ["U", "S", "V", "survey.basis"])
 def test_a_changed_vector_fails(survey: Run, harmed: Path, tiny: LoadedModel, name: str) -> None:
     vectors = load_file(harmed / "vectors.safetensors")

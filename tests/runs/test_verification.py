@@ -220,6 +220,11 @@ def test_a_changed_record_fails(copy: Path, tiny: LoadedModel) -> None:
         assert any(what in claim and named in claim for claim in failed), what
 
 
+def test_a_certificate_of_fewer_triplets_than_none_fails(run: Run, tiny: LoadedModel) -> None:
+    false = forged(run, lambda record: record["tokens"][0]["certificate"].__setitem__("k", -1))
+    assert any("certificate.k" in claim.what for claim in verify(false, tiny).failed)
+
+
 def test_understated_residuals_fail_only_above_the_floor(run: Run, copy: Path, tiny: LoadedModel) -> None:
     harm(copy, lambda record: record["tokens"][0]["residuals"].__setitem__(0, [0.0, 0.0]))
     token = run.tokens[0]
