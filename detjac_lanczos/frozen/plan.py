@@ -148,7 +148,8 @@ class Plan:
     ) -> Plan:
         """Return the plan that `record` describes, on a device that copies a block ahead, or on one that does not."""
         mixing, gates = (_read_runs(record[kind], len(shape.blocks)) for kind in KINDS)
-        return cls(mixing, gates, shape, tuple(lengths), record["memory"], record["seconds_per_sweep"], ahead)
+        memory, seconds = record["memory"], float(record["seconds_per_sweep"])
+        return cls(mixing, gates, shape, tuple(lengths), None if memory is None else int(memory), seconds, ahead)
 
     def __str__(self) -> str:
         """Return the plan as a table."""

@@ -123,8 +123,11 @@ class StoredNetwork(FrozenNetwork):
         loaded = load_model(model)
         path = _file(as_path(path))
         fields, setup = _joined(path, loaded)
-        network = cls(loaded, **fields)
-        _require_setup(path, network, setup)
+        try:
+            network = cls(loaded, **fields)
+            _require_setup(path, network, setup)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from error  # coefficients of which no maps can be made
         return network
 
 
@@ -169,14 +172,18 @@ def _fields(
     description: Mapping[str, Any], tensors: Mapping[str, Tensor], loaded: LoadedModel, family: Family
 ) -> dict[str, Any]:
     ends = list(accumulate((len(p["tokens"]) for p in description["prompts"]), initial=0))
-    if ends[-1] != len(tensors["output"]):
-        raise ValueError(f"prompts of {ends[-1]} tokens, values of {len(tensors['output'])}")
+    residual = tuple(tensors[f"residual.{i}"] for i in range(len(_under(tensors, "residual."))))
+    rows = {name: tensors[name] for name in ("embeddings", "output", "model_output")} | dict(enumerate(residual))
+    lengths = dict.fromkeys(rows, ends[-1]) | {"logits": len(description["prompts"])}
+    for name, values in (rows | {"logits": tensors["logits"]}).items():
+        if values.ndim != 2 or len(values) != lengths[name] or not values.is_floating_point():
+            raise ValueError(f"prompts of {ends[-1]} tokens, {name} is {values.dtype} {tuple(values.shape)}")
     return {
         "family": family,
         "prompts": tuple(
             Prompt(
                 p["text"],
-                tuple(p["ids"]),
+                tuple(int(token_id) for token_id in p["ids"]),
                 tuple(p["tokens"]),
                 None if p["ids"] else tensors["embeddings"][a:b],
                 None if p["position_ids"] is None else tuple(p["position_ids"]),
@@ -186,7 +193,7 @@ def _fields(
         "freeze": description["freeze"],
         "coefficients": _under(tensors, "coefficient."),
         "streams": Streams(
-            residual=tuple(tensors[f"residual.{i}"] for i in range(len(_under(tensors, "residual.")))),
+            residual=residual,
             embeddings=tensors["embeddings"],
             output=tensors["output"],
             logits=tensors["logits"],

@@ -242,6 +242,8 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "plan no mapping": lambda d: d.update(plan=3),
     "blocks beyond the last": lambda d: d["plan"].update(mixing={"keep": "0-99"}),
     "seconds removed": lambda d: d["plan"].pop("seconds_per_sweep"),
+    "plan of much memory": lambda d: d["plan"].update(memory="much"),
+    "words for ids": lambda d: d["prompts"][0].update(ids=["the", "bridge", "out"]),
 }
 
 
@@ -271,7 +273,9 @@ def test_a_description_that_was_changed_is_refused(tmp_path: Path) -> None:
             DetachedNetwork.load(path, loaded)
 
 
-@pytest.mark.parametrize("name", [name for name in CHANGES if "removed" in name or name.startswith(("plan", "blocks"))])
+@pytest.mark.parametrize(
+    "name", [name for name in CHANGES if "removed" in name or name.startswith(("plan", "blocks", "words"))]
+)
 def test_a_description_that_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
     """Also where its checksum is its own."""
     loaded = tiny_models.loaded(tiny_models.llama())
@@ -282,6 +286,31 @@ def test_a_description_that_makes_no_sense_is_refused(name: str, tmp_path: Path)
     text = json.dumps(description)
     save_file(tensors, path, metadata=header | {"network": text, "checksum": store._checksum(tensors, text)})
     with pytest.raises(RunFileError, match=r"damaged or foreign \(\w+: .*\); save the network again"):
+        DetachedNetwork.load(path, loaded)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("coefficient.blocks.0.mlp.gate_proj.activation", lambda value: value[0, 0]),
+        ("coefficient.blocks.0.self_attn.mixing.0", lambda value: value[0, 0]),
+        ("coefficient.blocks.1.self_attn.mixing.0", lambda value: value[:0]),
+        ("residual.1", lambda value: value[:-1]),
+        ("embeddings", lambda value: value[0]),
+        ("output", lambda value: value.to(torch.complex64)),
+        ("logits", lambda value: value[:1]),
+    ],
+)
+def test_tensors_of_which_no_network_can_be_made_are_refused(
+    name: str, change: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    """Also where their checksum is their own."""
+    loaded = tiny_models.loaded(tiny_models.llama())
+    path = detach(loaded, input_ids=[[1, 2, 3], [4, 5]]).save(tmp_path)
+    header, tensors = _header(path), load_file(path)
+    tensors[name] = change(tensors[name]).clone()
+    save_file(tensors, path, metadata=header | {"checksum": store._checksum(tensors, header["network"])})
+    with pytest.raises(RunFileError, match=r"damaged or foreign \(\w+: .*\); save the network again|does not fit"):
         DetachedNetwork.load(path, loaded)
 
 
