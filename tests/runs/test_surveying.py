@@ -82,6 +82,7 @@ def test_work_is_that_of_the_survey_and_the_polish(survey: Run, tiny: LoadedMode
         assert more != token.estimated
         assert token.survey == only.survey
     assert alone.converged is False and {token.status for token in alone.tokens} == {"estimate"}
+    assert verify(alone, tiny).ok
 
 
 def test_recorded_choices_repeat_the_survey_and_its_polish(survey: Run, tiny: LoadedModel) -> None:
