@@ -231,6 +231,17 @@ def test_what_is_added_is_added_once(kinds: list[str], width: int, seed: int) ->
         assert (found - (expected + add)).norm() <= 1e-12 * (expected.norm() + add.norm())
 
 
+def test_a_sum_with_the_identity_leaves_its_rows_alone() -> None:
+    """An empty chain gives rows of its own: the other chains of the sum are added to them in place."""
+    draw, at = Draw(0), layout()
+    x = draw.normal(at.rows, 3)
+    given = x.clone()
+    for chains in (((), (ColumnScale(2 * torch.ones(3).double()),)), ((), ())):
+        found = Sum(chains).apply(x, at.positions)
+        assert torch.equal(x, given)
+        assert torch.equal(found, 3 * given if chains[1] else 2 * given)
+
+
 @pytest.mark.parametrize("kinds", [["column", "linear"], ["linear", "gate"], ["linear", "column"]])
 def test_a_fused_gemm_cannot_be_transposed(kinds: list[str]) -> None:
     fused = fuse(Draw(0).chain(kinds, 3))
