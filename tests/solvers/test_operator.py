@@ -407,6 +407,40 @@ def test_an_operator_that_overwrites_its_input_is_named() -> None:
     assert any("changes the block" in problem for problem in check_operator(Overwriting(DENSE)).problems)
 
 
+class Wiping(SharingBatch):
+    """A batch that adds up products on the way, and may overwrite what it was sent."""
+
+    def __init__(self, matrices: list[torch.Tensor], *, wipes: bool) -> None:
+        super().__init__(matrices, [1.0] * len(matrices))
+        self.wipes = wipes
+
+    def wiped(self, products, sent):
+        for block in sent if self.wipes else ():
+            block.zero_()
+        return products
+
+    def matmat(self, blocks):
+        return self.wiped(super().matmat(blocks), [X for _, X in blocks])
+
+    def rmatmat(self, blocks):
+        return self.wiped(super().rmatmat(blocks), [Y for _, Y in blocks])
+
+    def rmatmat_shared(self, Y):
+        return self.wiped(super().rmatmat_shared(Y), [Y])
+
+    def matmat_sum(self, blocks):
+        return self.wiped(sum(self.matrices[index] @ X for index, X in blocks), [X for _, X in blocks])
+
+
+@pytest.mark.parametrize("method", ["lanczos", "randomized", "dense", "shared_basis"])
+def test_a_solve_minds_no_operator_that_overwrites_its_input(method: str) -> None:
+    matrices = [matrix(spectrum("root", 30), (40, 30), seed) for seed in range(2)]
+    plain, wiped = (svd_batch(Wiping(matrices, wipes=wipes), 3, method=method) for wipes in (False, True))
+    for one, other in zip(plain, wiped, strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in "USV")
+        assert one.status is other.status
+
+
 def test_an_adjoint_defect_is_named_from_its_bound_on() -> None:
     A = matrix(spectrum("root", 50), (60, 50)).float()
 
