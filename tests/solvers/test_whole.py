@@ -70,6 +70,26 @@ def test_what_follows_from_one_side_is_the_operator(shape: tuple[int, int], rank
     assert state.ritz(20).norms.max() <= 1e-13
 
 
+@pytest.mark.parametrize("direction", [Direction.FORWARD, Direction.TRANSPOSED])
+def test_what_was_deduced_is_forgotten_whole_however_often(direction: Direction) -> None:
+    """Or the products that were made up would be taken for the operator's."""
+    A = matrix(spectrum("root", 6), (6, 6))
+    forward = direction is Direction.FORWARD
+    ahead, behind = (A.T, A) if forward else (A, A.T)
+    state, generator = Factorisation((6, 6), A.dtype, A.device), torch.Generator().manual_seed(0)
+    eye = torch.eye(6, dtype=A.dtype)
+    state.absorb(direction.other, eye[:2], eye[:2] @ behind)
+    state.absorb(direction, eye, eye @ ahead)
+    assert state.whole
+    for _ in range(2):
+        state.deduce(1e-14, generator)
+        assert (state.U.count, state.V.count) == (6, 6)
+    np.testing.assert_allclose(state.values(), spectrum("root", 6), rtol=1e-13)
+    state.retract()
+    assert (state.U.count, state.AtU.count) == ((2, 2) if forward else (6, 6))
+    assert (state.V.count, state.AV.count) == ((6, 6) if forward else (2, 2))
+
+
 def test_where_rounding_keeps_a_whole_operator_open_no_more_products_are_sent() -> None:
     A = matrix(spectrum("flat", 24), (48, 24)).float()
     result = svd(A, 20, tol=1e-9, method="lanczos", block=3)
