@@ -77,7 +77,7 @@ def row(tokens: int, kind: str, way: str) -> dict[str, Any]:
     def job() -> Any:
         network = dl.detach(loaded, input_ids=ids)
         operators = [network.jacobian("joint")] if way == "joint" else network.jacobians()
-        return network, dl.svd_batch(operators, k=K, block=WIDTH, method=method)
+        return network, dl.svd_batch(operators, k=K, block=WIDTH if method == "lanczos" else None, method=method)
 
     (network, results), measured, _ = with_peak(job)
     passes = max(result.work.passes for result in results)

@@ -74,7 +74,8 @@ def load_model(
     Raises
     ------
     InputError
-        An unknown name, a wrong dtype or device, or one that differs from a live model's.
+        An unknown name, a wrong dtype or device, or one that differs from a live model's, or options of
+        ``from_pretrained`` for a live one.
     ModelError
         Weights that are missing, of no use to the configuration, damaged or not finite, or no tokenizer beside them.
     """
@@ -85,6 +86,8 @@ def load_model(
         raise InputError("a live model with its tokenizer is one pair: (model, tokenizer)")
     if kind is not None and isinstance(name_or_model, LoadedModel | nn.Module):
         raise InputError("a live model is not quantised here; load it with quantization, or quantise it yourself")
+    if from_pretrained and isinstance(name_or_model, LoadedModel | nn.Module):
+        raise InputError(f"{', '.join(from_pretrained)} would have no effect on a live model, which is taken as it is")
     if isinstance(name_or_model, LoadedModel):
         _require_as_it_is(name_or_model.model, wanted, place)
         return name_or_model

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers.options import Callback, check_options, is_whole
+from detjac_lanczos.solvers.options import Callback, check_options, is_whole, require_blocks
 
 SHARED_BASIS = "shared_basis"
 Polish = int | str | None
@@ -39,8 +39,6 @@ def check_search(k: int | None, polish: Polish, search: SearchOptions) -> None:
         If no solve, no survey or no polish can honour them.
     """
     method = search["method"]
-    if search["block"] is not None and method == "dense":
-        raise InputError("block is the width of the blocks of a search, and method 'dense' has none: leave it out")
     if polish is not None and method != SHARED_BASIS:
         raise InputError(f"polish goes on from a survey, and method {method!r} makes none: give {SHARED_BASIS!r}")
     if polish is not None and polish != "flagged" and (not is_whole(polish) or polish < 1):
@@ -48,6 +46,8 @@ def check_search(k: int | None, polish: Polish, search: SearchOptions) -> None:
     if polish is not None:
         search = {**search, "certify": None}  # the survey claims nothing, the polish may claim all
     check_options(k=k, **search)
+    if polish is None:  # which has blocks
+        require_blocks(search["block"], method)
 
 
 def search_record(k: int | None, polish: Polish, search: SearchOptions) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _survey(
     Results of polished tokens keep what the survey had measured (``missed``); their work is that of both. The method,
     the reason and the choices are those of the survey in all of them, with what became of the polish.
     """
-    estimating: SearchOptions = {**search, "certify": None}
+    estimating: SearchOptions = {**search, "certify": None, "block": None}
     surveyed = svd_batch(batch, k, **estimating, choices=dict(choices), checkpoint=checkpoint)
     chosen = _chosen(surveyed, wanted)
     if not chosen:

@@ -150,6 +150,12 @@ def check_block(name: str, width: int | None) -> None:
         raise InputError(f"{name} = {width!r} is no width: give 1 or more, or None to let the solver choose")
 
 
+def require_blocks(block: int | None, method: str) -> None:
+    """Raise :class:`InputError` for a block width beside a method that was asked for and has no blocks."""
+    if block is not None and method not in ("auto", "lanczos"):
+        raise InputError(f"block is the width of Lanczos blocks, and method {method!r} has none: leave it out")
+
+
 def _check_goal(k: int | None, threshold: float | None, energy: float | None, method: str) -> None:
     given = [name for name, value in (("k", k), ("threshold", threshold), ("energy", energy)) if value is not None]
     if len(given) > 1:

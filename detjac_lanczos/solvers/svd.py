@@ -25,6 +25,7 @@ from detjac_lanczos.solvers.options import (
     check_fit,
     check_options,
     default_k,
+    require_blocks,
 )
 from detjac_lanczos.solvers.randomized import solve_randomized
 from detjac_lanczos.solvers.result import SVDResult
@@ -83,7 +84,8 @@ def svd(
     block : int, optional
         Width of the Lanczos blocks. By default 3, or up to 8 where a pass costs more than its columns (weights read
         from a disk, say): a second pass that takes 0.5 s or more is followed by one of a single column, which shows
-        it, and what is chosen is in ``SVDResult.choices``. Width 1 misses values.
+        it, and what is chosen is in ``SVDResult.choices``. Width 1 misses values. Other methods have no blocks and
+        refuse it.
     max_products : int, optional
         Columns both ways that may be spent on each operator, those that a ``checkpoint`` is held against not counted.
     start : Tensor or ndarray, shape (d_in, w), optional
@@ -212,6 +214,7 @@ def svd_batch(
         delta=delta,
         callback=callback,
     )
+    require_blocks(block, method)
     check_fit(operators.shapes, k=k, method=decisions.method, max_products=max_products)
     blocks = read_start(start, operators.shapes, method=method)
     if memory is not None and (decisions.method != "lanczos" or threshold is not None or energy is not None):

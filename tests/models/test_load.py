@@ -194,6 +194,12 @@ def test_a_tokenizer_goes_with_a_live_model_only(folder: Path, live: tuple[Any, 
         load_model(folder, live[1])
 
 
+def test_options_of_loading_go_with_a_name_only(folder: Path, live: tuple[Any, Any]) -> None:
+    for model in (live, live[0], load_model(folder)):
+        with pytest.raises(InputError, match=r"device_map, nonsense would have no effect on a live model[^\n]*$"):
+            load_model(model, device_map="auto", nonsense=3)
+
+
 def test_a_hub_id_out_of_reach_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

@@ -318,6 +318,12 @@ def test_a_polish_has_the_block_the_seed_and_the_delta_of_the_run(tiny: LoadedMo
     assert run.record["choices"]["solver"]["polish"]["block"] == 5
 
 
+@pytest.mark.parametrize("method", ["dense", "randomized", "shared_basis"])
+def test_a_block_that_nothing_would_have_is_refused_before_a_model_is_loaded(method: str) -> None:
+    with pytest.raises(InputError, match=f"method '{method}' has none: leave it out"):
+        analyze("no model is looked for", PROMPT, K, method=method, block=5)
+
+
 def test_only_flagged_tokens_are_polished_where_one_asks_for_them(
     tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -238,6 +238,9 @@ def test_few_columns_are_spent() -> None:
         {"start": torch.full((20, 2), float("nan"))},
         {"start": torch.eye(20).to_sparse()},
         {"start": torch.eye(20), "method": "randomized"},
+        {"block": 2, "method": "dense"},
+        {"block": 2, "method": "randomized"},
+        {"block": 2, "method": "shared_basis"},
         {"choices": "dense"},
         {"choices": {"method": "arnoldi"}},
         {"choices": {"block": 0}},
@@ -249,6 +252,12 @@ def test_options_that_cannot_be_honoured(options: dict) -> None:
     with pytest.raises(InputError) as refused:
         svd(torch.eye(20), **({"k": 4} | options))
     assert "\n" not in str(refused.value)
+
+
+def test_a_block_is_for_the_lanczos_that_auto_may_choose() -> None:
+    dense = svd(torch.eye(20), 4)
+    assert svd(torch.eye(20), 4, block=2).method == svd(torch.eye(20), 4, block=2, choices=dense.choices).method
+    assert svd(torch.eye(20), 4, method="dense", choices={"method": "lanczos", "block": 3}).method == dense.method
 
 
 def test_options_and_starts_of_numpy_are_taken() -> None:
