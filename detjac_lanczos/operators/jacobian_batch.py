@@ -36,6 +36,8 @@ class JacobianBatch(Shared, Sequence[Jacobian]):
     """
 
     def __init__(self, operators: Iterable[Jacobian]) -> None:
+        if not isinstance(operators, Iterable):
+            raise InputError(f"a batch is of a list of Jacobians; got {type(operators).__name__}")
         self.operators = list(operators)
         if not self.operators:
             raise InputError("a batch is of one Jacobian or more; got none")

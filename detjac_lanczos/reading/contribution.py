@@ -10,9 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.solvers.batch import Subset
 from detjac_lanczos.solvers.chunks import CHUNK_ROWS
+from detjac_lanczos.solvers.options import check_seed
 from detjac_lanczos.solvers.streams import Stream
 
 PROBES = 16
@@ -68,10 +70,16 @@ def contributions(batch: JacobianBatch, triplets: Sequence[Triplets]) -> list[Co
     -------
     list of Contribution
 
+    Raises
+    ------
+    InputError
+        If ``batch`` is no batch of Jacobians, or the triplets are not one for each operator.
+
     References
     ----------
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the singular vectors of J_i carry J_i x_i.
     """
+    check_triplets(batch, triplets)
     inputs = [operator.x for operator in batch.operators]
     products = Subset(batch, range(len(batch)), CHUNK_ROWS).matmat(
         [(i, x[:, None].contiguous()) for i, x in enumerate(inputs)]
@@ -99,7 +107,14 @@ def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *
     -------
     list of Contribution
         Lengths (``share``, and what follows from it) are estimates.
+
+    Raises
+    ------
+    InputError
+        As in `contributions`, or if ``seed`` is no whole number.
     """
+    check_triplets(batch, triplets)
+    check_seed(seed)
     generator = Stream.CONTRIBUTION.generator(seed)
     Omega = torch.randn(batch.shapes[0][0], PROBES, generator=generator, dtype=torch.float64, device="cpu")
     outputs = {operator.prompt: operator.y for operator in batch.operators}
@@ -124,6 +139,16 @@ def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *
             )
         )
     return found
+
+
+def check_triplets(batch: JacobianBatch, triplets: Sequence[Triplets]) -> None:
+    """Raise `InputError` for what is no batch, and for triplets that are not one for each of its operators."""
+    if not hasattr(batch, "rmatmat_shared"):
+        raise InputError(f"got a {type(batch).__name__}: give a JacobianBatch, as network.jacobians(...) does")
+    if not isinstance(triplets, Sequence):
+        raise InputError(f"triplets are a {type(triplets).__name__}: give a list with one for each operator")
+    if len(triplets) != len(batch.shapes):
+        raise InputError(f"{len(triplets)} triplets for {len(batch.shapes)} operators: give one for each")
 
 
 def _measured(product: Tensor, x: Tensor, y: Tensor, triplets: Triplets) -> Contribution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.reading.record_values import (
     ESTIMATE,
     Record,
@@ -24,6 +26,7 @@ from detjac_lanczos.reading.record_values import (
 )
 from detjac_lanczos.reading.sheet import INK, MUTED, add_title, empty_sheet, house_style, short_name
 from detjac_lanczos.reading.target_words import target_name
+from detjac_lanczos.solvers.options import is_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +69,10 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
     ------
     DetjacError
         If matplotlib is not installed.
+    InputError
+        If ``record`` is no record of a run, or has no such prompt.
     """
+    _check_prompt(record, prompt)
     tokens = [token for token in tokens_of(record, prompt) if singular_values(token)]
     if not any(value > 0 for token in tokens for value in shown_values(token)):
         told = "No singular value above 0 was found." if tokens else why_no_values(record, prompt)
@@ -119,11 +125,14 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
     ------
     DetjacError
         If matplotlib is not installed.
+    InputError
+        If ``record`` is no record of a run, or has no such prompt.
 
     References
     ----------
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the detached sum lies on the diagonal.
     """
+    _check_prompt(record, prompt)
     errors = record["reconstructions"][prompt]
     truth = vectors[f"y.{prompt}"].double().cpu().numpy()
     figure, axes = empty_sheet(4.6, 4.6)
@@ -168,7 +177,10 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
     ------
     DetjacError
         If matplotlib is not installed.
+    InputError
+        If ``record`` is no record of a run, or has no such prompt.
     """
+    _check_prompt(record, prompt)
     tokens = [token for token in tokens_of(record, prompt) if token["contribution"]]
     if not tokens:
         unread = "J x was measured of no token." if tokens_of(record, prompt) else why_no_values(record, prompt)
@@ -203,24 +215,31 @@ def plot_contributions(record: Record, prompt: int = 0) -> Figure:
     return figure
 
 
-def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) -> list[Path]:
+def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: str | os.PathLike[str]) -> list[Path]:
     """Draw every figure of every prompt as PNG and SVG into a folder; neither is made where matplotlib is missing.
 
     Parameters
     ----------
     record, vectors
         As in `plot_reconstruction`.
-    folder : Path
-        One that exists.
+    folder : path
+        Made where it is missing.
 
     Returns
     -------
     list of Path
         "spectra.png", "reconstruction.svg" and so on; "-1" and up after the name for the second prompt and later.
+
+    Raises
+    ------
+    InputError
+        If ``record`` is no record of a run.
     """
+    _check_prompt(record, 0)
     if find_spec("matplotlib") is None:
         return []
-    folder.mkdir(exist_ok=True)
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
     written = []
     for prompt in range(len(record["prompts"])):
         drawn = {
@@ -230,7 +249,7 @@ def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: Path) ->
         }
         for name, figure in drawn.items():
             for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-                path = folder / f"{name}{f'-{prompt}' if prompt else ''}.{kind}"
+                path = place / f"{name}{f'-{prompt}' if prompt else ''}.{kind}"
                 with house_style():
                     figure.savefig(path, metadata=metadata)
                 written.append(path)
@@ -245,6 +264,14 @@ def _sentence(words: str, record: Record, prompt: int) -> Figure:
         axes.text(0.02, 0.5, words, transform=figure.transFigure, va="center")
         add_title(figure, record, prompt)
     return figure
+
+
+def _check_prompt(record: Record, prompt: object) -> None:
+    if not isinstance(record, Mapping):
+        raise InputError(f"figures are drawn from a run's record; got a {type(record).__name__}: give run.record")
+    prompts = len(record["prompts"])
+    if not is_whole(prompt) or not 0 <= prompt < prompts:
+        raise InputError(f"prompt {prompt!r} does not exist; the run has prompts 0..{prompts - 1}")
 
 
 def _survey_legend(axes: Axes, tokens: list[Record]) -> None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.operators import JacobianBatch
-from detjac_lanczos.reading.contribution import Triplets
+from detjac_lanczos.reading.contribution import Triplets, check_triplets
 from detjac_lanczos.solvers.deflated_norm import frobenius_interval, stable_rank_interval
 from detjac_lanczos.solvers.missed import Missed
+from detjac_lanczos.solvers.options import check_seed
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import epsilon_at
 from detjac_lanczos.solvers.streams import Stream
@@ -89,14 +90,17 @@ def stable_ranks(
     Raises
     ------
     InputError
-        If ``confidence`` is not in (0, 1), or too small for so few probes: the interval is proven only where the
-        quantiles of χ² with `PROBES` degrees of freedom are 2 or more away from its mean.
+        As in `estimate_contributions`, or if ``confidence`` is not in (0, 1), or too small for so few probes: the
+        interval is proven only where the quantiles of χ² with `PROBES` degrees of freedom are 2 or more away from its
+        mean.
 
     References
     ----------
     Girard 1989; Hutchinson 1989. Removing the leading triplets first: Meyer, Musco, Musco, Woodruff, "Hutch++", 2021.
     """
     check_probes(PROBES, confidence)
+    check_triplets(batch, triplets)
+    check_seed(seed)
     d_out = batch.shapes[0][0]
     generator = Stream.STABLE_RANK.generator(seed)
     Omega = torch.randn(d_out, PROBES, generator=generator, dtype=torch.float64, device="cpu").to(

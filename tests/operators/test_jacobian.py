@@ -637,6 +637,11 @@ def test_equal_probes_share_one_program_and_the_latest_alone_is_kept(network: De
     assert first() is None
 
 
+def test_one_jacobian_is_no_batch(network: DetachedNetwork) -> None:
+    with pytest.raises(InputError, match=r"a batch is of a list of Jacobians; got DetachedJacobian$"):
+        JacobianBatch(network.jacobian(0))  # type: ignore[arg-type]
+
+
 def test_a_batch_of_different_maps_is_refused(network: DetachedNetwork) -> None:
     rows = normal(24, 24)
     J = network.jacobian(0, target=probe(rows))

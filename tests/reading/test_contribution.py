@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import DetachedNetwork, detach
-from detjac_lanczos.reading import contributions, estimate_contributions
+from detjac_lanczos.reading import contributions, estimate_contributions, stable_ranks
 from tests import tiny_models
 
 
@@ -95,3 +96,19 @@ def test_an_estimate_of_a_token_without_influence_is_zero() -> None:
     found = SimpleNamespace(U=torch.zeros(2, 1), S=torch.zeros(1), V=torch.zeros(2, 1))
     (part,) = estimate_contributions(batch_of(torch.zeros(2, 2), torch.ones(2), torch.ones(2)), [found])
     assert (part.share, part.cosine, part.captured) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("measure", [contributions, estimate_contributions, stable_ranks])
+def test_triplets_are_one_for_each_operator_of_a_batch(measure: Any, network: DetachedNetwork) -> None:
+    batch = network.jacobians()
+    triplets = [SimpleNamespace(U=None, S=None, V=None, residuals=None, status="converged")] * len(batch)
+    with pytest.raises(InputError, match=rf"{len(batch) - 1} triplets for {len(batch)} operators: give one for each$"):
+        measure(batch, triplets[1:])
+    with pytest.raises(InputError, match="triplets are a NoneType: give a list"):
+        measure(batch, None)
+    for wrong in (list(batch), batch[0], None):
+        with pytest.raises(InputError, match=f"got a {type(wrong).__name__}: give a JacobianBatch"):
+            measure(wrong, triplets)
+    for seed in ("a", 2.5) if measure is not contributions else ():
+        with pytest.raises(InputError, match=f"seed = {seed!r} starts no random numbers"):
+            measure(batch, triplets, seed=seed)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from detjac_lanczos.errors import DetjacError
+from detjac_lanczos.errors import DetjacError, InputError
 from detjac_lanczos.reading import (
     figures,
     fonts,
@@ -278,3 +278,21 @@ def test_files_are_the_same_whatever_the_caller_has_set(run: Run, tmp_path: Path
         assert dict(matplotlib.rcParams) == before
     for path in plain.iterdir():
         assert path.read_bytes() == (own / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("plot", [plot_spectra, plot_reconstruction, plot_contributions])
+def test_what_is_no_record_or_prompt_of_a_run_is_refused_in_one_line(plot: Any, run: Run) -> None:
+    vectors = (run.vectors,) if plot is plot_reconstruction else ()
+    for prompt in (9, 1, -1, 0.0, "a"):
+        with pytest.raises(InputError, match=rf"prompt {prompt!r} does not exist; the run has prompts 0\.\.0$"):
+            plot(run.record, *vectors, prompt=prompt)
+    with pytest.raises(InputError, match=r"from a run's record; got a Run: give run\.record$"):
+        plot(run, *vectors)
+
+
+def test_figures_are_saved_in_a_folder_by_its_name(biased_run: Run, tmp_path: Path) -> None:
+    (first, *_) = save_figures(biased_run.record, biased_run.vectors, str(tmp_path / "new" / "figures"))
+    assert first == tmp_path / "new" / "figures" / "spectra.png" and first.is_file()
+    with pytest.raises(InputError, match=r"give run\.record$"):
+        save_figures(biased_run, biased_run.vectors, tmp_path / "none")  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
