@@ -100,7 +100,7 @@ class SVDResult:
         Those of a matrix that was written out stand for them where their mismatch, which is a part of both, is
         negligible for ``tol``, or where ``max_products`` leaves no others.
     certificate : Certificate or None
-        The TRIPLETS claim; None when it was not asked for or nothing was found.
+        The TRIPLETS claim; None when it was not asked for or nothing was found, and of estimates.
     status : Status
     advice : str
         What the status means and what to do about it; a sentence, or several.
@@ -108,7 +108,8 @@ class SVDResult:
     method, why : str
         The method taken, and the reason for it.
     choices : dict
-        Every decision that was made by timing, as plain data; pass it back as ``choices=`` to repeat the solve.
+        Every decision that was made, by counts or by timing, and what was asked for in its place, as plain data; pass
+        it back as ``choices=`` to repeat the solve.
     floor : float
         c ε σ₁ √passes: residuals below it are rounding. ε is that of the operator's type, or more where its products
         are so small that they lose digits. 0 where all products are zero: ``advice`` says what those may hide.

@@ -27,39 +27,36 @@ class Around(TypedDict, total=False):
     add: Tensor | None
 
 
-def linear(x: Tensor, weight: Tensor, **around: Unpack[Around]) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    scale: Tensor | None = None,
+    gate: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
     """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``.
 
     Parameters
     ----------
     x : Tensor, shape (R, d)
     weight : Tensor, shape (f, d)
-    **around
+    scale, gate, out_scale, add
         As in `Around`.
 
     Returns
     -------
     Tensor, shape (R, f)
     """
-    return _fused(x, weight, **around)
+    if gate is None and out_scale is None and add is not None:
+        return surrounded(lambda rows: roads.product(rows, weight, add), x, scale)
+    return surrounded(lambda rows: roads.product(rows, weight), x, scale, gate, out_scale, add)
 
 
 def linear_transposed(y: Tensor, weight: Tensor, **around: Unpack[Around]) -> Tensor:
     """Return ``(((y ∘ scale) W) ∘ gate) ∘ out_scale + add``: shapes as in `linear` with d and f exchanged."""
-    return _fused(y, weight.t(), **around)
-
-
-def _fused(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None = None,
-    gate: Tensor | None = None,
-    out_scale: Tensor | None = None,
-    add: Tensor | None = None,
-) -> Tensor:
-    if gate is None and out_scale is None and add is not None:
-        return surrounded(lambda rows: roads.product(rows, weight, add), x, scale)
-    return surrounded(lambda rows: roads.product(rows, weight), x, scale, gate, out_scale, add)
+    return linear(y, weight.t(), **around)
 
 
 def surrounded(

@@ -239,3 +239,9 @@ def test_a_choice_is_for_its_own_shape_and_direction_alone() -> None:
     linear(torch.randn(8, 16), torch.randn(16, 12).t())
     linear(torch.randn(8, 12), torch.randn(16, 12))
     assert len(roads.choices()) == 4
+
+
+@pytest.mark.parametrize("product", [linear, linear_transposed])
+def test_an_option_that_is_none_is_blamed_on_a_public_function(product: Callable[..., Tensor]) -> None:
+    with pytest.raises(TypeError, match=r"^linear\(\) got an unexpected keyword argument 'foo'"):
+        product(torch.eye(2), torch.eye(2), foo=1)
