@@ -206,6 +206,8 @@ def test_the_python_call_repeats_the_run(run: Run) -> None:
     options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.value.keywords}
     assert options == {"k": 4, "dtype": "float32", "input_ids": [list(ids) for ids in run.record["token_ids"]]}
     assert ast.unparse(call.value.args[0]) == "(model, tokenizer)"
+    of_text = python_call(run.record | {"prompts": ["the bridge"]})
+    assert "prompt='the bridge'" in ast.unparse(ast.parse(of_text))
 
 
 def _said(record: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:

@@ -37,7 +37,8 @@ def python_call(record: Record) -> str:
     stored = [f"embeds.{prompt}" for prompt in range(len(prompts))] if not all(record["token_ids"]) else []
     said = [_model(record)]
     if texts:
-        said.append(repr(prompts[0] if len(prompts) == 1 else list(prompts)))
+        named = "prompt=" if record["live"] else ""  # of a live model the dtype stands before it
+        said.append(f"{named}{prompts[0] if len(prompts) == 1 else list(prompts)!r}")
     if options["k"] is not None:
         said.append(f"k={options['k']}")
     if stored:
