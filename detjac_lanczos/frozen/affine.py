@@ -151,7 +151,7 @@ class AffineNetwork(FrozenNetwork):
         if target.kind in ("logits", "probe"):
             return self.read(target, prompt, position)
         if self.altered:
-            return self._affine(-1, target, prompt, position, self.inputs(-1, prompt)[: position + 1])
+            return self._altered_value(target, prompt, position)
         row = self.start_of(prompt) + position
         match target.kind:
             case "layer":
@@ -242,6 +242,14 @@ class AffineNetwork(FrozenNetwork):
         start = self.start_of(prompt)
         stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
         return stream[start : start + self.lengths[prompt]]
+
+    @torch.inference_mode(False)
+    def _altered_value(self, target: Place, prompt: int, position: int) -> Tensor:
+        key = ("value", str(target), prompt, position)
+        if key not in self._values:
+            rows = self.inputs(-1, prompt)[: position + 1]
+            self._values[key] = self._affine(-1, target, prompt, position, rows)
+        return self._values[key]
 
     @torch.inference_mode(False)
     def _altered_stream(self, source: int, prompt: int) -> Tensor:

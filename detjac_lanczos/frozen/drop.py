@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.indices import whole_number
-from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.places import Place, attention, mlp
 
 _NEVER_ZERO = (".rstd", ".positions", ".input")
 _SWITCH = re.compile(r"\.mixing\.\d+(\.query_scale)?$")
@@ -60,6 +60,27 @@ class Expert:
 
 
 head, expert = Head, Expert  # as a user types them, beside layer(l), attention(l) and mlp(l)
+_KINDS: dict[str, Callable[..., Head | Expert | Place]] = {
+    "head": head,
+    "expert": expert,
+    "attention": attention,
+    "mlp": mlp,
+}
+
+
+def part_named(name: str) -> Head | Expert | Place:
+    """Return what `switch_off` gave a short name to, such as "head.3.1".
+
+    Raises
+    ------
+    InputError
+        If that is no such name.
+    """
+    kind, *numbers = name.split(".")
+    try:
+        return _KINDS[kind](*map(int, numbers))
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{name!r} names nothing that can be switched off") from None
 
 
 def replaced(coefficients: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:

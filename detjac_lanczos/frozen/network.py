@@ -49,9 +49,8 @@ class FrozenNetwork(Shared):
         Values of the nonlinear forward pass.
     dropped : frozenset of str
         What `replace` switched off: "head.3.1", "expert.2.7", "attention.3"; a branch leaves with its biases.
-    altered : bool
-        Whether `replace` changed anything: the model's own pass then says nothing of this network, which has values of
-        its own.
+    changed : frozenset of str
+        Coefficients that `replace` was given values of.
     planned : Plan, optional
         Where the coefficients were put under a budget of memory; see `plan`.
     own_weights : OwnWeights
@@ -68,7 +67,7 @@ class FrozenNetwork(Shared):
     streams: Streams
     dropped: frozenset[str] = frozenset()
     planned: Plan | None = None
-    altered: bool = False
+    changed: frozenset[str] = frozenset()
     own_weights: OwnWeights = field(default_factory=OwnWeights)
     hooks: HooksOnAll = field(default_factory=HooksOnAll)
 
@@ -114,6 +113,14 @@ class FrozenNetwork(Shared):
                 scale_factors(branch.chain, network.lengths)
             let_go(stage.mapped)
         return network
+
+    @property
+    def altered(self) -> bool:
+        """Whether `replace` changed anything: the model's own pass then says nothing of this network.
+
+        It has values of its own.
+        """
+        return bool(self.dropped or self.changed)
 
     @property
     def plan(self) -> Plan:
@@ -242,8 +249,8 @@ class FrozenNetwork(Shared):
             If the model's weights or adapters have changed since the pass; its numbers are those of the pass.
         """
         self.own_weights.require_model()
-        changed = replaced(self.coefficients, coefficients or {})
+        given = coefficients or {}
+        found = replaced(self.coefficients, given)
         off = tuple(drop) if isinstance(drop, Iterable) and not isinstance(drop, str) else (drop,)
-        dropped = self.dropped.union([switch_off(changed, item, self.blocks) for item in off])
-        altered = self.altered or bool(coefficients) or bool(off)
-        return replace(self, coefficients=changed, dropped=dropped, altered=altered)
+        dropped = self.dropped.union([switch_off(found, item, self.blocks) for item in off])
+        return replace(self, coefficients=found, dropped=dropped, changed=self.changed.union(given))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ class Prompt:
     """One sequence without padding.
 
     ``ids``: token ids; ``tokens``: their text; ``embeds``: (n, d) where given in place of ids; ``position_ids``: where
-    the model is told that the tokens stand, if not at 0, 1, 2, ...
+    the model is told that the tokens stand, if not at 0, 1, 2, ...; ``chat``, ``add_special_tokens``: how text is read.
     """
 
     text: str | None
@@ -28,6 +28,8 @@ class Prompt:
     tokens: tuple[str, ...]
     embeds: Tensor | None = None
     position_ids: Positions | None = None
+    chat: bool = False
+    add_special_tokens: bool = True
 
     @property
     def length(self) -> int:
@@ -102,7 +104,7 @@ def read_prompts(
         if wrong:
             end = "on" if limit is None else f"to {limit - 1}"
             raise InputError(f"position {wrong[0]} cannot be used; positions go from 0 {end}, as the model's context")
-    return tuple(prompts)
+    return tuple(replace(p, chat=bool(chat), add_special_tokens=bool(add_special_tokens)) for p in prompts)
 
 
 def _from_text(loaded: LoadedModel, text: Any, chat: bool, add_special_tokens: bool) -> Prompt:

@@ -35,7 +35,7 @@ from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.offloaded import execution_devices, require_values
 from detjac_lanczos.whole_file import as_path, whole_file
 
-FORMAT = 6
+FORMAT = 7
 
 KIND = "detjac network"
 FILE_NAME = "network.safetensors"
@@ -72,14 +72,12 @@ class StoredNetwork(FrozenNetwork):
             "setup": setup_of(self),
             "freeze": self.freeze,
             "dropped": sorted(self.dropped),
-            "altered": self.altered,
+            "changed": sorted(self.changed),
             "plan": None if self.planned is None else self.planned.record,
             "elsewhere": [
                 name for name, value in self.coefficients.items() if is_mapped(value) or value.device not in devices
             ],
-            "prompts": [
-                {"text": p.text, "ids": p.ids, "tokens": p.tokens, "position_ids": p.position_ids} for p in self.prompts
-            ],
+            "prompts": [{name: value for name, value in vars(p).items() if name != "embeds"} for p in self.prompts],
         }
         header = {"kind": KIND, "format": str(FORMAT), "network": json.dumps(description)}
         header["checksum"] = _checksum(tensors, header["network"])
@@ -187,6 +185,8 @@ def _fields(
                 tuple(p["tokens"]),
                 None if p["ids"] else tensors["embeddings"][a:b],
                 None if p["position_ids"] is None else tuple(p["position_ids"]),
+                p["chat"],
+                p["add_special_tokens"],
             )
             for p, (a, b) in zip(description["prompts"], pairwise(ends), strict=True)
         ),
@@ -200,7 +200,7 @@ def _fields(
             model_output=tensors["model_output"],
         ),
         "dropped": frozenset(description["dropped"]),
-        "altered": description["altered"],
+        "changed": frozenset(description["changed"]),
         "planned": _plan(description, loaded, family),
     }
 

@@ -89,8 +89,24 @@ class Jacobian(MatrixFree):
 
     @property
     @abstractmethod
+    def rebuilt(self) -> Reconstruction:
+        """What the Jacobians of all tokens up to the output position give beside y, an altered network's own too."""
+
+    @property
     def reconstruction(self) -> Reconstruction:
-        """How well the Jacobians of all tokens up to the output position give y."""
+        """How well the Jacobians of all tokens up to the output position give y.
+
+        Raises
+        ------
+        InputError
+            If something in the network was replaced or switched off.
+        """
+        if self.network.altered:
+            raise InputError(
+                "a network with something replaced or switched off has no forward pass of the model to be held "
+                "against; reconstruct the network it was made from"
+            )
+        return self.rebuilt
 
     def cost(self) -> float:
         """Row-sweeps of one column, either way."""
@@ -158,19 +174,8 @@ class DetachedJacobian(Jacobian):
         return self.network.offset(self.source, self.target, self.prompt, self.position)
 
     @property
-    def reconstruction(self) -> Reconstruction:
-        """How well Σ J_i x_i + offset, over all tokens up to the output position, gives y.
-
-        Raises
-        ------
-        InputError
-            If something in the network was replaced or switched off.
-        """
-        if self.network.altered:
-            raise InputError(
-                "a network with something replaced or switched off has no forward pass of the model to be held "
-                "against; reconstruct the network it was made from"
-            )
+    def rebuilt(self) -> Reconstruction:
+        """Σ J_i x_i + offset, over all tokens up to the output position, beside y."""
         offset = self.offset
         return Reconstruction.of(self.y, self._sum() + offset, offset)
 
@@ -187,7 +192,7 @@ class OrdinaryJacobian(Jacobian):
         return self.y - self._sum()
 
     @property
-    def reconstruction(self) -> Reconstruction:
+    def rebuilt(self) -> Reconstruction:
         """What Σ J_i x_i, over all tokens up to the output position, gives of y."""
         y, estimate = self.y, self._sum()
         return Reconstruction.of(y, estimate, y - estimate)

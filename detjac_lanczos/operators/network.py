@@ -63,7 +63,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         Of an altered network (see `replace`): what its own output says.
         """
         found = []
-        for logits in self._last_logits:
+        for logits in self.last_logits:
             probabilities = torch.softmax(logits.double(), dim=-1)
             top = probabilities.topk(min(10, len(probabilities)))
             found.append(
@@ -75,10 +75,11 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         return found
 
     @property
-    def _last_logits(self) -> Iterable[Tensor]:
+    def last_logits(self) -> list[Tensor]:
+        """Logits at the last position of each prompt, an altered network's own: (vocabulary,) each."""
         if not self.altered:
-            return self.streams.logits
-        return (self.value(Place("logits"), prompt, n - 1) for prompt, n in enumerate(self.lengths))
+            return list(self.streams.logits)
+        return [self.value(Place("logits"), prompt, n - 1) for prompt, n in enumerate(self.lengths)]
 
     @property
     def prediction(self) -> list[Candidate]:

@@ -21,6 +21,7 @@ from detjac_lanczos.reading.record_values import (
     scientific,
     shown_values,
     singular_values,
+    switched_off,
     tokens_of,
     why_no_values,
 )
@@ -242,11 +243,9 @@ def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: str | os
     place.mkdir(parents=True, exist_ok=True)
     written = []
     for prompt in range(len(record["prompts"])):
-        drawn = {
-            "spectra": plot_spectra(record, prompt),
-            "reconstruction": plot_reconstruction(record, vectors, prompt),
-            "contributions": plot_contributions(record, prompt),
-        }
+        drawn = {"spectra": plot_spectra(record, prompt), "contributions": plot_contributions(record, prompt)}
+        if not switched_off(record):  # an altered network's y has nothing to be held against
+            drawn["reconstruction"] = plot_reconstruction(record, vectors, prompt)
         for name, figure in drawn.items():
             for kind, metadata in (("png", {}), ("svg", {"Date": None})):
                 path = place / f"{name}{f'-{prompt}' if prompt else ''}.{kind}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from detjac_lanczos.reading.visible import visible
@@ -13,6 +13,7 @@ Record = Mapping[str, Any]
 
 SUCCESSFUL = tuple(status.value for status in Status if status.successful)
 ESTIMATE = Status.ESTIMATE.value
+_NAMED = 4
 
 
 def singular_values(token: Record) -> list[float]:
@@ -25,6 +26,23 @@ def shown_values(token: Record) -> list[float]:
     """Return a token's singular values as they are told: of an estimate, lower bounds after what σ_1 is about."""
     values = singular_values(token)
     return [*token["survey"]["values"][:1], *values[1:]] if token["status"] == ESTIMATE else values
+
+
+def switched_off(record: Record) -> list[str]:
+    """Return what was switched off in the network, such as "head.3.1"; nothing where it is that of the model."""
+    return list(record["definition"].get("switched_off", ()))
+
+
+def named_parts(parts: Sequence[str]) -> str:
+    """Return parts that were switched off in a few words."""
+    more = len(parts) - _NAMED
+    return ", ".join(parts[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def model_name(record: Record) -> str:
+    """Return the name of the model, and what it was without."""
+    off = switched_off(record)
+    return f"{record['model']} without {named_parts(off)}" if off else str(record["model"])
 
 
 def asked_for(record: Record) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from detjac_lanczos.errors import DetjacError
 from detjac_lanczos.reading.fonts import drawable, installed_fonts
-from detjac_lanczos.reading.record_values import Record, prompt_text
+from detjac_lanczos.reading.record_values import Record, model_name, prompt_text
 from detjac_lanczos.reading.visible import columns, fit, visible
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def empty_sheet(width: float, height: float) -> tuple[Figure, Axes]:
 
 def add_title(figure: Figure, record: Record, prompt: int) -> None:
     """Head a figure with its prompt, cut to its width, and the model."""
-    model = f"{_LTR}  ({record['model']})"
+    model = f"{_LTR}  ({model_name(record)})"
     room = max(1, int(12 * figure.get_figwidth()) - columns(model))
     figure.suptitle(
         fit(drawable(prompt_text(record, prompt)), room).rstrip() + model,

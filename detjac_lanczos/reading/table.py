@@ -8,6 +8,7 @@ from detjac_lanczos.reading.record_values import (
     earlier_position,
     energy_held,
     has_offset,
+    model_name,
     needs_advice,
     percent,
     prompt_text,
@@ -16,6 +17,7 @@ from detjac_lanczos.reading.record_values import (
     significant,
     singular_values,
     surveyed,
+    switched_off,
     tokens_of,
 )
 from detjac_lanczos.reading.survey_table import survey_heading, survey_line, survey_summary
@@ -52,7 +54,7 @@ def render_table(record: Record, width: int = WIDTH) -> str:
     definition = record["definition"]
     weights = f"weights {definition['weights']} · " if definition.get("weights") else ""
     asked = (
-        f"{record['model']} · {weights}{record['dtype']} · freeze={record['freeze']} · "
+        f"{model_name(record)} · {weights}{record['dtype']} · freeze={record['freeze']} · "
         f"from {definition['input']} to {definition['target_definition']}"
     )
     lines = wrapped(asked, width)
@@ -157,6 +159,8 @@ def _reconstruction(record: Record, prompt: int, width: int) -> list[str]:
     if not is_one_entry(record):
         units = {"relative_error": "std/std"} | units
     told = [f"{'–' if errors[name] is None else format(errors[name], '.2e')} ({unit})" for name, unit in units.items()]
+    if switched_off(record):
+        told = ["none: y is the altered network's own, which no pass of the model gives"]
     if errors["model_relative_error"] is not None:
         told.append(f"{errors['model_relative_error']:.2e} (std/std, of the model's own y)")
     if has_offset(record, prompt):

@@ -1,4 +1,4 @@
-"""`analyze`: from a model and a prompt to certified, decoded singular vectors of every token."""
+"""`analyze`: from a model and a prompt, or their network, to certified, decoded singular vectors of every token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.kernel_choices import kernel_choices_in_force
-from detjac_lanczos.operators import JacobianBatch, detach
+from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
 from detjac_lanczos.runs.checkpoint import Checkpoint, NotedBatch
@@ -35,7 +35,7 @@ from detjac_lanczos.solvers.options import Callback, default_k
 
 
 def analyze(
-    model: LoadedModel | tuple[Any, Any] | str,
+    model: LoadedModel | tuple[Any, Any] | str | DetachedNetwork,
     prompt: str | Sequence[str] | None = None,
     k: int | None = None,
     *,
@@ -50,15 +50,15 @@ def analyze(
     seed: int = 0,
     block: int | None = None,
     max_products: int | None = None,
-    freeze: Freeze = "gate",
+    freeze: Freeze | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     quantization: str | None = None,
     source: str | Place = "embeddings",
     target: str | Place = "output",
     position: int = -1,
-    chat: bool = False,
-    add_special_tokens: bool = True,
+    chat: bool | None = None,
+    add_special_tokens: bool | None = None,
     input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
     inputs_embeds: Tensor | Sequence[Tensor] | None = None,
     attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
@@ -72,7 +72,10 @@ def analyze(
 
     Parameters
     ----------
-    model : LoadedModel, (model, tokenizer), or anything `load_model` takes
+    model : LoadedModel, (model, tokenizer), or anything `load_model` takes; or DetachedNetwork
+        Of a network that is there already, by `detach` or `DetachedNetwork.load`, no pass is made again: what it was
+        captured with (all options of `detach` and `load_model`) goes into the record, and none of it may be given. What
+        ``replace(drop=...)`` switched off is told wherever the model is, and y is then the network's own.
     prompt : str or list of str
         Several prompts share every sweep; their tokens are addressed as (prompt, token).
     k : int, optional
@@ -98,8 +101,8 @@ def analyze(
         Width of the Lanczos blocks.
     max_products : int, optional
         Columns both ways that may be spent on each token, by a survey before any polish; see `svd`.
-    freeze : {"gate", "up", "half"}
-        Which factor of a gated MLP is frozen; see `detach`.
+    freeze : {"gate", "up", "half"}, optional
+        Which factor of a gated MLP is frozen; see `detach`, whose default it has, as those named below have.
     dtype, device : optional
         As in `detach`: a named model is loaded so, of a live one a converted copy is made.
     quantization : str, optional
@@ -115,7 +118,8 @@ def analyze(
     checkpoint : path, optional
         A folder in which every pass of the search (a survey's and its polish's too) is written down as it is made: the
         same call with the same folder goes on where an earlier one was cut off, and finds the same bit for bit; see
-        `svd`. The times of the run hold those of earlier passes. It may be deleted once there is a run.
+        `svd`. The times of the run hold those of earlier passes. It may be deleted once there is a run. Of a network
+        that is the same one: saved and read back, not made by another pass.
     callback : callable, optional
         Called with a `Progress` after every pass of the solver; a bar in a notebook by default.
 
@@ -126,9 +130,10 @@ def analyze(
     Raises
     ------
     InputError
-        If the prompt, a token, the position, k or another option cannot be used.
+        If the prompt, a token, the position, k or another option cannot be used, is given beside a network, or that
+        was given coefficients.
     ModelError
-        If the model cannot be loaded or trusted.
+        If the model cannot be loaded or trusted, or has changed since the network was made.
     OperatorError
         If a product comes out with a wrong shape, dtype or device.
     RunFileError
@@ -152,27 +157,31 @@ def analyze(
     )
     check_search(k, polish, search)
     k, seed = None if k is None else int(k), int(seed)
-    check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
-    loaded = load_converted(model, dtype, device, quantization)
-    clock.lap("load")
+    capturing = _given(
+        prompt=prompt,
+        freeze=freeze,
+        chat=chat,
+        add_special_tokens=add_special_tokens,
+        input_ids=input_ids,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        memory=memory,
+    )
+    if isinstance(model, DetachedNetwork):
+        _require_as_captured(model, capturing | _given(dtype=dtype, device=device, quantization=quantization))
+    else:
+        check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
+        model = load_converted(model, dtype, device, quantization)
+        clock.lap("load")
     with kernel_choices_in_force(choices or {}), nullcontext() if kept is None else kept.choices_in_force():
-        network = detach(
-            loaded,
-            prompt,
-            freeze=freeze,
-            chat=chat,
-            add_special_tokens=add_special_tokens,
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            memory=memory,
-        )
+        network = model if isinstance(model, DetachedNetwork) else detach(model, **capturing)
         batch = network.jacobians(wanted, source=source, target=target, position=position)
         _require_distinct(batch)
         if k is None and threshold is None and energy is None:
             k = default_k(batch.shapes)
-        clock.lap("capture")
+        if network is not model:
+            clock.lap("capture")
         with usual_progress(callback, tol) as shown:
             search["callback"] = shown
             sent, folder = (batch, None) if kept is None else (NotedBatch(batch, kept), kept.folder)
@@ -188,8 +197,8 @@ def analyze(
             "source": str(source),
             "target": str(batch.operators[0].target),
             "position": position,
-            "chat": chat,
-            "add_special_tokens": add_special_tokens,
+            "chat": network.prompts[0].chat,
+            "add_special_tokens": network.prompts[0].add_special_tokens,
             "memory": None if network.planned is None else network.planned.memory,
         }
         record = make_record(
@@ -218,6 +227,25 @@ class _Clock:
 
     def times(self) -> dict[str, float]:
         return self._laps | {"total": sum(self._laps.values())}
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _require_as_captured(network: DetachedNetwork, given: Mapping[str, Any]) -> None:
+    """Refuse options that a network has already, and one that its model, as it is, and a record would not give."""
+    if given:
+        raise InputError(
+            f"a network has what it was captured with, and is given more: {', '.join(given)}; leave that out, or give "
+            "the model in its place"
+        )
+    if network.changed:
+        raise InputError(
+            f"{', '.join(sorted(network.changed))} hold values that were given, and no record of a run says which; use "
+            "svd(network.jacobian(...)), or a network from replace(drop=...)"
+        )
+    network.own_weights.require_model()
 
 
 def _require_distinct(batch: JacobianBatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.prompt import decode, read_prompts
 from detjac_lanczos.operators import DetachedNetwork, Jacobian, JacobianBatch
 from detjac_lanczos.reading import Contribution, Decoded, StableRank
@@ -57,9 +58,11 @@ def token_claims(
     if batch.operators[0].target.kind not in HEADLESS:
         head = head_of(network)
         row = abs(head.scale) * float(head.table.norm(dim=1).max())
+    ends = {operator.prompt: operator.position for operator in batch.operators}
+    lengths = {end[0]: float(network.value(Place("output"), *end).double().norm()) for end in ends.items()}
     for index, (token, operator, reading) in enumerate(zip(tokens, batch.operators, readings, strict=True)):
         rounding = products * (math.sqrt(batch.shapes[0][0]) if index in estimates else 1.0)
-        length = max(float(operator.y.double().norm()), float(network.streams.output.double().norm(dim=1).max()))
+        length = max(float(operator.y.double().norm()), lengths[operator.prompt])
         yield _decoding_claim(token, "left", reading.left, cosines * row, 2 * max(length, 1.0))
         yield _decoding_claim(token, "right", reading.right, cosines)
         if reading.stable_rank is not None:
@@ -74,7 +77,7 @@ def prompt_claims(run: Run, network: DetachedNetwork) -> Iterator[Claim]:
 
     The logarithm of a probability may differ by twice the rounding of the logits, c ε √d of the largest.
     """
-    slack = 2 * adjoint_bound(epsilon(network.dtype), network.hidden_size)
+    slack, logits = 2 * adjoint_bound(epsilon(network.dtype), network.hidden_size), network.last_logits
     for number, prompt in enumerate(network.prompts):
         text, written = run.prompts[number], run.record["prompt_tokens"][number]
         wrong = int(written != list(prompt.tokens)) + (text is not None and _ids(run, network, text) != prompt.ids)
@@ -82,14 +85,14 @@ def prompt_claims(run: Run, network: DetachedNetwork) -> Iterator[Claim]:
             true = prompt.ids[token.index] if prompt.ids else None
             wrong += (token.id, token.token) != (true, prompt.tokens[token.index])
         yield Claim(f"differences between the text and the tokens of prompt {number}", 0.0, float(wrong), 0.0)
-        probabilities = torch.softmax(network.streams.logits[number].double(), dim=-1)
+        probabilities = torch.softmax(logits[number].double(), dim=-1)
         best = probabilities.sort(descending=True).values.tolist()
         apart = 0.0 if len(run.predictions[number]) == len(network.predictions[number]) else math.inf
         for candidate, ranked in zip(run.predictions[number], best, strict=False):
             known = 0 <= candidate.id < len(best) and decode(network.loaded, candidate.id) == candidate.token
             own = float(probabilities[candidate.id]) if known else 0.0
             apart = max(apart, *(_ratio(candidate.probability, true) for true in (own, ranked)))
-        allowed = slack * float(network.streams.logits[number].abs().max())
+        allowed = slack * float(logits[number].abs().max())
         yield Claim(f"relative difference in the predictions after prompt {number}", 0.0, apart, allowed)
 
 

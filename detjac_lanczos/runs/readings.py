@@ -83,9 +83,12 @@ def read_triplets(
 def rebuild_outputs(
     network: DetachedNetwork, batch: JacobianBatch, *, source: str | Place, target: str | Place, position: int
 ) -> list[PromptReading]:
-    """Rebuild every prompt's output from its detached Jacobians and, where there are such, from the ordinary ones."""
+    """Rebuild every prompt's output from its detached Jacobians and, where there are such, from the ordinary ones.
+
+    An altered network has no ordinary ones.
+    """
     readings = []
-    comparable = batch.operators[0].target.kind in ("output", "residual", "layer")
+    comparable = batch.operators[0].target.kind in ("output", "residual", "layer") and not network.altered
     if comparable and any(parameter.is_inference() for parameter in network.model.parameters()):
         warnings.warn(
             "the contrast with ordinary Jacobians is left out: the weights were made in torch.inference_mode()",
@@ -98,7 +101,7 @@ def rebuild_outputs(
         if comparable:
             joint = network.jacobian((prompt, "joint"), source=source, target=target, position=position, frozen=False)
             ordinary = joint.reconstruction.estimate
-        readings.append(PromptReading(operator.position, operator.reconstruction, ordinary))
+        readings.append(PromptReading(operator.position, operator.rebuilt, ordinary))
     return readings
 
 

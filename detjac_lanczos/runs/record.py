@@ -206,16 +206,19 @@ def _token(result: SVDResult, reading: TokenReading) -> dict[str, Any]:
 def reconstruction_record(
     network: DetachedNetwork, batch: JacobianBatch, prompt: int, reading: PromptReading
 ) -> dict[str, float | None]:
-    """Return how far one prompt's output is from what was rebuilt, and from what the ordinary Jacobians give."""
+    """Return how far one prompt's output is from what was rebuilt, and from what the ordinary Jacobians give.
+
+    Of an altered network, whose output is its own, neither says anything: None.
+    """
     detached, model, ordinary = reading.detached, None, None
-    if str(batch.operators[0].target) == "output":
+    if str(batch.operators[0].target) == "output" and not network.altered:
         output = network.streams.model_output[network.start_of(prompt) + reading.position]
         model = Reconstruction.of(output, detached.estimate, output).relative_error
     if reading.ordinary is not None:
         ordinary = Reconstruction.of(detached.y, reading.ordinary, detached.y).relative_error
     return {
-        "relative_error": detached.relative_error,
-        "norm_error": detached.norm_error,
+        "relative_error": None if network.altered else detached.relative_error,
+        "norm_error": None if network.altered else detached.norm_error,
         "offset_share": detached.offset_share,
         "ordinary_relative_error": ordinary,
         "model_relative_error": model,

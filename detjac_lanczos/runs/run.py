@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from detjac_lanczos.operators import Reconstruction
 from detjac_lanczos.operators.network import Candidate
 from detjac_lanczos.reading.page import render_page
-from detjac_lanczos.reading.record_values import SUCCESSFUL, asked_for
+from detjac_lanczos.reading.record_values import SUCCESSFUL, asked_for, model_name
 from detjac_lanczos.reading.table import render_table
 from detjac_lanczos.runs.disk import write_run
 from detjac_lanczos.runs.folder import write_whole
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def reconstruction(self) -> Reconstruction:
-        """How well Σ J_i x_i + offset gives y after the first prompt."""
+        """How well Σ J_i x_i + offset gives y after the first prompt; no errors are known where y is no model's."""
         return self.reconstructions[0]
 
     @property
@@ -167,7 +167,7 @@ class Run:
         """One line that says what was run."""
         r = self.record
         asked = f"k={r['options']['k']}" if r["options"]["k"] is not None else asked_for(r)
-        return f"Run(model={r['model']!r}, prompts={r['prompts']!r}, {asked}, tokens={len(r['tokens'])})"
+        return f"Run(model={model_name(r)!r}, prompts={r['prompts']!r}, {asked}, tokens={len(r['tokens'])})"
 
 
 def _candidate(entry: dict[str, Any]) -> Candidate:

@@ -168,6 +168,7 @@ RECORD: dict[str, Shape] = {
         "tail": str,
         "position": AnyOf((int, [int])),
         "weights": Sometimes(str),
+        "switched_off": Sometimes([str]),
     },
     "options": {
         "k": Maybe(int),

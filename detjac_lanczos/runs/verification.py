@@ -9,6 +9,7 @@ from typing import Any
 
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.frozen.converted import load_converted
+from detjac_lanczos.frozen.drop import part_named
 from detjac_lanczos.frozen.places import Place, parse_place, probe
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.dtypes import compute_dtype
@@ -40,14 +41,14 @@ def verify(
 ) -> Verification:
     """Load the model of a run again and measure what the run claims.
 
-    The same weights (by fingerprint), token ids and recorded choices are used; each token's triplets are measured with
-    one fresh pass each way, then decoded again; claims of completeness are made again from the random vectors that they
-    rest on, and where all values above a threshold were asked for, or nothing is said to be left, others look for one
-    that is missing. Residuals may exceed the recorded ones by c ε √passes of the longest product, which is σ_1 where
-    that was found; values of the forward pass may differ by c ε √d of their length, a tenth at most. What the record
-    says besides is compared with the network and with the options; words, such as the definition of the operators, only
-    in a note: another version may put them otherwise. What nothing can measure again (work, times, choices) is recorded
-    only, and the verification says so.
+    The same weights (by fingerprint), token ids and recorded choices are used, and what was switched off is so again;
+    each token's triplets are measured with one fresh pass each way, then decoded again; claims of completeness are made
+    again from the random vectors that they rest on, and where all values above a threshold were asked for, or nothing
+    is said to be left, others look for one that is missing. Residuals may exceed the recorded ones by c ε √passes of
+    the longest product, which is σ_1 where that was found; values of the forward pass may differ by c ε √d of their
+    length, a tenth at most. What the record says besides is compared with the network and with the options; words, such
+    as the definition of the operators, only in a note: another version may put them otherwise. What nothing can measure
+    again (work, times, choices) is recorded only, and the verification says so.
 
     Parameters
     ----------
@@ -68,8 +69,8 @@ def verify(
     Raises
     ------
     InputError
-        If ``callback`` cannot be called, a run of a live model whose name does not load is given without it, or a run
-        that had a tokenizer with a model that has none.
+        If ``callback`` cannot be called, a run of a live model whose name does not load is given without it, a run that
+        had a tokenizer with a model that has none, or a part that the record says was switched off does not exist.
     RunFileError
         If the folder holds no whole run.
     ModelError
@@ -87,6 +88,8 @@ def _measured(run: Run, loaded: LoadedModel, callback: Callable[[str, int, int],
     """Measure what a run claims on its model."""
     record = run.record
     network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"]["memory"])
+    if off := record["definition"].get("switched_off"):
+        network = network.replace(drop=map(part_named, off))
     places: dict[str, Any] = {
         "source": parse_place(record["options"]["source"]),
         "target": _target(run),

@@ -216,8 +216,8 @@ def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> 
     with pytest.raises(RunFileError, match="checksum"):
         DetachedNetwork.load(path, loaded)
     path.write_bytes(whole)
-    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "7", "network": "{}"})
-    with pytest.raises(RunFileError, match=r"has format 7, newer than 6; update"):
+    save_file(load_file(path), path, metadata={"kind": "detjac network", "format": "8", "network": "{}"})
+    with pytest.raises(RunFileError, match=r"has format 8, newer than 7; update"):
         DetachedNetwork.load(path, loaded)
     save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(RunFileError, match="not a saved network"):
@@ -266,7 +266,7 @@ def test_a_description_that_was_changed_is_refused(tmp_path: Path) -> None:
         ({"network": "[]"}, "damaged"),
         ({"network": "[" * 100_000}, "damaged"),
         ({"format": "five"}, "damaged"),
-        ({"format": "5"}, "has format 5, older than 6; save the network again"),
+        ({"format": "6"}, "has format 6, older than 7; save the network again"),
     ):
         save_file(tensors, path, metadata=header | metadata)
         with pytest.raises(RunFileError, match=words):

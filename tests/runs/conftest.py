@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.runs import Run, analyze
@@ -41,6 +42,22 @@ def complete(tiny: LoadedModel) -> Run:
 def saved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of `run`; tests copy it before they harm it."""
     return run.save(tmp_path_factory.mktemp("runs") / "out")
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """Hold two runs to the same vectors and the same record, bit for bit."""
+    assert one.vectors.keys() == other.vectors.keys()
+    for name, vectors in one.vectors.items():
+        torch.testing.assert_close(vectors, other.vectors[name], rtol=0, atol=0, equal_nan=True)
+    assert told(one.record) == told(other.record)
+
+
+def told(record: Any) -> Any:
+    """Return a record without what two runs need not share: times, date, and which kernels were timed beside them."""
+    if isinstance(record, dict):
+        beside = ("seconds", "times", "created", "gemm")
+        return {name: told(part) for name, part in record.items() if name not in beside}
+    return [told(part) for part in record] if isinstance(record, list) else record
 
 
 def harm(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.models import LoadedModel
@@ -15,6 +14,7 @@ from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs import Run, analyze, checkpoint, surveying, verify
 from detjac_lanczos.solvers import SVDResult
 from detjac_lanczos.solvers.journal import Journal
+from tests.runs.conftest import assert_same
 from tests.tiny_llama import PROMPT
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -46,21 +46,6 @@ class Cutting:
 
 def made(tiny: LoadedModel, name: str, **more: Any) -> Run:
     return analyze(tiny, [PROMPT, "most of the bridge"], **({"k": 3} | RUNS[name] | more))
-
-
-def assert_same(one: Run, other: Run) -> None:
-    assert one.vectors.keys() == other.vectors.keys()
-    for name, vectors in one.vectors.items():
-        torch.testing.assert_close(vectors, other.vectors[name], rtol=0, atol=0, equal_nan=True)
-    assert told(one.record) == told(other.record)
-
-
-def told(record: Any) -> Any:
-    """Return a record without what two runs need not share: times, date, and which kernels were timed beside them."""
-    if isinstance(record, dict):
-        beside = ("seconds", "times", "created", "gemm")
-        return {name: told(part) for name, part in record.items() if name not in beside}
-    return [told(part) for part in record] if isinstance(record, list) else record
 
 
 @pytest.mark.parametrize("name", RUNS)

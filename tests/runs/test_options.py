@@ -9,6 +9,7 @@ import pytest
 
 from detjac_lanczos.cli.parser import make_parser
 from detjac_lanczos.frozen.words import Freeze
+from detjac_lanczos.operators import detach
 from detjac_lanczos.reading.page import repeat
 from detjac_lanczos.runs import Run, analyze
 from detjac_lanczos.runs.schema import RECORD
@@ -21,7 +22,12 @@ PARTS_OF_THE_RECORD = {"freeze", "dtype", "device", "quantization", "choices"}
 
 
 def test_every_option_is_recorded_and_repeated(run: Run) -> None:
-    asked = {name: parameter.default for name, parameter in signature(analyze).parameters.items()}
+    defaults = {
+        function: {name: parameter.default for name, parameter in signature(function).parameters.items()}
+        for function in (analyze, detach)
+    }
+    asked = {name: defaults[detach].get(name, usual) for name, usual in defaults[analyze].items()}
+    assert {defaults[analyze][name] for name in defaults[detach].keys() - {"model"}} == {None}
     options = asked.keys() - WHAT_IS_RUN - PARTS_OF_THE_RECORD - HOW_IT_IS_RUN
     assert run.record["options"].keys() == RECORD["options"].keys() == options
     assert {name: asked[name] for name in options - {"k", "tokens"}} == repeat._DEFAULTS

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from detjac_lanczos.models import LoadedModel
-from detjac_lanczos.operators import detach, probe
+from detjac_lanczos.operators import detach, mlp, probe
 from detjac_lanczos.runs import Run, analyze
 from detjac_lanczos.runs.schema import RECORD, Maybe, Pair, Sometimes
 from tests.tiny_llama import PROMPT
@@ -21,7 +21,7 @@ _, RECORD_PART, VECTORS_PART = re.split(r"^## (?=run\.json|vectors)", PAGE, flag
 
 @pytest.fixture(scope="module")
 def runs(run: Run, complete: Run, tiny: LoadedModel) -> list[Run]:
-    """Return runs that have every part between them: claims, guards, a survey, embeddings, a probe, half precision."""
+    """Return runs that have every part between them: claims, guards, a survey, embeddings, a probe, parts dropped."""
     embeds = detach(tiny, PROMPT).streams.embeddings[:3]
     rows = probe(torch.randn(5, 64, generator=torch.Generator().manual_seed(0)))
     return [
@@ -30,6 +30,7 @@ def runs(run: Run, complete: Run, tiny: LoadedModel) -> list[Run]:
         analyze(tiny, [PROMPT, "most of the bridge"], 3, method="shared_basis", polish=2),
         analyze(tiny, inputs_embeds=embeds, k=2, target=rows, memory="1MiB"),
         analyze(tiny, input_ids=[1, 2, 3], position_ids=[0, 1, 4], energy=0.5, dtype="bfloat16", certify=None),
+        analyze(detach(tiny, PROMPT).replace(drop=mlp(1)), k=2),
     ]
 
 

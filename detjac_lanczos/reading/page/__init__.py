@@ -10,7 +10,7 @@ from torch import Tensor
 from detjac_lanczos.reading.page.heading import heading
 from detjac_lanczos.reading.page.markup import text
 from detjac_lanczos.reading.page.sections import about, prompt_section
-from detjac_lanczos.reading.record_values import Record, text_read
+from detjac_lanczos.reading.record_values import Record, model_name, text_read
 from detjac_lanczos.reading.visible import shortened
 
 __all__ = ["render_page"]
@@ -45,7 +45,7 @@ def render_page(record: Record, vectors: Mapping[str, Tensor]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)} · detached Jacobians of {text(record['model'])}</title>"
+        f"<title>{text(title)} · detached Jacobians of {text(model_name(record))}</title>"
         f"<style>{style}</style></head><body>{heading(record)}<main>{prompts}{about(record)}</main>"
         f"<footer>Written by detjac_lanczos {text(version)}. This page is one file: it needs no network and runs no "
         "script.</footer></body></html>\n"

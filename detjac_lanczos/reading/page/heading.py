@@ -11,11 +11,14 @@ from detjac_lanczos.reading.record_values import (
     earlier_position,
     has_offset,
     is_complete,
+    model_name,
+    named_parts,
     percent,
     scientific,
     share_of_dense,
     singular_values,
     surveyed,
+    switched_off,
     text_read,
 )
 from detjac_lanczos.reading.target_words import is_one_entry, target_name
@@ -37,14 +40,18 @@ def heading(record: Record) -> str:
     others = f" · and {more} more prompt{'s' if more > 1 else ''}" if more else ""
     offset = ", plus an offset" if any(has_offset(record, prompt) for prompt in prompts) else ""
     name = target_name(record)
-    matter = "what they make the model say" if name in ("output", "logits") else f"what they do to the {text(name)}"
+    speaker, without = "the model", ""
+    if off := switched_off(record):
+        speaker, without = "the altered network", f", and with {text(named_parts(off))} switched off"
+    matter = f"what they make {speaker} say" if name in ("output", "logits") else f"what they do to the {text(name)}"
     stream = None if record["options"]["source"] == "embeddings" else text(record["definition"]["input"])
     whose, part = (f"{stream}, token by token", "that stream") if stream else ("each input token", "a token")
     return (
-        f'<header class="top"><p class="kicker"><span>Detached Jacobians</span> · {text(record["model"])}{others}</p>'
+        '<header class="top"><p class="kicker"><span>Detached Jacobians</span> · '
+        f"{text(model_name(record))}{others}</p>"
         f"<h1{size}><bdi>{text(title)}</bdi>{_continuation(record)}</h1>"
         '<p class="lead">One forward pass, with its normalisers, gates and attention weights held at the values they '
-        f"took, is a linear map of {whose}{offset}. These are the leading singular vectors of those maps: "
+        f"took{without}, is a linear map of {whose}{offset}. These are the leading singular vectors of those maps: "
         f"which directions of {part} matter, and {matter}.</p>"
         f"{facts(_key_figures(record), 'key')}</header>"
     )
@@ -67,12 +74,15 @@ def _key_figures(record: Record) -> list[tuple[str, str]]:
     estimated = f"; {estimates_counted(tokens)}" if surveyed(record) else ""
     whose = " (first prompt)" if len(record["prompts"]) > 1 else ""
     after = " after the whole prompt" if earlier_position(record, 0) is not None else ""
+    rebuilt = (f"Reconstruction error{whose}", f"{scientific(error)} <small>{unit}</small>")
+    if off := switched_off(record):
+        rebuilt = ("Switched off", f"{len(off)} <small>{text(named_parts(off))}</small>")
     return [
         (
             f"Next token{after}{whose}",
             f"{token_text(following['token'])} <small>{percent(following['probability'])}</small>",
         ),
-        (f"Reconstruction error{whose}", f"{scientific(error)} <small>{unit}</small>"),
+        rebuilt,
         (
             _what_was_done(record),
             f"{found} of {len(tokens)} <small>{text(_of_what(record))}{estimated}</small>",

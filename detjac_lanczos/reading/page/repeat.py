@@ -6,7 +6,8 @@ import re
 import shlex
 from typing import Any
 
-from detjac_lanczos.reading.record_values import Record
+from detjac_lanczos.frozen.drop import part_named
+from detjac_lanczos.reading.record_values import Record, switched_off
 
 _DEFAULTS: dict[str, Any] = {
     "threshold": None,
@@ -26,6 +27,7 @@ _DEFAULTS: dict[str, Any] = {
     "add_special_tokens": True,
     "memory": None,
 }
+_OF_CAPTURE = ("chat", "add_special_tokens", "memory")
 _NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")
 
 
@@ -35,28 +37,30 @@ def python_call(record: Record) -> str:
     prompts = record["prompts"]
     texts = None not in prompts
     stored = [f"embeds.{prompt}" for prompt in range(len(prompts))] if not all(record["token_ids"]) else []
-    said = [_model(record)]
+    captured = [_model(record)]
     if texts:
         named = "prompt=" if record["live"] else ""  # of a live model the dtype stands before it
-        said.append(f"{named}{prompts[0] if len(prompts) == 1 else list(prompts)!r}")
-    if options["k"] is not None:
-        said.append(f"k={options['k']}")
+        captured.append(f"{named}{prompts[0] if len(prompts) == 1 else list(prompts)!r}")
     if stored:
-        said.append(f"inputs_embeds=[{', '.join(f'stored[{name!r}]' for name in stored)}]")
+        captured.append(f"inputs_embeds=[{', '.join(f'stored[{name!r}]' for name in stored)}]")
     elif not texts:
-        said.append(f"input_ids={record['token_ids']}")
+        captured.append(f"input_ids={record['token_ids']}")
     if record["position_ids"]:
-        said.append(f"position_ids={record['position_ids']}")
-    if options["tokens"] is not None:
-        said.append(f"tokens={[tuple(pair) for pair in options['tokens']]}")
+        captured.append(f"position_ids={record['position_ids']}")
     if record["freeze"] != "gate":
-        said.append(f"freeze={record['freeze']!r}")
+        captured.append(f"freeze={record['freeze']!r}")
+    asked = [] if options["k"] is None else [f"k={options['k']}"]
+    if options["tokens"] is not None:
+        asked.append(f"tokens={[tuple(pair) for pair in options['tokens']]}")
     for name, value in _changed(options).items():
-        said.append(f"{name}={_literal(value)}")
-    body = ",\n    ".join(said)
+        (captured if name in _OF_CAPTURE else asked).append(f"{name}={_literal(value)}")
+    off, made = ", ".join(f"dl.{part_named(name)!r}" for name in switched_off(record)), ""
+    if off:
+        made = f"network = dl.detach({_body(captured)}).replace(drop=[{off}])\n"
+        captured = ["network"]
     needed = stored or _is_probe(options["target"])
     opened = 'stored = dl.load_run("the folder of this run").vectors\n' if needed else ""
-    return f"import detjac_lanczos as dl\n\n{opened}run = dl.analyze(\n    {body},\n)\nprint(run)"
+    return f"import detjac_lanczos as dl\n\n{opened}{made}run = dl.analyze({_body(captured + asked)})\nprint(run)"
 
 
 def command_line(record: Record) -> str | None:
@@ -64,7 +68,7 @@ def command_line(record: Record) -> str | None:
     options, prompts = record["options"], record["prompts"]
     changed = _changed(options)
     tokens = None if options["tokens"] is None else _same_of_each(options["tokens"], record["token_ids"])
-    unsaid = "add_special_tokens" in changed or _is_probe(options["target"]) or tokens == []
+    unsaid = switched_off(record) or "add_special_tokens" in changed or _is_probe(options["target"]) or tokens == []
     loaded_so = record["loading"].keys() - {"commit"}
     if record["live"] or loaded_so or record["position_ids"] or unsaid or not all(map(_can_be_typed, prompts)):
         return None
@@ -80,6 +84,10 @@ def command_line(record: Record) -> str | None:
     if any(prompt.startswith("-") for prompt in prompts):
         return " ".join(["detjac svd", *words, "--", *given])
     return " ".join(["detjac svd", *given, *words])
+
+
+def _body(arguments: list[str]) -> str:
+    return "\n    " + ",\n    ".join(arguments) + ",\n"
 
 
 def _model(record: Record) -> str:

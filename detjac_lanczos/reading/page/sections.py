@@ -16,12 +16,14 @@ from detjac_lanczos.reading.record_values import (
     earlier_position,
     estimate_of,
     has_offset,
+    model_name,
     percent,
     prompt_text,
     scientific,
     significant,
     singular_values,
     surveyed,
+    switched_off,
     tokens_of,
     why_no_values,
 )
@@ -71,7 +73,8 @@ def about(record: Record) -> str:
     definition, work, options = record["definition"], record["work"], record["options"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     pairs = [
-        ("Model", f"{text(record['model'])} ({text(definition['family'])}), {text(record['dtype'])}"),
+        ("Model", f"{text(model_name(record))} ({text(definition['family'])}), {text(record['dtype'])}"),
+        *([("Switched off", text(", ".join(off)))] if (off := switched_off(record)) else []),
         ("Weights", f"<code>{text(record['fingerprint'])}</code>"),
         *(
             [("Jacobian", f"of the weights {text(definition['weights'])}, computed in {text(record['dtype'])}")]
@@ -158,12 +161,17 @@ def _prediction(record: Record, prompt: int) -> str:
         for c in candidates
     )
     after = "" if earlier_position(record, prompt) is None else " after the whole prompt"
-    return f'<div><h2>What the model says next{after}</h2><ol class="bars">{rows}</ol></div>'
+    whose = "altered network" if switched_off(record) else "model"
+    return f'<div><h2>What the {whose} says next{after}</h2><ol class="bars">{rows}</ol></div>'
 
 
 def _reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int) -> str:
     errors, offset = record["reconstructions"][prompt], has_offset(record, prompt)
     name, truth = target_name(record), vectors[f"y.{prompt}"].tolist()
+    if switched_off(record):
+        share = f", the offset is {_unbroken(errors['offset_share'])} of it" if offset else ""
+        told = f"No pass of the model gives it, to hold the {estimate_of(record, prompt)} against{share}."
+        return f'<div><h2>The {text(name)} is the altered network\'s own</h2><p class="note">{told}</p></div>'
     clouds = [("dot", vectors[f"reconstruction.detached.{prompt}"].tolist())]
     caption = (
         f'<span class="legend-dot">● Detached</span>: the {estimate_of(record, prompt)} gives the '
