@@ -32,7 +32,8 @@ def test_every_option_is_recorded_and_repeated(run: Run) -> None:
     assert run.record["options"].keys() == RECORD["options"].keys() == options
     assert {name: asked[name] for name in options - {"k", "tokens"}} == repeat._DEFAULTS
     typed = vars(make_parser().parse_args(["svd", "a prompt"]))
-    for name in options - {"add_special_tokens"}:
+    assert typed["delta"] is None, "or it does not show that one was given"
+    for name in options - {"add_special_tokens", "delta"}:
         assert (None if typed[name] == "none" else typed[name]) == asked[name], name
 
 
