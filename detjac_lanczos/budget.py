@@ -8,8 +8,11 @@ from numbers import Integral
 
 from detjac_lanczos.errors import InputError
 
+Memory = float | str
+"""A budget of memory: bytes, or a text such as "2GiB"."""
 
-def read_memory(memory: str | float | None) -> int | None:
+
+def read_memory(memory: Memory | None) -> int | None:
     """Return a budget in bytes from a whole number (1e9 is one), or a text such as "2GiB", "500 MB" or "1e9".
 
     Parameters

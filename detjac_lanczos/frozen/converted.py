@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
-from typing import Any
 
 import torch
 
@@ -15,16 +14,18 @@ from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.conversion import conversions, why_fixed
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
+from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.models.offloaded import execution_devices
+from detjac_lanczos.models.quantization import Packing
 from detjac_lanczos.models.text_model import configurations_of, text_config_of
 
 
 @torch.inference_mode(False)
 def load_converted(
-    model: LoadedModel | tuple[Any, Any] | Any,
+    model: ModelLike,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    quantization: str | None = None,
+    quantization: Packing | None = None,
 ) -> LoadedModel:
     """Return a model in a dtype on a device; a live one stays as it is, and a converted copy of it is returned.
 

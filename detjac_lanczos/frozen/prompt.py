@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,10 @@ from detjac_lanczos.errors import InputError, in_one_line
 from detjac_lanczos.frozen.padding import Positions, rows_of, unpadded
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.text_model import text_config_of, token_table_of
+
+Integers = Tensor | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
+"""Token ids, masks and positions: of one prompt, or a row for each."""
+Embeddings = Tensor | np.ndarray | Sequence[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +59,10 @@ def read_prompts(
     *,
     chat: bool,
     add_special_tokens: bool,
-    input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None,
-    inputs_embeds: Tensor | Sequence[Tensor] | None,
-    attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
+    input_ids: Integers | None,
+    inputs_embeds: Embeddings | None,
+    attention_mask: Integers | None = None,
+    position_ids: Integers | None = None,
     positions_from_mask: bool = False,
 ) -> tuple[Prompt, ...]:
     """Return the prompts of a call, each with at least one token and no longer than the model's context.

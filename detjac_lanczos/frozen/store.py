@@ -32,6 +32,7 @@ from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.dtypes import compute_dtype
+from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.models.offloaded import execution_devices, require_values
 from detjac_lanczos.whole_file import as_path, whole_file
 
@@ -91,7 +92,7 @@ class StoredNetwork(FrozenNetwork):
         return path
 
     @classmethod
-    def load(cls, path: str | Path, model: LoadedModel | Any) -> Self:
+    def load(cls, path: str | Path, model: ModelLike) -> Self:
         """Read a network back and join it to its model; its sweeps are the same bit for bit.
 
         Parameters

@@ -20,11 +20,11 @@ from detjac_lanczos.models.conversion import convert, why_fixed
 from detjac_lanczos.models.dtypes import compute_dtype, parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.hub import options_for_hub
-from detjac_lanczos.models.loaded import LoadedModel
+from detjac_lanczos.models.loaded import LoadedModel, ModelLike
 from detjac_lanczos.models.loading import loading_of
 from detjac_lanczos.models.offloaded import execution_device
 from detjac_lanczos.models.pretrained import load_tokenizer, load_weights, without_progress_bars
-from detjac_lanczos.models.quantization import load_quantized, parse_quantization
+from detjac_lanczos.models.quantization import Packing, load_quantized, parse_quantization
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 UNPACKED_BYTES_PER_SECOND = 5e6
@@ -32,12 +32,12 @@ UNPACKED_BYTES_PER_SECOND = 5e6
 
 @torch.inference_mode(False)
 def load_model(
-    name_or_model: Any,
+    name_or_model: ModelLike,
     tokenizer: Any = None,
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
-    quantization: str | None = None,
+    quantization: Packing | None = None,
     trust_remote_code: bool = False,
     **from_pretrained: Any,
 ) -> LoadedModel:

@@ -1,11 +1,13 @@
 """The pair every other room starts from: a transformers model and its tokenizer, with a name and a fingerprint."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from detjac_lanczos.models.dequantized import distance_of_own_products
 from detjac_lanczos.models.dtypes import compute_dtype
@@ -73,6 +75,10 @@ class LoadedModel:
     def context_length(self) -> int | None:
         """Longest prompt the model was made for, in tokens; see `context_length_of`."""
         return context_length_of(self.model)
+
+
+ModelLike = LoadedModel | nn.Module | tuple[nn.Module, Any] | str | os.PathLike[str]
+"""What `load_model` takes: a model that is loaded, live (alone, or with its tokenizer), or named."""
 
 
 def context_length_of(model: Any) -> int | None:

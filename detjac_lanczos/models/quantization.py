@@ -13,9 +13,10 @@ from detjac_lanczos.models.conversion import convert
 from detjac_lanczos.models.packed_modules import packing_of
 from detjac_lanczos.models.pretrained import load_weights
 
-Quantization = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8", "mxfp4"]
-KINDS: tuple[Quantization, ...] = tuple(kind for kind in get_args(Quantization) if kind != "mxfp4")
-"""Those that a model can be packed in as it is loaded."""
+Packing = Literal["nf4", "nf4-double", "fp4", "fp4-double", "int8"]
+"""What a model can be packed in as it is loaded."""
+Quantization = Literal[Packing, "mxfp4"]
+KINDS: tuple[Packing, ...] = get_args(Packing)
 
 
 def read_quantization(name: str | None, known: Sequence[Quantization] = get_args(Quantization)) -> Quantization | None:

@@ -6,22 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from detjac_lanczos.budget import read_memory
+from detjac_lanczos.budget import Memory, read_memory
 from detjac_lanczos.errors import InputError, UnsupportedModelError
 from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.precision import in_own_precision
-from detjac_lanczos.frozen.prompt import read_prompts
+from detjac_lanczos.frozen.prompt import Embeddings, Integers, read_prompts
 from detjac_lanczos.frozen.schedule import make_plan
 from detjac_lanczos.frozen.structure import Structure, recognise
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze, require_freeze
-from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
+from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.part_check import require_affine_parts
 from detjac_lanczos.operators.pinned import PinnedNetwork
@@ -31,7 +30,7 @@ from detjac_lanczos.operators.self_check import check, self_check
 @torch.inference_mode(False)
 @in_own_precision
 def detach(
-    model: LoadedModel | tuple[Any, Any] | str,
+    model: ModelLike,
     prompt: str | Sequence[str] | None = None,
     *,
     freeze: Freeze = "gate",
@@ -39,11 +38,11 @@ def detach(
     device: str | torch.device | None = None,
     chat: bool = False,
     add_special_tokens: bool = True,
-    input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    inputs_embeds: Tensor | Sequence[Tensor] | None = None,
-    attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    memory: int | str | None = None,
+    input_ids: Integers | None = None,
+    inputs_embeds: Embeddings | None = None,
+    attention_mask: Integers | None = None,
+    position_ids: Integers | None = None,
+    memory: Memory | None = None,
 ) -> DetachedNetwork:
     """Run a model once on a prompt and freeze its norms, gates and attention weights at the values they take there.
 
@@ -90,7 +89,7 @@ def detach(
     position_ids : integers of shape (positions,), or the shape of input_ids, optional
         Where tokens stand, padding included. By default 0, 1, 2, ... over the padded row (OPT: over its real tokens),
         as in transformers. They place tokens and part nothing: give packed sequences as prompts of their own.
-    memory : int or str, optional
+    memory : int, float or str, optional
         Budget for the frozen factors and the streams of the forward pass that stay in memory, in bytes or as "2GiB"; by
         default everything stays. What does not fit is offloaded (on a CPU: to files in the temporary folder) or made
         again in every sweep, whichever is expected to take less time; see ``network.plan``. The model's weights and the

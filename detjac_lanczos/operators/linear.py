@@ -68,7 +68,7 @@ class MatrixFree(Shared, ABC):
     def _rmatmat(self, Y: Tensor) -> Tensor: ...
 
     @property
-    def T(self) -> Transposed:
+    def T(self) -> MatrixFree:
         """The transposed operator."""
         return Transposed(self)
 
@@ -117,6 +117,6 @@ class Transposed(MatrixFree):
         return self.operator._matmat(Y)
 
     @property
-    def T(self) -> Any:
+    def T(self) -> MatrixFree:
         """The operator this is the transpose of."""
         return self.operator

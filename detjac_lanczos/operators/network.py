@@ -24,7 +24,7 @@ from detjac_lanczos.operators.jacobian_batch import JacobianBatch
 from detjac_lanczos.operators.passes import Passes
 from detjac_lanczos.operators.reconstruction import Reconstruction
 from detjac_lanczos.operators.sweeps import AffineSweeps, FrozenSweeps
-from detjac_lanczos.operators.tokens import Selected, Token, read_token, read_tokens
+from detjac_lanczos.operators.tokens import Selected, Single, Token, read_token, read_tokens
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
     @overload
     def jacobian(
         self,
-        token: int | tuple[int, int | str] | str = 0,
+        token: Single = 0,
         *,
         source: str | Place = "embeddings",
         target: str | Place = "output",
@@ -120,9 +120,20 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         frozen: bool = True,
     ) -> JacobianBatch: ...
 
+    @overload
     def jacobian(
         self,
-        token: int | tuple[int, int | str] | str | slice | list[Token] = 0,
+        token: list[int] | list[tuple[int, int]],
+        *,
+        source: str | Place = "embeddings",
+        target: str | Place = "output",
+        position: int = -1,
+        frozen: bool = True,
+    ) -> JacobianBatch: ...
+
+    def jacobian(
+        self,
+        token: Single | slice | list[Token] | list[int] | list[tuple[int, int]] = 0,
         *,
         source: str | Place = "embeddings",
         target: str | Place = "output",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from detjac_lanczos.frozen.sweep import Program
 from detjac_lanczos.frozen.words import ActivatedMLP, Attend, Freeze, GatedMLP, LayerNorm, RMSNorm
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
+from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.bars import bar
 from detjac_lanczos.operators.network import DetachedNetwork
@@ -244,7 +245,7 @@ class PinnedNetwork(DetachedNetwork):
         raise UnsupportedModelError(f"{self.family.name} cannot be saved: no family declares it; detach it again")
 
     @classmethod
-    def load(cls, path: str | Path, model: LoadedModel | Any) -> Self:
+    def load(cls, path: str | Path, model: ModelLike) -> Self:
         """Refuse: no file holds a recognised decoder.
 
         Raises

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.indices import whole_number
 
-Token = int | tuple[int, int]
+Token = SupportsIndex | tuple[SupportsIndex, SupportsIndex]
+Single = Token | tuple[SupportsIndex, SupportsIndex | str] | str
 Selected = int | Literal["joint"] | tuple[int, int | Literal["joint"]]
 
 

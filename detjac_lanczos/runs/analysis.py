@@ -10,14 +10,16 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from detjac_lanczos.budget import Memory
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.prompt import Embeddings, Integers
 from detjac_lanczos.frozen.words import Freeze
-from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.kernel_choices import kernel_choices_in_force
+from detjac_lanczos.models.loaded import ModelLike
+from detjac_lanczos.models.quantization import Packing
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.beforehand import check_on_configuration
@@ -31,11 +33,11 @@ from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import Polish, SearchOptions, check_search, search_record
 from detjac_lanczos.runs.surveying import estimates_of, search_batch
 from detjac_lanczos.runs.vectors import run_vectors
-from detjac_lanczos.solvers.options import Callback, default_k
+from detjac_lanczos.solvers.options import Callback, Certify, SearchMethod, default_k
 
 
 def analyze(
-    model: LoadedModel | tuple[Any, Any] | str | DetachedNetwork,
+    model: ModelLike | DetachedNetwork,
     prompt: str | Sequence[str] | None = None,
     k: int | None = None,
     *,
@@ -43,9 +45,9 @@ def analyze(
     energy: float | None = None,
     tokens: slice | Token | Iterable[Token] | None = None,
     tol: float = 1e-3,
-    certify: str | None = "triplets",
+    certify: Certify | None = "triplets",
     delta: float = 1e-6,
-    method: str = "auto",
+    method: SearchMethod = "auto",
     polish: Polish = None,
     seed: int = 0,
     block: int | None = None,
@@ -53,17 +55,17 @@ def analyze(
     freeze: Freeze | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    quantization: str | None = None,
+    quantization: Packing | None = None,
     source: str | Place = "embeddings",
     target: str | Place = "output",
     position: int = -1,
     chat: bool | None = None,
     add_special_tokens: bool | None = None,
-    input_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    inputs_embeds: Tensor | Sequence[Tensor] | None = None,
-    attention_mask: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    position_ids: Tensor | Sequence[int] | Sequence[Sequence[int]] | None = None,
-    memory: int | str | None = None,
+    input_ids: Integers | None = None,
+    inputs_embeds: Embeddings | None = None,
+    attention_mask: Integers | None = None,
+    position_ids: Integers | None = None,
+    memory: Memory | None = None,
     choices: Mapping[str, Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
@@ -111,7 +113,7 @@ def analyze(
         Where the Jacobians begin and end; see `DetachedNetwork.jacobian`.
     chat, add_special_tokens, input_ids, inputs_embeds, attention_mask, position_ids
         As in `detach`.
-    memory : int or str, optional
+    memory : int, float or str, optional
         Budget for frozen factors and streams, such as "2GiB"; see `detach`.
     choices : mapping, optional
         ``run.record["choices"]`` of an earlier run: what was decided there by timing is repeated, not timed again.

@@ -16,8 +16,7 @@ from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.outline import outline
 from detjac_lanczos.models.text_model import text_config_of, token_table_of
 from detjac_lanczos.operators.detach import family_or_structure
-from detjac_lanczos.operators.tokens import Token
-from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
+from detjac_lanczos.runs.requests import Chosen, read_position, read_tokens_wanted
 from detjac_lanczos.solvers.options import check_k
 
 
@@ -25,7 +24,7 @@ def check_on_configuration(
     model: Any,
     *,
     k: int | None,
-    tokens: slice | Sequence[Token] | None,
+    tokens: slice | Sequence[Chosen] | None,
     source: str | Place,
     target: str | Place,
     position: int,
@@ -68,7 +67,7 @@ def check_on_configuration(
         _check_indices(tokens, position, context, name)
 
 
-def _check_indices(tokens: slice | Sequence[Token] | None, position: int, context: int, name: str) -> None:
+def _check_indices(tokens: slice | Sequence[Chosen] | None, position: int, context: int, name: str) -> None:
     """Refuse tokens and a position that no prompt of so many tokens has, counted from either end."""
     wanted = read_tokens_wanted(tokens)
     chosen = [] if wanted is None or isinstance(wanted, slice) else wanted

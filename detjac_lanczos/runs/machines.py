@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import psutil
 import torch
@@ -38,6 +39,7 @@ class Machine:
         return replace(kind, flops=self.flops, weights=self.bandwidth / 16, bytes=self.link)
 
 
+MachineName = Literal["h100", "h200", "a100", "cpu"]
 _NVIDIA = {
     "h100": ("NVIDIA H100 SXM 80 GB", 80e9, (989e12, 67e12), 3.35e12, 5e10, 6e11),
     "h200": ("NVIDIA H200 141 GB", 141e9, (989e12, 67e12), 4.8e12, 5e10, 8.5e11),
@@ -59,7 +61,7 @@ def machine(name: str, dtype: torch.dtype) -> Machine:
     if name == "cpu":
         return _this_processor(dtype)
     if name not in _NVIDIA:
-        raise InputError(f"device {name!r} is not in the table; plan for one of {', '.join([*_NVIDIA, 'cpu'])}")
+        raise InputError(f"device {name!r} is not in the table; plan for one of {', '.join(get_args(MachineName))}")
     model, memory, (half, full), bandwidth, link, decode = _NVIDIA[name]
     precision = str(dtype).removeprefix("torch.")
     source = (

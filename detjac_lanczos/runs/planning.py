@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from detjac_lanczos.budget import read_memory
+from detjac_lanczos.budget import Memory, read_memory
 from detjac_lanczos.errors import InputError, ModelError
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
@@ -23,7 +23,7 @@ from detjac_lanczos.models.quantization import Quantization, read_quantization
 from detjac_lanczos.runs.job_bytes import Asked, Demand, Otherwise, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
-from detjac_lanczos.runs.machines import Machine, machine
+from detjac_lanczos.runs.machines import Machine, MachineName, machine
 from detjac_lanczos.solvers.options import DEFAULT_K, DEFAULT_WIDTH, check_k, check_tol, is_whole
 
 
@@ -34,9 +34,9 @@ def plan(
     width: int = DEFAULT_WIDTH,
     k: int = DEFAULT_K,
     tol: float = 1e-3,
-    device: str = "cpu",
-    memory: float | str | None = None,
-    quantization: str | None = None,
+    device: MachineName = "cpu",
+    memory: Memory | None = None,
+    quantization: Quantization | None = None,
     dtype: str | torch.dtype = "auto",
     freeze: Freeze = "gate",
 ) -> JobPlan:

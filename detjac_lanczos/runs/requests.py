@@ -6,10 +6,12 @@ from typing import Any
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.indices import whole_number
-from detjac_lanczos.operators.tokens import Selected, Token, read_tokens
+from detjac_lanczos.operators.tokens import Selected, read_tokens
+
+Chosen = int | tuple[int, int]
 
 
-def read_tokens_wanted(tokens: Any) -> slice | list[Token] | None:
+def read_tokens_wanted(tokens: Any) -> slice | list[Chosen] | None:
     """Return tokens as `DetachedNetwork.jacobians` takes them, none of them all tokens side by side.
 
     Raises
@@ -37,7 +39,7 @@ def read_position(position: Any) -> int:
     return found
 
 
-def _one(token: Selected) -> Token:
+def _one(token: Selected) -> Chosen:
     prompt, index = token if isinstance(token, tuple) else (None, token)
     if index == "joint":
         raise InputError("analyze works token by token; use svd(network.jacobian('joint')) for all side by side")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers.options import Callback, check_options, is_whole, require_blocks
+from detjac_lanczos.solvers.options import Callback, Certify, SearchMethod, check_options, is_whole, require_blocks
 
 SHARED_BASIS = "shared_basis"
-Polish = int | str | None
+Polish = int | Literal["flagged"] | None
 """Tokens of a survey to certify: "flagged", a number of them, or none."""
 
 
@@ -21,11 +21,11 @@ class SearchOptions(TypedDict):
     threshold: float | None
     energy: float | None
     tol: float
-    method: str
+    method: SearchMethod
     block: int | None
     max_products: int | None
     seed: int
-    certify: str | None
+    certify: Certify | None
     delta: float
     callback: Callback | None
 

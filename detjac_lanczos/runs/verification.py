@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.drop import part_named
@@ -14,6 +16,7 @@ from detjac_lanczos.frozen.places import Place, parse_place, probe
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.kernel_choices import kernel_choices_in_force
+from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.models.loading import options_from
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.reading.record_values import Record
@@ -34,10 +37,10 @@ _STEPS = ("outputs", "bounds and estimates", "triplets", "what vectors decode to
 
 def verify(
     run: Run | str | os.PathLike[str],
-    model: LoadedModel | tuple[Any, Any] | str | None = None,
+    model: ModelLike | None = None,
     *,
-    device: str | None = None,
-    callback: Callable[[str, int, int], None] | None = None,
+    device: str | torch.device | None = None,
+    callback: Callable[[str, int, int], object] | None = None,
 ) -> Verification:
     """Load the model of a run again and measure what the run claims.
 
@@ -57,7 +60,7 @@ def verify(
         Needed if the run was made with a live model whose name does not load; by default the recorded name is loaded.
         Of a live one in another dtype than the run's a converted copy is made, as by `detach`. Where the run had a
         tokenizer the model has one, too; where it had none, that of the model is not used.
-    device : str, optional
+    device : str or torch.device, optional
         Where the weights are put; a live model elsewhere is copied there.
     callback : callable, optional
         Called as each step begins, with what is measured in it, its number from 0, and how many there are.
@@ -84,7 +87,7 @@ def verify(
         return _measured(run, loaded, callback)
 
 
-def _measured(run: Run, loaded: LoadedModel, callback: Callable[[str, int, int], None] | None) -> Verification:
+def _measured(run: Run, loaded: LoadedModel, callback: Callable[[str, int, int], object] | None) -> Verification:
     """Measure what a run claims on its model."""
     record = run.record
     network = detach(loaded, **_inputs(run), freeze=record["freeze"], memory=record["options"]["memory"])
@@ -164,7 +167,7 @@ def _inputs(run: Run) -> dict[str, Any]:
     return {"inputs_embeds": [run.vectors[f"embeds.{prompt}"] for prompt in range(len(ids))]} | positions
 
 
-def _load(record: Record, model: LoadedModel | tuple[Any, Any] | str | None, device: str | None) -> LoadedModel:
+def _load(record: Record, model: ModelLike | None, device: str | torch.device | None) -> LoadedModel:
     """Return the model of a run, which has the weights that the run had."""
     if model is None or isinstance(model, str | os.PathLike):
         loaded, how = _load_named(record, model, device), ""
@@ -190,7 +193,7 @@ def _had_tokenizer(record: Record) -> bool:
     return not any(token == f"<{i}>" for i, token in named)
 
 
-def _load_named(record: Record, model: str | None, device: str | None) -> LoadedModel:
+def _load_named(record: Record, model: str | os.PathLike[str] | None, device: str | torch.device | None) -> LoadedModel:
     """Load a model by the name given, or else by the one recorded, with the options that are recorded."""
     name = model or record["model"]
     options = {"dtype": record["dtype"], "quantization": record["quantization"], "device": device}
@@ -210,7 +213,7 @@ def _load_named(record: Record, model: str | None, device: str | None) -> Loaded
         raise
 
 
-def _load_live(record: Record, model: Any, device: str | None) -> tuple[LoadedModel, str]:
+def _load_live(record: Record, model: Any, device: str | torch.device | None) -> tuple[LoadedModel, str]:
     """Return a live model as it is, where it is the one, or else in the run's dtype; and in words what was changed."""
     loaded = load_converted(model, None, device)
     if loaded.fingerprint == record["fingerprint"]:

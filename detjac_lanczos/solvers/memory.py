@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from detjac_lanczos.budget import read_memory
+from detjac_lanczos.budget import Memory, read_memory
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.basis import next_room
 from detjac_lanczos.solvers.restart import least_capacity
@@ -64,7 +64,7 @@ def result_bytes(shape: tuple[int, int], dtype: torch.dtype, k: int) -> int:
 
 
 def basis_capacity(
-    memory: float | str | None, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, *, k: int, width: int, start: int
+    memory: Memory | None, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, *, k: int, width: int, start: int
 ) -> int | None:
     """Return the most vectors of a side of each operator; None where memory is not bounded.
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 from torch import Tensor
@@ -11,8 +11,10 @@ from torch import Tensor
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.operator import Direction
 
-METHODS = ("auto", "lanczos", "randomized", "dense", "shared_basis")
-CERTIFICATES = ("triplets", "complete", None)
+SearchMethod = Literal["auto", "lanczos", "randomized", "dense", "shared_basis"]
+Certify = Literal["triplets", "complete"]
+METHODS: tuple[SearchMethod, ...] = get_args(SearchMethod)
+CERTIFICATES: tuple[Certify | None, ...] = (*get_args(Certify), None)
 DEFAULT_K = 8
 DEFAULT_WIDTH = 3
 ENERGY_PROBES = 16
@@ -49,7 +51,7 @@ class Progress:
     residuals: list[np.ndarray]
 
 
-Callback = Callable[[Progress], None]
+Callback = Callable[[Progress], object]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import Subset, as_batch
@@ -66,7 +66,7 @@ def polish(
     which: Sequence[int] | None = None,
     *,
     tol: float = 1e-3,
-    method: str = "auto",
+    method: Literal["auto", "lanczos"] = "auto",
     **options: Any,
 ) -> list[SVDResult]:
     """Bring chosen results of a survey to full certification, in lockstep, by sweeps of bounded size.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.budget import read_memory
+from detjac_lanczos.budget import Memory, read_memory
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.auto import is_tiny, solve_auto
 from detjac_lanczos.solvers.batch import as_batch
@@ -21,7 +21,9 @@ from detjac_lanczos.solvers.lanczos import solve_lanczos
 from detjac_lanczos.solvers.memory import basis_capacity
 from detjac_lanczos.solvers.options import (
     Callback,
+    Certify,
     Options,
+    SearchMethod,
     check_fit,
     check_options,
     default_k,
@@ -47,15 +49,15 @@ def svd(
     threshold: float | None = None,
     energy: float | None = None,
     tol: float = 1e-3,
-    method: str = "auto",
+    method: SearchMethod = "auto",
     block: int | None = None,
     max_products: int | None = None,
     start: Tensor | np.ndarray | None = None,
     seed: int = 0,
-    certify: str | None = "triplets",
+    certify: Certify | None = "triplets",
     delta: float = 1e-6,
     choices: dict[str, Any] | None = None,
-    memory: float | str | None = None,
+    memory: Memory | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> SVDResult:
@@ -158,15 +160,15 @@ def svd_batch(
     threshold: float | None = None,
     energy: float | None = None,
     tol: float = 1e-3,
-    method: str = "auto",
+    method: SearchMethod = "auto",
     block: int | None = None,
     max_products: int | None = None,
     start: Sequence[Tensor | np.ndarray] | None = None,
     seed: int = 0,
-    certify: str | None = "triplets",
+    certify: Certify | None = "triplets",
     delta: float = 1e-6,
     choices: dict[str, Any] | None = None,
-    memory: float | str | None = None,
+    memory: Memory | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callback | None = None,
 ) -> list[SVDResult]:

@@ -29,7 +29,7 @@ class OperatorTestCase(ABC):
     >>> TestMatrix().test_products_match_the_dense_matrix()
     """
 
-    widths = (1, 2, 5)
+    widths: tuple[int, ...] = (1, 2, 5)
 
     @abstractmethod
     def create_operator(self) -> Any:
