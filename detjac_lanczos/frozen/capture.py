@@ -27,7 +27,7 @@ from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights, mu
 from detjac_lanczos.models.offloaded import execution_device
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Streams:
     """Values of the nonlinear forward pass, all prompts one after another over N positions.
 
@@ -42,6 +42,11 @@ class Streams:
     output: Tensor
     logits: Tensor
     model_output: Tensor
+
+    def __repr__(self) -> str:
+        """One line: how many positions and blocks, and the width between these."""
+        positions, width = self.residual[0].shape
+        return f"Streams(positions={positions}, blocks={len(self.residual) - 1}, hidden size={width})"
 
 
 @in_own_precision

@@ -14,7 +14,7 @@ from detjac_lanczos.frozen.sizes import NetworkShape
 from detjac_lanczos.frozen.ways import KINDS, WAYS, WIDTH, Kind, Rates, Way, bytes_of, seconds_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What becomes of the frozen factors of every block.
 
@@ -151,10 +151,18 @@ class Plan:
         memory, seconds = record["memory"], float(record["seconds_per_sweep"])
         return cls(mixing, gates, shape, tuple(lengths), None if memory is None else int(memory), seconds, ahead)
 
+    @property
+    def _total(self) -> str:
+        budget = "no budget" if self.memory is None else f"a budget of {format_bytes(self.memory)}"
+        return f"{format_bytes(self.resident)} in memory, under {budget}"
+
+    def __repr__(self) -> str:
+        """One line: what stays in memory, and what becomes of the blocks."""
+        return f"Plan({self._total}, mixing={self.runs('mixing')}, gates={self.runs('gates')})"
+
     def __str__(self) -> str:
         """Return the plan as a table."""
-        budget = "no budget" if self.memory is None else f"a budget of {format_bytes(self.memory)}"
-        lines = [f"{format_bytes(self.resident)} in memory, under {budget}"]
+        lines = [self._total]
         for kind in KINDS:
             parts = [
                 f"{way} {spans} ({format_bytes(self.bytes_of(kind, way))})" for way, spans in self.runs(kind).items()

@@ -39,8 +39,8 @@ class LoadedModel:
         Options that it was loaded with, where they differ from the defaults; see `loading_of`.
     """
 
-    model: Any
-    tokenizer: Any
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
     name: str
     fingerprint: str
     quantization: str | None = None

@@ -110,6 +110,10 @@ class Transposed(MatrixFree):
         self.shape = (operator.shape[1], operator.shape[0])
         self.dtype, self.device = operator.dtype, operator.device
 
+    def __repr__(self) -> str:
+        """One line: that of the operator, transposed."""
+        return f"{self.operator!r}.T"
+
     def _matmat(self, X: Tensor) -> Tensor:
         return self.operator._rmatmat(X)
 

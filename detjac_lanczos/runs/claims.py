@@ -63,7 +63,7 @@ class Claim:
         return f"{word}  {self.what}: claimed {claimed}, measured {measured}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verification:
     """Every claim of a run, measured again; `RECORDED_ONLY` names what is not.
 
@@ -98,11 +98,18 @@ class Verification:
         told = {"estimated": list(self.estimated), "notes": list(self.notes)}
         return plain | {name: lines for name, lines in told.items() if lines}
 
+    @property
+    def _count(self) -> str:
+        return f"{len(self.claims) - len(self.failed)} of {len(self.claims)} claims hold"
+
+    def __repr__(self) -> str:
+        """One line: how many claims hold; ``print`` shows those that do not."""
+        return f"Verification({self._count})"
+
     def __str__(self) -> str:
         """Return a line for each failed claim, the count, and what was not measured."""
         lines = [str(claim) for claim in self.failed]
-        held = len(self.claims) - len(self.failed)
-        told = f"{held} of {len(self.claims)} claims hold; recorded, not measured again: {', '.join(RECORDED_ONLY)}"
+        told = f"{self._count}; recorded, not measured again: {', '.join(RECORDED_ONLY)}"
         if self.estimated:
             more = len(self.estimated) - _NAMED
             named = ", ".join(self.estimated[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from detjac_lanczos.budget import format_bytes
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.ways import KINDS
 from detjac_lanczos.runs.machines import Machine
@@ -35,7 +36,7 @@ class Job:
     otherwise: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JobPlan:
     """What a job will take; ``print`` shows it as a table.
 
@@ -124,6 +125,12 @@ class JobPlan:
             "fits": self.fits,
             "advice": list(self.advice),
         }
+
+    def __repr__(self) -> str:
+        """One line: what was asked for, and whether it fits."""
+        peak = f"peak {format_bytes(self.peak)} of {format_bytes(self.memory)}"
+        verdict = "fits" if self.fits else "does not fit"
+        return f"JobPlan({self.model!r}, {self.dtype}, tokens={self.tokens}, {self.device.name}, {peak}: {verdict})"
 
     def __str__(self) -> str:
         """Return the table that ``detjac plan`` prints."""

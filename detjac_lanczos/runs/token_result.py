@@ -10,10 +10,10 @@ from torch import Tensor
 from detjac_lanczos.reading.record_values import ESTIMATE, SUCCESSFUL
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate
-from detjac_lanczos.solvers.result import Guards
+from detjac_lanczos.solvers.result import Guards, values_in_line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DecodedVector:
     """A singular vector, decoded to tokens.
 
@@ -25,13 +25,17 @@ class DecodedVector:
 
     candidates: list[dict[str, Any]]
 
+    def __repr__(self) -> str:
+        """One line: the tokens."""
+        return f"DecodedVector({[token for token, _ in self.decoded]})"
+
     @property
     def decoded(self) -> list[tuple[str, float]]:
         """Tokens, less the blanks around them, with their scores, best first."""
         return [(entry["token"].strip() or entry["token"], entry["score"]) for entry in self.candidates]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenResult:
     """What was found for one input token.
 
@@ -50,6 +54,11 @@ class TokenResult:
     S: Tensor
     V: Tensor
     guards: Guards | None
+
+    def __repr__(self) -> str:
+        """One line: which token, its values and what is claimed of them."""
+        claim = self.status if self.certificate is None else self.certificate.line
+        return f"TokenResult({self.name}, {self.token!r}, S=[{values_in_line(self.S)}], {claim})"
 
     @property
     def prompt(self) -> int:

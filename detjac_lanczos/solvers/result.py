@@ -159,12 +159,17 @@ class SVDResult:
     def __repr__(self) -> str:
         """Return one line: size, values, how it ended, what is claimed and what it cost."""
         d_out, k, d_in = self.U.shape[0], len(self.S), self.V.shape[0]
-        shown = [f"{value:.4g}" for value in self.S.tolist()]
-        values = ", ".join(shown if k <= _SHOWN else [*shown[: _SHOWN - 1], "…", shown[-1]])
         claim = "no certificate" if self.certificate is None else self.certificate.line
         work = f"{self.work.products} products in {self.work.passes} passes by {self.method}"
+        values = values_in_line(self.S)
         error = "" if self.error is None else f"|A - U S Vᵀ|_F ≈ {self.error:.2g} (estimate), "
         return f"SVDResult({d_out} × {d_in}, k={k}, {self.status.value}, S=[{values}], {claim}, {error}{work})"
+
+
+def values_in_line(S: Tensor) -> str:
+    """Return values as a line shows them, the middle of many left out."""
+    shown = [f"{value:.4g}" for value in S.tolist()]
+    return ", ".join(shown if len(shown) <= _SHOWN else [*shown[: _SHOWN - 1], "…", shown[-1]])
 
 
 def check_results(results: Sequence[SVDResult]) -> None:
