@@ -18,14 +18,32 @@ Kind = Literal[Role, "layer", "output", "residual", "logits", "probe"]
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A place in the network; made by `layer`, `attention`, `mlp`, `probe` or from a name."""
+    """A place in the network; made by `layer`, `attention`, `mlp`, `probe` or from a name.
+
+    Attributes
+    ----------
+    kind : {"attention", "mlp", "layer", "output", "residual", "logits", "probe"}
+    index : int or None
+        The block, of a place in one.
+    rows : Tensor or None
+        Those of a probe.
+    """
 
     kind: Kind
     index: int | None = None
     rows: Tensor | None = None
 
     def is_that(self, other: Place) -> bool:
-        """Tell whether another is this place too: of probes, whether their rows are the same numbers."""
+        """Tell whether another is this place too: of probes, whether their rows are the same numbers.
+
+        Parameters
+        ----------
+        other : Place
+
+        Returns
+        -------
+        bool
+        """
         named = (self.kind, self.index) == (other.kind, other.index)
         if not named or self.rows is None or other.rows is None or self.rows is other.rows:
             return named

@@ -29,7 +29,15 @@ from detjac_lanczos.operators.tokens import Selected, Single, Token, read_token,
 
 @dataclass(frozen=True)
 class Candidate:
-    """A next token: its text, id and probability."""
+    """A next token.
+
+    Attributes
+    ----------
+    token : str
+        Its text.
+    id : int
+    probability : float
+    """
 
     token: str
     id: int

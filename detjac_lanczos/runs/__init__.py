@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detjac_lanczos.runs.analysis import analyze
     from detjac_lanczos.runs.claims import Claim, Verification
-    from detjac_lanczos.runs.job_plan import JobPlan
+    from detjac_lanczos.runs.job_plan import Job, JobPlan
     from detjac_lanczos.runs.loading import load_run
     from detjac_lanczos.runs.planning import plan
     from detjac_lanczos.runs.progress import ProgressReporter
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Claim",
     "DecodedVector",
+    "Job",
     "JobPlan",
     "ProgressReporter",
     "Run",
@@ -34,7 +35,7 @@ __all__ = [
 _MODULES = {
     "analysis": ("analyze",),
     "claims": ("Claim", "Verification"),
-    "job_plan": ("JobPlan",),
+    "job_plan": ("Job", "JobPlan"),
     "loading": ("load_run",),
     "planning": ("plan",),
     "progress": ("ProgressReporter",),

@@ -19,10 +19,25 @@ _WIDTH = _LABEL + 5 * _COLUMN
 class Job:
     """One way to ask: of all tokens side by side ("joint"), or of every token by itself ("tokens").
 
-    ``method`` that `auto` is expected to take, "lanczos" or "dense", ``rows`` of a full sweep, ``passes`` (sweeps one
-    after another), ``row_sweeps`` in all, ``bytes`` of the rows and of the search or the matrices, ``peak`` of
-    everything, weights included, ``seconds`` of all sweeps. ``otherwise``: the peak of the other method, where `auto`
-    may find it as fast by its clock.
+    Attributes
+    ----------
+    name : str
+    method : {"lanczos", "dense"}
+        That `auto` is expected to take.
+    rows : int
+        Of a full sweep.
+    passes : int
+        Sweeps one after another.
+    row_sweeps : float
+        In all.
+    bytes : int
+        Of the rows and of the search or the matrices.
+    peak : int
+        Bytes of everything, weights included.
+    seconds : float
+        Of all sweeps.
+    otherwise : int or None
+        The peak of the other method, where `auto` may find it as fast by its clock.
     """
 
     name: str

@@ -84,7 +84,7 @@ class Completeness:
         number: int = 0,
         steps: Sequence[int] = (),
     ) -> "Completeness":
-        """Return the claim that values and their bounds make; all but ``threshold`` are ``scale`` times the operator's.
+        """Return the claim that values and their bounds make.
 
         Parameters
         ----------
@@ -96,8 +96,16 @@ class Completeness:
             ``rounding``, and σ_{k+1} does not.
         beyond : float
             The largest value that was seen beside those of the k triplets.
-        tau, rounding, floor, tol, seed, delta, number, steps
+        scale : float
+            All but ``threshold`` are as many times the operator's.
+        tol : float
+            As in `svd`.
+        k, tau, rounding, floor, threshold, seed, delta, number, steps
             As in the claim.
+
+        Returns
+        -------
+        Completeness
         """
         first, last = values[0], values[k - 1] if k else 0.0
         edge = last if threshold is None else threshold * scale
