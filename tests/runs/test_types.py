@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import detjac_lanczos as dl
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.operators import Jacobian, JacobianBatch
+from detjac_lanczos.operators import Candidate, Jacobian, JacobianBatch, Place
 from detjac_lanczos.operators.linear import MatrixFree
-from detjac_lanczos.runs import verify
-from detjac_lanczos.solvers import Progress
+from detjac_lanczos.runs import Job, verify
+from detjac_lanczos.solvers import Completeness, Guards, Progress
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests.tiny_llama import PROMPT
 
@@ -81,6 +81,16 @@ def test_tokens_are_asked_for_by_any_whole_number(network: dl.DetachedNetwork) -
 def test_the_transpose_of_a_transpose_has_a_type(network: dl.DetachedNetwork) -> None:
     J = network.jacobian(0)
     assert assert_type(J.T.T, MatrixFree) is J
+
+
+def test_what_results_are_made_of_has_a_public_name(network: dl.DetachedNetwork, tiny_folder: Path) -> None:
+    assert_type(dl.layer(1), Place)
+    assert_type(network.prediction, list[Candidate])
+    assert_type(dl.plan(tiny_folder, 10, device="h100").joint, Job)
+    result = dl.svd(network.jacobian(0), 1, method="lanczos", certify="complete")
+    assert result.certificate is not None
+    assert_type(result.certificate.completeness, Completeness | None)
+    assert_type(result.guards, Guards | None)
 
 
 def test_a_callback_may_return_anything(network: dl.DetachedNetwork, run: dl.Run, tiny: dl.LoadedModel) -> None:
