@@ -32,6 +32,7 @@ def test_a_model_is_given_in_every_way_to_all_that_take_one(
     module: nn.Module = tiny.model
     if kind == "loaded":
         dl.load_model(tiny), dl.detach(tiny, PROMPT), dl.analyze(tiny, PROMPT, k=1, tokens=0), verify(run, tiny)
+        dl.analyze(dl.detach(tiny, PROMPT), k=1, tokens=0)
     elif kind == "module":
         dl.load_model(module), dl.detach(module, input_ids=IDS), dl.analyze(module, input_ids=IDS, k=1, tokens=0)
         verify(dl.analyze(module, input_ids=IDS, k=1, tokens=0), module)
