@@ -144,6 +144,7 @@ def _sure(token: dict[str, Any]) -> None:
         (lambda token: token["survey"]["values"].__setitem__(2, 9.0), "estimates of"),
         (lambda token: token["survey"]["residuals"].__setitem__(0, 0.0), "estimates of"),
         (lambda token: token["residuals"][1].__setitem__(1, 0.5), "residual ρ_L of triplet 2"),
+        (lambda token: token["residuals"][1].__setitem__(0, 0.0), "residual ρ_L of triplet 2"),
         (lambda token: token["singular_values"].__setitem__(0, 9.0), "between record and vectors"),
         (lambda token: token["contribution"].__setitem__("share", 0.9), "contribution of"),
         (lambda token: token.__setitem__("stable_rank", 1.0), "stable rank of"),

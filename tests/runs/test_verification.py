@@ -184,6 +184,8 @@ def _nudge(vectors: Tensor) -> Tensor:
         ("S.0.1", lambda S: -S, "token 1 of prompt 0 that are not finite, values below 0"),
         ("x.0.4", lambda x: x * 1.001, "input of token 4"),
         ("y.0", lambda y: -y, "output of prompt 0"),
+        ("reconstruction.detached.0", lambda y: y * 1.001, "difference in the reconstruction of prompt 0"),
+        ("reconstruction.ordinary.0", lambda y: y * 1.001, "reconstruction of prompt 0 by ordinary Jacobians"),
     ],
 )
 def test_a_changed_vector_fails(
@@ -374,6 +376,8 @@ def _harmed(run: Run, harms: Sequence[tuple[int, tuple[Any, ...], Any]]) -> Run 
         (lambda record: record["prompt_tokens"][0].__setitem__(1, "gold"), "tokens of prompt 0"),
         (lambda record: record["predictions"][0][3].__setitem__("probability", 0.6), "predictions after prompt 0"),
         (lambda record: record["predictions"][0][3].__setitem__("token", "gold"), "predictions after prompt 0"),
+        (lambda record: record["predictions"][0].pop(), "predictions after prompt 0"),
+        (lambda record: record["reconstructions"][0].update(ordinary_relative_error=0.5), "by ordinary Jacobians"),
         *(
             (lambda record, name=name: record["reconstructions"][0].__setitem__(name, 0.5), name.replace("_", " "))
             for name in ("relative_error", "norm_error", "offset_share", "model_relative_error")
