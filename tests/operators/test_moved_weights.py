@@ -289,6 +289,21 @@ def test_adapters_that_rest_may_be_trained() -> None:
             operator.dense()
 
 
+@pytest.mark.parametrize("rest", ["merge_adapter", "disable_adapter_layers"])
+def test_so_may_those_that_are_merged_or_switched_off(rest: str) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["down_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(llama(), config)
+    getattr(model, rest)()
+    J = detached(model).jacobian("joint", frozen=False)
+    expected = J.dense()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter += 0.1
+    assert torch.equal(J.dense(), expected)
+
+
 def test_a_merged_adapter_is_seen() -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["down_proj"], init_lora_weights=False)

@@ -123,8 +123,7 @@ LINE = "difference between the certificate of token 0 of prompt 0 and its line"
         ("rounding", lambda rounding: 10 * rounding, "difference in the rounding that the bounds of token 0"),
         ("complete", lambda complete: not complete, LINE),
         ("cluster", lambda cluster: not cluster, LINE),
-        ("sigma_1", lambda sigma: 1.01 * sigma, PARTS),
-        ("sigma_k", lambda sigma: 1.01 * sigma, PARTS),
+        *((name, lambda sigma, by=by: by * sigma, PARTS) for name in ("sigma_1", "sigma_k") for by in (0.99, 1.01)),
         ("floor", lambda floor: 2 * floor, "contradictions in the token 0 of prompt 0: completeness.floor"),
     ],
 )

@@ -183,6 +183,7 @@ def _nudge(vectors: Tensor) -> Tensor:
         ("V.0.0", lambda V: V * 1e20, "token 0 of prompt 0 that are not finite"),
         ("S.0.1", lambda S: -S, "token 1 of prompt 0 that are not finite, values below 0"),
         ("x.0.4", lambda x: x * 1.001, "input of token 4"),
+        ("x.0.4", lambda x: x[:-1], "input of token 4"),
         ("y.0", lambda y: -y, "output of prompt 0"),
         ("reconstruction.detached.0", lambda y: y * 1.001, "difference in the reconstruction of prompt 0"),
         ("reconstruction.ordinary.0", lambda y: y * 1.001, "reconstruction of prompt 0 by ordinary Jacobians"),
