@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
@@ -72,15 +73,18 @@ class Jacobian(MatrixFree):
         return transposed_products_of(self.sweeps, [self], [Y])[0]
 
     @property
+    @torch.inference_mode(False)
     def x(self) -> Tensor:
-        """The input of the nonlinear pass: (d_in,)."""
+        """The input of the nonlinear pass, yours to write to: (d_in,)."""
         inputs = self.network.inputs(self.source, self.prompt)
-        return inputs[self.token] if self.token is not None else inputs[: self.position + 1].reshape(-1)
+        rows = inputs[self.token] if self.token is not None else inputs[: self.position + 1].reshape(-1)
+        return rows.clone()
 
     @property
+    @torch.inference_mode(False)
     def y(self) -> Tensor:
-        """The target's value in the nonlinear pass, or, in an altered network, its own: (d_out,)."""
-        return self.network.value(self.target, self.prompt, self.position)
+        """The target's value in the nonlinear pass, or, in an altered network, its own: yours to write to, (d_out,)."""
+        return self.network.value(self.target, self.prompt, self.position).clone()
 
     @property
     @abstractmethod

@@ -14,7 +14,7 @@ import torch
 from detjac_lanczos.budget import Memory
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.converted import load_converted
-from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.places import Place, layer
 from detjac_lanczos.frozen.prompt import Embeddings, Integers
 from detjac_lanczos.frozen.words import Freeze
 from detjac_lanczos.models.kernel_choices import kernel_choices_in_force
@@ -75,8 +75,9 @@ def analyze(
     Parameters
     ----------
     model : LoadedModel, (model, tokenizer), or anything `load_model` takes; or DetachedNetwork
-        Of a network that is there already, by `detach` or `DetachedNetwork.load`, no pass is made again: what it was
-        captured with (all options of `detach` and `load_model`) goes into the record, and none of it may be given. What
+        Of a network that is there already, by `detach` or `DetachedNetwork.load`, nothing is captured again (ordinary
+        Jacobians, for contrast, and values of branches still take a pass of the model): what it was captured with (all
+        options of `detach` and `load_model`) goes into the record, and none of it may be given. What
         ``replace(drop=...)`` switched off is told wherever the model is, and y is then the network's own.
     prompt : str or list of str
         Several prompts share every sweep; their tokens are addressed as (prompt, token).
@@ -196,7 +197,7 @@ def analyze(
         clock.lap("read")
         options = search_record(k, polish, search) | {
             "tokens": None if tokens is None else [[operator.prompt, operator.token] for operator in batch.operators],
-            "source": str(source),
+            "source": "embeddings" if batch.operators[0].source < 0 else str(layer(batch.operators[0].source)),
             "target": str(batch.operators[0].target),
             "position": position,
             "chat": network.prompts[0].chat,

@@ -41,7 +41,7 @@ def run_vectors(
             vectors[f"reconstruction.ordinary.{prompt}"] = reading.ordinary
         embeds = network.prompts[prompt].embeds
         if embeds is not None:
-            vectors[f"embeds.{prompt}"] = embeds.clone()  # inputs x are views of it, which safetensors refuses
+            vectors[f"embeds.{prompt}"] = embeds.clone()
     if batch.operators[0].target.rows is not None:
         vectors["probe"] = batch.operators[0].target.rows
     return {name: value.detach().cpu().contiguous() for name, value in vectors.items()}

@@ -66,7 +66,28 @@ def test_so_is_that_of_a_decoder_that_no_family_declares() -> None:
     assert_same(whole, analyze(detach(loaded, input_ids=[3, 7, 2]), k=2, method="lanczos"))
 
 
-def test_layers_take_no_pass_of_their_own(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("drop", [(), (mlp(1),)])
+@pytest.mark.parametrize("target", ["output", mlp(2), "logits"])
+def test_what_a_run_holds_is_its_own(drop: tuple[Any, ...], target: Any, tiny: LoadedModel) -> None:
+    network = detach(tiny, PROMPT).replace(drop=drop)
+    asked: dict[str, Any] = {"k": 1, "tokens": [0, 2], "method": "dense", "target": target}
+    run = analyze(network, **asked)
+    for vectors in run.vectors.values():
+        vectors.zero_()
+    J = network.jacobian("joint", target=target)
+    J.x.zero_(), J.y.zero_()
+    again = analyze(network, **asked)
+    assert_same(analyze(detach(tiny, PROMPT).replace(drop=drop), **asked), again)
+    assert verify(again, tiny).ok
+
+
+def test_places_from_the_end_are_recorded_as_they_are(tiny: LoadedModel) -> None:
+    options = analyze(tiny, PROMPT, k=1, tokens=0, source=layer(-2), target=layer(-1)).record["options"]
+    blocks = detach(tiny, PROMPT).blocks
+    assert (options["source"], options["target"]) == (f"layer({blocks - 2})", f"layer({blocks - 1})")
+
+
+def test_layers_are_not_captured_again(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     network = detach(tiny, PROMPT)
     monkeypatch.setattr(analysis, "detach", None)
     runs = [analyze(network, k=2, tokens=[1], target=layer(block)) for block in range(3)]
