@@ -76,8 +76,7 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
     _check_prompt(record, prompt)
     tokens = [token for token in tokens_of(record, prompt) if singular_values(token)]
     if not any(value > 0 for token in tokens for value in shown_values(token)):
-        told = "No singular value above 0 was found." if tokens else why_no_values(record, prompt)
-        return _sentence(told, record, prompt)
+        return _sentence(why_no_values(record, prompt), record, prompt)
     figure, axes = empty_sheet(6.4, 4.0)
     with house_style():
         from matplotlib.colors import LinearSegmentedColormap

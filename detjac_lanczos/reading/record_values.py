@@ -13,6 +13,7 @@ Record = Mapping[str, Any]
 
 SUCCESSFUL = tuple(status.value for status in Status if status.successful)
 ESTIMATE = Status.ESTIMATE.value
+NONE_ABOVE_ZERO = "No singular value above 0 was found."
 _NAMED = 4
 
 
@@ -61,9 +62,12 @@ def found_none(token: Record) -> bool:
 
 
 def why_no_values(record: Record, prompt: int) -> str:
-    """Return why there are no singular values of a prompt to show, in a sentence."""
-    if not tokens_of(record, prompt):
+    """Return why there are no singular values above 0 of a prompt to show, in a sentence."""
+    tokens = tokens_of(record, prompt)
+    if not tokens:
         return "No token of this prompt was chosen."
+    if any(map(singular_values, tokens)):
+        return NONE_ABOVE_ZERO
     threshold = record["options"]["threshold"]
     return f"No singular value{'s were' if threshold is None else f' above {threshold:g} was'} found."
 

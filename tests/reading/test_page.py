@@ -365,6 +365,16 @@ def test_values_that_are_zero_all_but_leave_a_chart_alone() -> None:
     assert len(heights) == 2 and all(0 <= float(height) <= 190 for height in heights)
 
 
+def test_values_of_zero_alone_have_no_axis(run: Run) -> None:
+    """Of one token, its card has none; of all, the page has none: a range of zeros would be invented."""
+    zeros = [token | {"singular_values": [0.0] * 4} for token in run.record["tokens"]]
+    one = render_page(run.record | {"tokens": [*run.record["tokens"][:-1], zeros[-1]]}, run.vectors)
+    every = render_page(run.record | {"tokens": zeros}, run.vectors)
+    said = "<p>No singular value above 0 was found.</p>"
+    assert [page.count(said) for page in (one, every)] == [1, len(zeros) + 1]
+    assert [len(re.findall('aria-label="Singular values', page)) for page in (one, every)] == [len(zeros) + 1, 0]
+
+
 def test_values_under_a_scale_lie_on_its_axis() -> None:
     """A value of rounding, or zero, ends where the axis is: no line runs through its name."""
     drawn = spectra([("a", [6.9, 2e-15, 0.0])], ""), spectrum([6.9, 2e-15, 0.0], log_range([6.9, 1.0]), "")

@@ -124,3 +124,13 @@ def test_a_bar_runs_from_what_was_found_to_what_may_be(known: list[dict[str, Any
         float, re.findall(r'd="M[\d.]+ ([\d.]+)V([\d.]+)"/><circle cx=".*?" cy="([\d.]+)"', page)[0]
     )
     assert high < middle < low
+
+
+def test_intervals_of_zero_alone_have_no_axis(known: list[dict[str, Any]]) -> None:
+    for token in known:
+        token["survey"] |= {"values": [0.0, 0.0], "sigma_1": [0.0, 0.0]}
+        token["singular_values"] = [0.0, 0.0]
+    page = survey_sections(known, (-1.0, 1.0), "")
+    assert "<svg" not in page
+    assert page.count("<p>No singular value above 0 was found.</p>") == 2  # for all, and on the card
+    assert "<dt>Largest σ₁</dt>" in page

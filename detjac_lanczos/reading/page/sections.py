@@ -200,7 +200,7 @@ def _unbroken(share: float) -> str:
 
 def _spectra(record: Record, tokens: list[Record]) -> str:
     lines = [(f"{token['index']} {dotted(token['token'])}", singular_values(token)) for token in tokens]
-    if not any(values for _, values in lines):
+    if not any(value > 0 for _, values in lines for value in values):
         told = why_no_values(record, tokens[0]["prompt"])
         return f'<div class="beside"><p>{told}</p>{facts(_extremes(tokens))}</div>'
     several = len(lines) > 1

@@ -10,6 +10,7 @@ from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, met
 from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
 from detjac_lanczos.reading.record_values import (
     ESTIMATE,
+    NONE_ABOVE_ZERO,
     Record,
     chance_of,
     left_estimated,
@@ -52,6 +53,9 @@ def survey_sections(tokens: Sequence[Record], span: tuple[float, float], note: s
 def _overview(tokens: Sequence[Record]) -> str:
     if not tokens:
         return "<p>Nothing could be estimated.</p>"
+    told, marks = facts(_figures(tokens), "facts in-columns"), [_mark(token) for token in tokens]
+    if not any(end > 0 for _, _, _, ends in marks for end in ends):
+        return f"<p>{NONE_ABOVE_ZERO}</p>{told}"
     caption = (
         "σ₁ of every token's Jacobian. A bar runs from what was found, which σ₁ is at least, to what it is at most "
         f"with {chance_of(tokens[0]['survey'])}. "
@@ -59,8 +63,8 @@ def _overview(tokens: Sequence[Record]) -> str:
         'be off by more than 5 %; <span class="mark polished">■</span> polished ones, whose σ₁ is certified.'
     )
     summary = f"σ₁ of {len(tokens)} tokens with its interval, on a log scale; the table below has the numbers"
-    charts = "".join(_chart([_mark(token) for token in tokens], summary, width) for width in (_WIDE, _NARROW))
-    return figure(charts, caption, "by-width") + facts(_figures(tokens), "facts in-columns")
+    charts = "".join(_chart(marks, summary, width) for width in (_WIDE, _NARROW))
+    return figure(charts, caption, "by-width") + told
 
 
 def _mark(token: Record) -> tuple[str, str, float, tuple[float, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from detjac_lanczos.reading.page import charts
 from detjac_lanczos.reading.page.markup import badge, facts, figure, meter, pills, text, token_text
 from detjac_lanczos.reading.record_values import (
+    NONE_ABOVE_ZERO,
     Record,
     claim_of,
     energy_held,
@@ -32,8 +33,8 @@ def token_card(token: Record, span: tuple[float, float]) -> str:
     """Return a token's card. ``span``: the log10 range of singular values that all cards share."""
     advice = f'<p class="advice">{text(token["advice"])}</p>' if needs_advice(token) else ""
     values = singular_values(token)
-    chart = ""
-    if values:
+    chart = f"<p>{NONE_ABOVE_ZERO}</p>" if values else ""
+    if any(value > 0 for value in values):
         listed = ", ".join(significant(value) for value in values)
         chart = figure(charts.spectrum(values, span, f"Singular values on a log scale: {listed}"))
     where = f"token {token['index']}" + ("" if token["id"] is None else f" · id {token['id']}")
