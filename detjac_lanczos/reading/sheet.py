@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from detjac_lanczos.errors import DetjacError
 from detjac_lanczos.reading.fonts import drawable, installed_fonts
-from detjac_lanczos.reading.record_values import Record, model_name, prompt_text
+from detjac_lanczos.reading.record_values import Record, model_name, prompt_text, switched_off
 from detjac_lanczos.reading.visible import columns, fit, visible
 
 if TYPE_CHECKING:
@@ -57,16 +57,27 @@ def empty_sheet(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def add_title(figure: Figure, record: Record, prompt: int) -> None:
-    """Head a figure with its prompt, cut to its width, and the model."""
-    model = f"{_LTR}  ({model_name(record)})"
-    room = max(1, int(12 * figure.get_figwidth()) - columns(model))
+    """Head a figure with its prompt and the model, cut to its width, of which a third at least is the prompt's."""
+    width, text = int(12 * figure.get_figwidth()), drawable(prompt_text(record, prompt))
+    before, after = f"{_LTR}  (", ")"
+    room = width - min(columns(text), width // 3) - columns(before + after)
+    model = f"{before}{_model_within(record, room)}{after}"
     figure.suptitle(
-        fit(drawable(prompt_text(record, prompt)), room).rstrip() + model,
+        fit(text, width - columns(model)).rstrip() + model,
         x=0.02,
         ha="left",
         fontsize=10,
         parse_math=False,
     )
+
+
+def _model_within(record: Record, room: int) -> str:
+    """Return the model with the parts it was without; where they take more room, with their number."""
+    name, off = model_name(record), switched_off(record)
+    if columns(name) <= room:
+        return name
+    without = f" without {len(off)} part{'s' if len(off) > 1 else ''}" if off else ""
+    return fit(str(record["model"]), room - columns(without)).rstrip() + without
 
 
 def short_name(token: Record) -> str:

@@ -249,6 +249,25 @@ def test_titles_and_names_of_wide_characters_take_no_more_room(
         assert 21 <= columns(name) <= 22 and name.endswith("…")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "model", "parts", "title"),
+    [
+        ("short", "m", 6, "short  (m without head.0, head.1, head.2, head.3 and 2 more)"),
+        (99 * "p", "m", 2, f"{46 * 'p'}…  (m without head.0, head.1)"),
+        (99 * "p", "smollm2", 6, f"{47 * 'p'}…  (smollm2 without 6 parts)"),
+        (99 * "p", 60 * "m", 1, f"{24 * 'p'}…  ({30 * 'm'}… without 1 part)"),
+        (99 * "p", 60 * "m", 0, f"{24 * 'p'}…  ({45 * 'm'}…)"),
+        ("short", 90 * "m", 0, f"short  ({65 * 'm'}…)"),
+    ],
+)
+def test_a_title_leaves_the_prompt_its_room(prompt: str, model: str, parts: int, title: str, run: Run) -> None:
+    """What was switched off is counted before anything is cut, and a third of the sheet is the prompt's."""
+    off = {"switched_off": [f"head.{part}" for part in range(parts)]}
+    record = run.record | {"prompts": [prompt], "model": model, "definition": run.record["definition"] | off}
+    told = plot_contributions(record).get_suptitle().replace("\u200e", "")
+    assert told == title and len(told) < 12 * 6.4
+
+
 def test_drawing_twice_gives_the_same_svg(run: Run, tmp_path: Path) -> None:
     for name in ("one", "two"):
         save_figures(run.record, run.vectors, tmp_path / name)
