@@ -45,6 +45,7 @@ _SURVEYED: Any = _MEASURED | {
     "markevery": slice(1, None),
 }
 _ABOUT: Any = {"linestyle": "", "marker": "D", "markersize": 3.8, "markeredgewidth": 0}
+_UNMEASURED = "No reconstruction: y is the altered network's own, which no pass of the model gives."
 _LABELLED_LINES = 16
 _LABELLED_BARS = 80
 
@@ -108,6 +109,8 @@ def plot_spectra(record: Record, prompt: int = 0) -> Figure:
 def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: int = 0) -> Figure:
     """Draw Σ J_i x_i + r of the detached Jacobians, and Σ J_i x_i of the ordinary ones, against the model's own y.
 
+    Of an altered network, whose y no pass of the model gives, a sentence says so.
+
     Parameters
     ----------
     record : dict
@@ -126,13 +129,17 @@ def plot_reconstruction(record: Record, vectors: Mapping[str, Tensor], prompt: i
     DetjacError
         If matplotlib is not installed.
     InputError
-        If ``record`` is no record of a run, or has no such prompt.
+        If ``record`` is no record of a run, or has no such prompt, or ``vectors`` are not a run's.
 
     References
     ----------
     J. Golden, "Large Language Models are Locally Linear Mappings", 2025: the detached sum lies on the diagonal.
     """
     _check_prompt(record, prompt)
+    if not isinstance(vectors, Mapping) or f"y.{prompt}" not in vectors:
+        raise InputError(f"figures are drawn from a run's vectors; got a {type(vectors).__name__}: give run.vectors")
+    if switched_off(record):
+        return _sentence(_UNMEASURED, record, prompt)
     errors = record["reconstructions"][prompt]
     truth = vectors[f"y.{prompt}"].double().cpu().numpy()
     figure, axes = empty_sheet(4.6, 4.6)
@@ -233,7 +240,7 @@ def save_figures(record: Record, vectors: Mapping[str, Tensor], folder: str | os
     Raises
     ------
     InputError
-        If ``record`` is no record of a run.
+        If ``record`` is no record of a run, or ``vectors`` are not a run's.
     """
     _check_prompt(record, 0)
     if find_spec("matplotlib") is None:
@@ -265,7 +272,7 @@ def _sentence(words: str, record: Record, prompt: int) -> Figure:
 
 
 def _check_prompt(record: Record, prompt: object) -> None:
-    if not isinstance(record, Mapping):
+    if not isinstance(record, Mapping) or "prompts" not in record:
         raise InputError(f"figures are drawn from a run's record; got a {type(record).__name__}: give run.record")
     prompts = len(record["prompts"])
     if not is_whole(prompt) or not 0 <= prompt < prompts:

@@ -123,6 +123,13 @@ def test_reconstruction_names_the_offset_where_there_is_one(run: Run, biased_run
     assert [any("without r" in label for label in found) for found in labels] == [False, True]
 
 
+def test_nothing_is_reconstructed_of_an_altered_network(run: Run) -> None:
+    record = run.record | {"definition": run.record["definition"] | {"switched_off": ["mlp.1"]}}
+    (axes,) = plot_reconstruction(record, run.vectors).axes
+    told = "No reconstruction: y is the altered network's own, which no pass of the model gives."
+    assert [text.get_text() for text in axes.texts] == [told] and not axes.axison and not axes.get_lines()
+
+
 def test_a_single_entry_is_reconstructed_on_ticks_that_need_no_offset(run: Run) -> None:
     y = torch.tensor([-3.29449], dtype=torch.float64)
     vectors = {"y.0": y, "reconstruction.detached.0": y * (1 + 3e-15)}
@@ -307,6 +314,14 @@ def test_what_is_no_record_or_prompt_of_a_run_is_refused_in_one_line(plot: Any, 
             plot(run.record, *vectors, prompt=prompt)
     with pytest.raises(InputError, match=r"from a run's record; got a Run: give run\.record$"):
         plot(run, *vectors)
+    with pytest.raises(InputError, match=r"from a run's record; got a dict: give run\.record$"):
+        plot({}, *vectors)
+
+
+@pytest.mark.parametrize(("vectors", "kind"), [(None, "NoneType"), ({}, "dict")])
+def test_what_is_no_vectors_of_a_run_is_refused_in_one_line(vectors: Any, kind: str, run: Run) -> None:
+    with pytest.raises(InputError, match=rf"from a run's vectors; got a {kind}: give run\.vectors$"):
+        plot_reconstruction(run.record, vectors)
 
 
 def test_figures_are_saved_in_a_folder_by_its_name(biased_run: Run, tmp_path: Path) -> None:
