@@ -1,12 +1,11 @@
 """From estimates to claims: chosen operators of a survey are searched on their own, from the survey's vectors."""
 
 from collections.abc import Iterable, Sequence
-from inspect import signature
 from typing import Any, Literal
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import Subset, as_batch
-from detjac_lanczos.solvers.options import check_options, is_whole
+from detjac_lanczos.solvers.options import is_whole
 from detjac_lanczos.solvers.result import SVDResult, check_results
 from detjac_lanczos.solvers.svd import svd_batch
 
@@ -97,8 +96,8 @@ def polish(
     Raises
     ------
     InputError
-        The results do not fit the batch, an operator is chosen that has no result to begin with, or an option cannot
-        be used: ``k`` and ``start`` never.
+        The results do not fit the batch, an operator is chosen that has no result to begin with, or an option of what
+        is solved cannot be used: ``k`` and ``start`` never.
     """
     if taken := [name for name in ("k", "start") if name in options]:
         raise InputError(f"polish takes k and start from the survey: leave {' and '.join(taken)} out, or use svd_batch")
@@ -118,11 +117,7 @@ def polish(
         if not 0 <= index < len(results) or not bool(results[index].V.isfinite().all()):
             raise InputError(f"operator {index} has no result to begin with: choose among those that were estimated")
     polished = list(results)
-    if not chosen:  # nothing is solved, which would check the options
-        given = signature(svd_batch).bind(operators, len(results[0].S), tol=tol, method=method, **options)
-        given.apply_defaults()
-        check_options(**{name: given.arguments[name] for name in signature(check_options).parameters})
-    else:
+    if chosen:
         found = svd_batch(
             Subset(operators, chosen),
             len(results[chosen[0]].S),

@@ -488,14 +488,3 @@ def test_what_to_polish_is_numbers_of_operators(which: object) -> None:
     matrices = [torch.eye(5, dtype=torch.float64)] * 2
     with pytest.raises(InputError, match="must hold the numbers of operators, 0 to 1"):
         polish(matrices, svd_batch(matrices, k=1, method="shared_basis"), which)
-
-
-def test_options_of_a_polish_of_nothing_are_checked() -> None:
-    matrices = [torch.eye(5, dtype=torch.float64)] * 2
-    survey = svd_batch(matrices, k=1, method="shared_basis")
-    assert polish(matrices, survey, [], certify="complete", memory="1GiB") == survey
-    for options, message in (({"tol": 7}, "no tolerance"), ({"threshold": 1.0}, "k and threshold are given")):
-        with pytest.raises(InputError, match=message):
-            polish(matrices, survey, [], **options)
-    with pytest.raises(TypeError, match="'foo'"):
-        polish(matrices, survey, [], foo=3)
