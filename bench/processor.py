@@ -29,7 +29,9 @@ def processor(info: str | None = None) -> dict[str, str]:
         plain = platform.processor() or platform.machine()
         return {"name": plain, "processor": plain}
     maker, family, model = said["vendor_id"], said["cpu family"], said["model"]
-    told = f"{maker} family {family} model {model}"
+    numbers = f"family {family} model {model}"
+    told = f"{maker} {numbers}"
     named = next((name for name, cores in _CORES.items() if (family, int(model)) in cores), told)
-    name = "Xeon" if "Xeon" in said.get("model name", "") else named if maker == "AuthenticAMD" else told
+    xeon = f"Xeon {numbers}"  # one generation: records that say Xeon alone are of a machine whose numbers nobody kept
+    name = xeon if "Xeon" in said.get("model name", "") else named if maker == "AuthenticAMD" else told
     return {"name": name, "processor": told}

@@ -47,7 +47,8 @@ def test_methods_take_turns_and_each_turn_is_timed() -> None:
         ("AuthenticAMD", 25, 17, "AMD EPYC", "Zen 4"),
         ("AuthenticAMD", 25, 1, "AMD EPYC 7763", "AuthenticAMD family 25 model 1"),
         ("AuthenticAMD", 26, 2, "AMD EPYC 9755", "Zen 5"),
-        ("GenuineIntel", 6, 143, "Intel(R) Xeon(R) Platinum 8481C", "Xeon"),
+        ("GenuineIntel", 6, 143, "Intel(R) Xeon(R) Platinum 8481C", "Xeon family 6 model 143"),
+        ("GenuineIntel", 6, 85, "Intel(R) Xeon(R) CPU @ 2.00GHz", "Xeon family 6 model 85"),
         ("GenuineIntel", 6, 154, "12th Gen Intel(R) Core(TM) i7", "GenuineIntel family 6 model 154"),
     ],
 )
