@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.indices import whole_number
 from detjac_lanczos.frozen.places import Place, attention, mlp
 
+_NAMED = 4
 _NEVER_ZERO = (".rstd", ".positions", ".input")
 _SWITCH = re.compile(r"\.mixing\.\d+(\.query_scale)?$")
 """Attention weights, or what each row of those that are made again is multiplied by: heads lie along the first axis."""
@@ -81,6 +82,12 @@ def part_named(name: str) -> Head | Expert | Place:
         return _KINDS[kind](*map(int, numbers))
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{name!r} names nothing that can be switched off") from None
+
+
+def named_parts(parts: Sequence[str]) -> str:
+    """Return parts by their names, in a few words: the first, and how many more."""
+    more = len(parts) - _NAMED
+    return ", ".join(parts[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def replaced(coefficients: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:

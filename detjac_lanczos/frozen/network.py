@@ -15,12 +15,12 @@ from torch import Tensor
 from detjac_lanczos.frozen.assembly import assemble
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
-from detjac_lanczos.frozen.drop import Expert, Head, replaced, switch_off
+from detjac_lanczos.frozen.drop import Expert, Head, named_parts, replaced, switch_off
 from detjac_lanczos.frozen.fold import fold, scale_factors
 from detjac_lanczos.frozen.hooks_on_all import HooksOnAll
 from detjac_lanczos.frozen.mapped import let_go
 from detjac_lanczos.frozen.own_weights import OwnWeights
-from detjac_lanczos.frozen.places import Place
+from detjac_lanczos.frozen.places import Place, target_place
 from detjac_lanczos.frozen.plan import Plan
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.schedule import make_plan
@@ -79,7 +79,7 @@ class FrozenNetwork(Shared):
     def __repr__(self) -> str:
         """One line: model, family, prompts and what is frozen."""
         dtype = str(self.dtype).removeprefix("torch.")
-        without = f", without {', '.join(sorted(self.dropped))}" if self.dropped else ""
+        without = f", without {named_parts(sorted(self.dropped))}" if self.dropped else ""
         return (
             f"{type(self).__name__}({self.loaded.name!r}, family={self.family.name!r}, tokens={self.lengths}, "
             f"freeze={self.freeze!r}, {dtype}{without})"
@@ -175,20 +175,27 @@ class FrozenNetwork(Shared):
         """Width of the output."""
         return self.streams.output.shape[1]
 
-    def width_at(self, target: Place) -> int:
+    def width_at(self, target: str | Place) -> int:
         """Return the width d_out of a target.
 
         Parameters
         ----------
-        target : Place
+        target : str or Place
+            As in `DetachedNetwork.jacobian`.
 
         Returns
         -------
         int
             Of a probe the number of its rows.
+
+        Raises
+        ------
+        InputError
+            If there is no such target.
         """
+        place = target_place(target, self.blocks)
         widths = {"output": self.output_size, "logits": self.streams.logits.shape[1]}
-        return widths.get(target.kind, self.hidden_size) if target.rows is None else target.rows.shape[0]
+        return widths.get(place.kind, self.hidden_size) if place.rows is None else place.rows.shape[0]
 
     def start_of(self, prompt: int) -> int:
         """Return the first row of a prompt in the streams."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.affine import AffineNetwork
+from detjac_lanczos.frozen.drop import named_parts
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.said import frozen_in_words
@@ -162,7 +163,7 @@ class Jacobian(MatrixFree):
         """What `repr` says of the map, whatever the token and the position."""
         d = self.definition
         weights = f", weights {d['weights']}" if "weights" in d else ""
-        without = f", without {', '.join(d['switched_off'])}" if "switched_off" in d else ""
+        without = f", without {named_parts(d['switched_off'])}" if "switched_off" in d else ""
         return (
             f"input: {d['input']}, target: {d['target_definition']}, freeze={d['freeze']!r}{weights}{without}, "
             f"{d['dtype']}"

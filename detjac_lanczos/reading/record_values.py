@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from detjac_lanczos.frozen.drop import named_parts
 from detjac_lanczos.reading.visible import visible
 from detjac_lanczos.solvers.result import Status
 
@@ -14,7 +15,6 @@ Record = Mapping[str, Any]
 SUCCESSFUL = tuple(status.value for status in Status if status.successful)
 ESTIMATE = Status.ESTIMATE.value
 NONE_ABOVE_ZERO = "No singular value above 0 was found."
-_NAMED = 4
 
 
 def singular_values(token: Record) -> list[float]:
@@ -32,12 +32,6 @@ def shown_values(token: Record) -> list[float]:
 def switched_off(record: Record) -> list[str]:
     """Return what was switched off in the network, such as "head.3.1"; nothing where it is that of the model."""
     return list(record["definition"].get("switched_off", ()))
-
-
-def named_parts(parts: Sequence[str]) -> str:
-    """Return parts that were switched off in a few words."""
-    more = len(parts) - _NAMED
-    return ", ".join(parts[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def model_name(record: Record) -> str:

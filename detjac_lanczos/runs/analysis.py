@@ -14,6 +14,7 @@ import torch
 from detjac_lanczos.budget import Memory
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.converted import load_converted
+from detjac_lanczos.frozen.drop import named_parts
 from detjac_lanczos.frozen.places import Place, layer
 from detjac_lanczos.frozen.prompt import Embeddings, Integers
 from detjac_lanczos.frozen.words import Freeze
@@ -174,6 +175,7 @@ def analyze(
     if isinstance(model, DetachedNetwork):
         _require_as_captured(model, capturing | _given(dtype=dtype, device=device, quantization=quantization))
     else:
+        _require_no_operator(model)
         check_on_configuration(model, k=k, tokens=wanted, source=source, target=target, position=position)
         model = load_converted(model, dtype, device, quantization)
         clock.lap("load")
@@ -245,10 +247,18 @@ def _require_as_captured(network: DetachedNetwork, given: Mapping[str, Any]) -> 
         )
     if network.changed:
         raise InputError(
-            f"{', '.join(sorted(network.changed))} hold values that were given, and no record of a run says which; use "
-            "svd(network.jacobian(...)), or a network from replace(drop=...)"
+            f"{named_parts(sorted(network.changed))} hold values that were given, and no record of a run says which; "
+            "use svd(network.jacobian(...)), or a network from replace(drop=...)"
         )
     network.own_weights.require_model()
+
+
+def _require_no_operator(given: object) -> None:
+    if hasattr(given, "rmatmat"):
+        raise InputError(
+            f"analyze takes a model, or the network of one, not {type(given).__name__}: svd(J, k) finds the triplets "
+            "of an operator, analyze(network) those of every token of the network that it came from"
+        )
 
 
 def _require_distinct(batch: JacobianBatch) -> None:

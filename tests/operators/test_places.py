@@ -46,6 +46,15 @@ def test_a_place_without_a_block_is_no_place(make: Any, options: Any, message: s
         network.jacobian(0, **options)
 
 
+def test_a_target_has_the_width_of_its_jacobians() -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4)[0])
+    for target in ("output", "residual", "logits", layer(-1), mlp(0), probe(torch.ones(2, 24))):
+        assert network.width_at(target) == network.jacobian(0, target=target).shape[0]
+    for none in (layer(9), "layer"):
+        with pytest.raises(InputError, match="target"):
+            network.width_at(none)
+
+
 @pytest.mark.parametrize(
     "drop", [head(None, 1), head(0, None), expert(None, 0), attention(None), mlp(None), layer(0), mlp(True)]
 )  # type: ignore[arg-type]

@@ -120,6 +120,13 @@ def test_what_it_was_captured_with_is_not_given_again(tiny: LoadedModel) -> None
         analyze(network, PROMPT, freeze="up", dtype="float64")
 
 
+def test_an_operator_is_sent_to_what_takes_it(tiny: LoadedModel) -> None:
+    network = detach(tiny, PROMPT)
+    for given in (network.jacobian(0), network.jacobians()):
+        with pytest.raises(InputError, match=rf"not {type(given).__name__}: svd\(J, k\) .*, analyze\(network\) those"):
+            analyze(given)  # type: ignore[arg-type]
+
+
 def test_a_model_that_has_changed_since_is_refused(tiny_folder: Path) -> None:
     """What decodes vectors, and the fingerprint, would be of other weights than the capture."""
     loaded = load_model(tiny_folder)

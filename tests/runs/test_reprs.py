@@ -7,15 +7,19 @@ from tests.tiny_llama import PROMPT
 
 def test_reprs_are_one_line(tiny: dl.LoadedModel, run: dl.Run) -> None:
     network = dl.detach(tiny, PROMPT)
+    every = [part(block) for part in (dl.attention, dl.mlp) for block in range(3)]
+    bare = network.replace(drop=every)
     J, token = network.jacobian(0), run.tokens[0]
-    every = dl.analyze(tiny, PROMPT, k=64, tokens=0).tokens[0]
+    triplets = dl.analyze(tiny, PROMPT, k=64, tokens=0).tokens[0]
     shown = {
         repr(tiny): f"LoadedModel(name={tiny.name!r}, fingerprint='",
         repr(network.streams): "Streams(positions=6, blocks=3, hidden size=64)",
         repr(network.plan): "in memory, under no budget, mixing={'keep': '0-2'}, gates={'keep': '0-2'})",
         repr(J.T): f"{J!r}.T",
         repr(token): "TokenResult(token 0 of prompt 0, 'the', S=[",
-        repr(every): f", …, {every.S[-1]:.4g}], {every.certificate and every.certificate.line})",
+        repr(triplets): f", …, {triplets.S[-1]:.4g}], {triplets.certificate and triplets.certificate.line})",
+        repr(bare): ", without attention.0, attention.1, attention.2, mlp.0 and 2 more)",
+        repr(bare.jacobian(0)): ", without attention.0, attention.1, attention.2, mlp.0 and 2 more, ",
         repr(token.left[0]): f"DecodedVector(['{token.left[0].decoded[0][0]}', ",
         repr(dl.plan(tiny.name, 10, device="h100")): "tokens=10, NVIDIA H100 SXM 80 GB, peak ",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from detjac_lanczos.frozen.drop import named_parts
 from detjac_lanczos.reading.page.markup import facts, text, token_text
 from detjac_lanczos.reading.page.survey import estimates_counted
 from detjac_lanczos.reading.record_values import (
@@ -12,7 +13,6 @@ from detjac_lanczos.reading.record_values import (
     has_offset,
     is_complete,
     model_name,
-    named_parts,
     percent,
     scientific,
     share_of_dense,
