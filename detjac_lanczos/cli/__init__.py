@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from detjac_lanczos.cli import commands
 from detjac_lanczos.cli.ending import exit_code
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and arguments.run is not commands.bench:
             parser.error(f"unknown argument {rest[0]!r}")
         arguments.rest, arguments.interrupts = rest, interrupts
-        return int(arguments.run(arguments))
+        with ExitStack() as arguments.afterwards:
+            return int(arguments.run(arguments))
 
     return exit_code(run, verbose=lambda: bool(arguments.verbose))

@@ -212,12 +212,23 @@ def _remarks(run: Run, out: Path | None, block: int | None) -> Iterator[str]:
 
 
 def _quiet_libraries(arguments: argparse.Namespace) -> None:
+    """Have libraries say no more than is asked for, until the command ends: what they say then is the caller's."""
+    afterwards = arguments.afterwards
     if arguments.quiet:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of unpacking is tqdm's own, made while it is imported
-        logging.getLogger("detjac_lanczos").addHandler(logging.NullHandler())
+        if "TQDM_DISABLE" not in os.environ:  # the bar of unpacking is tqdm's own, made while it is imported
+            os.environ["TQDM_DISABLE"] = "1"
+            afterwards.callback(os.environ.pop, "TQDM_DISABLE", None)
+        own, silent = logging.getLogger("detjac_lanczos"), logging.NullHandler()
+        own.addHandler(silent)
+        afterwards.callback(own.removeHandler, silent)
     if not arguments.verbose:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        packing = logging.getLogger("bitsandbytes")
+        afterwards.callback(packing.setLevel, packing.level)
+        packing.setLevel(logging.ERROR)
         from transformers.utils import logging as of_transformers
 
+        from detjac_lanczos.models.pretrained import without_progress_bars
+
+        afterwards.callback(of_transformers.set_verbosity, of_transformers.get_verbosity())
         of_transformers.set_verbosity_error()
-        of_transformers.disable_progress_bar()
+        afterwards.enter_context(without_progress_bars())

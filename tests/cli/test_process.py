@@ -1,6 +1,7 @@
 """The command as a process: standard output of any kind, and no traceback."""
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -8,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging as of_transformers
 
+from detjac_lanczos import runs
 from detjac_lanczos.cli.ending import exit_code
 from detjac_lanczos.cli.process import Interrupts
 from detjac_lanczos.errors import DetjacError
-from tests.command_line import in_process, one_after_another
+from tests.command_line import call, in_process, one_after_another
 from tests.tiny_llama import PROMPT, save_tiny_llama
 
 
@@ -107,6 +110,35 @@ def test_an_interrupt_that_nobody_asked_after_is_no_success(capsys: pytest.Captu
 
     assert exit_code(run) == 143
     assert capsys.readouterr().err == "detjac: terminated\n"
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_libraries_are_left_as_talkative_as_they_were(
+    shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the command fails."""
+
+    def settings() -> list[object]:
+        said = [logging.getLogger(name).level for name in ("bitsandbytes", "transformers")]
+        handlers = len(logging.getLogger("detjac_lanczos").handlers)
+        return [*said, handlers, of_transformers.is_progress_bar_enabled(), os.environ.get("TQDM_DISABLE")]
+
+    def fail(*arguments: object, **options: object) -> None:
+        during.append(settings())
+        raise DetjacError("no plan")
+
+    during: list[list[object]] = []
+    monkeypatch.setattr(of_transformers, "_tqdm_active", shown)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    caplog.set_level(logging.INFO, logger="bitsandbytes")
+    before = settings()
+    folder = save_tiny_llama(tmp_path / "llama")
+    assert call("plan", "--model", folder, "--tokens", 5, "--device", "h100", "-q") == 0
+    assert settings() == before
+    monkeypatch.setattr(runs, "plan", fail)
+    assert call("plan", "--tokens", 5, "-q") == 2
+    assert settings() == before
+    assert during == [[logging.ERROR, logging.ERROR, before[2] + 1, False, "1"]]  # type: ignore[operator]
 
 
 def test_streams_are_given_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

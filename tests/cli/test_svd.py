@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import math
 import os
 import sys
@@ -36,7 +35,6 @@ def test_advice_of_bitsandbytes_is_for_those_who_want_everything(
     verbose: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = pytest.importorskip("bitsandbytes.backends.cpu.ops").logger
-    caplog.set_level(logging.NOTSET, logger="bitsandbytes")
 
     def advised(*arguments: object, **options: object) -> LoadedModel:
         logger.warning("pip install kernels")

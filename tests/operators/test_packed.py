@@ -1,6 +1,5 @@
 """The Jacobian of a packed model is that of its decoded weights, and the caller's bytes stay as they are."""
 
-import logging
 from collections.abc import Callable, Iterator
 from functools import cache
 from tempfile import TemporaryDirectory
@@ -224,7 +223,6 @@ def test_rounding_is_said_of_the_callers_own_passes_alone(caplog: pytest.LogCapt
     model, _ = case("Llama", "K multiple of 16", "int8", torch.float32)
     detach((model, None), input_ids=IDS)
     assert not caplog.records
-    caplog.set_level(logging.WARNING, logger="bitsandbytes")  # commands that ran in this process ask for errors alone
     with rounding_unsaid():
         other = Thread(target=model, args=(torch.tensor([IDS]),))
         other.start()
