@@ -42,9 +42,9 @@ class Journal:
     """A folder that holds a solve in the making: ``solve.json``, one safetensors file a pass, and ``decision.json``.
 
     Files are written under another name and renamed, so each is whole or absent. A pass is read back only for the very
-    blocks that it was made of, and with the checksum that it was written with; where a block differs (another processor
-    or library rounds differently), or the file was damaged, the pass and all that follow it are made again. A decision
-    that was damaged is timed again.
+    blocks that it was made of, after the pass that it was made after, and with the checksum that it was written with;
+    where a block differs (another processor or library rounds differently), or the file was damaged or is of another
+    journal, the pass and all that follow it are made again. A decision that was damaged is timed again.
 
     Parameters
     ----------
@@ -64,6 +64,7 @@ class Journal:
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
         self.folder = folder
         self._next = 0
+        self._latest = ""  # the checksum of the pass before the next: other operators may be sent the same blocks
         self._replaying = True
         self._open(json.loads(json.dumps({"kind": KIND, "format": FORMAT, **header})))
 
@@ -86,8 +87,9 @@ class Journal:
                 metadata = file.metadata()
                 products = [file.get_tensor(str(index)) for index in range(int(metadata["products"]))]
             seconds = metadata["seconds"]
-            if metadata["of"] == digest(way, *blocks) and metadata["checksum"] == checksum(seconds, *products):
-                self._next += 1
+            of, found = digest(way, self._latest, *blocks), checksum(seconds, *products)
+            if (metadata["of"], metadata["checksum"]) == (of, found):
+                self._next, self._latest = self._next + 1, found
                 return [product.to(device) for product in products], float(seconds)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             # Missing or damaged: this pass is made again, like one that was never written down.
@@ -100,13 +102,13 @@ class Journal:
         whole = torch.contiguous_format
         tensors = {str(index): product.clone(memory_format=whole) for index, product in enumerate(products)}
         metadata = {
-            "of": digest(way, *blocks),
+            "of": digest(way, self._latest, *blocks),
             "products": str(len(products)),
             "seconds": repr(seconds),
             "checksum": checksum(repr(seconds), *products),
         }
         self._whole(self._pass(self._next), lambda path: save_file(tensors, path, metadata=metadata))
-        self._next += 1
+        self._next, self._latest = self._next + 1, metadata["checksum"]
 
     @property
     def decision(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,15 @@ def test_a_pass_of_other_blocks_is_not_taken(tmp_path: Path) -> None:
     results = solve(again, "lanczos", tmp_path)
     assert_same(results, solve(Cutting(MATRICES), "lanczos", None))
     assert len(again.calls) == len(passes) - 3 + 1
+
+
+@pytest.mark.parametrize("name", ["dense", "survey"])
+def test_a_pass_of_another_journal_is_not_taken(name: str, tmp_path: Path) -> None:
+    """The operators of both are sent the same blocks; their products together would contradict each other."""
+    expected = solve(Cutting(MATRICES), name, tmp_path / "one")
+    svd_batch(SharingBatch([1.01 * A for A in MATRICES], [1.0] * 3), 4, checkpoint=tmp_path / "other", **SOLVES[name])
+    shutil.copy(*(tmp_path / folder / "pass-000001.safetensors" for folder in ("other", "one")))
+    assert_same(expected, solve(Cutting(MATRICES), name, tmp_path / "one"))
 
 
 def test_a_journal_of_another_operator_or_solve_is_refused(tmp_path: Path) -> None:
