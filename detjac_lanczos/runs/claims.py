@@ -19,7 +19,7 @@ RECORDED_ONLY = (
     "advice",
     "why a method was taken",
     "how a search ended that found less than was asked for",
-    "the model's name (its weights are compared) and how it was loaded",
+    "the model's name (its weights are compared), whether it was live and how it was loaded",
     "options that steer a search (block, max_products, memory)",
 )
 """Parts of a record that no measurement can repeat: they are what the run wrote down."""

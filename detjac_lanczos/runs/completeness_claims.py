@@ -67,13 +67,18 @@ def _contradictions(claim: Completeness, fresh: Completeness, token: TokenResult
     first, last = float(values[0]) if len(values) else fresh.sigma_1, float(values[k - 1]) if k else 0.0
     apart = digits * first if len(values) else fresh.floor  # σ_1 is measured again where no triplet holds it
     edge = last if claim.threshold is None else claim.threshold
-    parted = claim.guards > 0 and edge > claim.floor and float(values[k]) >= (1 + digits) * (1 - tol) * edge
+    near = (1 - tol) * edge
+    following = float(values[k]) if claim.guards > 0 else 0.0
+    if claim.delta == 0:  # the whole spectrum was seen
+        following = claim.upper[k] - claim.rounding
+    joined = edge > claim.floor and following >= near + digits * first
+    apart_for_certain = edge <= claim.floor or claim.upper[k] < near - digits * first
     return sum(
         (
             claim.complete
             and (claim.delta > 0 or claim.threshold is not None)
             and not _follows(claim, fresh, values, tol, digits),
-            parted and not claim.cluster,
+            apart_for_certain if claim.cluster else joined,
             abs(claim.sigma_1 - first) > apart,
             abs(claim.sigma_k - last) > digits * first,
             claim.threshold != options["threshold"],
