@@ -80,8 +80,9 @@ class FrozenNetwork(Shared):
         """One line: model, family, prompts and what is frozen."""
         dtype = str(self.dtype).removeprefix("torch.")
         without = f", without {named_parts(sorted(self.dropped))}" if self.dropped else ""
+        tokens = f"({named_parts([*map(str, self.lengths)])})" if len(self.prompts) > 1 else self.lengths
         return (
-            f"{type(self).__name__}({self.loaded.name!r}, family={self.family.name!r}, tokens={self.lengths}, "
+            f"{type(self).__name__}({self.loaded.name!r}, family={self.family.name!r}, tokens={tokens}, "
             f"freeze={self.freeze!r}, {dtype}{without})"
         )
 

@@ -18,6 +18,7 @@ def test_reprs_are_one_line(tiny: dl.LoadedModel, run: dl.Run) -> None:
         repr(J.T): f"{J!r}.T",
         repr(token): "TokenResult(token 0 of prompt 0, 'the', S=[",
         repr(triplets): f", …, {triplets.S[-1]:.4g}], {triplets.certificate and triplets.certificate.line})",
+        repr(dl.detach(tiny, input_ids=[[3]] * 9)): ", tokens=(1, 1, 1, 1 and 5 more), ",
         repr(bare): ", without attention.0, attention.1, attention.2, mlp.0 and 2 more)",
         repr(bare.jacobian(0)): ", without attention.0, attention.1, attention.2, mlp.0 and 2 more, ",
         repr(token.left[0]): f"DecodedVector(['{token.left[0].decoded[0][0]}', ",
