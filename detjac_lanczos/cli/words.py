@@ -41,8 +41,8 @@ def polish(text: str) -> int | str:
 
 def seed(text: str) -> int:
     """Return a whole number that starts random numbers."""
-    if not re.fullmatch(r"-?\d{1,18}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at most 18 digits")
+    if not re.fullmatch(r"\d{1,10}", text) or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2³² - 1")
     return int(text)
 
 

@@ -102,6 +102,7 @@ def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *
     triplets : sequence of Triplets
         One per operator, with UᵀJ = S Vᵀ.
     seed : int
+        From 0 to 2³² - 1.
 
     Returns
     -------
@@ -111,7 +112,7 @@ def estimate_contributions(batch: JacobianBatch, triplets: Sequence[Triplets], *
     Raises
     ------
     InputError
-        As in `contributions`, or if ``seed`` is no whole number.
+        As in `contributions`, or if ``seed`` is none.
     """
     check_triplets(batch, triplets)
     check_seed(seed)

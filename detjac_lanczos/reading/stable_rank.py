@@ -80,6 +80,7 @@ def stable_ranks(
     triplets : sequence of MeasuredTriplets
         One per operator, largest value first.
     seed : int
+        From 0 to 2³² - 1.
     confidence : float
         Of each interval alone; the intervals of one call share their probes.
 

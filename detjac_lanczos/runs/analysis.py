@@ -100,7 +100,7 @@ def analyze(
         Tokens of a survey to bring to the certificate: those whose σ_1 it may have estimated wrong by more than 5 %, or
         so many, the worst first.
     seed : int
-        Seeds the start of the search and the probes of the stable rank.
+        Seeds the start of the search and the probes of the stable rank: from 0 to 2³² - 1.
     block : int, optional
         Width of the Lanczos blocks.
     max_products : int, optional

@@ -61,6 +61,7 @@ def check_operator(A: Any, seed: int = 0) -> OperatorReport:
     ----------
     A : LinearOperator, or what :func:`as_operator` takes
     seed : int
+        From 0 to 2³² - 1.
 
     Returns
     -------

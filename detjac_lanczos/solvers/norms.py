@@ -102,6 +102,7 @@ def norms(
     confidence : float
         Of each interval alone.
     seed : int
+        From 0 to 2³² - 1.
 
     Returns
     -------

@@ -18,7 +18,7 @@ CERTIFICATES: tuple[Certify | None, ...] = (*get_args(Certify), None)
 DEFAULT_K = 8
 DEFAULT_WIDTH = 3
 ENERGY_PROBES = 16
-_SEEDS = 10**18
+_SEEDS = 2**32
 SMALLEST_DELTA = 1e-12
 _UNBOUNDED = 2**62
 
@@ -142,8 +142,10 @@ def check_tol(tol: float) -> None:
 
 def check_seed(seed: int) -> None:
     """Raise :class:`InputError` for what is no seed."""
-    if not is_whole(seed) or not -_SEEDS <= seed < _SEEDS:
-        raise InputError(f"seed = {seed!r} starts no random numbers: give a whole number of at most 18 digits")
+    if not is_whole(seed) or not 0 <= seed < _SEEDS:
+        raise InputError(
+            f"seed = {seed!r} is no seed: torch's generators hold 32 bits, give a whole number from 0 to 2³² - 1"
+        )
 
 
 def check_block(name: str, width: int | None) -> None:

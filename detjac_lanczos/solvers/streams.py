@@ -19,6 +19,10 @@ class Stream(IntEnum):
     THRESHOLD = 0x165667B1
 
     def generator(self, seed: int, *number: int) -> torch.Generator:
-        """Return a generator of this stream's own; ``number`` tells further ones of the same seed apart."""
+        """Return a generator of this stream's own; ``number`` tells further ones of the same seed apart.
+
+        torch's generator on the CPU keeps the low 32 bits of what seeds it: of the words below the upper 31 bits of the
+        second and the lowest of the first.
+        """
         words = np.random.SeedSequence([self, seed % 2**64, *number]).generate_state(2)
         return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)

@@ -95,7 +95,7 @@ def svd(
         nearly exact, the search stops almost at once and may miss triplets outside their span; certify="complete"
         checks for those. "auto" does without them where it writes the matrix out.
     seed : int
-        Seeds everything random.
+        Seeds everything random: from 0 to 2³² - 1, as torch's generators hold 32 bits.
     certify : {"triplets", "complete", None}
         "complete" adds probes to "triplets": fresh random vectors in what the triplets leave, which bound every value
         that was missed. Up to 24 products, or 0.6 of those of the search where that is expected to show that the

@@ -235,7 +235,7 @@ def test_no_certificate_unless_asked_for(tiny: LoadedModel) -> None:
         ({"position": True}, "position True is no index"),
         ({"position": 1.5}, "position 1.5 is no index"),
         ({"max_products": 3}, "max_products = 3"),
-        ({"seed": 2**70}, "18 digits"),
+        ({"seed": 2**32}, "32 bits"),
         ({"block": 2.5}, "block = 2.5"),
         ({"callback": "print"}, "cannot be called"),
         ({"tol": 2.0}, "tol = 2.0"),

@@ -38,11 +38,16 @@ def _another_method(record: dict[str, Any]) -> None:
     record["work"]["method"] = "magic"
 
 
+def _seed_of_33_bits(record: dict[str, Any]) -> None:
+    record["options"]["seed"] = 2**32
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         (_another_method, "work.method"),
         (_live_and_chatting, "prompts"),
+        (_seed_of_33_bits, "options (seed = 4294967296 is no seed: torch's generators hold 32 bits"),
     ],
 )
 def test_options_that_the_run_did_not_follow(

@@ -253,6 +253,7 @@ def test_what_cannot_be_measured_is_one_clear_line() -> None:
         ({"probes": "a"}, "got 'a'"),
         ({"confidence": "a"}, "got 16 and 'a'"),
         ({"seed": "x"}, "seed = 'x'"),
+        ({"seed": 2**32}, "hold 32 bits"),
         ({"triplets": [triplets]}, "result 0 is a list"),
         ({"confidence": 0.2}, "16 probes prove no interval"),
         ({"confidence": 1.0}, "confidence"),

@@ -12,7 +12,7 @@ def _largest_correlation(rows: torch.Tensor) -> float:
     return float((torch.corrcoef(rows) - torch.eye(len(rows), dtype=rows.dtype)).abs().max())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**63 - 2])
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 2])
 def test_streams_and_seeds_share_nothing(seed: int) -> None:
     """Also not with the seed's plain generator, from which a search draws, nor with the same stream of the next one."""
     generators = [torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1)]
