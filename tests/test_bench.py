@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench import __main__ as bench
 from bench import floor_ratio, memory
+from bench import whole as bench
 from bench.dense_autograd import dense_jacobians, detached_model, embed
 from bench.measure import in_turns, middle
 from bench.methods import residual, value_error

@@ -1,7 +1,9 @@
-"""``detjac bench``: bad input is one line, before a model is loaded; a reader of its table may leave."""
+"""``detjac bench``: bad input is one line, before a model is loaded; its reader may leave, its user interrupt it."""
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import detjac_lanczos as dl
-from bench import __main__ as bench
+from bench import whole as bench
 from bench.processor import processor
 from bench.wide_models import WIDE
 from detjac_lanczos.cli.ending import exit_code
@@ -83,3 +85,28 @@ def test_the_figures_are_written_though_the_reader_of_the_table_has_left(
         assert exit_code(lambda _: bench.main(["--parts", "floor", "--out", str(figures)])) == 0
     assert capsys.readouterr().err == ""
     assert json.loads(figures.read_text())["floor"] == [1.0]
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_between_two_parts_leaves_the_record_with_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dl, "load_model", lambda _: SimpleNamespace(tokenizer=lambda _: {"input_ids": []}))
+    monkeypatch.setitem(bench._PARTS, "floor", lambda *_: ([2.0], ["a line of the table"]))
+    monkeypatch.setitem(bench._PARTS, "memory", lambda *_: signal.raise_signal(signal.SIGINT))
+    figures = tmp_path / "bench.json"
+    figures.write_text(json.dumps({"machine": bench._machine(), "floor": [1.0], "memory": {"ours": 1.0}}))
+    assert exit_code(lambda _: bench.main(["--parts", "floor,memory", "--out", str(figures)])) == 130
+    assert capsys.readouterr() == ("a line of the table\n", "detjac: interrupted\n")
+    assert json.loads(figures.read_text()) == {"machine": bench._machine(), "floor": [2.0], "memory": {"ours": 1.0}}
+    assert [*tmp_path.iterdir()] == [figures]
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("program", ["bench"])
+def test_an_interrupt_of_its_imports_is_one_line(program: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command, root = [sys.executable, "-m", *program.split()], Path(bench.__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"detjac: interrupted\n")
