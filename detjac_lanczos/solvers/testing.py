@@ -56,15 +56,16 @@ class OperatorTestCase(ABC):
         assert tuple(operator.shape) == tuple(dense.shape)
         for width in self.widths:
             X, Y = self._random(operator.shape[1], width), self._random(operator.shape[0], width)
-            self._assert_close(operator.matmat(X), dense @ X.to(torch.float64))
-            self._assert_close(operator.rmatmat(Y), dense.T @ Y.to(torch.float64))
+            self._assert_close(operator.matmat(X.clone()), dense @ X.to(torch.float64))
+            self._assert_close(operator.rmatmat(Y.clone()), dense.T @ Y.to(torch.float64))
 
     def test_transposed_views_are_accepted(self) -> None:
         """A block may be a transposed view of rows."""
         operator = self._operator()
-        X, Y = self._random(operator.shape[1], 3), self._random(operator.shape[0], 3)
-        self._assert_close(operator.matmat(X.T.contiguous().T), operator.matmat(X).to(torch.float64))
-        self._assert_close(operator.rmatmat(Y.T.contiguous().T), operator.rmatmat(Y).to(torch.float64))
+        for apply, rows in ((operator.matmat, operator.shape[1]), (operator.rmatmat, operator.shape[0])):
+            block = self._random(rows, 3)
+            plain = apply(block.clone()).to(torch.float64, copy=True)
+            self._assert_close(apply(block.T.contiguous().T), plain)
 
     def test_singular_values_match_the_dense_matrix(self) -> None:
         """The leading values that the solver finds are those of the matrix, as far as its precision tells them."""
