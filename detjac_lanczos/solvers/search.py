@@ -160,7 +160,7 @@ class Search:
         else:
             block, width = self._closing(direction, basis, most)
         width = min(width, most)
-        self.widening.draw(max(width - block.shape[0], 0))
+        self.widening.fill(max(width - block.shape[0], 0))
         self.block = complete_block(block[:width], basis, width, self.generator) if width else None
         self._idle = 0 if width else self._idle + 1
         if affordable == 0:

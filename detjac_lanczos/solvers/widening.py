@@ -43,9 +43,13 @@ class Widening:
         self._size = self._awaited = self._pass = 0
 
     def draw(self, rows: int, given: int = 0) -> None:
-        """Count rows that join the search: random ones, and ``given`` ones."""
+        """Count rows that join the search, and that every pass follows: random ones, and ``given`` ones."""
         self.columns += rows + given
         self.drawn += rows
+
+    def fill(self, rows: int) -> None:
+        """Count random rows that fill up a block: triplets do not hold them yet, so that they rule out no copy."""
+        self.columns += rows
 
     def follow(self, columns: int) -> None:
         """Count no more random columns than a pass follows: directions that it sends, and triplets that need none.

@@ -45,6 +45,16 @@ def test_all_copies_above_a_threshold_are_found(block: int, given: int) -> None:
         np.testing.assert_allclose(result.S, np.ones(5), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "copies", "other", "block"), [(33, 30, 1e-5, 4), (33, 30, 1e-5, 8), (15, 14, 0.3, 3)])
+def test_random_rows_that_fill_up_a_block_rule_out_no_copy(size: int, copies: int, other: float, block: int) -> None:
+    """Few distinct values end a Krylov space early; rows that fill its block up are in no triplet yet."""
+    values = np.r_[np.ones(copies), np.full(min(size - copies, 3), other)]
+    for seed in range(71, 74):
+        result = svd(matrix(values, (size, size), seed), threshold=0.9, method="lanczos", block=block, seed=seed)
+        assert result.converged and result.widened
+        np.testing.assert_allclose(result.S, np.ones(copies), rtol=1e-5)
+
+
 @pytest.mark.parametrize("known", [1, 2, 3])
 def test_given_vectors_are_no_random_columns(known: int) -> None:
     """Four that hold ``known`` of five copies and have no part in the others, with one random column beside them."""
