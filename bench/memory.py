@@ -61,7 +61,8 @@ def _status(name: str) -> int:
 def extra(method: str, tokens: int, width: int) -> int:
     """Return the growth of peak memory of a method, in bytes, measured in a process of its own."""
     command = [sys.executable, "-m", "bench.memory", method, "--tokens", str(tokens), "--width", str(width)]
-    return int(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

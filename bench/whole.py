@@ -28,6 +28,8 @@ from detjac_lanczos.runs.folder import write_whole
 
 PARTS = ("roads", "glued", "auto", "floor", "families", "memory", "gemma", "seeds", "completeness")
 TOKENS = (7, 16, 24, 32)
+CHECKOUT = Path(__file__).parents[1]
+RECORD = Path("bench/results/bench.json")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("bench/results/bench.json"),
+        default=CHECKOUT / RECORD,
         help="where figures go, in place of those of the same parts, widenings and families, or of another machine "
-        "(default: %(default)s)",
+        f"(default: {RECORD} of the checkout)",
     )
     arguments = parser.parse_args(argv)
     parts = arguments.parts.split(",")

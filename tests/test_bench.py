@@ -189,6 +189,17 @@ def test_ratios_are_of_the_others_time_to_ours() -> None:
     assert (glued["ratio"], glued["residual"]) == (6.0, pytest.approx(0.2))
 
 
+def test_the_process_that_memory_is_measured_in_finds_the_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_: list[str], cwd: Path, **options: Any) -> Any:
+        assert (cwd / "bench" / "memory.py").is_file()
+        return SimpleNamespace(stdout="a library talks\n7\n")
+
+    monkeypatch.setattr("bench.memory.subprocess.run", run)
+    assert memory.extra("ours", 2, 1) == 7
+
+
 def test_memory_is_compared_in_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "extra", lambda method, *_: {"ours": 2_000_000, "autograd": 8_000_000}[method])
     row, (line,) = bench._memory(None, [])

@@ -6,9 +6,9 @@ import argparse
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,11 +173,15 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Hand everything on to the bench of a checkout."""
+    """Hand everything on to the bench of a checkout: here, where paths are the user's and interrupts are noted."""
     checkout = Path(detjac_lanczos.__file__).parents[1]
     if not (checkout / "bench" / "__main__.py").is_file():
         raise InputError("the bench is not installed with the package; run `detjac bench` from a checkout (make bench)")
-    return subprocess.call([sys.executable, "-m", "bench", *arguments.rest], cwd=checkout)
+    sys.path.insert(0, str(checkout))
+    arguments.afterwards.callback(sys.path.remove, str(checkout))
+    whole: Any = import_module("bench.whole")
+    arguments.interrupts.check()
+    return int(whole.main(arguments.rest))
 
 
 def _output(arguments: argparse.Namespace) -> Path | None:

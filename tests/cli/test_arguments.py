@@ -11,7 +11,7 @@ import pytest
 import detjac_lanczos
 from detjac_lanczos.cli.parser import make_parser
 from detjac_lanczos.runs import plan
-from tests.command_line import call, in_process, refused
+from tests.command_line import call, refused
 from tests.tiny_llama import PROMPT
 
 
@@ -71,11 +71,16 @@ def test_defaults_of_a_plan_are_those_of_the_library() -> None:
     assert {name: planned[name] for name in common} == {name: usual[name] for name in common}
 
 
-def test_the_bench_gets_every_word_and_runs_in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    monkeypatch.setattr(subprocess, "call", lambda command, cwd: called.append((command[1:], cwd)) or 3)
-    assert call("bench", "--parts", "floor", "-5x") == 3
-    assert called == [(["-m", "bench", "--parts", "floor", "-5x"], Path(detjac_lanczos.__file__).parents[1])]
+def test_the_bench_gets_every_word_and_paths_are_those_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, path = [], sys.path.copy()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.whole.main", lambda words: called.append((words, Path.cwd(), sys.path[0])) or 3)
+    assert call("bench", "--parts", "floor", "-5x", "--out", "x.json") == 3
+    root = Path(detjac_lanczos.__file__).parents[1]
+    assert called == [(["--parts", "floor", "-5x", "--out", "x.json"], tmp_path, str(root))]
+    assert sys.path == path
 
 
 def test_tokens_from_the_end_need_no_equals_sign() -> None:
@@ -109,7 +114,5 @@ def test_bench_outside_a_checkout_says_where_it_runs(
     assert "checkout" in refused(capsys, "bench", "--parts", "floor")
 
 
-def test_bad_arguments_of_the_bench_are_one_line() -> None:
-    done = in_process("bench", "--parts", "nosuch", stdout=subprocess.PIPE)
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.count(b"\n") == 1 and b"nosuch" in done.stderr
+def test_bad_arguments_of_the_bench_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nosuch" in refused(capsys, "bench", "--parts", "nosuch")

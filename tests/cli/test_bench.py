@@ -61,7 +61,7 @@ def test_the_help_names_every_part_and_family(capsys: pytest.CaptureFixture[str]
     shown = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # argparse breaks lines at hyphens, too
     for names in (bench.PARTS, WIDE):
         assert f"comma-separated, of {', '.join(names)} (default: all)" in shown
-    assert "default: bench/results/bench.json" in shown
+    assert "default: bench/results/bench.json of the checkout" in shown
     assert set(bench.PARTS) == {"roads", "families", *bench._PARTS}
 
 
@@ -103,10 +103,10 @@ def test_an_interrupt_between_two_parts_leaves_the_record_with_whole_ones(
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("program", ["bench"])
+@pytest.mark.parametrize("program", ["bench", "detjac_lanczos bench"])
 def test_an_interrupt_of_its_imports_is_one_line(program: str, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command, root = [sys.executable, "-m", *program.split()], Path(bench.__file__).parents[1]
-    done = subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False)
+    command, env = [sys.executable, "-m", *program.split()], os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, cwd=bench.CHECKOUT, env=env, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"detjac: interrupted\n")
