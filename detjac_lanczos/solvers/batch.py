@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.chunks import turns
-from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator, require_device, require_real
+from detjac_lanczos.solvers.operator import LinearOperator, OperatorBatch, as_operator, require_declared
 
 ROWS_OF_A_SWEEP = float(1 << 16)
 """Row-sweeps that keep any machine busy; the rows of one stream, in float32 at d = 1,024, are then 256 MiB."""
@@ -117,8 +117,7 @@ def as_batch(A: Any) -> OperatorBatch:
         missing = [name for name in _BATCH if not hasattr(A, name)]
         if missing:
             raise InputError(f"{type(A).__name__} is no batch of operators: give it {', '.join(missing)}")
-        require_real(A.dtype)
-        require_device(A.device)
+        require_declared(A.shapes, A.dtype, A.device)
         if not len(A.shapes):
             raise InputError(_EMPTY)
         return cast(OperatorBatch, A)

@@ -1,7 +1,7 @@
 """What the solvers ask of a linear operator, and how matrices and scipy operators are made to speak it."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -206,18 +206,16 @@ def as_operator(A: Any) -> LinearOperator:
     Raises
     ------
     InputError
-        The object is complex, has no two axes or no device, or lacks part of the protocol.
+        The object is complex, lacks part of the protocol, or has a shape, dtype or device that is none.
     """
     if isinstance(A, Tensor):
         return MatrixOperator(A)
-    if isinstance(getattr(A, "dtype", None), torch.dtype):
-        missing = [name for name in ("shape", "device", "matmat", "rmatmat") if not hasattr(A, name)]
+    blocks_alone = hasattr(A, "matmat") and hasattr(A, "rmatmat") and not hasattr(A, "matvec")  # scipy asks for matvec
+    if blocks_alone or isinstance(getattr(A, "dtype", None), torch.dtype):
+        missing = [name for name in ("shape", "dtype", "device", "matmat", "rmatmat") if not hasattr(A, name)]
         if missing:
             raise InputError(f"{type(A).__name__} is no linear operator: give it {', '.join(missing)}")
-        require_real(A.dtype)
-        require_device(A.device)
-        if len(A.shape) != 2:
-            raise InputError(f"an operator's shape is (d_out, d_in), this one has {tuple(A.shape)}")
+        require_declared([A.shape], A.dtype, A.device)
         return cast(LinearOperator, A)
     try:
         return ScipyOperator(A)
@@ -230,17 +228,30 @@ def as_operator(A: Any) -> LinearOperator:
         ) from error
 
 
-def require_real(dtype: torch.dtype) -> None:
+def require_declared(shapes: Iterable[Any], dtype: Any, device: Any) -> None:
+    """Raise :class:`InputError` for what an operator, or a batch of them, cannot be of."""
+    for shape in shapes:
+        sides = tuple(shape) if isinstance(shape, Iterable) else ()
+        if len(sides) != 2 or not all(isinstance(side, int | np.integer) for side in sides):
+            raise InputError(f"an operator's shape is (d_out, d_in), two whole numbers: this one has {shape!r}")
+    require_real(dtype)
+    try:
+        usable = not torch.empty(0, device=torch.device(device)).is_meta
+    except (TypeError, RuntimeError, AssertionError):  # the last where torch was built without such devices
+        usable = False
+    if not usable:
+        raise InputError(
+            f"device = {device!r} is none of torch that holds numbers here: give the one that blocks are expected on"
+        )
+
+
+def require_real(dtype: Any) -> None:
     """Raise :class:`InputError` for a dtype that no operator here can have."""
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(
+            f"dtype = {dtype!r} is none of torch: give the one that products are computed in, such as torch.float64"
+        )
     if dtype.is_complex:
         raise InputError("complex operators are not supported: split it into real and imaginary parts")
     if not dtype.is_floating_point or dtype.itemsize < 2:
         raise InputError(f"an operator needs a floating point dtype of 16 bits or more, not {dtype}: convert it first")
-
-
-def require_device(device: Any) -> None:
-    """Raise :class:`InputError` for what names no device of torch."""
-    try:
-        torch.device(device)
-    except (TypeError, RuntimeError) as error:
-        raise InputError(f"device = {device!r} is none of torch: give the one that blocks are expected on") from error

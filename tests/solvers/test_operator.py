@@ -296,15 +296,34 @@ def test_a_transpose_that_fails_is_told_from_one_that_lacks() -> None:
         assert cure in str(check_operator(operator))
 
 
-@pytest.mark.parametrize("device", [None, 1.5, "nowhere"])
-def test_what_is_no_device_is_refused(device: object) -> None:
-    operator = Recorder(DENSE)
-    operator.device = device
-    batch = SharingBatch([DENSE], [1.0])
-    batch.device = device
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("device", device, f"device = {device!r} is none of torch")
+        for device in (None, 1.5, "nowhere", "cuda:77", "meta")
+    ]
+    + [
+        ("dtype", dtype, f"dtype = {dtype!r} is none of torch")
+        for dtype in (np.dtype("f8"), np.float64, "float64", None)
+    ]
+    + [
+        ("shape", shape, f"(d_out, d_in), two whole numbers: this one has {shape!r}")
+        for shape in (30, None, "ab", (15.0, 12.0), (15.7, 12.2), (15,), (15, 12, 1))
+    ],
+)
+def test_what_an_operator_cannot_be_of_is_refused(name: str, value: object, words: str) -> None:
+    operator, batch = Recorder(DENSE), SharingBatch([DENSE], [1.0])
+    setattr(operator, name, value)
+    setattr(batch, *(("shapes", [value]) if name == "shape" else (name, value)))
     for solve in (lambda: svd(operator, 2), lambda: svd_batch(batch, 2), lambda: check_operator(operator)):
-        with pytest.raises(InputError, match=f"device = {device!r} is none of torch"):
+        with pytest.raises(InputError, match=re.escape(words)):
             solve()
+
+
+def test_a_shape_may_hold_whole_numbers_of_numpy() -> None:
+    operator = Recorder(DENSE)
+    operator.shape = np.array(DENSE.shape)
+    assert svd(operator, 2).converged and check_operator(operator).ok
 
 
 @pytest.mark.parametrize("wrong", ["matvec", "rmatvec"])
@@ -351,8 +370,13 @@ def test_a_half_made_operator_is_told_what_it_lacks() -> None:
         def matmat(self, X):
             return X
 
-    with pytest.raises(InputError, match="give it device, rmatmat"):
-        as_operator(Half())
+    class NoDtype:
+        shape = (3, 3)
+        matmat = rmatmat = abs
+
+    for half, lacks in ((Half(), "device, rmatmat"), (NoDtype(), "dtype, device")):
+        with pytest.raises(InputError, match=f"give it {lacks}"):
+            as_operator(half)
 
 
 def test_scipy_operator_that_turns_out_complex_is_refused() -> None:
