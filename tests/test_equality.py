@@ -1,8 +1,9 @@
-"""Whatever holds tensors is itself and nothing else: it can be compared, looked for and be an element of a set."""
+"""Whatever holds tensors or arrays is itself and nothing else: it can be compared, looked for and put into a set."""
 
 import dataclasses
 import importlib
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import detjac_lanczos
 from detjac_lanczos.solvers.result import Guards
 
 
-def holders_of_tensors():
+def holders_of_arrays():
     for room in (detjac_lanczos, detjac_kernels):
         for found in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
             if found.name.endswith("__main__") or ".device." in found.name:
@@ -20,11 +21,11 @@ def holders_of_tensors():
             module = importlib.import_module(found.name)
             for kind in vars(module).values():
                 own = isinstance(kind, type) and kind.__module__ == found.name and dataclasses.is_dataclass(kind)
-                if own and any("Tensor" in str(field.type) for field in dataclasses.fields(kind)):
+                if own and any(re.search("Tensor|ndarray", str(field.type)) for field in dataclasses.fields(kind)):
                     yield kind
 
 
-@pytest.mark.parametrize("kind", list(holders_of_tensors()), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+@pytest.mark.parametrize("kind", list(holders_of_arrays()), ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_equality_is_identity(kind):
     assert kind.__eq__ is object.__eq__ and kind.__hash__ is object.__hash__
 

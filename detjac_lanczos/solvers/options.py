@@ -23,7 +23,7 @@ SMALLEST_DELTA = 1e-12
 _UNBOUNDED = 2**62
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Progress:
     """What a callback sees after each pass.
 
