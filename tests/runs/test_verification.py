@@ -463,10 +463,25 @@ def test_residuals_may_differ_by_rounding_and_no_more(run: Run, tiny: LoadedMode
 
 
 def test_triplets_that_miss_the_tolerance_of_the_options_are_counted(tiny: LoadedModel) -> None:
-    run = analyze(tiny, PROMPT, k=3, tol=1e-2, method="lanczos", tokens=[1])
-    false = forged(run, lambda record: record["options"].__setitem__("tol", 1e-5))
-    (short,) = (claim for claim in verify(false, tiny).failed if "short of those claimed" in claim.what)
-    assert 1 <= short.measured <= 3
+    """By the longer of their two residuals, against their own values; with no certificate that counts them, too."""
+    run = analyze(tiny, PROMPT, k=3, tol=1e-2, method="lanczos", tokens=[1], certify=None)
+    pairs = zip(run.tokens[0].residuals, run.tokens[0].S.tolist(), strict=True)
+    relative = sorted(max(pair) / value for pair, value in pairs)
+    for missing, tol in ((0, 1.1 * relative[2]), (1, (relative[1] * relative[2]) ** 0.5)):
+        false = forged(run, lambda record, to=tol: record["options"].__setitem__("tol", to))
+        (short,) = (claim for claim in verify(false, tiny).claims if "short of those claimed" in claim.what)
+        assert short.measured == missing
+
+
+def test_a_small_share_of_softmax_is_compared_by_its_logarithm(run: Run, tiny: LoadedModel) -> None:
+    """What rounding may do to logits is a part of a share, however small that is."""
+    what = "difference in the decoded left vectors of token 1 of prompt 0"
+    allowed = next(claim.allowed for claim in verify(run, tiny).claims if claim.what == what)
+    by = 2 * allowed * 2 * float(run.vectors["y.0"].norm())
+    last = run.tokens[1].record["left"][0][-1]["score"]
+    assert by * last < allowed
+    false = forged(run, lambda record: record["tokens"][1]["left"][0][-1].update(score=last * (1 + by)))
+    assert [claim.what for claim in verify(false, tiny).failed] == [what]
 
 
 def test_vectors_of_other_lengths_are_of_another_run(run: Run, tiny: LoadedModel) -> None:
