@@ -33,6 +33,14 @@ def _live_and_chatting(record: dict[str, Any]) -> None:
     record["prompts"] = [None]
 
 
+def _fewer_tokens(record: dict[str, Any]) -> None:
+    record["options"]["tokens"] = [[0, 1]]
+
+
+def _asked_for_another_method(record: dict[str, Any]) -> None:
+    record["options"]["method"] = "dense"
+
+
 def _another_method(record: dict[str, Any]) -> None:
     record["options"]["method"] = "auto"
     record["work"]["method"] = "magic"
@@ -45,6 +53,8 @@ def _seed_of_33_bits(record: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
+        (_fewer_tokens, "options.tokens"),
+        (_asked_for_another_method, "options.method"),
         (_another_method, "work.method"),
         (_live_and_chatting, "prompts"),
         (_seed_of_33_bits, "options (seed = 4294967296 is no seed: torch's generators hold 32 bits"),
@@ -65,12 +75,24 @@ def _claimed_fewer(token: dict[str, Any]) -> None:
 
 
 def _low_floor(token: dict[str, Any]) -> None:
-    token["floor"] = token["certificate"]["floor"] = token["floor"] / 10
+    token["floor"] = token["certificate"]["floor"] = token["floor"] / 2
+
+
+def _high_floor(token: dict[str, Any]) -> None:
+    token["floor"] = token["certificate"]["floor"] = 1.1 * token["floor"]
 
 
 def _doubled_floor(token: dict[str, Any]) -> None:
     claim = token["certificate"]["completeness"]
     claim["floor"] = 2 * token["certificate"]["floor"]
+
+
+def _negative_floor(token: dict[str, Any]) -> None:
+    token["certificate"]["completeness"]["floor"] = -1e-9
+
+
+def _higher_norm(token: dict[str, Any]) -> None:
+    token["certificate"]["sigma_1"] *= 1.0001
 
 
 @pytest.mark.parametrize(
@@ -81,7 +103,12 @@ def _doubled_floor(token: dict[str, Any]) -> None:
         (lambda token: token["certificate"].__setitem__("completeness", None), ["certificate.completeness"]),
         (_claimed_fewer, ["certificate.claimed"]),
         (_low_floor, ["floor", "completeness.floor"]),
+        (_high_floor, ["floor"]),
         (_doubled_floor, ["completeness.floor"]),
+        (_negative_floor, ["completeness.floor"]),
+        (_higher_norm, ["certificate.sigma_1"]),
+        (lambda token: token.__setitem__("survey", {"flagged": False}), ["survey"]),
+        (lambda token: token.__setitem__("energy", [0.5, 0.6]), ["energy"]),
     ],
 )
 def test_tokens_that_contradict_themselves(
@@ -95,7 +122,8 @@ def test_tokens_that_contradict_themselves(
     ("name", "value", "parts"),
     [
         ("certify", "triplets", ["work.probe_products", "certificate.completeness"]),
-        ("max_products", 3, ["work"]),
+        ("k", 3, ["singular_values"]),
+        ("energy", 0.5, ["energy"]),
     ],
 )
 def test_tokens_that_contradict_the_options(
@@ -104,3 +132,20 @@ def test_tokens_that_contradict_the_options(
     found = contradictions(forged(complete, lambda record: record["options"].__setitem__(name, value)), tiny)
     for token in complete.tokens:
         assert sorted(found[token.name]) == sorted(parts)
+
+
+def test_products_of_both_directions_count_against_the_budget(complete: Run, tiny: LoadedModel) -> None:
+    work = [token.record["work"] for token in complete.tokens]
+    most = max(max(part["products_forward"], part["products_transposed"]) for part in work)
+    found = contradictions(forged(complete, lambda record: record["options"].__setitem__("max_products", most)), tiny)
+    assert all(found[token.name] == ["work"] for token in complete.tokens)
+
+
+def test_a_dense_model_is_of_no_quantization(run: Run, tiny: LoadedModel) -> None:
+    false = forged(run, lambda record: record.__setitem__("quantization", "nf4"))
+    assert contradictions(false, tiny) == {"definition": ["quantization"]}
+
+
+def test_the_floor_of_zeros_is_none(run: Run, tiny: LoadedModel) -> None:
+    false = Run(run.record, run.vectors | {"S.0.0": 0 * run.vectors["S.0.0"]})
+    assert "floor" in contradictions(false, tiny)[TOKEN]

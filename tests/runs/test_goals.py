@@ -146,6 +146,17 @@ def test_a_claim_of_all_values_fails_where_rounding_hides_whether_the_last_lies_
     assert wrong == [f"contradictions in the claim of completeness of {token.name}"]
 
 
+def test_the_floor_of_a_token_without_triplets_is_that_of_its_claim(above: Run, tiny: LoadedModel) -> None:
+    bare = next(token for token in above.tokens if not len(token.S))
+
+    def doubled(record: dict) -> None:
+        token = record["tokens"][bare.index]
+        token["floor"] = token["certificate"]["floor"] = 2 * bare.record["floor"]
+
+    failed = [claim.what for claim in verify(forged(above, doubled), tiny).failed]
+    assert failed == [f"contradictions in the {bare.name}: floor"]
+
+
 def test_a_raised_threshold_fails(plain: Run, tiny: LoadedModel) -> None:
     false = forged(plain, lambda record: record["options"].__setitem__("threshold", 100.0))
     failed = {claim.what: claim.measured for claim in verify(false, tiny).failed}
