@@ -411,6 +411,23 @@ def test_a_certificate_says_no_more_than_was_measured(
     assert [claim.what for claim in verify(forged(run, overstate), tiny).failed] == [f"{what} of prompt 0"]
 
 
+def test_clusters_are_those_that_residuals_join(tiny: LoadedModel) -> None:
+    """One is left out, one skips a neighbour, one goes on beyond the last; two have other residuals."""
+    run = analyze(tiny, PROMPT, k=4, tol=0.3, method="lanczos")
+
+    def harm_each(record: dict[str, Any]) -> None:
+        clusters = [token["certificate"]["clusters"] for token in record["tokens"]]
+        assert [cluster[0]["indices"] for cluster in clusters[2:4]] == [[1, 2], [1, 2]]
+        del clusters[0][0]
+        clusters[1][0]["indices"].append(4)
+        clusters[2][0]["indices"] = [1, 3]
+        clusters[3][0]["residual"] *= 0.9
+        clusters[4][0]["residual"] *= 1.1
+
+    failed = [claim.what for claim in verify(forged(run, harm_each), tiny).failed]
+    assert failed == [f"differences in the clusters of {token.name}" for token in run.tokens[:5]]
+
+
 def test_a_certificate_of_fewer_triplets_understates_no_residual(run: Run, tiny: LoadedModel) -> None:
     """That one triplet less is claimed must not excuse the others from being compared."""
 
@@ -429,8 +446,11 @@ def test_a_count_that_rounding_decides_excuses_no_understated_residual(tiny: Loa
     run = analyze(tiny, PROMPT, k=3, tol=1e-2, method="lanczos", tokens=[1])
     (token,) = run.tokens
     rounding = noise_floor(epsilon(torch.float32), token.singular_values[0], run.record["work"]["passes"])
-    pairs = zip(token.residuals, token.singular_values, strict=True)
-    tol = max((max(pair) + rounding / 4) / value for pair, value in pairs)
+    worst = [max(pair) for pair in token.residuals]
+    pairs = list(zip(worst, token.singular_values, strict=True))
+    tol = max((residual + rounding / 4) / value for residual, value in pairs)
+    # What the better two have; less than that is more than the best has.
+    least = {"e_k": sorted(worst)[1], "residual": sorted(residual / value for residual, value in pairs)[1]}
 
     def forge(record: dict[str, Any], **changes: float) -> None:
         certificate = record["tokens"][0]["certificate"]
@@ -438,9 +458,10 @@ def test_a_count_that_rounding_decides_excuses_no_understated_residual(tiny: Loa
         record["tokens"][0]["status"] = "noise_floor"
         certificate |= {"claimed": 2} | changes
 
-    honest = verify(forged(run, forge), tiny)
+    honest = verify(forged(run, lambda record: forge(record, **least)), tiny)
     assert not [str(claim) for claim in honest.failed if "residual" in claim.what or "number" in claim.what]
-    false = verify(forged(run, lambda record: forge(record, residual=1e-12, e_k=1e-12)), tiny)
+    understated = {name: 0.9 * residual for name, residual in least.items()}
+    false = verify(forged(run, lambda record: forge(record, **understated)), tiny)
     assert [claim.what.split(" of ")[0] for claim in false.failed if "residual" in claim.what] == [
         "block residual",
         "certified residual",
