@@ -81,15 +81,23 @@ def test_cosines_of_an_estimate_are_with_the_output_of_their_own_prompt() -> Non
     assert [part.cosine for part in found] == pytest.approx([part.cosine for part in measured], rel=1e-9)
 
 
-def test_the_cosine_of_an_estimate_is_one() -> None:
-    """J x = y: a length that is estimated too short makes no cosine above 1."""
+def test_what_triplets_capture_is_known_where_only_the_length_is_an_estimate(network: DetachedNetwork) -> None:
+    batch, triplets = network.jacobians(), truncated(network, 4)
+    found, measured = estimate_contributions(batch, triplets), contributions(batch, triplets)
+    held, known = ([part.captured * part.share**2 for part in parts] for parts in (found, measured))
+    assert held == pytest.approx(known, rel=1e-9)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_cosine_of_an_estimate_is_one(sign: int) -> None:
+    """J x = ±y: a length that is estimated too short makes no cosine beyond ±1."""
     y = torch.ones(8, dtype=torch.float64)
     first = torch.eye(8, dtype=torch.float64)[:, :1]
-    found = SimpleNamespace(U=first, S=torch.ones(1, dtype=torch.float64), V=first)
-    batch = batch_of(torch.eye(8, dtype=torch.float64), y, y)
+    found = SimpleNamespace(U=sign * first, S=torch.ones(1, dtype=torch.float64), V=first)
+    batch = batch_of(sign * torch.eye(8, dtype=torch.float64), y, y)
     parts = [estimate_contributions(batch, [found], seed=seed)[0] for seed in range(8)]
     assert min(part.share for part in parts) < 0.95
-    assert max(part.cosine for part in parts) <= 1
+    assert max(sign * part.cosine for part in parts) == 1
 
 
 def test_an_estimate_of_a_token_without_influence_is_zero() -> None:

@@ -243,6 +243,8 @@ def test_embeddings_are_projected_where_the_stream_is_wider() -> None:
 def test_bad_shapes_are_refused_in_one_line(network: DetachedNetwork) -> None:
     with pytest.raises(InputError, match="decode_left takes"):
         decode_left(network, torch.ones(5, 2), torch.ones(4), "output")
+    with pytest.raises(InputError, match=r"got \(5, 1\) and"):
+        decode_left(network, torch.ones(5, 1), torch.ones(network.hidden_size), "output")
     for target in ("output", "residual", "logits", layer(1), probe(torch.ones(3, network.hidden_size))):
         with pytest.raises(InputError, match=r"d_out = \d+ at [^\n]*; got \(5, 1\) and \(5,\)$"):
             decode_left(network, torch.ones(5, 1), torch.ones(5), target)

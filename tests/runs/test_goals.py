@@ -99,7 +99,7 @@ def test_a_share_that_a_budget_cut_short_is_held_from_both_sides(tiny: LoadedMod
     assert verify(run, tiny).ok
     low, high = run.tokens[0].record["energy"]
     assert low < 0.99
-    for wrong in ([0.001, 0.002], [0.9999, 0.99999], [high, low]):
+    for wrong in ([0.001, 0.002], [0.9999, 0.99999], [high, low], [low, 1.1]):
         false = forged(run, lambda record, wrong=wrong: record["tokens"][0].__setitem__("energy", wrong))
         assert any("share of the energy of token 1" in claim.what for claim in verify(false, tiny).failed), wrong
 
@@ -155,6 +155,24 @@ def test_the_floor_of_a_token_without_triplets_is_that_of_its_claim(above: Run, 
 
     failed = [claim.what for claim in verify(forged(above, doubled), tiny).failed]
     assert failed == [f"contradictions in the {bare.name}: floor"]
+
+
+def test_what_is_left_is_measured_too_of_a_token_whose_claim_is_not_complete(above: Run, tiny: LoadedModel) -> None:
+    first, token = above.tokens[:2]
+
+    def opened(record: dict) -> None:
+        record["tokens"][token.index]["certificate"]["completeness"]["complete"] = False
+
+    told = [claim.what for claim in verify(forged(above, opened), tiny).claims]
+    assert f"largest product of what the triplets of {token.name} leave" in told
+    assert f"largest product of what the triplets of {first.name} leave" not in told
+
+
+def test_no_value_at_a_threshold_lies_above_it(plain: Run, tiny: LoadedModel) -> None:
+    token = next(token for token in plain.tokens if len(token.S))
+    false = forged(plain, lambda record: record["options"].__setitem__("threshold", float(token.S[0])))
+    (found,) = (claim for claim in verify(false, tiny).failed if claim.what.startswith(f"values of {token.name}"))
+    assert found.measured == len(token.S)
 
 
 def test_a_raised_threshold_fails(plain: Run, tiny: LoadedModel) -> None:
