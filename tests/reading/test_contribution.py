@@ -118,5 +118,5 @@ def test_triplets_are_one_for_each_operator_of_a_batch(measure: Any, network: De
         with pytest.raises(InputError, match=f"got a {type(wrong).__name__}: give a JacobianBatch"):
             measure(wrong, triplets)
     for seed in ("a", 2.5) if measure is not contributions else ():
-        with pytest.raises(InputError, match=f"seed = {seed!r} starts no random numbers"):
+        with pytest.raises(InputError, match=f"seed = {seed!r} is no seed"):
             measure(batch, triplets, seed=seed)
