@@ -113,6 +113,13 @@ def test_not_adjoint(method: str, wrong: torch.Tensor) -> None:
     assert "check_operator" in result.advice
 
 
+def test_a_wrong_transpose_is_told_by_the_first_pass_each_way() -> None:
+    """The two passes of the search, and no third: what tells why they contradict is sent after them."""
+    wrong = Recorder(A, -A.T)
+    assert svd(wrong, 4, method="lanczos").status is Status.NOT_ADJOINT
+    assert max(len(wrong.forward), len(wrong.transposed)) <= 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sound_operator_in_low_precision_is_adjoint(dtype: torch.dtype) -> None:
     for seed in range(10):
