@@ -184,7 +184,7 @@ def _floor(found: Sequence[Record]) -> Iterator[tuple[str, Cell]]:
 def _families(found: Sequence[Record]) -> str:
     columns = [record.get("families", []) for record in found] + [sweeps_of_two_blocks()["families"]]
     heads = [
-        f"{name}, {rows[0]['clock']} clock, {rows[0]['threads']} threads" if rows else name
+        ", ".join([name, *dict.fromkeys(f"{row['clock']} clock, {row['threads']} threads" for row in rows)])
         for name, rows in zip(RECORDS, columns, strict=False)
     ]
     lines = []

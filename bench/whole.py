@@ -5,7 +5,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ from detjac_lanczos.runs.folder import write_whole
 
 PARTS = ("roads", "glued", "auto", "floor", "families", "memory", "gemma", "seeds", "completeness")
 TOKENS = (7, 16, 24, 32)
+_ROWS = {"roads": "widening", "families": "family"}
+"""Parts that are measured in rows, and what names a row."""
+_STATE = ("cores", "threads", "torch", "detjac_lanczos")
+"""What a record says of all its figures, besides the processor."""
 CHECKOUT = Path(__file__).parents[1]
 RECORD = Path("bench/results/bench.json")
 
@@ -46,19 +50,18 @@ def main(argv: list[str] | None = None) -> int:
         "--out",
         type=Path,
         default=CHECKOUT / RECORD,
-        help="where figures go, in place of those of the same parts, widenings and families, or of another machine "
+        help="where figures go, in place of those of the same parts, widenings and families, or of another machine; "
+        "others stay, if they were measured with the same threads and versions "
         f"(default: {RECORD} of the checkout)",
     )
     arguments = parser.parse_args(argv)
-    parts = arguments.parts.split(",")
-    for what, given, known in (
-        ("part", parts, PARTS),
-        ("family", arguments.families.split(","), WIDE),
-    ):
+    parts, names = arguments.parts.split(","), arguments.families.split(",")
+    for what, given, known in (("part", parts, PARTS), ("family", names, WIDE)):
         if unknown := set(given) - set(known):
             parser.error(f"unknown {what} {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
 
-    figures = _figures_so_far(arguments.out)
+    rows = {"roads": arguments.widen, "families": names}
+    figures = _figures_so_far(arguments.out, {part: rows.get(part, ()) for part in parts})
     loaded = dl.load_model("smollm2")
     ids = loaded.tokenizer(PROMPT)["input_ids"]
     figures["machine"] = _machine()
@@ -71,7 +74,6 @@ def main(argv: list[str] | None = None) -> int:
                 _print_methods(rows[-1])
             figures[part] = sorted(kept + rows, key=lambda row: row["widening"])
         elif part == "families":
-            names = arguments.families.split(",")
             rows, lines = _families(names, ids, arguments.clock)
             figures[part] = [row for row in figures.get(part, []) if row["family"] not in names] + rows
             show("\n".join(lines))
@@ -91,10 +93,11 @@ def _counts(text: str) -> list[int]:
     return [words.count(part) for part in text.split(",")]
 
 
-def _figures_so_far(out: Path) -> dict[str, Any]:
+def _figures_so_far(out: Path, again: Mapping[str, Container[Any]]) -> dict[str, Any]:
     """Return what an earlier bench on this machine wrote there; those of another one would not be told from its own.
 
-    A place that could not be written is refused before hours of work.
+    Nor would those of other threads or versions: they are given up if all are measured ``again`` (parts, each with its
+    widenings or families). If some would stay, or the place could not be written, it is refused before hours of work.
     """
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is no folder; make it, or choose another place for --out")
@@ -104,9 +107,23 @@ def _figures_so_far(out: Path) -> dict[str, Any]:
         figures = json.loads(out.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{out} holds no figures of a bench ({error}); choose another place for --out") from None
-    if not isinstance(figures, dict) or not isinstance(machine := figures.get("machine", {}), dict):
+    if not isinstance(figures, dict) or not isinstance(before := figures.get("machine", {}), dict):
         raise InputError(f"{out} holds no figures of a bench; choose another place for --out")
-    return figures if machine.get("name") == processor()["name"] else {}
+    now = _machine()
+    if before.get("name") != now["name"]:
+        return {}
+    changed = [f"{what} {before.get(what)}, now {now[what]}" for what in _STATE if before.get(what) != now[what]]
+    kept = [part for part, found in figures.items() if part != "machine" and _stays(part, found, again)]
+    if changed and kept:
+        raise InputError(
+            f"{out} would keep {', '.join(kept)} of a run with {'; '.join(changed)}: choose another place for --out, "
+            "or measure all that it holds again"
+        )
+    return {} if changed else figures
+
+
+def _stays(part: str, found: Any, again: Mapping[str, Container[Any]]) -> bool:
+    return part not in again or (part in _ROWS and any(row[_ROWS[part]] not in again[part] for row in found))
 
 
 def _time_methods(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:

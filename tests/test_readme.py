@@ -91,6 +91,14 @@ def test_a_record_shows_in_its_column_and_what_it_lacks_as_a_dash(monkeypatch: p
     assert "45× / 45× / –" in figures_page.renewed(README)
 
 
+def test_a_column_names_every_clock_of_its_sweeps() -> None:
+    found = records.of_machines()
+    *rows, last = found[0]["families"]
+    found[0] |= {"families": [*rows, last | {"clock": "cpu", "threads": 1}]}
+    head = figures_page._families(found).splitlines()[0]
+    assert "| Zen 5, wall clock, 2 threads, cpu clock, 1 threads | Zen 4, wall clock, 2 threads |" in head
+
+
 @pytest.mark.parametrize(
     ("machine", "told"), [({"name": "Zen 6"}, "on Zen 6, and"), ({}, "that it does not name, and")]
 )

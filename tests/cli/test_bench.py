@@ -2,19 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import detjac_lanczos as dl
 from bench import whole as bench
-from bench.processor import processor
 from bench.wide_models import WIDE
 from detjac_lanczos.cli.ending import exit_code
+from detjac_lanczos.errors import InputError
 
 
 def no_model(_: str) -> None:
@@ -66,10 +68,29 @@ def test_the_help_names_every_part_and_family(capsys: pytest.CaptureFixture[str]
 
 
 def test_figures_of_another_machine_are_not_kept_beside_its_own(tmp_path: Path) -> None:
-    name, figures = processor()["name"], tmp_path / "bench.json"
-    for machine, kept in (({"name": name}, [1.0]), ({"name": "another"}, None), ({}, None)):
+    here, figures = bench._machine(), tmp_path / "bench.json"
+    for machine, kept in ((here, [1.0]), (here | {"name": "another"}, None), ({}, None)):
         figures.write_text(json.dumps({"machine": machine, "floor": [1.0]}))
-        assert bench._figures_so_far(figures).get("floor") == kept
+        assert bench._figures_so_far(figures, {"glued": ()}).get("floor") == kept
+
+
+@pytest.mark.parametrize("what", ["cores", "threads", "torch", "detjac_lanczos"])
+def test_figures_of_another_state_of_the_machine_are_kept_nowhere(what: str, tmp_path: Path) -> None:
+    """A record says once, for all its parts, what they were measured with."""
+    here, figures = bench._machine(), tmp_path / "bench.json"
+    record = {"floor": [1.0], "roads": [{"widening": 1}, {"widening": 2}], "families": [{"family": "OPT"}]}
+    every: dict[str, list[Any]] = {"floor": [], "roads": [1, 2, 4], "families": ["OPT", "GPT-2"]}
+    less = {"floor": {}, "roads": {"roads": [2, 4]}, "families": {"families": ["GPT-2"]}}
+    for before in (here | {what: "7"}, {key: value for key, value in here.items() if key != what}):
+        figures.write_text(json.dumps({"machine": before} | record))
+        for part, again in less.items():
+            said = f"would keep {part} of a run with {what} {before.get(what)}, now {here[what]}: choose another"
+            others = {name: rows for name, rows in every.items() if name != part}
+            with pytest.raises(InputError, match=re.escape(said)):
+                bench._figures_so_far(figures, others | again)
+        assert bench._figures_so_far(figures, every) == {}
+    figures.write_text(json.dumps({"machine": here} | record))
+    assert bench._figures_so_far(figures, {"glued": ()}) == {"machine": here} | record
 
 
 def test_the_figures_are_written_though_the_reader_of_the_table_has_left(
