@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from detjac_lanczos.errors import OperatorError
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.shared import Shared
 from detjac_lanczos.operators.blocks import check_block
@@ -60,6 +61,30 @@ class MatrixFree(Shared, ABC):
         """
         check_block(self, Y, self.shape[0], name := f"{type(self).__name__}.rmatmat")
         return product(name, self._rmatmat, self._rmatmat, self._matmat, Y)
+
+    def __matmul__(self, X: Tensor) -> Tensor:
+        """Return A X as `matmat` does, (d_in, b) to (d_out, b), or A x of one vector, (d_in,) to (d_out,).
+
+        Raises
+        ------
+        OperatorError
+            As in `matmat`.
+        """
+        if isinstance(X, Tensor) and X.shape == (self.shape[1],):
+            return self.matmat(X[:, None])[:, 0]
+        return self.matmat(X)
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse to become an array, which numpy would make of the object itself.
+
+        Raises
+        ------
+        OperatorError
+            Always.
+        """
+        raise OperatorError(
+            f"{type(self).__name__} is no array: dense() writes it out, aslinearoperator() multiplies numpy arrays"
+        )
 
     @abstractmethod
     def _matmat(self, X: Tensor) -> Tensor: ...

@@ -325,6 +325,28 @@ def test_the_scipy_face(network: DetachedNetwork) -> None:
     assert np.allclose(sorted(values), sorted(np.linalg.svd(dense)[1][:4]), rtol=1e-9)
 
 
+def test_the_sign_of_a_product_takes_columns_or_one_vector(network: DetachedNetwork) -> None:
+    J = network.jacobian(4, target=probe(normal(3, 24)))
+    X, x = normal(24, 2), normal(24).requires_grad_()
+    assert torch.equal(J @ X, J.matmat(X)) and torch.equal(J.T @ J.matmat(X), J.rmatmat(J.matmat(X)))
+    product = J @ x
+    assert torch.equal(product, J.matmat(x[:, None])[:, 0])
+    y = normal(3)
+    assert torch.equal(torch.autograd.grad(product, x, y)[0], J.T @ y)
+    for wrong in (X.T, y, X[None], X[:, 0].float(), X.numpy(), J, 2.0):
+        with pytest.raises(OperatorError, match=r"matmat takes"):
+            J @ wrong  # type: ignore[operator]
+
+
+def test_what_numpy_would_make_an_array_of_is_told_how(network: DetachedNetwork) -> None:
+    J = network.jacobian(4)
+    makes = (np.asarray, np.linalg.svd, lambda A: np.array(A, dtype=float), lambda A: np.ones(24) @ A)
+    for A in (J, J.T):
+        for make in makes:
+            with pytest.raises(OperatorError, match=r"is no array: dense\(\) writes it out, aslinearoperator\(\)"):
+                make(A)  # type: ignore[operator]
+
+
 def test_two_probes_with_rows_in_the_same_memory_are_two_operators(network: DetachedNetwork) -> None:
     """The first probe's rows are gone when the second's are made: nothing may be remembered by address."""
     output = network.jacobian(0).dense()
