@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from detjac_lanczos.by_value import sent_by_value
 
+
+@sent_by_value()
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
     """How well a sum of Jacobians times inputs gives the nonlinear output; what is zero is no share of any y.

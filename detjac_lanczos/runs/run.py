@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.operators import Reconstruction
 from detjac_lanczos.operators.network import Candidate
 from detjac_lanczos.reading.page import render_page
@@ -23,6 +24,7 @@ from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.result import Guards
 
 
+@sent_by_value()
 @dataclass(frozen=True, eq=False)
 class Run:
     """A finished job: everything measured, and everything needed to repeat it.

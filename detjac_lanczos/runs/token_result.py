@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.reading.record_values import ESTIMATE, SUCCESSFUL
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate
@@ -35,6 +36,7 @@ class DecodedVector:
         return [(entry["token"].strip() or entry["token"], entry["score"]) for entry in self.candidates]
 
 
+@sent_by_value()
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenResult:
     """What was found for one input token.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.certificate import Certificate, certify_triplets
@@ -17,6 +18,7 @@ from detjac_lanczos.solvers.options import check_tol, is_whole
 from detjac_lanczos.solvers.residuals import relative_residuals
 
 
+@sent_by_value()
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """What one fresh pass each way says about stored triplets of one operator.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.solvers.basis import complete_block, project_out, random_rows
 from detjac_lanczos.solvers.overlap import held_share
 from detjac_lanczos.solvers.streams import Stream
@@ -40,6 +41,7 @@ class Cotangents:
         return cls(rows.to(basis.dtype), drawn @ rows.T)
 
 
+@sent_by_value("basis")
 @dataclass(frozen=True, eq=False)
 class Missed:
     """What a survey's basis Q lacks of one operator A, measured by fresh random cotangents that chose nothing.

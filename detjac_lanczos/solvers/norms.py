@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.basis import project_out, random_rows
 from detjac_lanczos.solvers.batch import as_batch
@@ -23,6 +24,7 @@ from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors
 
 
+@sent_by_value()
 @dataclass(frozen=True, eq=False)
 class Lengths:
     """Estimates of many lengths and the ends of their intervals, float64; each interval holds by itself.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.missed import Missed
@@ -73,6 +74,7 @@ class Work:
         return self.products_forward + self.products_transposed
 
 
+@sent_by_value()
 @dataclass(frozen=True, eq=False)
 class Guards:
     """Further triplets that a claim of completeness rests on, converged less far than those asked for.
@@ -87,6 +89,7 @@ class Guards:
     V: Tensor
 
 
+@sent_by_value("missed")
 @dataclass(frozen=True, eq=False, repr=False)
 class SVDResult:
     """Leading singular triplets of one operator A (d_out × d_in), with what is known about them.
