@@ -189,6 +189,19 @@ def test_ratios_are_of_the_others_time_to_ours() -> None:
     assert (glued["ratio"], glued["residual"]) == (6.0, pytest.approx(0.2))
 
 
+@pytest.mark.usefixtures("timed")
+@pytest.mark.parametrize(("widening", "runs"), [(1, (7, 3, 3)), (2, (3, 2, 2)), (4, (3, 1, 1))])
+def test_repeats_are_those_of_ours_on_the_model_itself(
+    widening: int, runs: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_turns(methods: Any, repeats: dict[str, int]) -> dict[str, list[float]]:
+        assert repeats == dict(zip(("lanczos", "autograd", "dense"), runs, strict=True))
+        return {name: [1.0] for name in methods}
+
+    monkeypatch.setattr(bench, "in_turns", in_turns)
+    assert bench._time_methods(LOADED.model, list(range(3)), widening, 7)["widening"] == widening
+
+
 def test_the_process_that_memory_is_measured_in_finds_the_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

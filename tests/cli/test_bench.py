@@ -63,6 +63,7 @@ def test_the_help_names_every_part_and_family(capsys: pytest.CaptureFixture[str]
     shown = " ".join(capsys.readouterr().out.split()).replace("- ", "-")  # argparse breaks lines at hyphens, too
     for names in (bench.PARTS, WIDE):
         assert f"comma-separated, of {', '.join(names)} (default: all)" in shown
+    assert "--repeats REPEATS runs of ours on SmolLM2 itself (default: 5); every other count is fixed" in shown
     assert "default: bench/results/bench.json of the checkout" in shown
     assert set(bench.PARTS) == {"roads", "families", *bench._PARTS}
 
@@ -121,6 +122,25 @@ def test_an_interrupt_between_two_parts_leaves_the_record_with_whole_ones(
     assert capsys.readouterr() == ("a line of the table\n", "detjac: interrupted\n")
     assert json.loads(figures.read_text()) == {"machine": bench._machine(), "floor": [2.0], "memory": {"ours": 1.0}}
     assert [*tmp_path.iterdir()] == [figures]
+
+
+def test_a_widening_that_is_cut_off_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_methods(_: object, ids: list[int], r: int, repeats: int) -> dict[str, Any]:
+        if r == 4:
+            raise MemoryError
+        return {"widening": r, "new": True}
+
+    loaded = SimpleNamespace(model=None, tokenizer=lambda _: {"input_ids": []})
+    monkeypatch.setattr(dl, "load_model", lambda _: loaded)
+    monkeypatch.setattr(bench, "widen", lambda *_: None)
+    monkeypatch.setattr(bench, "_time_methods", time_methods)
+    monkeypatch.setattr(bench, "_print_methods", lambda _: None)
+    figures = tmp_path / "bench.json"
+    figures.write_text(json.dumps({"machine": bench._machine(), "roads": [{"widening": r} for r in (2, 4, 8)]}))
+    with pytest.raises(MemoryError):
+        bench.main(["--parts", "roads", "--widen", "1,2,4", "--out", str(figures)])
+    new = [{"widening": r, "new": True} for r in (1, 2)]
+    assert json.loads(figures.read_text())["roads"] == [*new, {"widening": 4}, {"widening": 8}]
 
 
 @pytest.mark.usefixtures("interruptible")
