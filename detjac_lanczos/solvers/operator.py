@@ -136,6 +136,8 @@ class ScipyOperator:
         axes = getattr(operator, "ndim", 2)
         if axes != 2:
             raise InputError(f"a matrix has two axes, this array has {axes}: pass one of shape (d_out, d_in)")
+        if np.ma.is_masked(operator):
+            raise InputError("a masked array hides numbers that products would count: fill it first, as filled(0) does")
         self.operator = aslinearoperator(operator)
         self.shape = (int(self.operator.shape[0]), int(self.operator.shape[1]))
         dtype = np.dtype(self.operator.dtype) if self.operator.dtype is not None else np.dtype(np.float64)
@@ -158,8 +160,8 @@ class ScipyOperator:
         try:
             return self._as_tensor(self.operator.rmatmat(Y.numpy()))
         except (TypeError, NotImplementedError, ValueError) as error:
-            cure = "give it rmatvec" if _lacks_a_transpose(error) else "check rmatvec"
-            raise OperatorError(f"the scipy operator cannot apply its transpose ({error}): {cure}") from error
+            why = ": give it rmatvec" if _lacks_a_transpose(error) else f" ({error}): check rmatvec"
+            raise OperatorError(f"the scipy operator cannot apply its transpose{why}") from error
 
     def _as_tensor(self, block: Any) -> Tensor:
         array = np.asarray(block)

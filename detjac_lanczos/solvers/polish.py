@@ -1,6 +1,7 @@
 """From estimates to claims: chosen operators of a survey are searched on their own, from the survey's vectors."""
 
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any, Literal
 
 from detjac_lanczos.errors import InputError
@@ -98,9 +99,13 @@ def polish(
     InputError
         The results do not fit the batch, an operator is chosen that has no result to begin with, or an option of what
         is solved cannot be used: ``k`` and ``start`` never.
+    TypeError
+        There is no such option.
     """
     if taken := [name for name in ("k", "start") if name in options]:
         raise InputError(f"polish takes k and start from the survey: leave {' and '.join(taken)} out, or use svd_batch")
+    if unknown := [name for name in options if name not in signature(svd_batch).parameters]:
+        raise TypeError(f"polish() got an unexpected keyword argument {unknown[0]!r}")
     operators = as_batch(batch)
     check_results(results)
     if len(results) != len(operators.shapes):

@@ -120,6 +120,7 @@ def svd(
     Returns
     -------
     SVDResult
+        Within ``torch.inference_mode()`` its tensors are inference tensors, which autograd refuses: clone them outside.
 
     Raises
     ------

@@ -146,6 +146,7 @@ def test_products_near_the_largest_number_are_linear() -> None:
         (torch.zeros(3), "two axes"),
         (np.zeros(3), "two axes, this array has 1"),
         (np.zeros((2, 2, 2)), "two axes, this array has 3"),
+        (np.ma.array(np.ones((5, 4)), mask=np.eye(5, 4)), "masked array hides numbers"),
         (torch.zeros(3, 3, device="meta"), "no numbers"),
         ("a matrix", "no linear operator"),
     ],
@@ -153,6 +154,10 @@ def test_products_near_the_largest_number_are_linear() -> None:
 def test_what_is_no_real_operator_is_refused(A: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         as_operator(A)
+
+
+def test_an_array_whose_mask_hides_nothing_is_taken() -> None:
+    assert check_operator(np.ma.array(DENSE.numpy(), mask=False)).ok
 
 
 def test_transforms_of_torch_func_are_refused_in_one_line() -> None:
@@ -289,11 +294,12 @@ def test_a_transpose_that_fails_is_told_from_one_that_lacks() -> None:
     def unwilling(y):
         return None + y
 
-    for rmatvec, cure in ((None, "give it rmatvec"), (fails, "check rmatvec"), (unwilling, "check rmatvec")):
+    checked = r" \(unsupported operand.*\): check rmatvec"
+    for rmatvec, cure in ((None, ": give it rmatvec"), (fails, checked), (unwilling, checked)):
         operator = ScipyLinearOperator((4, 4), matvec=lambda x: x, rmatvec=rmatvec, dtype=np.float64)
-        with pytest.raises(OperatorError, match=rf"cannot apply its transpose \(.*\): {cure}"):
+        with pytest.raises(OperatorError, match=f"cannot apply its transpose{cure}"):
             svd(operator, 2)
-        assert cure in str(check_operator(operator))
+        assert re.search(f"cannot apply its transpose{cure}", str(check_operator(operator)))
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,12 @@ def test_polish_certifies_what_was_flagged_or_asked_for() -> None:
         polish(batch, results[:1])
 
 
+def test_an_unknown_option_of_a_polish_is_named_as_its_own() -> None:
+    A = matrix(spectrum("root", 30), (30, 30))
+    with pytest.raises(TypeError, match=r"^polish\(\) got an unexpected keyword argument 'width'"):
+        polish([A], svd_batch([A], 2, method="shared_basis"), [0], width=3)
+
+
 def test_a_polish_of_many_writes_matrices_out_in_shared_rows() -> None:
     matrices = neighbours(turn=3.0)
     batch = batch_of(matrices)
