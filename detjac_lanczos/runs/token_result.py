@@ -11,7 +11,8 @@ from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.reading.record_values import ESTIMATE, SUCCESSFUL
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate
-from detjac_lanczos.solvers.result import Guards, values_in_line
+from detjac_lanczos.solvers.result import Guards
+from detjac_lanczos.solvers.wording import values_in_line
 
 
 @dataclass(frozen=True, repr=False)

@@ -34,7 +34,7 @@ class Cluster:
     residual: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
     """TRIPLETS: A has ``claimed`` distinct singular values, one within ``radius`` of each claimed s_i.
 
@@ -95,6 +95,10 @@ class Certificate:
         if max(self.orthonormality) > LARGEST_LOSS:
             triplets += ", the vectors are not orthonormal"
         return triplets if self.completeness is None else f"{triplets} · {self.completeness.line}"
+
+    def __repr__(self) -> str:
+        """Return what is claimed, in one line."""
+        return f"Certificate({self.line})"
 
 
 def certify_triplets(

@@ -16,10 +16,11 @@ from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import check_tol, is_whole
 from detjac_lanczos.solvers.residuals import relative_residuals
+from detjac_lanczos.solvers.wording import rounded_up
 
 
 @sent_by_value()
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Measurement:
     """What one fresh pass each way says about stored triplets of one operator.
 
@@ -39,6 +40,11 @@ class Measurement:
     relative: Tensor
     certificate: Certificate
     rounding: float
+
+    def __repr__(self) -> str:
+        """Return one line: the largest relative residual of either side, and what is claimed."""
+        right, left = map(rounded_up, self.relative.amax(dim=0).tolist())
+        return f"Measurement(relative residuals ≤ {right} and {left}, {self.certificate.line})"
 
 
 def measure_triplets(A: Any, U: Any, S: Any, V: Any, *, tol: float = 1e-3, passes: int = 2) -> list[Measurement]:

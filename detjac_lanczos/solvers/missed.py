@@ -10,6 +10,7 @@ from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.solvers.basis import complete_block, project_out, random_rows
 from detjac_lanczos.solvers.overlap import held_share
 from detjac_lanczos.solvers.streams import Stream
+from detjac_lanczos.solvers.wording import values_in_line
 
 CONFIDENCE = 0.99
 FLAG_LEVEL = 0.05
@@ -42,7 +43,7 @@ class Cotangents:
 
 
 @sent_by_value("basis")
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Missed:
     """What a survey's basis Q lacks of one operator A, measured by fresh random cotangents that chose nothing.
 
@@ -104,6 +105,13 @@ class Missed:
     def flagged(self) -> bool:
         """Whether the estimate of σ_1, ``values[0]``, may be off by more than 5 %: worth a polish."""
         return self.doubt > FLAG_LEVEL
+
+    def __repr__(self) -> str:
+        """Return one line: the estimates, the interval of σ_1, and whether it is wide."""
+        low, high = self.sigma_1
+        flagged = ", flagged" if self.flagged else ""
+        values = values_in_line(self.values)
+        return f"Missed(values=[{values}], sigma_1=({low:.4g}, {high:.4g}), confidence={self.confidence:g}{flagged})"
 
 
 def largest_error(estimate: float, low: float, high: float) -> float:

@@ -39,7 +39,7 @@ class Lengths:
     high: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Norms:
     """Norms of an operator A (d_out × d_in).
 
@@ -65,6 +65,13 @@ class Norms:
     columns: Lengths | None
     confidence: float
     probes: int
+
+    def __repr__(self) -> str:
+        """Return one line: the two norms with their intervals, and of how many rows and columns lengths are there."""
+        total, rank = (f"{one.value:.4g} ({one.low:.4g}, {one.high:.4g})" for one in (self.frobenius, self.stable_rank))
+        sides = (("rows", self.rows), ("columns", self.columns))
+        lengths = "".join(f", {len(side.value)} {name}" for name, side in sides if side is not None)
+        return f"Norms(frobenius={total}, stable_rank={rank}{lengths}, confidence={self.confidence:g})"
 
 
 def norms(

@@ -12,8 +12,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.missed import Missed
 from detjac_lanczos.solvers.residuals import relative_residuals
-
-_SHOWN = 8
+from detjac_lanczos.solvers.wording import values_in_line
 
 
 class Status(Enum):
@@ -75,7 +74,7 @@ class Work:
 
 
 @sent_by_value()
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Guards:
     """Further triplets that a claim of completeness rests on, converged less far than those asked for.
 
@@ -87,6 +86,10 @@ class Guards:
     U: Tensor
     S: Tensor
     V: Tensor
+
+    def __repr__(self) -> str:
+        """Return one line: size and values."""
+        return f"Guards({self.U.shape[0]} × {self.V.shape[0]}, S=[{values_in_line(self.S)}])"
 
 
 @sent_by_value("missed")
@@ -167,12 +170,6 @@ class SVDResult:
         values = values_in_line(self.S)
         error = "" if self.error is None else f"|A - U S Vᵀ|_F ≈ {self.error:.2g} (estimate), "
         return f"SVDResult({d_out} × {d_in}, k={k}, {self.status.value}, S=[{values}], {claim}, {error}{work})"
-
-
-def values_in_line(S: Tensor) -> str:
-    """Return values as a line shows them, the middle of many left out."""
-    shown = [f"{value:.4g}" for value in S.tolist()]
-    return ", ".join(shown if len(shown) <= _SHOWN else [*shown[: _SHOWN - 1], "…", shown[-1]])
 
 
 def check_results(results: Sequence[SVDResult]) -> None:

@@ -1,6 +1,10 @@
-"""Numbers of a claim in few digits that never say more than the number itself."""
+"""Numbers in few digits; those of a claim never say more than the number itself."""
 
 import math
+
+from torch import Tensor
+
+_SHOWN = 8
 
 
 def rounded_up(value: float) -> str:
@@ -18,6 +22,12 @@ def rounded_up(value: float) -> str:
 def ratio_up(value: float) -> str:
     """Two decimals where the value is of the size of 1, never below it; two digits and an exponent elsewhere."""
     return f"{math.ceil(value * 100) / 100:.2f}" if 0.01 <= value < 100 else rounded_up(value)
+
+
+def values_in_line(S: Tensor) -> str:
+    """Return values as a line shows them, the middle of many left out."""
+    shown = [f"{value:.4g}" for value in S.tolist()]
+    return ", ".join(shown if len(shown) <= _SHOWN else [*shown[: _SHOWN - 1], "…", shown[-1]])
 
 
 def short(value: float) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import Status, SVDResult, svd
+from detjac_lanczos.solvers import Status, SVDResult, measure_triplets, norms, svd
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
 SHAPES = [(64, 64), (120, 60), (60, 120)]
@@ -190,6 +190,22 @@ def test_a_result_shows_itself_in_one_line() -> None:
     assert shown.endswith(" passes by dense)")
     many = repr(svd(torch.diag(torch.arange(40.0, 0, -1)), 20, certify=None, method="dense"))
     assert "S=[40, 39, 38, 37, 36, 35, 34, …, 21], no certificate" in many
+
+
+def test_what_belongs_to_a_result_shows_itself_in_one_line() -> None:
+    A = torch.diag(torch.arange(40.0, 0, -1))
+    found, whole = svd(A, 2, method="lanczos", certify="complete"), norms(A, exact=True)
+    (measured,), missed = measure_triplets(A, found.U, found.S, found.V), svd(A, 2, method="shared_basis").missed
+    shown = {
+        repr(found.certificate): r"Certificate\(TRIPLETS 2/2, residual ≤ .* · COMPLETE: .*\)",
+        repr(found.guards): r"Guards\(40 × 40, S=\[37.99, .*\]\)",
+        repr(measured): r"Measurement\(relative residuals ≤ \S+ and \S+, TRIPLETS 2/2, residual ≤ \S+\)",
+        repr(missed): r"Missed\(values=\[\S+, \S+\], sigma_1=\(\S+, \S+\), confidence=0.99(, flagged)?\)",
+        repr(norms(A, found)): r"Norms\(frobenius=\S+ \(\S+, \S+\), stable_rank=\S+ \(\S+, \S+\), confidence=0.95\)",
+        repr(whole): r"Norms\(frobenius=148.8 .*, stable_rank=13.84 .*, 40 rows, 40 columns, confidence=1\)",
+    }
+    for line, words in shown.items():
+        assert re.fullmatch(words, line) and len(line) < 300, line
 
 
 def test_few_columns_are_spent() -> None:
