@@ -7,16 +7,22 @@ point is filled from a folder inside it, its record last.
 import json
 import os
 import re
-import secrets
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.whole_file import as_path, whole_file
+from detjac_lanczos.whole_file import (
+    as_path,
+    interrupts_wait,
+    is_work_folder,
+    locked,
+    new_work_name,
+    sweep,
+    whole_file,
+    work_folder,
+)
 
 RECORD = "run.json"
 VECTORS = "vectors.safetensors"
@@ -43,10 +49,11 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, in an unknown user's home
         raise InputError(f"{str(folder)[:100]!r} names no folder ({error}); choose another name") from None
-    attempt = holder / f".{path.name}.{secrets.token_hex(4)}"
+    attempt = new_work_name(holder, path.name)
     try:
         attempt.mkdir()
-        attempt.rmdir()
+        with suppress(FileNotFoundError):  # another save swept it away
+            attempt.rmdir()
     except OSError as error:
         raise unwritable(path, error) from None
     return path
@@ -87,21 +94,21 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = check_output(folder)
     inside = _is_mount(path)
-    work = (path if inside else path.parent) / f".{path.name}.{secrets.token_hex(4)}"
+    place = path if inside else path.parent
     made = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        work.mkdir()
-        yield work
-        _sync(work)
-        with _interrupts_wait():
-            (_move_in if inside else _exchange)(work, path)
+        with work_folder(place, path.name) as work:
+            yield work
+            _sync(work)
+            with interrupts_wait():
+                (_move_in if inside else _exchange)(work, path)
         made = []
+        sweep(place, path.name)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with _interrupts_wait():
-            shutil.rmtree(work, ignore_errors=True)
+        with interrupts_wait():
             for parent in made:
                 if parent.is_dir() and not any(parent.iterdir()):
                     parent.rmdir()
@@ -138,34 +145,13 @@ def unwritable(path: Path, error: OSError) -> InputError:
     return InputError(f"cannot write to {path} ({error.strerror or error}); choose a folder that can be written")
 
 
-@contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the block is done: what stops the clearing up leaves what it was to clear."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    noted: list[int] = []
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in usual.items():
-        if handler is not None:  # set outside Python: nothing could set it again
-            signal.signal(number, lambda number, _: noted.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in usual.items():
-            if handler is not None:
-                signal.signal(number, handler)
-    if noted:
-        signal.raise_signal(noted[0])
-
-
 def _require_ours(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_dir():
         raise InputError(f"{path} is a file; give the name of a folder to write to")
     try:
-        found = sorted(path.iterdir())
+        found = sorted(entry for entry in path.iterdir() if not is_work_folder(entry, path.name))  # in a mount point
         figures = sorted((path / FIGURES).iterdir()) if (path / FIGURES).is_dir() else []
     except OSError as error:
         raise unwritable(path, error) from None
@@ -197,14 +183,15 @@ def _exchange(work: Path, path: Path) -> None:
     if not path.exists():
         work.rename(path)
     else:
-        old = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        path.rename(old)
-        try:
-            work.rename(path)
-        except BaseException:
-            old.rename(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        old = new_work_name(path.parent, path.name)
+        with locked(path):
+            path.rename(old)
+            try:
+                work.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
     _sync_one(path.parent)
 
 

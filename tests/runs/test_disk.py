@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run, disk, folder, load_run, verify
+from detjac_lanczos.whole_file import new_work_name
 from tests.runs.conftest import harm
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -369,6 +370,21 @@ def test_failed_exchange_puts_the_old_run_back(run: Run, copy: Path, monkeypatch
     assert _entries(copy.parent) == [copy.name]
 
 
+def test_what_a_killed_save_left_goes_once_a_new_run_stands(
+    run: Run, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between its two renames, a save leaves the run that was there in a hidden folder, and nothing else."""
+    monkeypatch.setattr(disk, "save_figures", lambda *_: [])
+    left = Path(shutil.copytree(saved, new_work_name(tmp_path, "out")))
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "render_page", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.save(tmp_path / "out")
+    assert load_run(left).record == run.record
+    run.save(tmp_path / "out")
+    assert _entries(tmp_path) == ["out"]
+
+
 def test_report_is_one_file_written_whole(run: Run, tmp_path: Path) -> None:
     page = run.report(tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html>")
@@ -453,6 +469,17 @@ def test_a_mount_bound_from_the_same_file_system_is_known(
     monkeypatch.setattr(folder, "_MOUNTS", table)
     run.save(mounted)
     assert load_run(mounted).record == run.record
+
+
+def test_what_a_killed_save_left_in_a_mount_point_goes_too(
+    run: Run, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "save_figures", lambda *_: [])
+    left = new_work_name(mounted, "mount")
+    left.mkdir()
+    (left / "run.json").write_text("half", encoding="utf-8")
+    run.save(mounted)
+    assert _entries(mounted) == ["report.html", "run.json", "vectors.safetensors"]
 
 
 def test_a_mount_point_is_filled_without_figures_too(run: Run, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
