@@ -37,8 +37,19 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_root() -> Path:
-    """Return the folder of all unpacked models (``XDG_CACHE_HOME`` is respected)."""
-    return user_cache_path("detjac_lanczos") / "unpacked"
+    """Return the folder of all unpacked models (``XDG_CACHE_HOME`` is respected).
+
+    Raises
+    ------
+    ModelError
+        If the user has no home.
+    """
+    try:
+        return user_cache_path("detjac_lanczos") / "unpacked"
+    except RuntimeError as error:
+        raise ModelError(
+            "there is no home to keep unpacked weights in; set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 def cache_folder_of(file_name: str, sha256: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -168,6 +169,14 @@ def test_a_cached_model_of_a_closed_folder_is_none(own_cache: Path, monkeypatch:
     monkeypatch.setattr(Path, "stat", closed)
     monkeypatch.setattr(os, "stat", closed)
     assert not cache.is_cached("a.gguf", "0" * 64)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(ModelError, match=r"there is no home .*; set XDG_CACHE_HOME"):
+        cache_folder_of("a.gguf", "0" * 64)
 
 
 @pytest.mark.parametrize("depth", [0, 2])
