@@ -233,8 +233,9 @@ def as_operator(A: Any) -> LinearOperator:
 def require_declared(shapes: Iterable[Any], dtype: Any, device: Any) -> None:
     """Raise :class:`InputError` for what an operator, or a batch of them, cannot be of."""
     for shape in shapes:
-        sides = tuple(shape) if isinstance(shape, Iterable) else ()
-        if len(sides) != 2 or not all(isinstance(side, int | np.integer) for side in sides):
+        sides = shape.tolist() if isinstance(shape, np.ndarray) else shape
+        pair = isinstance(sides, tuple | list) and len(sides) == 2  # a mapping or a set has no first and second side
+        if not pair or any(isinstance(side, bool) or not isinstance(side, int | np.integer) for side in sides):
             raise InputError(f"an operator's shape is (d_out, d_in), two whole numbers: this one has {shape!r}")
     require_real(dtype)
     try:

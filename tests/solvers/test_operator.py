@@ -1,6 +1,7 @@
 """What counts as an operator, and what ``check_operator`` says about one that is not."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -314,7 +315,7 @@ def test_a_transpose_that_fails_is_told_from_one_that_lacks() -> None:
     ]
     + [
         ("shape", shape, f"(d_out, d_in), two whole numbers: this one has {shape!r}")
-        for shape in (30, None, "ab", (15.0, 12.0), (15.7, 12.2), (15,), (15, 12, 1))
+        for shape in (30, None, "ab", (15.0, 12.0), (15.7, 12.2), (15,), (15, 12, 1), {15: 1, 12: 1}, (True, True))
     ],
 )
 def test_what_an_operator_cannot_be_of_is_refused(name: str, value: object, words: str) -> None:
@@ -326,9 +327,10 @@ def test_what_an_operator_cannot_be_of_is_refused(name: str, value: object, word
             solve()
 
 
-def test_a_shape_may_hold_whole_numbers_of_numpy() -> None:
+@pytest.mark.parametrize("kind", [np.array, list, torch.Size])
+def test_a_shape_may_be_a_list_or_hold_whole_numbers_of_numpy(kind: Any) -> None:
     operator = Recorder(DENSE)
-    operator.shape = np.array(DENSE.shape)
+    operator.shape = kind(DENSE.shape)
     assert svd(operator, 2).converged and check_operator(operator).ok
 
 
