@@ -89,8 +89,12 @@ STRUCTURES: dict[str, Structure] = {
     "Qwen2ForCausalLM": _PRE_NORM,
     "Qwen3ForCausalLM": _PRE_NORM,
     "SmolLM3ForCausalLM": _PRE_NORM,
+    "SeedOssForCausalLM": _PRE_NORM,
+    "GemmaForCausalLM": _PRE_NORM,
+    "CohereForCausalLM": _PRE_NORM,
     "Cohere2ForCausalLM": _PRE_NORM,
     "Phi3ForCausalLM": _PRE_NORM_FUSED,
+    "GlmForCausalLM": _PRE_NORM_FUSED,
     "Gemma2ForCausalLM": _NORM_AFTER,
     "Gemma3ForCausalLM": _NORM_AFTER,
     "Gemma3ForConditionalGeneration": replace(_NORM_AFTER, decoder="model.language_model"),
@@ -102,6 +106,8 @@ STRUCTURES: dict[str, Structure] = {
     "GraniteForCausalLM": Structure(
         attention=Branch("self_attn", "residual_multiplier"), mlp=Branch("mlp", "residual_multiplier")
     ),
+    "Starcoder2ForCausalLM": Structure(freeze_mlps=activations("mlp.act")),
+    "PhiForCausalLM": Structure(freeze_mlps=activations("mlp.activation_fn")),
     "GPT2LMHeadModel": Structure(
         decoder="transformer", blocks="h", attention=Branch("attn"), freeze_mlps=activations("mlp.act")
     ),

@@ -125,6 +125,7 @@ STRUCTURES.update(
     {
         "Qwen3MoeForCausalLM": Structure(freeze_mlps=routed("mlp", "gate", gate_rows_first)),
         "MixtralForCausalLM": Structure(freeze_mlps=routed("mlp", "gate", gate_rows_first)),
+        "OlmoeForCausalLM": Structure(freeze_mlps=routed("mlp", "gate", gate_rows_first)),
         "GraniteMoeForCausalLM": Structure(
             attention=Branch("self_attn", _RESIDUAL),
             mlp=Branch("block_sparse_moe", _RESIDUAL),

@@ -11,10 +11,10 @@ from transformers.activations import ACT2FN
 from tests.oracle_structures import blocks_of, frozen_activation
 from tests.oracles import Lifted, OracleA, OracleB, derivatives, eager_attention, embeddings_of, run
 from tests.tiny_models import DENSE, LENGTH, prompt_ids
+from tests.tiny_models.dense import UNGATED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-UNGATED = ("GPT-2", "GPT-NeoX", "OPT")
 CASES = [
     (name, freeze) for name in DENSE for freeze in (("gate",) if name.startswith(UNGATED) else ("gate", "up", "half"))
 ]

@@ -38,7 +38,7 @@ from detjac_lanczos.frozen.words import (
 from detjac_lanczos.models.weights import DenseWeight
 from detjac_lanczos.operators import detach
 from tests import tiny_models
-from tests.tiny_models import undeclared
+from tests.tiny_models import moe, undeclared
 from tests.tiny_models.dense import DENSE
 
 NORM, VALUES, MIXING, OUT = ATTENTION.words
@@ -288,6 +288,15 @@ def test_a_value_that_the_configuration_has_not(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(families, "FAMILIES", (replace(LLAMA, when=("nothing", 1)),))
     with pytest.raises(InputError, match=r"when of Llama 2 / 3 names what LlamaForCausalLM has not: .*'nothing'"):
         detach((tiny_models.llama(), None), input_ids=[1, 2, 3])
+
+
+@pytest.mark.parametrize("clip", [0.5, 50.0])
+def test_a_value_that_no_family_is_declared_for_is_named(clip: float) -> None:
+    """Also where no entry of the prompt reaches a clip: it is no affine function."""
+    said = f"OlmoeForCausalLM with clip_qkv={clip} is not supported; OLMoE is declared for clip_qkv=None"
+    with pytest.raises(UnsupportedModelError, match=f"{said}$") as caught:
+        detach((moe.olmoe(clip_qkv=clip), None), input_ids=[1, 2, 3])
+    assert "\n" not in str(caught.value)
 
 
 def test_chains_that_are_summed_are_as_wide_as_each_other() -> None:

@@ -16,7 +16,7 @@ from detjac_lanczos.operators import DetachedNetwork, attention, detach, expert,
 from tests import tiny_models
 from tests.every_block import every_block
 from tests.oracles import OracleA, OracleB, embeddings_of, errors
-from tests.tiny_models.dense import DENSE, gpt2, llama
+from tests.tiny_models.dense import DENSE, UNGATED, gpt2, llama
 from tests.tiny_models.moe import MOE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +31,7 @@ EVERY_FREEZE = ("Llama", "Phi-3", "Qwen3-MoE", "gpt-oss", "DeepSeek-V3", "Llama 
 """One for each way to hold a gated product: apart, fused, in experts, clamped, shared beside routed, scored before."""
 RULES = {name: ("gate", "up", "half") if name in EVERY_FREEZE else ("gate",) for name in MODELS}
 CASES = [(name, freeze) for name, rules in RULES.items() for freeze in rules]
-OTHER_PRODUCTS = [name for name in MODELS if name not in EVERY_FREEZE and not name.startswith(("GPT", "OPT"))]
+OTHER_PRODUCTS = [name for name in MODELS if name not in EVERY_FREEZE and not name.startswith(UNGATED)]
 """Families that hold a gated product as one of the above does: there "half", which runs both linear maps of a product,
 meets the oracle that needs no Jacobian."""
 

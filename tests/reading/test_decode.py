@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.frozen import families
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.words import Project, Scale, Softcap
@@ -110,8 +111,9 @@ def a_little_more_of_every_other(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("change", [torch.tanh, a_little_more_of_every_other])
-def test_logits_that_are_not_understood_are_not_decoded(change: Any) -> None:
-    model = UNDECLARED["Cohere"](torch.float64)
+def test_logits_that_are_not_understood_are_not_decoded(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "FAMILIES", ())
+    model = DENSE["Cohere"](torch.float64)
     model.lm_head.forward = types.MethodType(lambda self, x: change(x @ self.weight.T), model.lm_head)
     network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
     J = network.jacobian(0)
@@ -129,7 +131,8 @@ def test_the_head_has_the_numbers_of_the_pass() -> None:
 def test_a_scale_is_fitted_to_all_rows_of_the_head_and_all_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head is read some rows at a time, each with its part of the bias."""
     monkeypatch.setattr(head, "_ROWS", 16)
-    model = UNDECLARED["Cohere"](torch.float64)
+    monkeypatch.setattr(families, "FAMILIES", ())
+    model = DENSE["Cohere"](torch.float64)
     model.lm_head.bias = torch.nn.Parameter(3 * torch.randn(tiny_models.VOCABULARY, dtype=torch.float64))
     network = detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(4, 6))
     assert network.route == "autograd"

@@ -21,6 +21,9 @@ SIZES: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+SQUARE: dict[str, Any] = {name: value for name, value in SIZES.items() if name != "head_dim"}
+"""Of models that take the width of a head from the hidden size."""
+
 WINDOWED: dict[str, Any] = {
     "sliding_window": 4,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
@@ -78,6 +81,10 @@ def qwen3(dtype: torch.dtype, *, bias: bool = False) -> Any:
     return drawn(transformers.Qwen3ForCausalLM(config), dtype)
 
 
+def gemma1(dtype: torch.dtype) -> Any:
+    return drawn(transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES)), dtype, norm=0)
+
+
 def gemma2(dtype: torch.dtype, *, bias: bool = False) -> Any:
     """Softcaps that bend the attention scores and the logits."""
     caps = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 30.0, "attention_bias": bias}
@@ -106,6 +113,13 @@ def phi3(dtype: torch.dtype) -> Any:
     return drawn(transformers.Phi3ForCausalLM(config), dtype)
 
 
+def phi(dtype: torch.dtype) -> Any:
+    """Biases everywhere, in the head too; norms of queries and keys; half of each head turns."""
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "qk_layernorm": True}
+    config = transformers.PhiConfig(**SQUARE | heads | {"rope_parameters": HALF_ROTARY["rope_parameters"]})
+    return drawn(transformers.PhiForCausalLM(config), dtype)
+
+
 def olmo2(dtype: torch.dtype, *, bias: bool = False) -> Any:
     config = transformers.Olmo2Config(**SIZES | {"attention_bias": bias})
     return drawn(transformers.Olmo2ForCausalLM(config), dtype)
@@ -123,6 +137,12 @@ def smollm3(dtype: torch.dtype, *, bias: bool = False) -> Any:
     return drawn(transformers.SmolLM3ForCausalLM(config), dtype)
 
 
+def seed_oss(dtype: torch.dtype) -> Any:
+    """Biases wherever there can be one."""
+    config = transformers.SeedOssConfig(**SIZES | {"attention_out_bias": True, "mlp_bias": True})
+    return drawn(transformers.SeedOssForCausalLM(config), dtype)
+
+
 def granite(dtype: torch.dtype, *, bias: bool = False) -> Any:
     """Multipliers of embeddings, scores, branches and logits, none of them one."""
     multipliers = {
@@ -135,16 +155,33 @@ def granite(dtype: torch.dtype, *, bias: bool = False) -> Any:
     return drawn(transformers.GraniteForCausalLM(config), dtype)
 
 
+def cohere(dtype: torch.dtype) -> Any:
+    """Parallel branches behind one norm, norms of queries and keys with a weight for each head."""
+    config = transformers.CohereConfig(**SQUARE | {"use_qk_norm": True, "logit_scale": 0.3, "attention_bias": True})
+    return drawn(transformers.CohereForCausalLM(config), dtype)
+
+
 def cohere2(dtype: torch.dtype, *, bias: bool = False) -> Any:
     """Parallel branches behind one norm; rotary embedding in windowed blocks only."""
     config = transformers.Cohere2Config(**SIZES | WINDOWED | {"logit_scale": 0.3, "attention_bias": bias})
     return drawn(transformers.Cohere2ForCausalLM(config), dtype)
 
 
+def glm(dtype: torch.dtype) -> Any:
+    """Fused gate and up; biases of q, k and v."""
+    return drawn(transformers.GlmForCausalLM(transformers.GlmConfig(**SIZES | HALF_ROTARY)), dtype)
+
+
 def glm4(dtype: torch.dtype, *, bias: bool = True) -> Any:
     """Fused gate and up; biases of q, k and v."""
     config = transformers.Glm4Config(**SIZES | HALF_ROTARY | {"attention_bias": bias})
     return drawn(transformers.Glm4ForCausalLM(config), dtype)
+
+
+def starcoder2(dtype: torch.dtype) -> Any:
+    """Biases everywhere; every block behind one window."""
+    config = transformers.Starcoder2Config(**SQUARE | {"sliding_window": 4})
+    return drawn(transformers.Starcoder2ForCausalLM(config), dtype)
 
 
 def gpt2(dtype: torch.dtype, **changes: Any) -> Any:
@@ -172,6 +209,7 @@ DENSE: dict[str, Callable[[torch.dtype], Any]] = {
     "Qwen2": qwen2,
     "Qwen3": qwen3,
     "Qwen3 biased": lambda dtype: qwen3(dtype, bias=True),
+    "Gemma": gemma1,
     "Gemma 2": gemma2,
     "Gemma 2 biased": lambda dtype: gemma2(dtype, bias=True),
     "Gemma 3": gemma,
@@ -179,18 +217,23 @@ DENSE: dict[str, Callable[[torch.dtype], Any]] = {
     # Gemma 3 knows a softcap of attention scores and does not apply it.
     "Gemma 3 softcapped": lambda dtype: gemma(dtype, final_logit_softcapping=30.0, attn_logit_softcapping=3.0),
     "Gemma 3 multimodal": gemma3_wrapper,
+    "Phi-2": phi,
     "Phi-3": phi3,
     "OLMo 2": olmo2,
     "OLMo 2 biased": lambda dtype: olmo2(dtype, bias=True),
     "OLMo 3": olmo3,
     "SmolLM3": smollm3,
     "SmolLM3 biased": lambda dtype: smollm3(dtype, bias=True),
+    "Seed-OSS": seed_oss,
     "Granite": granite,
     "Granite biased": lambda dtype: granite(dtype, bias=True),
+    "Cohere": cohere,
     "Cohere 2": cohere2,
     "Cohere 2 biased": lambda dtype: cohere2(dtype, bias=True),
+    "GLM": glm,
     "GLM-4": glm4,
     "GLM-4 unbiased": lambda dtype: glm4(dtype, bias=False),
+    "StarCoder2": starcoder2,
     "GPT-2": gpt2,
     "GPT-2 scaled by layer": lambda dtype: gpt2(
         dtype, scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False, activation_function="quick_gelu"
@@ -210,3 +253,6 @@ DENSE: dict[str, Callable[[torch.dtype], Any]] = {
         _remove_final_layer_norm=True,
     ),
 }
+
+UNGATED = ("GPT-2", "GPT-NeoX", "OPT", "StarCoder2", "Phi-2")
+"""How the names of those begin whose MLPs have no gate, and with it no choice of what is frozen there."""

@@ -47,6 +47,12 @@ def mixtral(dtype: torch.dtype = torch.float64, *, seed: int = SEED) -> Any:
     return drawn(transformers.MixtralForCausalLM(config), dtype, seed)
 
 
+def olmoe(dtype: torch.dtype = torch.float64, *, seed: int = SEED, **changes: Any) -> Any:
+    """Return an OLMoE: weights that do not sum to one, biases, norms of all queries and of all keys at once."""
+    options = SMALL | {"num_experts": 6, "head_dim": 6, "attention_bias": True}
+    return drawn(transformers.OlmoeForCausalLM(transformers.OlmoeConfig(**options | changes)), dtype, seed)
+
+
 def granite_moe(dtype: torch.dtype = torch.float64, *, seed: int = SEED) -> Any:
     """Return a GraniteMoe with every multiplier away from one, and biases in the attention."""
     options = SMALL | {
@@ -132,6 +138,7 @@ MOE: dict[str, Callable[[torch.dtype], Any]] = {
     "Qwen3-MoE": qwen3_moe,
     "Qwen3-MoE unnormalised": qwen3_moe_unnormalised,
     "Mixtral": mixtral,
+    "OLMoE": olmoe,
     "GraniteMoe": granite_moe,
     "gpt-oss": gpt_oss,
     "DeepSeek-V3": deepseek_v3,

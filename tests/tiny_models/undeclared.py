@@ -6,11 +6,8 @@ from typing import Any
 import torch
 import transformers
 
-from tests.tiny_models.dense import HALF_ROTARY, SIZES
+from tests.tiny_models.dense import HALF_ROTARY, SIZES, SQUARE
 from tests.tiny_models.draw import VOCABULARY, drawn
-
-# Models that take the width of a head from the hidden size.
-SQUARE = {name: value for name, value in SIZES.items() if name != "head_dim"}
 
 
 def stablelm(dtype: torch.dtype, **changes: Any) -> Any:
@@ -20,20 +17,9 @@ def stablelm(dtype: torch.dtype, **changes: Any) -> Any:
     return drawn(transformers.StableLmForCausalLM(transformers.StableLmConfig(**options)), dtype)
 
 
-def starcoder2(dtype: torch.dtype) -> Any:
-    """Layer norms, biases everywhere, an MLP that is not gated."""
-    config = transformers.Starcoder2Config(**SQUARE | {"sliding_window": 4})
-    return drawn(transformers.Starcoder2ForCausalLM(config), dtype)
-
-
 def olmo(dtype: torch.dtype, **changes: Any) -> Any:
     """Layer norms without weights, which keep no epsilon either."""
     return drawn(transformers.OlmoForCausalLM(transformers.OlmoConfig(**SQUARE | changes)), dtype)
-
-
-def seed_oss(dtype: torch.dtype) -> Any:
-    """Biases of q, k and v."""
-    return drawn(transformers.SeedOssForCausalLM(transformers.SeedOssConfig(**SIZES)), dtype)
 
 
 def helium(dtype: torch.dtype) -> Any:
@@ -51,27 +37,11 @@ def nemotron(dtype: torch.dtype) -> Any:
     return drawn(transformers.NemotronForCausalLM(config), dtype, norm=0)
 
 
-def gemma1(dtype: torch.dtype) -> Any:
-    """RMS norms stored as weight − 1, scaled embeddings."""
-    return drawn(transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES)), dtype, norm=0)
-
-
-def cohere(dtype: torch.dtype) -> Any:
-    """Parallel branches behind one norm, norms of queries and keys with a weight for each head."""
-    config = transformers.CohereConfig(**SQUARE | {"use_qk_norm": True, "logit_scale": 0.3})
-    return drawn(transformers.CohereForCausalLM(config), dtype)
-
-
 def persimmon(dtype: torch.dtype) -> Any:
     """Projections of q, k and v fused head by head, squared ReLU."""
     options = SQUARE | {"qk_layernorm": True, "rope_parameters": HALF_ROTARY["rope_parameters"]}
     config = transformers.PersimmonConfig(**options | {"num_key_value_heads": 4, "num_attention_heads": 3})
     return drawn(transformers.PersimmonForCausalLM(config), dtype)
-
-
-def glm(dtype: torch.dtype) -> Any:
-    """Fused gate and up."""
-    return drawn(transformers.GlmForCausalLM(transformers.GlmConfig(**SIZES | HALF_ROTARY)), dtype)
 
 
 def gpt_bigcode(dtype: torch.dtype) -> Any:
@@ -105,16 +75,11 @@ UNDECLARED: dict[str, Callable[[torch.dtype], Any]] = {
     "StableLM parallel": lambda dtype: stablelm(
         dtype, use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True
     ),
-    "Starcoder 2": starcoder2,
     "OLMo": olmo,
-    "Seed-OSS": seed_oss,
     "Helium": helium,
     "Arcee": arcee,
     "Nemotron": nemotron,
-    "Gemma": gemma1,
-    "Cohere": cohere,
     "Persimmon": persimmon,
-    "GLM": glm,
     "GPT-BigCode": gpt_bigcode,
     "BioGPT": biogpt,
     "Apertus": apertus,

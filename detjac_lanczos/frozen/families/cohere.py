@@ -1,4 +1,6 @@
-"""Cohere 2: one centred norm feeds attention and MLP, which run side by side; scaled logits."""
+"""Cohere and Cohere 2: one centred norm feeds attention and MLP, which run side by side; scaled logits."""
+
+from dataclasses import replace
 
 from detjac_lanczos.frozen.declare import Family, Residual
 from detjac_lanczos.frozen.words import Attend, GatedMLP, LayerNorm, Project, Scale
@@ -32,3 +34,4 @@ COHERE2 = Family(
     tail=(LayerNorm("norm"),),
     logits=(Project("lm_head"), Scale("logit_scale")),
 )
+COHERE = replace(COHERE2, name="Cohere", classes=("CohereForCausalLM",))

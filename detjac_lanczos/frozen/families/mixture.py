@@ -1,4 +1,4 @@
-"""Qwen3-MoE and Mixtral: Llama's attention, and experts in place of some or all MLPs."""
+"""Qwen3-MoE, Mixtral and OLMoE: Llama's attention, and experts in place of some or all MLPs."""
 
 from dataclasses import replace
 
@@ -28,3 +28,4 @@ QWEN3_MOE = replace(
     ),
 )
 MIXTRAL = replace(QWEN3_MOE, name="Mixtral", classes=("MixtralForCausalLM",))
+OLMOE = replace(QWEN3_MOE, name="OLMoE", classes=("OlmoeForCausalLM",), when=("clip_qkv", None))
