@@ -32,8 +32,8 @@ def mapped_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
             pages = mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise InputError(
-            f"no room for {size / 2**20:.0f} MiB of coefficients in {tempfile.gettempdir()} ({error.strerror}); set "
-            "TMPDIR to a larger disk, or give more memory"
+            f"no room for {size / 2**20:.0f} MiB of coefficients in {tempfile.tempdir or 'any folder'} "
+            f"({error.strerror}); set TMPDIR to a larger disk, or give more memory"
         ) from error
     tensor = torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
     _files[tensor] = pages

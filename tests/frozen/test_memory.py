@@ -1,5 +1,6 @@
 """Networks that keep less: the same numbers, no more memory than planned, and everything else as before."""
 
+import tempfile
 from typing import Any
 
 import pytest
@@ -183,6 +184,13 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped.os, "posix_fallocate", full)
     with pytest.raises(InputError, match=r"no room for .* \(No space left on device\); set TMPDIR"):
         network("llama", "offload")
+
+
+def test_a_disk_so_full_that_no_temporary_folder_is_usable_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    with pytest.raises(InputError, match=r"^no room for .* in any folder \(No usable temporary .*\); set TMPDIR .*$"):
+        mapped.mapped_zeros((3, 4), torch.float64)
 
 
 def test_files_are_given_their_size_where_the_system_reserves_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
