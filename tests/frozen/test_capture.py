@@ -22,7 +22,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
 from tests import tiny_models
 from tests.oracles import embeddings_of
-from tests.tiny_models.dense import DENSE
+from tests.tiny_models.dense import DENSE, gemma1
 from tests.tiny_models.moe import MOE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -351,9 +351,12 @@ def test_another_norm_is_refused() -> None:
         detach(LoadedModel(model, None, "patched", ""), input_ids=IDS)
 
 
-def test_attention_to_later_positions_is_refused() -> None:
-    model = tiny_models.gemma(use_bidirectional_attention=True)
-    with pytest.raises(UnsupportedModelError, match="later positions"):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [tiny_models.gemma, gemma1])
+def test_attention_to_later_positions_is_refused(make: Any, dtype: torch.dtype) -> None:
+    """Gemma's mask is causal where it has one, and its sdpa, which gets none, is not."""
+    model = make(dtype, use_bidirectional_attention=True)
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.0\.self_attn attends to later positions"):
         detach(tiny_models.loaded(model), input_ids=IDS)
 
 

@@ -81,8 +81,8 @@ def qwen3(dtype: torch.dtype, *, bias: bool = False) -> Any:
     return drawn(transformers.Qwen3ForCausalLM(config), dtype)
 
 
-def gemma1(dtype: torch.dtype) -> Any:
-    return drawn(transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES)), dtype, norm=0)
+def gemma1(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
+    return drawn(transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES | changes)), dtype, norm=0)
 
 
 def gemma2(dtype: torch.dtype, *, bias: bool = False) -> Any:
