@@ -133,6 +133,7 @@ STRUCTURES.update(
         ),
         "GptOssForCausalLM": Structure(freeze_mlps=routed("mlp", "router", gate_and_up_in_turn)),
         "DeepseekV3ForCausalLM": Structure(freeze_mlps=routed("mlp", "gate", gate_rows_first, "shared_experts")),
+        "Glm4MoeForCausalLM": Structure(freeze_mlps=routed("mlp", "gate", gate_rows_first, "shared_experts")),
         "Llama4ForCausalLM": Structure(
             mlp=Branch("feed_forward"),
             freeze_mlps=routed("feed_forward", "router", weighted_inputs, "shared_expert"),

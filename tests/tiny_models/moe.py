@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests.tiny_models.dense import SIZES, WINDOWED
+from tests.tiny_models.dense import HALF_ROTARY, SIZES, WINDOWED
 from tests.tiny_models.draw import drawn
 
 SEED = 324
@@ -102,7 +102,11 @@ def deepseek_v3(dtype: torch.dtype = torch.float64, *, seed: int = SEED, **chang
     }
     del options["head_dim"]
     config = transformers.DeepseekV3Config(**options | changes)
-    model = drawn(transformers.DeepseekV3ForCausalLM(config), dtype, seed)
+    return with_corrections(drawn(transformers.DeepseekV3ForCausalLM(config), dtype, seed), seed)
+
+
+def with_corrections(model: Any, seed: int) -> Any:
+    """Return a model with the biases of its routers' choices away from zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
@@ -115,6 +119,15 @@ def deepseek_v3_full_queries(dtype: torch.dtype = torch.float64, *, seed: int = 
     return deepseek_v3(
         dtype, seed=seed, q_lora_rank=None, attention_bias=True, norm_topk_prob=False, rope_interleave=False
     )
+
+
+def glm4_moe(dtype: torch.dtype = torch.float64, *, seed: int = SEED) -> Any:
+    """Return a GLM-4 MoE: a dense first block, grouped experts beside two shared ones, norms of queries and keys."""
+    sizes = {"intermediate_size": 20, "moe_intermediate_size": 16, "n_shared_experts": 2, "n_routed_experts": 6}
+    routing = {"first_k_dense_replace": 1, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 1.8}
+    options = SMALL | HALF_ROTARY | sizes | routing | {"attention_bias": True, "use_qk_norm": True}
+    model = transformers.Glm4MoeForCausalLM(transformers.Glm4MoeConfig(**options))
+    return with_corrections(drawn(model, dtype, seed), seed)
 
 
 def llama4(dtype: torch.dtype = torch.float64, *, seed: int = SEED) -> Any:
@@ -143,5 +156,6 @@ MOE: dict[str, Callable[[torch.dtype], Any]] = {
     "gpt-oss": gpt_oss,
     "DeepSeek-V3": deepseek_v3,
     "DeepSeek-V3 full queries": deepseek_v3_full_queries,
+    "GLM-4 MoE": glm4_moe,
     "Llama 4": llama4,
 }

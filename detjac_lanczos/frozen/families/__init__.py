@@ -11,6 +11,7 @@ from detjac_lanczos.frozen.families.deepseek import DEEPSEEK_V3
 from detjac_lanczos.frozen.families.gemma import GEMMA2, GEMMA3
 from detjac_lanczos.frozen.families.gemma1 import GEMMA
 from detjac_lanczos.frozen.families.glm import GLM4
+from detjac_lanczos.frozen.families.glm_moe import GLM4_MOE
 from detjac_lanczos.frozen.families.glm_pre_norm import GLM
 from detjac_lanczos.frozen.families.gpt2 import GPT2
 from detjac_lanczos.frozen.families.gpt_neox import GPT_NEOX, GPT_NEOX_SEQUENTIAL
@@ -53,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
     COHERE2,
     GLM,
     GLM4,
+    GLM4_MOE,
     GPT_OSS,
     DEEPSEEK_V3,
     LLAMA4,
