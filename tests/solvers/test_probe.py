@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,3 +108,19 @@ def test_tau_with_the_floor_lies_below_the_last_value_of_a_complete_claim() -> N
     assert tau < last
     assert claimed(probe, floor=0.99 * (last - tau), tol=0.9).complete
     assert not claimed(probe, floor=1.01 * (last - tau), tol=0.9).complete
+
+
+def test_where_the_triplets_span_one_side_its_residuals_alone_bound_the_values() -> None:
+    """A V = U S with V square leaves nothing of A, however wrong Aᵀ U is."""
+    square = matrix(spectrum("root", KNOWN), (6, KNOWN))
+    claim = claimed(probed(square, 0, leading(square, stretch=1.01)))
+    assert np.array(claim.upper[:KNOWN]) - claim.rounding == pytest.approx(spectrum("root", KNOWN), rel=1e-12)
+    assert claim.upper[KNOWN] == 0.0
+    other = claimed(probed(square.T, 0, leading(square.T, stretch=1.01)))
+    assert min(np.array(other.upper[:KNOWN]) - other.rounding - spectrum("root", KNOWN)) > 1e-6
+
+
+def test_a_value_under_a_high_floor_is_no_zero_of_the_operator() -> None:
+    """All triplets are known, and the last says no more than that it is under the floor."""
+    probe = probed(matrix(np.array([1.0, 0.5, 0.25, 0.01]), (6, KNOWN)), 0)
+    assert [claimed(probe, floor=0.02, tol=tol).complete for tol in (1e-2, 3e-2)] == [False, True]
