@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detjac_lanczos.errors import UnsupportedModelError
+
 NAME = "detjac_observed"
 _OBSERVER = "_detjac_observer"
 _PIN = "_detjac_pin"
+_AHEAD = "_detjac_ahead"
 _lock = threading.Lock()
 
 TILE_CELLS = 1 << 20
@@ -67,6 +70,23 @@ def observe_attention(module: nn.Module, observer: Observer) -> None:
     module.__dict__[_OBSERVER] = observer
 
 
+def refuse_to_look_ahead(model: nn.Module) -> None:
+    """Have attention of a copy, before its configuration names this function, refuse calls where it is not causal.
+
+    What says ``is_causal = False`` sees later positions in sdpa and flash attention, which obey that where no mask is
+    given; the mask of this pass may be causal all the same. The eager function knows masks alone.
+    """
+    for path, module in model.named_modules():
+        own = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if getattr(module, "is_causal", None) is False and own not in (None, "eager", NAME):
+            module.__dict__[_AHEAD] = path
+
+
+def not_causal(path: str) -> UnsupportedModelError:
+    """Return the refusal of an attention module."""
+    return UnsupportedModelError(f"{path} attends to later positions; only causal models are served")
+
+
 def pin_attention(module: nn.Module, pin: Callable[[Callable[[], Tensor]], Tensor]) -> None:
     """Have an attention module of the copy take its weights from ``pin``, which is given a function that computes them.
 
@@ -104,7 +124,14 @@ def observed_attention(
     -------
     output : Tensor, shape (batch, n, heads, head_dim)
     weights : None
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the module's own function is not causal, see `refuse_to_look_ahead`.
     """
+    if _AHEAD in module.__dict__:
+        raise not_causal(module.__dict__[_AHEAD])
     attended = Attended(
         query[0], key[0], attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap
     )

@@ -24,6 +24,7 @@ def make_observable(twin: Any) -> None:
     decoded weights.
     """
     attention.register()
+    attention.refuse_to_look_ahead(twin)
     for config in configurations_of(twin):
         config._attn_implementation = attention.NAME
     use_plain_experts(twin)

@@ -356,7 +356,7 @@ def test_another_norm_is_refused() -> None:
 def test_attention_to_later_positions_is_refused(make: Any, dtype: torch.dtype) -> None:
     """Gemma's mask is causal where it has one, and its sdpa, which gets none, is not."""
     model = make(dtype, use_bidirectional_attention=True)
-    with pytest.raises(UnsupportedModelError, match=r"blocks\.0\.self_attn attends to later positions"):
+    with pytest.raises(UnsupportedModelError, match=r"layers\.0\.self_attn attends to later positions"):
         detach(tiny_models.loaded(model), input_ids=IDS)
 
 

@@ -144,7 +144,7 @@ REFUSED: dict[Change, str] = {
     with_a_head_that_adds: "self-check: its logits are not the model's",
     with_a_projection_that_squares: OTHER_ATTENTION,
     with_a_parametrized_weight: r"blocks\.1\.mlp\.up_proj is parametrised",
-    with_attention_both_ways: "self-check: its pass is not the model's own",
+    with_attention_both_ways: r"layers\.0\.self_attn attends to later positions",
     with_a_compiled_forward_that_is_not_its_own: r"set as the forward of model\.layers\.1\.mlp",
     with_fewer_blocks_than_it_holds: "block 2 of LlamaForCausalLM does not run once in a pass",
     with_blocks_that_run_twice: "block 0 of LlamaForCausalLM does not run once in a pass",

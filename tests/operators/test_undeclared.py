@@ -566,6 +566,21 @@ def test_a_wrong_recognition_is_refused(path: str, kind: Any, message: str, dtyp
         detach(tiny_models.loaded(model), input_ids=ids)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_that_its_own_function_lets_look_ahead_is_refused(dtype: torch.dtype) -> None:
+    """Fused attention sees later positions where a module says so; eager attention obeys its mask, which is causal."""
+    for implementation in ("eager", "sdpa"):
+        model = undeclared.helium(dtype)
+        model.set_attn_implementation(implementation)
+        for block in model.model.layers:
+            block.self_attn.is_causal = False
+        if implementation == "eager":
+            assert detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6)).route == "autograd"
+        else:
+            with refused(r"layers\.0\.self_attn attends to later positions"):
+                detach(tiny_models.loaded(model), input_ids=tiny_models.prompt_ids(6))
+
+
 class BentLayer(modeling_llama.LlamaDecoderLayer):
     """Gates what it adds to the stream by the stream."""
 

@@ -95,8 +95,6 @@ def test_a_folder_is_loaded_as_what_it_is(kind: str, tmp_path: Path) -> None:
 def test_what_does_more_with_text_is_refused() -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         with pytest.raises(UnsupportedModelError, match="its logits are not the model's"):
-            detach(load_model(paligemma(dtype, causal=True)), input_ids=IDS)
-        with pytest.raises(UnsupportedModelError, match="attends to later positions"):
             detach(load_model(paligemma(dtype)), input_ids=IDS)
 
 

@@ -36,13 +36,10 @@ def llama4_around(dtype: torch.dtype) -> Any:
     return around(llama4(), "Llama4", VISION | widths, dtype)
 
 
-def paligemma(dtype: torch.dtype, *, causal: bool = False) -> Any:
-    """Return a model that bends the logits of its head, and looks ahead unless ``causal``."""
+def paligemma(dtype: torch.dtype) -> Any:
+    """Return a model that bends the logits of its head."""
     text = DENSE["Gemma 2"](torch.float32)
-    model = around(text, "PaliGemma", SIGLIP, dtype, norm=0, hidden_size=24)
-    for block in model.model.language_model.layers:
-        block.self_attn.is_causal = causal
-    return model
+    return around(text, "PaliGemma", SIGLIP, dtype, norm=0, hidden_size=24)
 
 
 def qwen2_5_vl(dtype: torch.dtype) -> Any:

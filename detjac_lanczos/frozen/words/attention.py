@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.frozen.attention import Attended, Tiles, first_visible, observe_attention
+from detjac_lanczos.frozen.attention import Attended, Tiles, first_visible, not_causal, observe_attention
 from detjac_lanczos.frozen.maps import Map, Mix
 from detjac_lanczos.frozen.rebuilt import parts_of
 from detjac_lanczos.frozen.sizes import BlockShape, attention_shape
@@ -28,11 +27,7 @@ class Attend:
 
     def observe(self, block: nn.Module, name: str, record: Tape, freeze: Freeze) -> None:
         """Record P, (heads, n, n), or what it can be made from again."""
-        module, path = running_module(block.get_submodule(self.path)), f"{name}{self.path}"
-        # sdpa obeys it where it gets no mask. The mask of this pass may be causal all the same, as Gemma's is.
-        if getattr(module, "is_causal", None) is False:
-            raise _not_causal(path)
-        observe_attention(module, partial(_begin, path, record))
+        observe_attention(running_module(block.get_submodule(self.path)), partial(_begin, f"{name}{self.path}", record))
 
     def shape(self, block: nn.Module, freeze: Freeze) -> BlockShape:
         """Return heads and the width of queries."""
@@ -105,8 +100,4 @@ def _require_causal(path: str, queries: range, keys: range, weights: Tensor) -> 
     """Raise :class:`UnsupportedModelError` where a tile has a weight of a later position."""
     beyond = max(queries.start + 1 - keys.start, 0)
     if (weights[..., beyond:].triu(queries.start + 1 - keys.start - beyond) > 0).any():
-        raise _not_causal(path)
-
-
-def _not_causal(path: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{path} attends to later positions; only causal models are served")
+        raise not_causal(path)
