@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detjac_lanczos.solvers import SVDResult, attempt, svd
+from detjac_lanczos.solvers import Status, SVDResult, attempt, svd
 from detjac_lanczos.solvers.factorisation import RitzTriplets
 from detjac_lanczos.solvers.reprobe import measure_completeness
 from tests.solvers.spectra import matrix, spectrum
@@ -79,6 +79,16 @@ def test_a_copy_within_the_tolerance_of_the_last_value_is_worth_another_claim(mo
     near, far = (claim_of(claimed(A, 3, tol=tol)) for tol in (1e-2, 1e-3))
     assert near.complete and near.cluster and near.number == 1
     assert not far.complete and not far.cluster and far.number == 0
+
+
+def test_where_the_budget_ends_before_a_copy_has_converged_those_asked_for_have(monkeypatch) -> None:
+    A = matrix(np.r_[3.0, 2.0, 1.0, 0.997, np.linspace(0.3, 0.1, 40)], (60, 44))
+    left, _, right = torch.linalg.svd(A, full_matrices=False)
+    blind(monkeypatch, [left[:, 3], right[3]])
+    searched = svd(A, 3, tol=1e-2, method="lanczos").work.products
+    result = claimed(A, 3, tol=1e-2, max_products=searched + 6)
+    assert result.status is Status.CONVERGED and len(result.S) == 3
+    assert result.certificate is not None and result.certificate.completeness is None
 
 
 def test_values_just_below_a_threshold_and_zeros_are_no_copies() -> None:

@@ -359,6 +359,20 @@ def test_a_wrong_direction_that_random_vectors_hardly_see_ends_a_search_under_a_
     assert result.status is Status.NOT_ADJOINT
 
 
+def test_a_wrong_direction_is_told_where_the_budget_ends_the_search() -> None:
+    """The first passes see too little of it."""
+    lie = 2e-4 * torch.outer(*torch.linalg.svd(A)[0].T[:2])
+    operator = Recorder(A.float(), (A + lie).T.float())
+    assert svd(operator, 4, tol=1e-6, method="lanczos", max_products=24).status is Status.NOT_ADJOINT
+
+
+def test_one_value_that_is_left_is_no_exact_end() -> None:
+    """The spaces of one column hold all of the operator once four steps were made."""
+    low = matrix(np.array([3.0, 2.0, 1.0, 0.5]), (20, 15))
+    for k, status in ((3, Status.CONVERGED), (4, Status.BREAKDOWN_EXACT)):
+        assert svd(low, k, tol=1e-12, method="lanczos", block=1).status is status
+
+
 @pytest.mark.parametrize("options", [{"block": 9}, {"block": 50}, {"start": torch.eye(50)[:, :20]}, {"block": 1}])
 @pytest.mark.parametrize("budget", [8, 9, 13])
 def test_a_first_block_wider_than_the_budget_is_cut(options: dict, budget: int) -> None:

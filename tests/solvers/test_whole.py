@@ -135,6 +135,21 @@ def test_residuals_of_a_whole_are_those_of_the_operators_products(
         assert float((result.S.double() - true).abs().max()) <= fresh.certificate.radius
 
 
+@pytest.mark.parametrize(("shape", "block"), [((24, 24), 3), ((200, 8), 8), ((40, 12), 12)])
+def test_a_budget_of_what_a_whole_takes_measures_it_and_no_probe_exceeds_it(shape: tuple[int, int], block: int) -> None:
+    """The products that measure it count, one each way of a triplet."""
+    A = matrix(spectrum("root", min(shape)), shape)
+    needed = svd(A, 3, method="lanczos", block=block).work.products
+    for spare in (0, 2, 8):
+        options = {"block": block, "certify": "complete", "max_products": needed + spare}
+        result = svd(A, 3, method="lanczos", **options)
+        assert needed <= result.work.products <= needed + spare
+    coarse = {"tol": 5e-2, "method": "lanczos", "block": block}
+    free = svd(A.bfloat16(), 3, **coarse)
+    bound = svd(A.bfloat16(), 3, **coarse, max_products=free.work.products)
+    assert bound.certificate.claimed == free.certificate.claimed == 3
+
+
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.bfloat16, 3e-3), (torch.float16, 5e-4)])
 @pytest.mark.parametrize(("shape", "block", "budget"), [((200, 8), 8, 30), ((8, 200), 8, 22), ((24, 24), 3, 50)])
 def test_where_no_product_is_left_to_measure_a_whole_its_rounding_is_not_claimed(
