@@ -205,6 +205,17 @@ def test_vectors_at_the_logits_are_their_own_logits(network: DetachedNetwork) ->
     assert all(sum(entry.score for entry in entries) == pytest.approx(1, rel=1e-12) for entries in everything)
 
 
+def test_vectors_of_half_precision_are_decoded_as_what_they_are(network: DetachedNetwork) -> None:
+    """Logits, shares and lengths are not rounded to their type."""
+    for target in ("output", "logits"):
+        U, _, y = (part.bfloat16() for part in triplets_of(network, target=target))
+        half, _ = decode_left(network, U, y, target, top=3)
+        plain, _ = decode_left(network, U.double(), y.double(), target, top=3)
+        for ours, theirs in zip(half, plain, strict=True):
+            assert [entry.score for entry in ours] == pytest.approx([entry.score for entry in theirs], rel=1e-5)
+            assert [entry.logit for entry in ours] == pytest.approx([entry.logit for entry in theirs], rel=1e-5)
+
+
 def test_vectors_at_a_probe_are_read_row_by_row(network: DetachedNetwork) -> None:
     rows = torch.randn(6, network.hidden_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     U, _, y = triplets_of(network, target=probe(rows))
@@ -253,6 +264,8 @@ def test_bad_shapes_are_refused_in_one_line(network: DetachedNetwork) -> None:
             decode_left(network, torch.ones(5, 1), torch.ones(5), target)
     with pytest.raises(InputError, match="token by token"):
         decode_right(network, torch.ones(2 * network.hidden_size, 2))
+    with pytest.raises(InputError, match=r"decode_right takes V \(\d+, k\); got \(\d+,\);"):
+        decode_right(network, torch.ones(network.hidden_size))
 
 
 def test_a_row_that_does_not_exist_is_refused_in_one_line(network: DetachedNetwork) -> None:
