@@ -157,6 +157,19 @@ def test_left_vectors_in_the_stream_pass_the_final_norm_first(make: str) -> None
             assert entries[0].score == pytest.approx(float(shares[:, j].max()), rel=1e-6)
 
 
+def test_the_bias_of_a_final_norm_is_no_part_of_what_a_vector_says() -> None:
+    network = detach(tiny_models.loaded(EVERY["StableLM"](torch.float64)), input_ids=tiny_models.prompt_ids(6))
+    norm, table = network.model.model.norm, network.model.get_output_embeddings().weight.detach()
+    assert float(norm.bias.detach().norm()) > 0.01
+    U, _, y = triplets_of(network, target="residual")
+    decoded, signs = decode_left(network, U, y, "residual", top=5)
+    seen = torch.nn.functional.normalize(norm.weight.detach()[:, None] * (U - U.mean(dim=0)) * signs, dim=0)
+    for j, entries in enumerate(decoded):
+        best = (table @ seen[:, j]).topk(5)
+        assert [entry.id for entry in entries] == best.indices.tolist()
+        assert [entry.logit for entry in entries] == pytest.approx(best.values.tolist(), rel=1e-6)
+
+
 def test_vectors_of_any_prompt_and_position_are_weighed_by_the_length_of_the_output_there() -> None:
     network = detach(tiny_models.loaded(tiny_models.llama()), input_ids=tiny_models.prompt_ids(4, 6, 5))
     weight, table = (part.weight.detach() for part in (network.model.model.norm, network.model.get_output_embeddings()))
