@@ -35,6 +35,7 @@ def test_advice_of_bitsandbytes_is_for_those_who_want_everything(
     verbose: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = pytest.importorskip("bitsandbytes.backends.cpu.ops").logger
+    caplog.clear()  # what the import has to say
 
     def advised(*arguments: object, **options: object) -> LoadedModel:
         logger.warning("pip install kernels")

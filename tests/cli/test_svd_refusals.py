@@ -71,6 +71,7 @@ def test_unsupported_family_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     place = Path(shutil.copytree(folder, tmp_path / "bert", ignore=shutil.ignore_patterns("*.safetensors", "config*")))
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     BertLMHeadModel(BertConfig(vocab_size=12, is_decoder=True, **sizes)).save_pretrained(place)
+    capsys.readouterr()  # the bar of saving
     line = refused(capsys, "svd", PROMPT, "--model", place)
     assert "BertLMHeadModel" in line
     assert "Llama 2 / 3" in line

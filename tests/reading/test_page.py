@@ -236,7 +236,7 @@ def test_the_python_call_says_how_the_model_was_loaded_and_what_was_chosen(run: 
 COMMANDS = (
     (),
     ("--source", "layer(1)", "--target", "mlp(2)", "--position=-2", "--chat", "--block", "3", "--freeze", "half"),
-    ("--certify", "none", "--seed", "-7", "--method", "shared_basis", "--polish", "3", "--memory", "2000000"),
+    ("--certify", "none", "--seed", "7", "--method", "shared_basis", "--polish", "3", "--memory", "2000000"),
     ("--threshold", "0.5", "--delta", "0.001", "--certify", "complete", "--max-products", "90", "--tokens", "0,4"),
     ("--energy", "0.9", "--device", "cuda:0", "--quantization", "nf4", "--tokens=-1,0"),
 )
