@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import OperatorError
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.shared import Shared
 from detjac_lanczos.operators.blocks import check_block
@@ -73,18 +72,6 @@ class MatrixFree(Shared, ABC):
         if isinstance(X, Tensor) and X.shape == (self.shape[1],):
             return self.matmat(X[:, None])[:, 0]
         return self.matmat(X)
-
-    def __array__(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse to become an array, which numpy would make of the object itself.
-
-        Raises
-        ------
-        OperatorError
-            Always.
-        """
-        raise OperatorError(
-            f"{type(self).__name__} is no array: dense() writes it out, aslinearoperator() multiplies numpy arrays"
-        )
 
     @abstractmethod
     def _matmat(self, X: Tensor) -> Tensor: ...

@@ -1,7 +1,7 @@
 """What the solvers ask of a linear operator, and how matrices and scipy operators are made to speak it."""
 
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -136,7 +136,7 @@ class ScipyOperator:
         axes = getattr(operator, "ndim", 2)
         if axes != 2:
             raise InputError(f"a matrix has two axes, this array has {axes}: pass one of shape (d_out, d_in)")
-        if np.ma.is_masked(operator):
+        if isinstance(operator, np.ma.MaskedArray) and np.ma.is_masked(operator):
             raise InputError("a masked array hides numbers that products would count: fill it first, as filled(0) does")
         self.operator = aslinearoperator(operator)
         self.shape = (int(self.operator.shape[0]), int(self.operator.shape[1]))
@@ -230,8 +230,10 @@ def as_operator(A: Any) -> LinearOperator:
         ) from error
 
 
-def require_declared(shapes: Iterable[Any], dtype: Any, device: Any) -> None:
+def require_declared(shapes: Any, dtype: Any, device: Any) -> None:
     """Raise :class:`InputError` for what an operator, or a batch of them, cannot be of."""
+    if not isinstance(shapes, Sequence):
+        raise InputError(f"shapes are a list of (d_out, d_in), one for each operator, not {shapes!r}")
     for shape in shapes:
         sides = shape.tolist() if isinstance(shape, np.ndarray) else shape
         pair = isinstance(sides, tuple | list) and len(sides) == 2  # a mapping or a set has no first and second side
@@ -240,7 +242,7 @@ def require_declared(shapes: Iterable[Any], dtype: Any, device: Any) -> None:
     require_real(dtype)
     try:
         usable = not torch.empty(0, device=torch.device(device)).is_meta
-    except (TypeError, RuntimeError, AssertionError):  # the last where torch was built without such devices
+    except (TypeError, ValueError, RuntimeError, AssertionError):  # the last where torch was built without such devices
         usable = False
     if not usable:
         raise InputError(

@@ -338,15 +338,6 @@ def test_the_sign_of_a_product_takes_columns_or_one_vector(network: DetachedNetw
             J @ wrong  # type: ignore[operator]
 
 
-def test_what_numpy_would_make_an_array_of_is_told_how(network: DetachedNetwork) -> None:
-    J = network.jacobian(4)
-    makes = (np.asarray, np.linalg.svd, lambda A: np.array(A, dtype=float), lambda A: np.ones(24) @ A)
-    for A in (J, J.T):
-        for make in makes:
-            with pytest.raises(OperatorError, match=r"is no array: dense\(\) writes it out, aslinearoperator\(\)"):
-                make(A)  # type: ignore[operator]
-
-
 def test_two_probes_with_rows_in_the_same_memory_are_two_operators(network: DetachedNetwork) -> None:
     """The first probe's rows are gone when the second's are made: nothing may be remembered by address."""
     output = network.jacobian(0).dense()

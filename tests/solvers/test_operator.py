@@ -159,6 +159,9 @@ def test_what_is_no_real_operator_is_refused(A: object, message: str) -> None:
 
 def test_an_array_whose_mask_hides_nothing_is_taken() -> None:
     assert check_operator(np.ma.array(DENSE.numpy(), mask=False)).ok
+    operator = ScipyLinearOperator((A := DENSE.numpy()).shape, lambda x: A @ x, lambda y: A.T @ y, dtype=A.dtype)
+    operator._mask = np.array([True, False])  # its own affair
+    assert check_operator(operator).ok
 
 
 def test_transforms_of_torch_func_are_refused_in_one_line() -> None:
@@ -307,7 +310,7 @@ def test_a_transpose_that_fails_is_told_from_one_that_lacks() -> None:
     ("name", "value", "words"),
     [
         ("device", device, f"device = {device!r} is none of torch")
-        for device in (None, 1.5, "nowhere", "cuda:77", "meta")
+        for device in (None, 1.5, 10**30, "nowhere", "cuda:77", "meta")
     ]
     + [
         ("dtype", dtype, f"dtype = {dtype!r} is none of torch")
@@ -325,6 +328,14 @@ def test_what_an_operator_cannot_be_of_is_refused(name: str, value: object, word
     for solve in (lambda: svd(operator, 2), lambda: svd_batch(batch, 2), lambda: check_operator(operator)):
         with pytest.raises(InputError, match=re.escape(words)):
             solve()
+
+
+@pytest.mark.parametrize("shapes", [None, 5, (shape for shape in [(3, 3)])], ids=lambda shapes: type(shapes).__name__)
+def test_shapes_of_a_batch_are_a_list(shapes: object) -> None:
+    batch = SharingBatch([DENSE], [1.0])
+    batch.shapes = shapes
+    with pytest.raises(InputError, match="shapes are a list"):
+        svd_batch(batch, 2)
 
 
 @pytest.mark.parametrize("kind", [np.array, list, torch.Size])
