@@ -1,5 +1,7 @@
 """Results reach another process bit for bit, and hold no file descriptor there for each of their tensors."""
 
+import multiprocessing
+import os
 import pickle
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -10,7 +12,7 @@ from detjac_lanczos import solvers
 from detjac_lanczos.operators import Reconstruction
 from detjac_lanczos.runs import Run
 from detjac_lanczos.runs.token_result import TokenResult
-from detjac_lanczos.solvers import Guards, Progress, svd, svd_batch
+from detjac_lanczos.solvers import Guards, Progress, SVDResult, svd, svd_batch
 from tests.test_equality import holders_of_arrays
 
 DESCRIPTOR = b"rebuild_storage"
@@ -46,11 +48,33 @@ def test_a_run_and_its_results_share_no_memory() -> None:
     assert torch.equal(found[3].guards.S, guards.S) and torch.equal(found[4].estimate, A)
 
 
-def test_the_basis_of_a_survey_is_sent_once() -> None:
+def _survey() -> list[SVDResult]:
     A = torch.randn(2, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    sent, found = _sent(svd_batch(list(A), k=1, method="shared_basis"))
-    assert found[0].missed.basis is found[1].missed.basis
-    assert sent.count(DESCRIPTOR) == 1
+    return svd_batch(list(A), k=1, method="shared_basis")
+
+
+def test_the_basis_of_a_survey_is_sent_once() -> None:
+    results = _survey()
+    one, _ = _sent(results[:1])
+    sent, (first, second) = _sent(results)
+    assert first.missed.basis is second.missed.basis
+    assert torch.equal(first.missed.basis, results[0].missed.basis)
+    basis = results[0].missed.basis.numpy().tobytes()
+    assert DESCRIPTOR not in sent and one.count(basis) == sent.count(basis) == 1
+
+
+def test_a_survey_outlives_the_worker_that_sent_it_and_holds_no_descriptor() -> None:
+    context, results = multiprocessing.get_context("fork"), _survey()
+    queue = context.Queue()
+    worker = context.Process(target=queue.put, args=(results,), daemon=True)
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    held = len(os.listdir("/dev/fd"))
+    found = queue.get(timeout=60)
+    assert len(os.listdir("/dev/fd")) == held
+    assert [torch.equal(one.U, other.U) for one, other in zip(found, results, strict=True)] == [True, True]
+    assert torch.equal(found[1].missed.basis, results[1].missed.basis)
 
 
 def test_what_solvers_return_with_tensors_is_sent_by_value() -> None:
