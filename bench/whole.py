@@ -118,7 +118,10 @@ def _figures_so_far(out: Path, again: Mapping[str, Container[Any]]) -> dict[str,
     if before.get("name") != now["name"]:
         return {}
     changed = [f"{what} {before.get(what)}, now {now[what]}" for what in _STATE if before.get(what) != now[what]]
-    kept = [part for part, found in figures.items() if part != "machine" and _stays(part, found, again)]
+    try:
+        kept = [part for part, found in figures.items() if part != "machine" and _stays(part, found, again)]
+    except (KeyError, TypeError):
+        raise InputError(f"{out} holds no figures of a bench; choose another place for --out") from None
     if changed and kept:
         raise InputError(
             f"{out} would keep {', '.join(kept)} of a run with {'; '.join(changed)}: choose another place for --out, "
@@ -128,7 +131,8 @@ def _figures_so_far(out: Path, again: Mapping[str, Container[Any]]) -> dict[str,
 
 
 def _stays(part: str, found: Any, again: Mapping[str, Container[Any]]) -> bool:
-    return part not in again or (part in _ROWS and any(row[_ROWS[part]] not in again[part] for row in found))
+    named = [row[_ROWS[part]] for row in found] if part in _ROWS else []
+    return part not in again or any(name not in again[part] for name in named)
 
 
 def _time_methods(model: Any, ids: list[int], r: int, repeats: int) -> dict[str, Any]:

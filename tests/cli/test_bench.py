@@ -75,6 +75,15 @@ def test_figures_of_another_machine_are_not_kept_beside_its_own(tmp_path: Path) 
         assert bench._figures_so_far(figures, {"glued": ()}).get("floor") == kept
 
 
+@pytest.mark.parametrize("rows", [{"a": 1}, [{}], None, [3], [{"widening": 4}, {}]])
+def test_rows_that_no_bench_wrote_are_one_line(rows: Any, tmp_path: Path) -> None:
+    figures = tmp_path / "bench.json"
+    figures.write_text(json.dumps({"machine": bench._machine(), "roads": rows}))
+    for again in ({"roads": [1]}, {"glued": ()}):
+        with pytest.raises(InputError, match=r"bench\.json holds no figures of a bench; choose another place"):
+            bench._figures_so_far(figures, again)
+
+
 @pytest.mark.parametrize("what", ["cores", "threads", "torch", "detjac_lanczos"])
 def test_figures_of_another_state_of_the_machine_are_kept_nowhere(what: str, tmp_path: Path) -> None:
     """A record says once, for all its parts, what they were measured with."""
