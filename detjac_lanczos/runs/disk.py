@@ -97,6 +97,8 @@ def _record(path: Path) -> dict[str, Any]:
         )
     if fault := first_fault(record):
         raise RunFileError(f"{place} {fault}; make the run again")
+    if not 0 <= (seed := record["options"]["seed"]) < 2**32:
+        raise RunFileError(f"{place} says options.seed is {seed}, not from 0 to 2³² - 1; make the run again")
     return record
 
 

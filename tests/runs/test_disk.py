@@ -221,6 +221,8 @@ def _drop(part: Any, name: Any) -> None:
         (lambda r: r["tokens"][3].__setitem__("floor", -(10**400)), r"floor is -inf, not a finite"),
         (lambda r: r["tokens"][3]["work"].__setitem__("passes", 10**400), r"work\.passes is inf, not a whole"),
         (lambda r: r["options"].__setitem__("seed", 10**30), r"seed is 1e\+30, not a whole number"),
+        (lambda r: r["options"].__setitem__("seed", -1), r"run\.json says options\.seed is -1, not from 0 to"),
+        (lambda r: r["options"].__setitem__("seed", 2**32), r"seed is 4294967296, not from 0 to 2³² - 1; make"),
         (lambda r: r["tokens"][3]["stable_rank_interval"].pop(), "not a list of two"),
         (lambda r: r["tokens"][3].__setitem__("stable_rank", None), "stable rank or its interval of token 3"),
         (lambda r: r["tokens"][3].__setitem__("contribution", 4), r"contribution is 4, not an object"),
