@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
 import shutil
 import signal
+import stat
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from typing import Any
 from detjac_lanczos.errors import InputError
 
 _WORK = ".detjac-"
+_LONGEST = 255  # bytes of a name
+_STALE = 3600.0  # seconds
 
 
 def as_path(place: Any) -> Path:
@@ -34,7 +40,8 @@ def as_path(place: Any) -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a name to write to, in a folder beside ``path``; once on the disk it is renamed, if the block ends well.
 
-    If not, what was at ``path`` is still there, and nothing is left beside it.
+    If not, what was at ``path`` is still there, and nothing is left beside it. A process that is killed leaves its
+    hidden folder, which may be deleted; a later save does so where `sweep` knows it.
 
     Raises
     ------
@@ -42,12 +49,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         If it cannot be written.
     """
     with work_folder(path.parent, path.name) as work:
+        mode = stat.S_IMODE(work.stat().st_mode)
+        if mode & stat.S_IRWXU != stat.S_IRWXU:  # the umask is for the file
+            work.chmod(mode | stat.S_IRWXU)
         beside = work / path.name
         yield beside
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
-    sweep(path.parent, path.name)
+    sweep(path.parent, path.name, lambda left: all(_is_plain(entry, path.name) for entry in left.iterdir()))
 
 
 @contextmanager
@@ -59,36 +69,55 @@ def work_folder(place: Path, name: str) -> Iterator[Path]:
     OSError
         If it cannot be made.
     """
-    while True:
-        work = new_work_name(place, name)
-        work.mkdir()
-        try:
-            with locked(work, wait=True):
-                if work.exists():  # else swept away before it was locked
-                    yield work
-                    return
-        finally:
-            with interrupts_wait():
-                shutil.rmtree(work, ignore_errors=True)
+    work = new_work_name(place, name)
+    work.mkdir()
+    try:
+        with locked(work):
+            yield work
+    finally:
+        with interrupts_wait():
+            shutil.rmtree(work, ignore_errors=True)
 
 
-def sweep(place: Path, name: str) -> None:
-    """Delete the work folders of killed processes, for when ``name`` stands: they may hold what was there before."""
+def sweep(place: Path, name: str, is_ours: Callable[[Path], bool]) -> None:
+    """Delete work folders of killed processes, for when ``name`` stands: they may hold what was there before.
+
+    One goes only if it and all in it are this user's and unchanged for an hour (locks may be each host's own), if
+    nobody holds it, and if ``is_ours`` says that it holds nothing but what is made of ``name``.
+    """
     with suppress(OSError):
-        for left in [path for path in place.iterdir() if is_work_folder(path, name)]:
+        for left in [path for path in place.iterdir() if is_work_folder(path, name) and _is_stale(path)]:
             with locked(left) as held:
-                if held:
+                if held and is_ours(left):
                     shutil.rmtree(left, ignore_errors=True)
 
 
 def new_work_name(place: Path, name: str) -> Path:
     """Return what no work folder for ``name`` is called yet."""
-    return place / f".{name}{_WORK}{secrets.token_hex(4)}"
+    return place / f"{_prefix(name)}{secrets.token_hex(4)}"
 
 
 def is_work_folder(path: Path, name: str) -> bool:
-    """Whether this is a folder of `work_folder` for ``name``."""
-    return path.name.startswith(f".{name}{_WORK}") and path.is_dir() and not path.is_symlink()
+    """Whether this is called like a folder of `work_folder` for ``name``, and is a folder."""
+    named = re.fullmatch(re.escape(_prefix(name)) + "[0-9a-f]{8}", path.name)
+    return named is not None and path.is_dir() and not path.is_symlink()
+
+
+def _prefix(name: str) -> str:
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST < len(encoded) + len(f".{_WORK}") + 8:  # a file can have it, its work folder cannot
+        name = hashlib.sha256(encoded).hexdigest()
+    return f".{name}{_WORK}"
+
+
+def _is_stale(folder: Path) -> bool:
+    user = os.geteuid() if hasattr(os, "geteuid") else None  # without users nothing is known to be this one's
+    found = [place.lstat() for place in (folder, *folder.rglob("*"))]
+    return all(one.st_uid == user and one.st_ctime < time.time() - _STALE for one in found)
+
+
+def _is_plain(path: Path, name: str) -> bool:
+    return path.name == name and path.is_file() and not path.is_symlink()
 
 
 @contextmanager
@@ -113,7 +142,7 @@ def interrupts_wait() -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+def locked(folder: Path) -> Iterator[bool]:
     """Keep a folder from being swept away, this process being alive; tell whether: not all file systems have locks."""
     with ExitStack() as stack:
         held = False
@@ -122,6 +151,6 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
             stack.callback(os.close, handle)
             import fcntl  # there is none where folders cannot be opened
 
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         yield held

@@ -1,14 +1,17 @@
 """A file is whole or as it was, and nothing is left beside it."""
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detjac_lanczos import load_run
+from detjac_lanczos import whole_file as whole
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.runs.folder import write_whole
-from detjac_lanczos.whole_file import as_path, new_work_name, sweep, whole_file, work_folder
+from detjac_lanczos.whole_file import as_path, new_work_name, whole_file, work_folder
 
 
 def test_it_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
@@ -46,42 +49,98 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_process_left_is_swept_away_by_the_next_that_ends_well(tmp_path: Path) -> None:
-    path, left = tmp_path / "file", new_work_name(tmp_path, "file")
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no leftover be too fresh to be swept away."""
+    monkeypatch.setattr(whole, "_STALE", -60.0)
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as beside:
+        beside.write_text(text)
+
+
+def _left(place: Path, name: str) -> Path:
+    """Return what a process that was killed while it wrote ``name`` leaves in ``place``."""
+    left = new_work_name(place, name)
     left.mkdir()
-    (left / "file").write_text("half")
-    others = [tmp_path / name for name in (".file.20240101", ".file2.detjac-0")]
-    for other in others:
-        other.mkdir()
-        (other / "mine").write_text("")
+    (left / name).write_text("half")
+    return left
+
+
+@pytest.mark.usefixtures("_at_once")
+@pytest.mark.parametrize("name", ["file", "n" * 255, "é" * 120, "a[b].*"])
+def test_what_a_killed_process_left_is_swept_away_by_the_next_that_ends_well(name: str, tmp_path: Path) -> None:
+    path, left, other = tmp_path / name, _left(tmp_path, name), _left(tmp_path, "m" * 255)
     with pytest.raises(KeyError), whole_file(path):
         raise KeyError
     assert left.exists()
-    with work_folder(tmp_path, "file") as held:
-        (held / "file").write_text("of another save")
-        with whole_file(path) as beside:
+    with work_folder(tmp_path, name) as held:
+        (held / name).write_text("of another save")
+        _write(path, "after")
+        assert set(tmp_path.iterdir()) == {path, held, other}
+        assert (held / name).read_text() == "of another save"
+    assert set(tmp_path.iterdir()) == {path, other}
+
+
+@pytest.mark.usefixtures("_at_once")
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [
+        (".file.20240101", "file"),
+        (".file2.detjac-01234567", "file2"),
+        (".file.detjac-notes", "file"),
+        (".file.detjac-0", "file"),
+        (".file.detjac-012345678", "file"),
+        (".file.detjac-01234567", "mine"),
+        (".file.detjac-01234567", "file/mine"),
+        (".fileXdetjac-01234567", "file"),
+    ],
+)
+def test_what_may_be_the_users_is_not_swept_away(folder: str, file: str, tmp_path: Path) -> None:
+    mine = tmp_path / folder / file
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    _write(tmp_path / "file", "after")
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_links_are_neither_swept_away_nor_followed(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").write_text("mine")
+    link, holder = new_work_name(tmp_path, "file"), new_work_name(tmp_path, "file")
+    link.symlink_to(target)
+    holder.mkdir()
+    (holder / "file").symlink_to(target / "file")
+    _write(tmp_path / "file", "after")
+    assert link.is_symlink() and (holder / "file").read_text() == "mine"
+
+
+def test_what_is_fresh_or_of_another_user_is_not_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = _left(tmp_path, "file")
+    _write(tmp_path / "file", "after")
+    assert left.exists()
+    monkeypatch.setattr(whole, "_STALE", -60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: left.stat().st_uid + 1)
+        _write(tmp_path / "file", "after")
+    assert left.exists()
+    _write(tmp_path / "file", "after")
+    assert not left.exists()
+
+
+def test_the_umask_is_for_the_file_alone(tmp_path: Path) -> None:
+    """A umask that forbids to write leaves the folder in which the file is written as it must be."""
+    before = os.umask(0o277)
+    try:
+        with whole_file(tmp_path / "file") as beside:
+            assert stat.S_IMODE(beside.parent.stat().st_mode) == 0o700
             beside.write_text("after")
-        assert set(tmp_path.iterdir()) == {path, held, *others}
-        assert (held / "file").read_text() == "of another save"
-    assert set(tmp_path.iterdir()) == {path, *others}
-
-
-def test_a_work_folder_that_is_swept_away_before_it_is_locked_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mkdir, made = Path.mkdir, []
-
-    def swept(self: Path) -> None:
-        made.append(self)
-        mkdir(self)
-        if len(made) == 1:
-            sweep(tmp_path, "file")
-
-    monkeypatch.setattr(Path, "mkdir", swept)
-    with work_folder(tmp_path, "file") as work:
-        assert made[1] == work and list(tmp_path.iterdir()) == [work]
-        sweep(tmp_path, "file")
-        assert work.exists()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o400
 
 
 @pytest.mark.parametrize("place", [None, 3, b"name", ["a"]])

@@ -1,7 +1,8 @@
 """Folders that are whole or absent: filled under another name beside their place, then renamed.
 
 A run folder that is already there is replaced; a folder that holds anything else is refused, never deleted. A mount
-point is filled from a folder inside it, its record last.
+point is filled from a folder inside it, its record last. A process that is killed leaves its hidden folder, which may
+be deleted.
 """
 
 import json
@@ -9,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from detjac_lanczos.errors import InputError
@@ -52,8 +53,7 @@ def check_output(folder: str | os.PathLike[str]) -> Path:
     attempt = new_work_name(holder, path.name)
     try:
         attempt.mkdir()
-        with suppress(FileNotFoundError):  # another save swept it away
-            attempt.rmdir()
+        attempt.rmdir()
     except OSError as error:
         raise unwritable(path, error) from None
     return path
@@ -104,7 +104,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             with interrupts_wait():
                 (_move_in if inside else _exchange)(work, path)
         made = []
-        sweep(place, path.name)
+        sweep(place, path.name, _is_ours)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -150,8 +150,9 @@ def _require_ours(path: Path) -> None:
         return
     if not path.is_dir():
         raise InputError(f"{path} is a file; give the name of a folder to write to")
-    try:
-        found = sorted(entry for entry in path.iterdir() if not is_work_folder(entry, path.name))  # in a mount point
+    inside = _is_mount(path)
+    try:  # in a mount point a killed save may have left its work
+        found = sorted(entry for entry in path.iterdir() if not (inside and is_work_folder(entry, path.name)))
         figures = sorted((path / FIGURES).iterdir()) if (path / FIGURES).is_dir() else []
     except OSError as error:
         raise unwritable(path, error) from None
@@ -165,6 +166,15 @@ def _require_ours(path: Path) -> None:
         raise InputError(f"{path} holds {foreign[0]!r}, which is not part of a run; choose a new or empty folder")
     if found and not is_run_folder(path):
         raise InputError(f"{path} is not empty and holds no run of detjac; choose a new or empty folder")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder could be replaced by a run: it is empty, or holds a run and nothing else."""
+    try:
+        _require_ours(path)
+    except InputError:
+        return False
+    return True
 
 
 def _is_part(entry: Path) -> bool:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from detjac_lanczos import whole_file
 from detjac_lanczos.errors import InputError, RunFileError
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run, disk, folder, load_run, verify
@@ -377,14 +378,27 @@ def test_what_a_killed_save_left_goes_once_a_new_run_stands(
 ) -> None:
     """Killed between its two renames, a save leaves the run that was there in a hidden folder, and nothing else."""
     monkeypatch.setattr(disk, "save_figures", lambda *_: [])
+    monkeypatch.setattr(whole_file, "_STALE", -60.0)
     left = Path(shutil.copytree(saved, new_work_name(tmp_path, "out")))
     with monkeypatch.context() as patch:
         patch.setattr(disk, "render_page", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run.save(tmp_path / "out")
     assert load_run(left).record == run.record
+    (left / "mine").write_text("mine")
+    run.save(tmp_path / "out")
+    assert (left / "mine").exists()
+    (left / "mine").unlink()
     run.save(tmp_path / "out")
     assert _entries(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", [".out.detjac-notes", ".out.detjac-01234567"])
+def test_a_hidden_folder_in_a_run_folder_is_not_deleted(saved: Path, tmp_path: Path, name: str) -> None:
+    out = Path(shutil.copytree(saved, tmp_path / "out"))
+    (out / name).mkdir()
+    with pytest.raises(InputError, match="which is not part of a run"):
+        folder.check_output(out)
 
 
 def test_report_is_one_file_written_whole(run: Run, tmp_path: Path) -> None:
@@ -473,15 +487,24 @@ def test_a_mount_bound_from_the_same_file_system_is_known(
     assert load_run(mounted).record == run.record
 
 
-def test_what_a_killed_save_left_in_a_mount_point_goes_too(
-    run: Run, mounted: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_killed_save_left_in_a_mount_point_goes_if_it_is_a_run(
+    run: Run, saved: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Half a run may be anything: it stays, and is no obstacle."""
     monkeypatch.setattr(disk, "save_figures", lambda *_: [])
-    left = new_work_name(mounted, "mount")
-    left.mkdir()
-    (left / "run.json").write_text("half", encoding="utf-8")
+    monkeypatch.setattr(whole_file, "_STALE", -60.0)
+    shutil.copytree(saved, new_work_name(mounted, "mount"))
+    half = new_work_name(mounted, "mount")
+    half.mkdir()
+    (half / "run.json").write_text("half", encoding="utf-8")
     run.save(mounted)
-    assert _entries(mounted) == ["report.html", "run.json", "vectors.safetensors"]
+    assert _entries(mounted) == sorted([half.name, "report.html", "run.json", "vectors.safetensors"])
+
+
+def test_a_folder_has_a_name_as_long_as_a_file_system_takes(tmp_path: Path) -> None:
+    with folder.replaced_folder(tmp_path / ("n" * 255)) as work:
+        (work / "run.json").write_text("{}", encoding="utf-8")
+    assert _entries(tmp_path) == ["n" * 255]
 
 
 def test_a_mount_point_is_filled_without_figures_too(run: Run, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
