@@ -190,9 +190,9 @@ def _dual_level() -> Iterator[None]:
 
 @cache
 def _first_dual() -> None:
-    """Make a dual tensor: the first one has torch compile what warns of being deprecated, an error to some callers."""
+    """Make a dual tensor: the first one has torch compile what warns (it is deprecated), an error to some callers."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         forward_ad.make_dual(torch.zeros(1, device="cpu"), torch.zeros(1, device="cpu"))
 
 
