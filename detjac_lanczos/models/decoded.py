@@ -34,16 +34,7 @@ class DecodedWeight(UnfusedWeight):
     def __init__(self, packed: PackedRows, runs: Sequence[range] | None = None) -> None:
         self.packed = packed
         self.runs = (range(packed.shape[0]),) if runs is None else tuple(runs)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (f, d)."""
-        return sum(map(len, self.runs)), self.packed.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where its bytes lie."""
-        return self.packed.device
+        self.shape, self.device = (sum(map(len, self.runs)), packed.shape[1]), packed.device
 
     def product(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ``: (R, d) to (R, f)."""

@@ -27,22 +27,15 @@ _distances: WeakKeyDictionary[nn.Module, float] = WeakKeyDictionary()
 
 
 class DequantizedWeight(UnfusedWeight):
-    """Some rows of a matrix that its format decodes whole, anew for each product."""
+    """Some rows of a matrix (f, d) that its format decodes whole, anew for each product."""
 
-    def __init__(self, decode: Callable[[], Tensor], shape: tuple[int, int], device: torch.device) -> None:
-        self._decode, self._whole, self.device = decode, shape, device
-        self.runs: Sequence[range] = (range(shape[0]),)
+    def __init__(self, decode: Callable[[], Tensor], runs: Sequence[range], d: int, device: torch.device) -> None:
+        self._decode, self.runs = decode, runs
+        self.shape, self.device = (sum(map(len, runs)), d), device
 
     def part(self, runs: Sequence[range]) -> DequantizedWeight:
         """Return some of its rows."""
-        chosen = DequantizedWeight(self._decode, self._whole, self.device)
-        chosen.runs = runs
-        return chosen
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (f, d)."""
-        return sum(map(len, self.runs)), self._whole[1]
+        return DequantizedWeight(self._decode, runs, self.shape[1], self.device)
 
     def product(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ``: (R, d) to (R, f)."""
@@ -127,9 +120,8 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
             continue
         if distance <= allowed:
             _distances[module] = distance if distance > rounding else 0.0
-            shape = (W.shape[0], W.shape[1])
             decode: Callable[[], Tensor] = (lambda: method().t()) if turned else method
-            return DequantizedWeight(decode, shape, matrix.device)
+            return DequantizedWeight(decode, (range(W.shape[0]),), W.shape[1], matrix.device)
     raise UnsupportedModelError(f"{called} {said}; load the model dequantised")
 
 

@@ -39,10 +39,9 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     """
     if isinstance(dtype, str) and dtype == "auto":
         return None
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return DTYPES[dtype]
-    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
-        return dtype
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found in DTYPES.values():
+        return found
     raise InputError(f"dtype {dtype!r} cannot hold a model; use 'auto' or one of {', '.join(DTYPES)}")
 
 

@@ -36,16 +36,7 @@ class AdaptedWeight(UnfusedWeight):
 
     def __init__(self, base: Weight, terms: tuple[LowRank, ...], row_scale: Tensor | None = None) -> None:
         self.base, self.terms, self.row_scale = base, terms, row_scale
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (f, d)."""
-        return self.base.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where its values lie."""
-        return self.base.device
+        self.shape, self.device = base.shape, base.device
 
     def product(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ``: (R, d) to (R, f)."""

@@ -84,7 +84,6 @@ def packed_weight(module: nn.Module, name: str, part: Part | None) -> Weight:
     UnsupportedModelError
         If it cannot be decoded, or its products are not linear and adjoint to each other.
     """
-    weight: DecodedWeight
     kind = bitsandbytes.kind_of(module)
     if kind is None:
         whole = dequantized_weight(module, name)
@@ -92,8 +91,7 @@ def packed_weight(module: nn.Module, name: str, part: Part | None) -> Weight:
         return whole.part(runs_of(part, whole.shape[0]))
     rows = bitsandbytes.rows_of(module, name)
     weight_class = bitsandbytes.FourBitWeight if kind == "4-bit" else DecodedWeight
-    weight = weight_class(rows)
-    _test_once(module, weight, name)
+    _test_once(module, weight_class(rows), name)
     return weight_class(rows, runs_of(part, rows.shape[0]))
 
 

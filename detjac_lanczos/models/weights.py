@@ -41,16 +41,7 @@ class DenseWeight:
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter.detach()
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (f, d)."""
-        return self.parameter.shape[0], self.parameter.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where its values lie."""
-        return self.parameter.device
+        self.shape, self.device = (parameter.shape[0], parameter.shape[1]), parameter.device
 
     def apply(self, x: Tensor, **around: Unpack[Around]) -> Tensor:
         """Return ``(((x ∘ scale) Wᵀ) ∘ gate) ∘ out_scale + add``: (R, d) to (R, f)."""
@@ -67,6 +58,9 @@ class DenseWeight:
 
 class UnfusedWeight(ABC):
     """A weight given by its two plain products: what a GEMM could take along is done before and after them."""
+
+    shape: tuple[int, int]
+    device: torch.device
 
     @abstractmethod
     def product(self, x: Tensor) -> Tensor:
@@ -97,18 +91,9 @@ class PerHeadWeight(UnfusedWeight):
     """Numbers that are copied at a time, 4 MB in float32. A head that is larger is used in place."""
 
     def __init__(self, parameter: Tensor) -> None:
+        heads, rows, d = parameter.shape
         self.parameter = parameter.detach()
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (heads · rows, d)."""
-        heads, rows, d = self.parameter.shape
-        return heads * rows, d
-
-    @property
-    def device(self) -> torch.device:
-        """Where its values lie."""
-        return self.parameter.device
+        self.shape, self.device = (heads * rows, d), parameter.device
 
     @classmethod
     def heads_at_once(cls, parameter: Tensor) -> int:
@@ -174,16 +159,7 @@ class AlternatingWeight(UnfusedWeight):
 
     def __init__(self, matrix: Tensor, first: int) -> None:
         self.matrix, self.first = matrix.detach(), first
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Output and input width, (f, d)."""
-        return self.matrix.shape[0] // 2, self.matrix.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where its values lie."""
-        return self.matrix.device
+        self.shape, self.device = (matrix.shape[0] // 2, matrix.shape[1]), matrix.device
 
     def product(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ``: (R, d) to (R, f)."""
