@@ -57,7 +57,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
-    sweep(path.parent, path.name, lambda left: all(_is_plain(entry, path.name) for entry in left.iterdir()))
+    sweep(path.parent, path.name, lambda left: holds_file(left, path.name))
 
 
 @contextmanager
@@ -103,6 +103,11 @@ def is_work_folder(path: Path, name: str) -> bool:
     return named is not None and path.is_dir() and not path.is_symlink()
 
 
+def holds_file(folder: Path, name: str) -> bool:
+    """Whether a folder holds nothing but a file of this name."""
+    return all(path.name == name and path.is_file() and not path.is_symlink() for path in folder.iterdir())
+
+
 def _prefix(name: str) -> str:
     encoded = os.fsencode(name)
     if len(encoded) <= _LONGEST < len(encoded) + len(f".{_WORK}") + 8:  # a file can have it, its work folder cannot
@@ -114,10 +119,6 @@ def _is_stale(folder: Path) -> bool:
     user = os.geteuid() if hasattr(os, "geteuid") else None  # without users nothing is known to be this one's
     found = [place.lstat() for place in (folder, *folder.rglob("*"))]
     return all(one.st_uid == user and one.st_ctime < time.time() - _STALE for one in found)
-
-
-def _is_plain(path: Path, name: str) -> bool:
-    return path.name == name and path.is_file() and not path.is_symlink()
 
 
 @contextmanager

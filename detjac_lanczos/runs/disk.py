@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError
@@ -16,7 +15,7 @@ from torch import Tensor
 from detjac_lanczos.errors import RunFileError, first_line
 from detjac_lanczos.reading.figures import save_figures
 from detjac_lanczos.reading.page import render_page
-from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, replaced_folder, unwritable
+from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, figures_drawn, replaced_folder, unwritable
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.schema import first_fault
 
@@ -48,8 +47,8 @@ def draw_again(record: dict[str, Any], vectors: dict[str, Tensor], folder: Path)
         If they cannot be written.
     """
     try:
-        with TemporaryDirectory(dir=folder, prefix=f".{FIGURES}.") as work:
-            drawn = save_figures(record, vectors, Path(work))
+        with figures_drawn(folder) as work:
+            drawn = save_figures(record, vectors, work)
             if drawn:
                 (folder / FIGURES).mkdir(exist_ok=True)
             return [path.replace(folder / FIGURES / path.name) for path in drawn]

@@ -16,6 +16,7 @@ from pathlib import Path
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.whole_file import (
     as_path,
+    holds_file,
     interrupts_wait,
     is_work_folder,
     locked,
@@ -105,6 +106,7 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 (_move_in if inside else _exchange)(work, path)
         made = []
         sweep(place, path.name, _is_ours)
+        sweep(path, FIGURES, _holds_figures)  # of a mount point, in which the old ones are still there
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -112,6 +114,20 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             for parent in made:
                 if parent.is_dir() and not any(parent.iterdir()):
                     parent.rmdir()
+
+
+@contextmanager
+def figures_drawn(folder: Path) -> Iterator[Path]:
+    """Give an empty folder inside a run's to draw figures in; what is left in it vanishes, also of a killed process.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    with work_folder(folder, FIGURES) as work:
+        yield work
+    sweep(folder, FIGURES, _holds_figures)
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
@@ -178,10 +194,19 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_part(entry: Path) -> bool:
-    """Whether an entry of a folder has the name and the kind of a part of a run."""
+    """Whether an entry of a folder is by name and kind a part of a run, or of one that was being drawn again."""
     if entry.name == FIGURES:
         return entry.is_dir() and not entry.is_symlink()
+    if is_work_folder(entry, FIGURES):
+        return _holds_figures(entry)
+    if is_work_folder(entry, PAGE):
+        return holds_file(entry, PAGE)
     return entry.name in (RECORD, VECTORS, PAGE) and _is_file(entry)
+
+
+def _holds_figures(folder: Path) -> bool:
+    """Whether a folder holds nothing but figures."""
+    return all(_FIGURE.fullmatch(entry.name) and _is_file(entry) for entry in folder.iterdir())
 
 
 def _is_file(entry: Path) -> bool:

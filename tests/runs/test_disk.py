@@ -393,6 +393,36 @@ def test_what_a_killed_save_left_goes_once_a_new_run_stands(
     assert _entries(tmp_path) == ["out"]
 
 
+def test_what_a_killed_report_left_is_no_obstacle_and_goes(
+    run: Run, copy: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(record: object, vectors: object, place: Path) -> None:
+        (place / "spectra.svg").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole_file, "_STALE", -60.0)
+    monkeypatch.setattr(disk, "save_figures", lambda *_: [])
+    run.save(mounted)
+    for place in (copy, mounted):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(disk, "save_figures", killed)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            disk.draw_again(run.record, run.vectors, place)
+        page = new_work_name(place, "report.html")
+        page.mkdir()
+        (page / "report.html").write_text("half")
+        left = next(entry for entry in place.iterdir() if entry.name.startswith(".figures."))
+        (left / "mine.svg").write_text("mine")
+        with pytest.raises(InputError, match=rf"holds '{left.name}', which is not part of a run"):
+            run.save(place)
+        (left / "mine.svg").unlink()
+        run.save(place)
+        assert not left.exists()
+        left.mkdir()
+        disk.draw_again(run.record, run.vectors, place)
+        assert not left.exists()
+
+
 @pytest.mark.parametrize("name", [".out.detjac-notes", ".out.detjac-01234567"])
 def test_a_hidden_folder_in_a_run_folder_is_not_deleted(saved: Path, tmp_path: Path, name: str) -> None:
     out = Path(shutil.copytree(saved, tmp_path / "out"))
