@@ -61,6 +61,27 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def parents_made(path: Path) -> Iterator[None]:
+    """Make the folders that ``path`` lies in; those that were missing go again if the block fails, if still empty.
+
+    Raises
+    ------
+    OSError
+        If they cannot be made.
+    """
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with interrupts_wait():
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
+        raise
+
+
+@contextmanager
 def work_folder(place: Path, name: str) -> Iterator[Path]:
     """Give an empty hidden folder in ``place`` to make ``name`` in, or of; it vanishes with what is left in it.
 

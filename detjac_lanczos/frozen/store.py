@@ -34,7 +34,7 @@ from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.models.offloaded import execution_devices, require_values
-from detjac_lanczos.whole_file import as_path, whole_file
+from detjac_lanczos.whole_file import as_path, parents_made, whole_file
 
 FORMAT = 7
 
@@ -84,8 +84,7 @@ class StoredNetwork(FrozenNetwork):
         header["checksum"] = _checksum(tensors, header["network"])
         path = _file(as_path(path))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as beside:
+            with parents_made(path), whole_file(path) as beside:
                 save_file(tensors, beside, metadata=header)
         except (OSError, ValueError, SafetensorError) as error:  # ValueError: a null byte in the name
             raise RunFileError(f"cannot write {path} ({error}); choose a place that can be written") from error

@@ -21,6 +21,7 @@ from detjac_lanczos.whole_file import (
     is_work_folder,
     locked,
     new_work_name,
+    parents_made,
     sweep,
     whole_file,
     work_folder,
@@ -96,24 +97,16 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     path = check_output(folder)
     inside = _is_mount(path)
     place = path if inside else path.parent
-    made = [parent for parent in path.parents if not parent.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with work_folder(place, path.name) as work:
+        with parents_made(path), work_folder(place, path.name) as work:
             yield work
             _sync(work)
             with interrupts_wait():
                 (_move_in if inside else _exchange)(work, path)
-        made = []
         sweep(place, path.name, _is_ours)
         sweep(path, FIGURES, _holds_figures)  # of a mount point, in which the old ones are still there
     except OSError as error:
         raise unwritable(path, error) from error
-    finally:
-        with interrupts_wait():
-            for parent in made:
-                if parent.is_dir() and not any(parent.iterdir()):
-                    parent.rmdir()
 
 
 @contextmanager

@@ -127,6 +127,23 @@ def test_only_the_whole_file_is_left_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["network.safetensors"]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_save_that_fails_leaves_no_folder_that_it_made(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(tensors: object, path: Path, **_: object) -> None:
+        path.write_text("half")
+        raise error
+
+    network = detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1])
+    monkeypatch.setattr(store, "save_file", fails)
+    (tmp_path / "there").mkdir()
+    for place in (tmp_path / "there" / "deep" / "folder", tmp_path / "there"):
+        with pytest.raises((KeyboardInterrupt, RunFileError)):
+            network.save(place)
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
 def test_the_same_model_in_another_dtype_is_told_so(tmp_path: Path) -> None:
     network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=[1, 2, 3])
     network.save(tmp_path)
