@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detjac_lanczos.by_value import sent_by_value
+from detjac_lanczos.frozen.drop import named_parts
 from detjac_lanczos.operators import Reconstruction
 from detjac_lanczos.operators.network import Candidate
 from detjac_lanczos.reading.page import render_page
@@ -20,6 +21,7 @@ from detjac_lanczos.reading.record_values import SUCCESSFUL, asked_for, model_na
 from detjac_lanczos.reading.table import render_table
 from detjac_lanczos.runs.disk import write_run
 from detjac_lanczos.runs.folder import write_whole
+from detjac_lanczos.runs.schema import shown
 from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.result import Guards
 
@@ -169,7 +171,8 @@ class Run:
         """One line that says what was run."""
         r = self.record
         asked = f"k={r['options']['k']}" if r["options"]["k"] is not None else asked_for(r)
-        return f"Run(model={model_name(r)!r}, prompts={r['prompts']!r}, {asked}, tokens={len(r['tokens'])})"
+        prompts = named_parts([shown(prompt) for prompt in r["prompts"]])
+        return f"Run(model={model_name(r)!r}, prompts=[{prompts}], {asked}, tokens={len(r['tokens'])})"
 
 
 def _candidate(entry: dict[str, Any]) -> Candidate:

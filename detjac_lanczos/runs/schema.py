@@ -231,16 +231,16 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
         shape = dict.fromkeys(value if isinstance(value, dict) else (), shape.shape)
     if isinstance(shape, Pair):
         if not isinstance(value, list) or len(value) != 2:
-            return f"says {place} is {_shown(value)}, not a list of two"
+            return f"says {place} is {shown(value)}, not a list of two"
         shape = [shape.shape]
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"says {place} is {_shown(value)}, not a list"
+            return f"says {place} is {shown(value)}, not a list"
         items = (first_fault(item, shape[0], f"{place}[{number}]") for number, item in enumerate(value))
         return next((fault for fault in items if fault), None)
     if isinstance(shape, Mapping):
         if not isinstance(value, dict):
-            return f"says {place} is {_shown(value)}, not an object"
+            return f"says {place} is {shown(value)}, not an object"
         for name, part in shape.items():
             inside = f"{place}.{name}" if place else name
             if name not in value and isinstance(part, Sometimes):
@@ -250,7 +250,7 @@ def first_fault(value: Any, shape: Shape = RECORD, place: str = "") -> str | Non
             if fault := first_fault(value[name], part, inside):
                 return fault
         return None
-    return None if _is(value, shape) else f"says {place} is {_shown(value)}, not {_WORDS[shape]}"
+    return None if _is(value, shape) else f"says {place} is {shown(value)}, not {_WORDS[shape]}"
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -261,6 +261,7 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, int | float if kind is float else kind)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return what something is, on one line of 40 letters at most."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:39]}…"

@@ -11,7 +11,10 @@ def test_reprs_are_one_line(tiny: dl.LoadedModel, run: dl.Run) -> None:
     bare = network.replace(drop=every)
     J, token = network.jacobian(0), run.tokens[0]
     triplets = dl.analyze(tiny, PROMPT, k=64, tokens=0).tokens[0]
+    long = dl.Run(run.record | {"model": "m", "prompts": ["word\n" * 99, *"abcde", None]}, run.vectors)
     shown = {
+        repr(run): f"prompts=[{PROMPT!r}], k=4, tokens=6)",
+        repr(long): r"model='m', prompts=['word\nword\nword\nword\nword\nword\nwo…, 'a', 'b', 'c' and 3 more], k=4, ",
         repr(tiny): f"LoadedModel(name={tiny.name!r}, fingerprint='",
         repr(network.streams): "Streams(positions=6, blocks=3, hidden size=64)",
         repr(network.plan): "in memory, under no budget, mixing={'keep': '0-2'}, gates={'keep': '0-2'})",
