@@ -28,8 +28,8 @@ from detjac_lanczos.runs.folder import write_whole
 
 PARTS = ("roads", "glued", "auto", "floor", "families", "memory", "gemma", "seeds", "completeness")
 TOKENS = (7, 16, 24, 32)
-_ROWS = {"roads": "widening", "families": "family"}
-"""Parts that are measured in rows, and what names a row."""
+_ROWS: dict[str, tuple[str, type]] = {"roads": ("widening", int), "families": ("family", str)}
+"""Parts that are measured in rows, and what names a row: where it stands, and its kind."""
 _STATE = ("cores", "threads", "torch", "detjac_lanczos")
 """What a record says of all its figures, besides the processor."""
 CHECKOUT = Path(__file__).parents[1]
@@ -131,7 +131,10 @@ def _figures_so_far(out: Path, again: Mapping[str, Container[Any]]) -> dict[str,
 
 
 def _stays(part: str, found: Any, again: Mapping[str, Container[Any]]) -> bool:
-    named = [row[_ROWS[part]] for row in found] if part in _ROWS else []
+    place, kind = _ROWS.get(part, ("", object))
+    named = [row[place] for row in found] if part in _ROWS else []
+    if not all(type(name) is kind for name in named):
+        raise TypeError(f"a row of {part} is named by no {kind.__name__}")
     return part not in again or any(name not in again[part] for name in named)
 
 

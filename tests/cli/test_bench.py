@@ -75,7 +75,9 @@ def test_figures_of_another_machine_are_not_kept_beside_its_own(tmp_path: Path) 
         assert bench._figures_so_far(figures, {"glued": ()}).get("floor") == kept
 
 
-@pytest.mark.parametrize("rows", [{"a": 1}, [{}], None, [3], [{"widening": 4}, {}]])
+@pytest.mark.parametrize(
+    "rows", [{"a": 1}, [{}], None, [3], [{"widening": 4}, {}], [{"widening": "4"}], [{"widening": None}]]
+)
 def test_rows_that_no_bench_wrote_are_one_line(rows: Any, tmp_path: Path) -> None:
     figures = tmp_path / "bench.json"
     figures.write_text(json.dumps({"machine": bench._machine(), "roads": rows}))
