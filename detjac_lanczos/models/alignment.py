@@ -1,15 +1,46 @@
-"""Tensors that begin where the processor's vector loads do."""
+"""Tensors that begin where vector loads do, in huge pages: 2 MB for each address that is looked up, not 4 kB."""
 
+import mmap
 from contextlib import suppress
 
 import psutil
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.models.huge_pages import AVAILABLE, HugePages, rounded_up
-
 ALIGNMENT = 64
 """Bytes: a cache line, and a vector of AVX-512. torch's own memory begins on such a boundary."""
+
+HUGE_PAGES = hasattr(mmap, "MADV_HUGEPAGE")
+"""Whether this system can be asked for them (Linux). Where it has none left, or gives none, pages are small."""
+
+_SIZE = 2 << 20
+
+
+class HugePages:
+    """Memory that tensors are copied into, one after another. It is given back when the last of them is gone.
+
+    Parameters
+    ----------
+    nbytes : int
+        Room for all of them, each rounded up, in bytes.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = mmap.mmap(-1, nbytes + _SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._next = -torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr() % _SIZE
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a contiguous copy of a tensor on a boundary, with a storage of its own."""
+        room = torch.frombuffer(self._memory, dtype=tensor.dtype, count=tensor.numel(), offset=self._next)
+        self._next += rounded_up(tensor.nbytes)
+        return room.view(tensor.shape).copy_(tensor)
+
+
+def rounded_up(nbytes: int) -> int:
+    """Return the first boundary from ``nbytes`` on."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -35,8 +66,8 @@ def align(model: nn.Module) -> None:
     if not weights or 2 * sum(weight.nbytes for weight in weights) > psutil.virtual_memory().total:
         return
     move = aligned
-    if AVAILABLE:
+    if HUGE_PAGES:
         with suppress(OSError):  # no stretch of memory is as long
-            move = HugePages(sum(rounded_up(weight.nbytes, ALIGNMENT) for weight in weights), ALIGNMENT).copy
+            move = HugePages(sum(rounded_up(weight.nbytes) for weight in weights)).copy
     for weight in weights:
         weight.data = move(weight.data)

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 from detjac_lanczos.models import alignment, load_model
-from detjac_lanczos.models.huge_pages import AVAILABLE, HugePages, rounded_up
+from detjac_lanczos.models.alignment import HUGE_PAGES, HugePages, rounded_up
 
-pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this system has no huge pages to ask for")
+pytestmark = pytest.mark.skipif(not HUGE_PAGES, reason="this system has no huge pages to ask for")
 
 SHAPES = ((3, 5), (7,), (64, 300), (1, 1))
 
 
 def test_copies_are_equal_apart_and_on_their_boundaries(tmp_path: Path) -> None:
     tensors = [torch.randn(shape) for shape in SHAPES]
-    pages = HugePages(sum(rounded_up(tensor.nbytes, 64) for tensor in tensors), 64)
+    pages = HugePages(sum(rounded_up(tensor.nbytes) for tensor in tensors))
     copies = [pages.copy(tensor) for tensor in tensors]
     assert all(map(torch.equal, copies, tensors))
     assert all(moved.data_ptr() % 64 == 0 and moved.is_contiguous() for moved in copies)
@@ -31,13 +31,13 @@ def test_copies_are_equal_apart_and_on_their_boundaries(tmp_path: Path) -> None:
 
 def test_columns_come_out_as_rows() -> None:
     turned = torch.randn(4, 6).t()
-    moved = HugePages(turned.nbytes, 64).copy(turned)
+    moved = HugePages(turned.nbytes).copy(turned)
     assert torch.equal(moved, turned)
     assert moved.is_contiguous()
 
 
 def test_memory_is_given_back_with_the_last_tensor() -> None:
-    pages = HugePages(256, 64)
+    pages = HugePages(256)
     memory = weakref.ref(pages._memory)
     first, second = pages.copy(torch.ones(3)), pages.copy(torch.ones(3))
     del pages, first
