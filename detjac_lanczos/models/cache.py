@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,6 +19,7 @@ from platformdirs import user_cache_path
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models.gguf_file import unpack
+from detjac_lanczos.whole_file import is_work_folder, work_folder
 
 CACHE_FORMAT = 2
 MANIFEST = "cache.json"
@@ -137,11 +137,9 @@ def damaged(folder: Path, name: str) -> ModelError:
 
 def _fill(folder: Path, gguf: Path) -> None:
     """Unpack `gguf` beside `folder` and rename; the lock is held, so what killed processes left can be swept away."""
-    for leftover in folder.parent.glob(f"{folder.name}.tmp*"):
+    for leftover in [path for path in folder.parent.iterdir() if is_work_folder(path, folder.name)]:
         shutil.rmtree(leftover, ignore_errors=True)
-    work = folder.with_name(f"{folder.name}.tmp{secrets.token_hex(4)}")
-    work.mkdir()  # with the permissions of any folder, not those of mkdtemp: others may share the cache
-    try:
+    with work_folder(folder.parent, folder.name) as work:
         fingerprint = unpack(gguf, work)
         files = {path.name: sha256_of(path) for path in sorted(work.iterdir()) if path.name != WEIGHTS}
         manifest = {"format": CACHE_FORMAT, "source": gguf.name, "fingerprint": fingerprint, "files": files}
@@ -154,5 +152,3 @@ def _fill(folder: Path, gguf: Path) -> None:
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -233,10 +233,10 @@ def test_a_process_killed_while_unpacking_leaves_no_model_behind(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (leftover,) = folders(own_cache)
-    assert ".tmp" in leftover.name and not (leftover / MANIFEST).exists()
+    assert leftover.name.startswith(".tiny-") and not (leftover / MANIFEST).exists()
     load_model(gguf_path)
     (folder,) = folders(own_cache)
-    assert ".tmp" not in folder.name and (folder / MANIFEST).exists()
+    assert folder.name.startswith("tiny-") and (folder / MANIFEST).exists()
 
 
 def test_two_processes_at_once_unpack_once_and_agree(gguf_path: Path, own_cache: Path, tmp_path: Path) -> None:
