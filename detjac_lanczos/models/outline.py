@@ -20,7 +20,6 @@ from detjac_lanczos.models.cache import cache_folder_of
 from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
 from detjac_lanczos.models.dtypes import parse_dtype
 from detjac_lanczos.models.hub import options_for_hub
-from detjac_lanczos.models.packable import packed_parameters
 from detjac_lanczos.models.quantization import Quantization, read_quantization
 
 
@@ -87,7 +86,7 @@ def weight_bytes_of(
     model: nn.Module, quantization: Quantization | None, parts: Iterable[nn.Module]
 ) -> list[Counter[str]]:
     """Return what `weight_bytes` does for some parts of a model each."""
-    packed = packed_parameters(model, quantization, _skipped(model, quantization))
+    packed = _packed_parameters(model, quantization)
     found: list[Counter[str]] = []
     for part in parts:
         found.append(Counter())
@@ -101,7 +100,7 @@ def weight_bytes_of(
 
 def scratch(model: nn.Module, quantization: Quantization | None) -> int:
     """Return the bytes that packed weights pass through when they are used; 0 where none is packed."""
-    packed = packed_parameters(model, quantization, _skipped(model, quantization))
+    packed = _packed_parameters(model, quantization)
     coded, experts = quantization != "int8", quantization == "mxfp4"
     parts = (
         scratch_bytes(p.shape[-2] if experts else packed[id(p)][0], packed[id(p)][1], p.dtype.itemsize, coded=coded)
@@ -124,6 +123,51 @@ def packed_bytes(rows: int, columns: int, quantization: Quantization) -> int:
     if quantization.endswith("double"):
         return -(-count // 2) + scales + 4 * -(-scales // 256) + tables + 256 * 4 + 4
     return -(-count // 2) + 4 * scales + tables
+
+
+def _packed_parameters(model: Any, quantization: Quantization | None) -> dict[int, tuple[int, int]]:
+    """Return the shapes (f, d), by the ids of parameters, of what a format packs; routed experts count as one matrix.
+
+    Raises
+    ------
+    InputError
+        If the model has nothing that this format packs.
+    """
+    if quantization is None:
+        return {}
+    if quantization == "mxfp4":
+        ours = model.config.model_type == "gpt_oss"
+        packed = [p for p in model.parameters() if ours and p.ndim == 3]
+        found = {id(p): (p.shape[0] * p.shape[1], p.shape[2]) for p in packed}
+    else:
+        linear = _linear_modules(model, quantization)
+        # A head that is packed and then tied to the embedding is the embedding, in full.
+        rest = {id(p) for m in model.modules() if m not in linear for p in m._parameters.values()}
+        found = {id(m.weight): shape for m, shape in linear.items() if id(m.weight) not in rest}
+    if not found:
+        kind = type(model).__name__
+        hint = "; nf4, nf4-double, fp4, fp4-double or int8 pack its linear modules" if quantization == "mxfp4" else ""
+        raise InputError(f"{kind} has no weights that {quantization} packs{hint}")
+    return found
+
+
+def _linear_modules(model: Any, quantization: Quantization) -> dict[Any, tuple[int, int]]:
+    """Return the modules that ``transformers.integrations.replace_with_bnb_linear`` would replace."""
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    stored = getattr(model.config, "quantization_config", None)
+    as_stored = stored is not None and _packed(stored, "") == quantization
+    left = _options(stored).get("llm_int8_skip_modules") if as_stored else None  # None for head and ties
+    left = HfQuantizer.get_modules_to_not_convert(model, left, model._keep_in_fp32_modules)
+    found: dict[Any, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Conv1D) or type(module) is nn.Linear:
+            f, d = reversed(module.weight.shape) if isinstance(module, Conv1D) else module.weight.shape
+            if should_convert_module(name, left):
+                found[module] = (f, d)
+    return found
 
 
 def _config(model: Any) -> Any:
@@ -154,14 +198,6 @@ def _embedded_config(embedded: Embedded) -> Any:
         return AutoConfig.from_pretrained(folder)
     with embedded.gguf() as path:
         return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-
-
-def _skipped(model: Any, quantization: Quantization | None) -> list[str] | None:
-    """Return what a checkpoint that is packed so was packed without; None where that is the default."""
-    stored = getattr(model.config, "quantization_config", None)
-    if stored is None or quantization in (None, "mxfp4") or _packed(stored, "") != quantization:
-        return None
-    return _options(stored).get("llm_int8_skip_modules")
 
 
 def _options(quantization: Any) -> dict[str, Any]:
