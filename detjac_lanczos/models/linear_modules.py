@@ -1,4 +1,4 @@
-"""Weight and bias of a linear module, and the table of an embedding, whatever kind of module holds them."""
+"""Weight and bias of a linear module, of an expert, and the table of an embedding, whatever module holds them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from detjac_kernels import product_of_few_rows
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models import bitsandbytes
 from detjac_lanczos.models.adapters import active_adapters, is_adapted, running_module
-from detjac_lanczos.models.decoded_modules import Decoded
+from detjac_lanczos.models.decoded import Decoded
 from detjac_lanczos.models.lora import adapted_bias, adapted_weight
+from detjac_lanczos.models.mxfp4 import Mxfp4Experts
 from detjac_lanczos.models.offloaded import tensor_of
 from detjac_lanczos.models.packed_modules import is_packed, packed_weight
 from detjac_lanczos.models.streaming import weight_from
-from detjac_lanczos.models.weights import Part, Weight, matrix_weight
+from detjac_lanczos.models.weights import AlternatingWeight, DenseWeight, Part, Weight, matrix_weight
 
 
 def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
@@ -56,6 +57,26 @@ def _plain_weight(module: nn.Module, name: str, part: Part | None) -> Weight:
         )
     matrix = parameter.detach().t() if transposed else parameter.detach()
     return matrix_weight(matrix if part is None else part(matrix))
+
+
+def expert_weight(experts: Any, name: str, expert: int, *, transposed: bool, rows: slice = slice(None)) -> Weight:
+    """Return some rows of the matrix (f, d) of one expert, in place.
+
+    Parameters
+    ----------
+    experts : torch.nn.Module
+    name : str
+        Of the tensor that holds the matrices, such as "gate_up_proj".
+    expert : int
+    transposed : bool
+        Whether dense ones are stored as (d, f).
+    rows : slice
+    """
+    if isinstance(experts, Mxfp4Experts):
+        return experts.weight(name, expert, rows)
+    matrix = getattr(experts, name)[expert].detach()
+    matrix = matrix.t() if transposed else matrix
+    return AlternatingWeight(matrix, rows.start) if rows.step == 2 else DenseWeight(matrix[rows])
 
 
 def bias_of(module: nn.Module, part: Part | None = None) -> Tensor | None:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from detjac_kernels.mxfp4 import BLOCK, PackedMxfp4
 from detjac_lanczos.errors import UnsupportedModelError
-from detjac_lanczos.models.decoded import DecodedWeight
-from detjac_lanczos.models.decoded_modules import decoded_product
+from detjac_lanczos.models.decoded import DecodedWeight, decoded_product
 
 
 class Mxfp4Experts(nn.Module):

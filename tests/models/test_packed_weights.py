@@ -15,8 +15,7 @@ from torch.nn.utils import parametrizations
 
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.frozen.words.parts import latent, stacked_values, values_by_head, values_of_latent
-from detjac_lanczos.models.decoded import runs_of
-from detjac_lanczos.models.decoded_modules import Decoded
+from detjac_lanczos.models.decoded import Decoded, runs_of
 from detjac_lanczos.models.dequantized import distance_of_own_products
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.linear_modules import weight_of

@@ -16,7 +16,7 @@ from detjac_lanczos.frozen.sizes import BlockShape, ExpertShape
 from detjac_lanczos.frozen.tape import Tape
 from detjac_lanczos.frozen.words.product import GATED, Product, factors, product_maps
 from detjac_lanczos.frozen.words.word import Coefficients, Freeze, reading
-from detjac_lanczos.models.expert_matrices import expert_weight
+from detjac_lanczos.models.linear_modules import expert_weight
 from detjac_lanczos.models.offloaded import tensor_of, with_values
 from detjac_lanczos.models.streaming import weight_from
 from detjac_lanczos.models.weights import Weight
