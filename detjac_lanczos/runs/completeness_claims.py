@@ -14,7 +14,7 @@ from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.token_result import TokenResult
 from detjac_lanczos.solvers.attempt import limits
 from detjac_lanczos.solvers.completeness import Completeness
-from detjac_lanczos.solvers.reprobe import measure_completeness
+from detjac_lanczos.solvers.reprobe import Remade, measure_completeness
 from detjac_lanczos.solvers.rounding import epsilon, tells_zeros
 
 _DIGITS = 16 * epsilon(torch.float64)
@@ -60,7 +60,7 @@ def _with_guards(token: TokenResult, name: str) -> torch.Tensor:
     return own if token.guards is None else torch.cat([own, getattr(token.guards, name)], dim=-1)
 
 
-def _contradictions(claim: Completeness, fresh: Completeness, token: TokenResult, options: Mapping[str, Any]) -> int:
+def _contradictions(claim: Completeness, fresh: Remade, token: TokenResult, options: Mapping[str, Any]) -> int:
     """Count what does not follow from the bounds, the values and the options, as they are written."""
     k, tol, digits = claim.k, options["tol"], 4 * epsilon(token.S.dtype)
     values = _with_guards(token, "S").double()
@@ -68,11 +68,9 @@ def _contradictions(claim: Completeness, fresh: Completeness, token: TokenResult
     apart = digits * first if len(values) else fresh.floor  # σ_1 is measured again where no triplet holds it
     edge = last if claim.threshold is None else claim.threshold
     near = (1 - tol) * edge
-    following = float(values[k]) if claim.guards > 0 else 0.0
-    if claim.delta == 0:  # the whole spectrum was seen
-        following = claim.upper[k] - claim.rounding
-    joined = edge > claim.floor and following >= near + digits * first
-    apart_for_certain = edge <= claim.floor or claim.upper[k] < near - digits * first
+    unclear = 2 * fresh.floor + digits * first
+    joined = edge > claim.floor and fresh.beyond >= near + unclear
+    apart_for_certain = edge <= claim.floor or fresh.beyond < near - unclear
     return sum(
         (
             claim.complete

@@ -227,7 +227,7 @@ def stated(
         k=k,
         index_exact=narrow and (tau + floor < last or zero),
         tau=tau,
-        beyond=max([probe.seen, *values[k : k + 1].tolist()]),
+        beyond=seen_beyond(probe, k),
         rounding=rounding,
         floor=floor,
         tol=tol,
@@ -238,6 +238,11 @@ def stated(
         number=probe.number,
         steps=probe.steps,
     )
+
+
+def seen_beyond(probe: Probe, k: int) -> float:
+    """Return the largest value that a probe or its guards have shown beside those of k triplets."""
+    return max([probe.seen, *probe.deflation.values[k : k + 1].tolist()])
 
 
 def limits(values: np.ndarray, tol: float, floor: float) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Make claims of completeness again: the same random vectors, sent through fresh products."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.attempt import stated
+from detjac_lanczos.solvers.attempt import seen_beyond, stated
 from detjac_lanczos.solvers.basis import to_numpy
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.comparison import Comparison
@@ -19,6 +20,18 @@ from detjac_lanczos.solvers.probe import Deflation, Probe
 from detjac_lanczos.solvers.rounding import noise_floor, safe_scale
 
 
+@dataclass(frozen=True)
+class Remade(Completeness):
+    """A claim made again; ``beyond``: the largest value that was seen beside those of the k triplets."""
+
+    beyond: float
+
+    @classmethod
+    def adding(cls, beyond: float, claim: Completeness) -> "Remade":
+        """Return a claim with what was seen, in units of the operator."""
+        return cls(**vars(claim), beyond=beyond)
+
+
 def measure_completeness(
     A: Any,
     U: Sequence[Tensor],
@@ -28,8 +41,8 @@ def measure_completeness(
     *,
     tol: float,
     passes: int,
-) -> list[Completeness]:
-    """Return what the same probes prove now: one pass each way for the triplets, then the steps of each probe.
+) -> list[Remade]:
+    """Return what the same probes prove and see now: one pass each way for the triplets, then the steps of each probe.
 
     Parameters
     ----------
@@ -45,7 +58,7 @@ def measure_completeness(
 
     Returns
     -------
-    list of Completeness
+    list of Remade
 
     Raises
     ------
@@ -59,7 +72,7 @@ def measure_completeness(
         return _from_probes(batch, U, S, V, claims, tol, passes)
 
 
-def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Completeness]:
+def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Remade]:
     fresh, comparison = [], Comparison(batch, Materialisation(batch).run())
     comparison.run(claims[0].seed)
     for index, (matrix, claim) in enumerate(zip(batch.finite(comparison.matrices), claims, strict=True)):
@@ -67,18 +80,17 @@ def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: fl
         values = torch.linalg.svdvals(matrix * scale)
         first = float(values[0])
         floor = noise_floor(batch.epsilon(index, first / scale), first, passes)
-        fresh.append(
-            claim_of_spectrum(
-                values,
-                claim.k,
-                tol=tol,
-                rounding=max(floor, comparison.distance(index) * scale, batch.underflow(index, first)),
-                floor=floor,
-                scale=scale,
-                seed=claim.seed,
-                threshold=claim.threshold,
-            )
+        again = claim_of_spectrum(
+            values,
+            claim.k,
+            tol=tol,
+            rounding=max(floor, comparison.distance(index) * scale, batch.underflow(index, first)),
+            floor=floor,
+            scale=scale,
+            seed=claim.seed,
+            threshold=claim.threshold,
         )
+        fresh.append(Remade.adding(again.tau, again))
     return fresh
 
 
@@ -90,7 +102,7 @@ def _from_probes(
     claims: Sequence[Completeness],
     tol: float,
     passes: int,
-) -> list[Completeness]:
+) -> list[Remade]:
     lefts, rights = ([block.to(batch.device, batch.dtype).T for block in blocks] for blocks in (U, V))
     pushed = batch.finite(batch.apply(Direction.FORWARD, list(enumerate(rights))))
     pulled = batch.finite(batch.apply(Direction.TRANSPOSED, list(enumerate(lefts))))
@@ -108,18 +120,17 @@ def _from_probes(
     _follow(batch, probes, scales, claims)
     fresh = []
     for probe, scale, floor, least, claim in zip(probes, scales, floors, underflows, claims, strict=True):
-        fresh.append(
-            stated(
-                probe,
-                k=claim.k,
-                delta=claim.delta,
-                tol=tol,
-                floor=floor,
-                underflow=least,
-                scale=scale,
-                threshold=claim.threshold,
-            )
+        again = stated(
+            probe,
+            k=claim.k,
+            delta=claim.delta,
+            tol=tol,
+            floor=floor,
+            underflow=least,
+            scale=scale,
+            threshold=claim.threshold,
         )
+        fresh.append(Remade.adding(seen_beyond(probe, claim.k) / scale, again))
     return fresh
 
 

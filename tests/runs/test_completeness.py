@@ -15,6 +15,7 @@ from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs import Run, analyze, load_run, verify
+from detjac_lanczos.solvers import attempt
 from tests.runs.conftest import forged, harm
 from tests.tiny_llama import PROMPT
 
@@ -232,6 +233,23 @@ def test_a_cluster_across_k_is_not_hidden(method: Any, tiny: LoadedModel) -> Non
         record["tokens"][0]["certificate"]["completeness"]["cluster"] = False
 
     assert _failed(forged(run, change), tiny) == CONTRADICTIONS
+
+
+def test_a_cluster_across_k_that_a_probe_alone_saw_is_not_hidden(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one made up of what no probe saw."""
+    monkeypatch.setattr(attempt, "GUARDS", 0)
+    for tol, cluster in ((0.3, True), (0.1, False)):
+        run = analyze(tiny, PROMPT, k=8, tol=tol, method="lanczos", tokens=[1], certify="complete")
+        claim = run.tokens[0].certificate.completeness
+        assert (claim.guards, claim.cluster) == (0, cluster)
+
+        def change(record: dict[str, Any]) -> None:
+            claim = record["tokens"][0]["certificate"]["completeness"]
+            claim["cluster"] = not claim["cluster"]
+
+        assert _failed(forged(run, change), tiny) == CONTRADICTIONS
 
 
 def test_a_guard_that_is_no_number_fails(complete: Run, tiny: LoadedModel) -> None:
