@@ -149,3 +149,15 @@ def test_a_dense_model_is_of_no_quantization(run: Run, tiny: LoadedModel) -> Non
 def test_the_floor_of_zeros_is_none(run: Run, tiny: LoadedModel) -> None:
     false = Run(run.record, run.vectors | {"S.0.0": 0 * run.vectors["S.0.0"]})
     assert "floor" in contradictions(false, tiny)[TOKEN]
+
+
+def test_the_floor_of_a_claim_may_round_otherwise_than_that_of_its_certificate(
+    complete: Run, tiny: LoadedModel
+) -> None:
+    """The largest value of a search and that of its end are of two decompositions."""
+
+    def change(record: dict[str, Any]) -> None:
+        certificate = record["tokens"][0]["certificate"]
+        certificate["completeness"]["floor"] = certificate["floor"] * (1 + 10 * 2**-23)
+
+    assert contradictions(forged(complete, change), tiny) == {}
