@@ -4,9 +4,9 @@ All has plain torch in it, which is the road taken on machines without an accele
 too, it is that kernel's specification and test oracle.
 """
 
+from detjac_kernels.captures import rms_reciprocal
 from detjac_kernels.gemm import epilogue, linear, linear_transposed, surrounded
 from detjac_kernels.mixing_roads import mix, mix_rebuilt, mix_rebuilt_transposed, mix_transposed
-from detjac_kernels.norms import rms_reciprocal
 from detjac_kernels.roads import product_of_few_rows
 from detjac_kernels.scratch import keep_freed_memory
 

@@ -1,7 +1,7 @@
-"""Frozen factors of norms and gates, each made together with the output that a forward pass goes on with.
+"""Frozen factors of norms and gates, alone or made together with the output that a forward pass goes on with.
 
-The library's own capture hooks the model's modules instead, and calls none of these. Everything here is plain torch:
-the specification of the device kernels of the same signatures.
+The library's own capture hooks the model's modules instead: it calls none of the latter, which are plain torch, the
+specification of the device kernels of the same signatures.
 """
 
 from typing import Literal
@@ -10,9 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from detjac_kernels.norms import rms_reciprocal
-
 Activation = Literal["silu", "gelu_tanh"]
+
+
+def rms_reciprocal(x: Tensor, eps: float) -> Tensor:
+    """Return ``1 / sqrt(mean(x²) + eps)`` over the last axis, in float32 at least.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., d)
+    eps : float
+
+    Returns
+    -------
+    Tensor, shape (...)
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.rsqrt(x.square().mean(-1) + eps)
 
 
 def captured_rms_norm(x: Tensor, weight: Tensor, eps: float, *, plus_one: bool = False) -> tuple[Tensor, Tensor]:
