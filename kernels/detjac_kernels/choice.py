@@ -25,6 +25,9 @@ _PIECE = 1 << 22
 """Numbers that are compared at a time: two products in float32 at once would take more memory than the plan knows."""
 
 
+_TRITON = find_spec("triton") is not None
+
+
 class ChoiceTable:
     """A table from a class of shapes to the name of a road.
 
@@ -189,7 +192,7 @@ def seconds_on_device(road: Road) -> float:
 
 def triton_runs(x: Tensor) -> bool:
     """Tell whether a tensor is where Triton's kernels can be launched, and Triton is there."""
-    return x.is_cuda and torch.version.hip is None and _triton_installed()
+    return x.is_cuda and torch.version.hip is None and _TRITON
 
 
 def capturing(x: Tensor) -> bool:
@@ -202,8 +205,3 @@ def capturing(x: Tensor) -> bool:
 def device_name(device: torch.device) -> str:
     """Return the name of a CUDA device's model, or the kind of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-@cache
-def _triton_installed() -> bool:
-    return find_spec("triton") is not None

@@ -1,7 +1,7 @@
 """Mixing by the twin or by the device kernel: on a CUDA device the faster one, compared once for each class."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from detjac_kernels import mixing, rebuilt_mixing
 from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, device_name, seconds_on_device, triton_runs
 from detjac_kernels.kept_choices import kept_choices
+from detjac_kernels.rebuilt_mixing import Rebuilding
 
 TABLE = ChoiceTable(seconds_on_device)
 choices, replay, forget = TABLE.choices, TABLE.replay, TABLE.forget
@@ -25,39 +26,17 @@ def mix_transposed(probabilities: Tensor, cotangents: Tensor) -> Tensor:
 
 
 def mix_rebuilt(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    first: Tensor,
-    values: Tensor,
-    *,
-    scaling: float,
-    softcap: float | None = None,
-    key_scale: Tensor | None = None,
-    query_scale: Tensor | None = None,
-    start: int = 0,
+    q: Tensor, k: Tensor, lse: Tensor, first: Tensor, values: Tensor, **options: Unpack[Rebuilding]
 ) -> Tensor:
     """Return ``diag(query_scale) P diag(key_scale) V``: see `detjac_kernels.rebuilt_mixing.mix_rebuilt`."""
-    options = {"scaling": scaling, "softcap": softcap, "key_scale": key_scale, "query_scale": query_scale}
-    return _rebuilt("mix_rebuilt", (q, k, lse, first, values), options | {"start": start})
+    return _rebuilt("mix_rebuilt", (q, k, lse, first, values), options)
 
 
 def mix_rebuilt_transposed(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    first: Tensor,
-    cotangents: Tensor,
-    *,
-    scaling: float,
-    softcap: float | None = None,
-    key_scale: Tensor | None = None,
-    query_scale: Tensor | None = None,
-    start: int = 0,
+    q: Tensor, k: Tensor, lse: Tensor, first: Tensor, cotangents: Tensor, **options: Unpack[Rebuilding]
 ) -> Tensor:
     """Return ``diag(key_scale) Pᵀ diag(query_scale) Y``: see `detjac_kernels.rebuilt_mixing`."""
-    options = {"scaling": scaling, "softcap": softcap, "key_scale": key_scale, "query_scale": query_scale}
-    return _rebuilt("mix_rebuilt_transposed", (q, k, lse, first, cotangents), options | {"start": start})
+    return _rebuilt("mix_rebuilt_transposed", (q, k, lse, first, cotangents), options)
 
 
 def _stored(name: str, probabilities: Tensor, values: Tensor) -> Tensor:
@@ -75,7 +54,7 @@ def _stored(name: str, probabilities: Tensor, values: Tensor) -> Tensor:
     return _run(key, roads, values)
 
 
-def _rebuilt(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
+def _rebuilt(name: str, tensors: tuple[Tensor, ...], options: Rebuilding) -> Tensor:
     plain = getattr(rebuilt_mixing, name)
     q, k, lse, _, values = tensors
     if not triton_runs(values) or lse.dtype is not torch.float32:
@@ -87,7 +66,7 @@ def _rebuilt(name: str, tensors: tuple[Tensor, ...], options: dict[str, Any]) ->
     if device.fits(q, values):
         roads["kernel"] = lambda: getattr(device, name)(*tensors, **options)
     heads = f"{len(q)}/{len(k)} heads of {q.shape[-1]}"
-    cap = "" if options["softcap"] is None else ", softcap"
+    cap = "" if options.get("softcap") is None else ", softcap"
     return _run(f"{name} {heads}, {_sizes(q.shape[1], k.shape[1], values.shape[-1])}{cap}", roads, values)
 
 

@@ -118,16 +118,12 @@ def by_bitsandbytes(x: Tensor, packed: Packed4) -> Tensor:
     return bitsandbytes.matmul_4bit(x, packed.codes.view(-1, 1), quant_state=_quant_state(packed, x.dtype))
 
 
-def bitsandbytes_knows(packed: Packed4) -> bool:
-    """Tell whether bitsandbytes is there and has this table."""
-    return _kind(packed) is not None
-
-
 _kinds: WeakKeyDictionary[Packed4, str | None] = WeakKeyDictionary()
 _states: WeakKeyDictionary[Packed4, dict[torch.dtype, Any]] = WeakKeyDictionary()
 
 
-def _kind(packed: Packed4) -> str | None:
+def kind_of(packed: Packed4) -> str | None:
+    """Return what bitsandbytes calls a table; None where it is not there, or knows none such."""
     if packed not in _kinds:
         _kinds[packed] = None
         if find_spec("bitsandbytes") is not None and (packed.nested is None or packed.nested.block == 256):
@@ -153,7 +149,7 @@ def _quant_state(packed: Packed4, dtype: torch.dtype) -> Any:
             shape=torch.Size(packed.shape),
             code=packed.table,
             blocksize=packed.block,
-            quant_type=_kind(packed),
+            quant_type=kind_of(packed),
             dtype=dtype,
             offset=offset,
             state2=outer,
@@ -164,6 +160,6 @@ def _quant_state(packed: Packed4, dtype: torch.dtype) -> Any:
 def _bare(packed: Packed4, transposed: bool) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return the roads that know no prologue and no epilogue."""
     roads = {"dequantise": lambda x: dequantised(x, packed, transposed)}
-    if not transposed and bitsandbytes_knows(packed):
+    if not transposed and kind_of(packed) is not None:
         roads["bitsandbytes"] = lambda x: by_bitsandbytes(x, packed)
     return roads

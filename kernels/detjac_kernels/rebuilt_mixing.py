@@ -7,12 +7,23 @@ them (to the dtype of q after the product, the scaling and the cap), weights to 
 """
 
 from collections.abc import Iterator
+from typing import Required, TypedDict
 
 import torch
 from torch import Tensor
 
 TILE_CELLS = 1 << 20
 """Weights (heads × queries × keys) that exist at once, unless 32 queries have more of them."""
+
+
+class Rebuilding(TypedDict, total=False):
+    """What `mix_rebuilt` and its transpose take by name; ``scaling`` is always given."""
+
+    scaling: Required[float]
+    softcap: float | None
+    key_scale: Tensor | None
+    query_scale: Tensor | None
+    start: int
 
 
 def mix_rebuilt(
