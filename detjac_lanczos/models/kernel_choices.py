@@ -20,12 +20,6 @@ def kernel_choices() -> dict[str, dict[str, str]]:
     return {name: made for name, made in found.items() if made or name == "gemm"}
 
 
-def replay_kernel_choices(recorded: Mapping[str, Any]) -> None:
-    """Put recorded choices in force; whatever else is recorded beside them is left alone."""
-    for name, table in _TABLES.items():
-        table.replay(recorded.get(name) or {})
-
-
 def kernel_choices_fit(recorded: Any) -> bool:
     """Tell whether something is a mapping whose tables, those that it has, go from classes of shapes to roads."""
     if not isinstance(recorded, Mapping):
@@ -40,7 +34,7 @@ def kernel_choices_fit(recorded: Any) -> bool:
 def kernel_choices_in_force(recorded: Mapping[str, Any]) -> Iterator[None]:
     """Put recorded choices in force for a while: afterwards their classes have the roads that they had, or none.
 
-    Threads that do so take turns: the tables are those of the process.
+    Whatever else is recorded beside them is left alone. Threads that do so take turns: the tables are of the process.
 
     Raises
     ------
@@ -49,16 +43,18 @@ def kernel_choices_in_force(recorded: Mapping[str, Any]) -> Iterator[None]:
     """
     if not kernel_choices_fit(recorded):
         raise InputError('choices are those of an earlier run: give run.record["choices"]')
-    if not any(recorded.get(name) for name in _TABLES):
+    replayed = {name: recorded[name] for name in _TABLES if recorded.get(name)}
+    if not replayed:
         yield
         return
     with _turn:
         before = kernel_choices()
-        replay_kernel_choices(recorded)
+        for name, choices in replayed.items():
+            _TABLES[name].replay(choices)
         try:
             yield
         finally:
-            for name, table in _TABLES.items():
-                made, replayed = before.get(name, {}), recorded.get(name) or {}
-                table.forget(replayed)
-                table.replay({key: made[key] for key in replayed if key in made})
+            for name, choices in replayed.items():
+                made = before.get(name, {})
+                _TABLES[name].forget(choices)
+                _TABLES[name].replay({key: made[key] for key in choices if key in made})

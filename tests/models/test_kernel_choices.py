@@ -18,13 +18,14 @@ def test_choices_of_a_device_are_recorded_and_replayed_and_those_not_made_are_no
         monkeypatch.setattr(module, "replay", table.replay)
         monkeypatch.setattr(module, "forget", table.forget)
     assert set(record.kernel_choices()) == {"gemm"}
-    record.replay_kernel_choices({"solver": {"block": 4}, "packed": {"H100, xWt": "fused"}})
-    made = record.kernel_choices()
-    assert (made["packed"], "mixing" in made) == ({"H100, xWt": "fused"}, False)
-    with record.kernel_choices_in_force({"packed": {"H100, xWt": "dequantise"}, "mixing": {"H100, mix": "kernel"}}):
-        assert record.kernel_choices()["packed"] == {"H100, xWt": "dequantise"}
-        assert record.kernel_choices()["mixing"] == {"H100, mix": "kernel"}
-    assert record.kernel_choices() == made
+    with record.kernel_choices_in_force({"solver": {"block": 4}, "packed": {"H100, xWt": "fused"}}):
+        made = record.kernel_choices()
+        assert (made["packed"], "mixing" in made) == ({"H100, xWt": "fused"}, False)
+        with record.kernel_choices_in_force({"packed": {"H100, xWt": "dequantise"}, "mixing": {"H100, mix": "kernel"}}):
+            assert record.kernel_choices()["packed"] == {"H100, xWt": "dequantise"}
+            assert record.kernel_choices()["mixing"] == {"H100, mix": "kernel"}
+        assert record.kernel_choices() == made
+    assert set(record.kernel_choices()) == {"gemm"}
     assert first_fault({"solver": {}, **made}, RECORD["choices"]) is None
     assert first_fault({"solver": {}, **made, "packed": {"H100, xWt": 3}}, RECORD["choices"]) is not None
 
