@@ -2,8 +2,7 @@
 
 import sys
 
-from detjac_lanczos.cli.ending import exit_code
-from detjac_lanczos.cli.process import Interrupts
+from detjac_lanczos.cli.process import Interrupts, exit_code
 
 
 def _run(interrupts: Interrupts) -> int:

@@ -25,7 +25,7 @@ from bench.records import (
     row_of,
     sweeps_of_two_blocks,
 )
-from detjac_lanczos.cli.ending import exit_code
+from detjac_lanczos.cli.process import exit_code
 
 TOP = Path(__file__).parents[1]
 PAGE, README = TOP / "docs" / "figures.md", TOP / "README.md"

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from detjac_lanczos.cli import commands
-from detjac_lanczos.cli.ending import exit_code
 from detjac_lanczos.cli.parser import Parser, make_parser
-from detjac_lanczos.cli.process import Interrupts
+from detjac_lanczos.cli.process import Interrupts, exit_code
 
 __all__ = ["Parser", "main"]
 

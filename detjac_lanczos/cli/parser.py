@@ -10,9 +10,8 @@ from typing import Any, NoReturn
 
 import detjac_lanczos
 from detjac_lanczos.cli import commands, words
-from detjac_lanczos.cli.process import show
+from detjac_lanczos.cli.process import BAD_INPUT, show
 
-BAD_INPUT = 2
 _NEGATIVE = re.compile(r"-\d[\d,-]*$|-\d*\.\d+$")
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 _PACKINGS = ("nf4", "nf4-double", "fp4", "fp4-double", "int8")

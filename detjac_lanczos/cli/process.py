@@ -1,4 +1,7 @@
-"""What a process shares with its terminal: interrupts, and streams that may be closed, full or in another encoding."""
+"""What a process shares with its terminal: interrupts, streams (closed, full, in another encoding), and its end.
+
+What was raised ends it as one line on standard error, and an exit code.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import DetjacError, InputError
+
+BAD_INPUT = 2
+_SIGNALLED = 128
+_ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 class Interrupts:
@@ -112,10 +120,26 @@ def mended_streams() -> Iterator[None]:
             sys.stderr = usual
 
 
-def require_output() -> None:
-    """Refuse a closed standard output."""
-    if sys.stdout is None:
-        raise InputError("standard output is closed; leave it open, the result goes there")
+def exit_code(run: Callable[[Interrupts], int], *, verbose: Callable[[], bool] = lambda: False) -> int:
+    """Run something that gives an exit code; return it, or that of the error or interrupt that ended it."""
+    with noted_interrupts() as interrupts, mended_streams():
+        try:
+            if sys.stdout is None:
+                raise InputError("standard output is closed; leave it open, the result goes there")
+            code = run(interrupts)
+            interrupts.check()
+            return code
+        except DetjacError as error:
+            if verbose():
+                traceback.print_exc()
+            print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
+            return BAD_INPUT
+        except (Exception, KeyboardInterrupt) as error:
+            if interrupts.noted is None and not isinstance(error, KeyboardInterrupt):
+                raise
+            number = signal.Signals(interrupts.noted or signal.SIGINT)
+            print(f"detjac: {_ENDED[number]}", file=sys.stderr)
+            return _SIGNALLED + number
 
 
 def output_width(otherwise: int) -> int:

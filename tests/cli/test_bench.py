@@ -15,7 +15,7 @@ import pytest
 import detjac_lanczos as dl
 from bench import whole as bench
 from bench.wide_models import WIDE
-from detjac_lanczos.cli.ending import exit_code
+from detjac_lanczos.cli.process import exit_code
 from detjac_lanczos.errors import InputError
 
 
