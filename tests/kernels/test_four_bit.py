@@ -13,22 +13,11 @@ from torch import Tensor
 
 from bench.allocations import with_peak
 from detjac_kernels import decoded, four_bit, roads, scratch
-from detjac_kernels.four_bit import Nested, Packed4, packed_linear, packed_linear_transposed
+from detjac_kernels.four_bit import Packed4, packed_linear, packed_linear_transposed
+from tests.kernels.packed import random_packed
 from tests.threads import at_once
 
 EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7}
-
-
-def packed_of(f: int, d: int, block: int, nested: bool, seed: int = 0) -> Packed4:
-    """Return a random matrix: no encoder is needed to say what bytes mean."""
-    g = torch.Generator().manual_seed(seed)
-    blocks = -(-f * d // block)
-    codes = torch.randint(0, 256, (-(-f * d // 2),), dtype=torch.uint8, generator=g)
-    table = torch.randn(16, generator=g)
-    if not nested:
-        return Packed4(codes, torch.rand(blocks, generator=g) + 0.5, table, block, (f, d))
-    inner = Nested(torch.randn(256, generator=g), torch.rand(-(-blocks // 8), generator=g), 8, 0.75)
-    return Packed4(codes, torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=g), table, block, (f, d), inner)
 
 
 def by_hand(packed: Packed4) -> Tensor:
@@ -53,7 +42,7 @@ def by_hand(packed: Packed4) -> Tensor:
 def test_any_rows_decode_as_written_value_by_value(
     f: int, d: int, block: int, nested: bool, data: st.DataObject
 ) -> None:
-    packed = packed_of(f, d, block, nested)
+    packed = random_packed(f, d, nested=nested, block=block, inner=8)
     start = data.draw(st.integers(0, f - 1))
     rows = range(start, data.draw(st.integers(start + 1, f)), data.draw(st.integers(1, 3)))
     exact = by_hand(packed)[rows.start : rows.stop : rows.step]
@@ -75,7 +64,7 @@ def test_any_rows_decode_as_written_value_by_value(
 def test_products_are_those_of_the_decoded_matrix(
     dtype: torch.dtype, chunk: int, rows: int, f: int, d: int, nested: bool, extras: set[str], backwards: bool
 ) -> None:
-    packed = packed_of(f, d, 8, nested, seed=f)
+    packed = random_packed(f, d, nested=nested, block=8, seed=f, inner=8)
     w = by_hand(packed).float().to(dtype).double()
     w = w if backwards else w.T
     width_in, width_out = w.shape
@@ -101,7 +90,7 @@ def test_products_are_those_of_the_decoded_matrix(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_product_of_many_parts_is_rounded_as_one_of_two(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed, eps = packed_of(2048, 64, 64, False), torch.finfo(dtype).eps
+    packed, eps = random_packed(2048, 64, nested=False), torch.finfo(dtype).eps
     y = torch.randn(7, 2048, generator=torch.Generator().manual_seed(0)).to(dtype)
     monkeypatch.setattr(decoded, "CHUNK", packed.shape[0] * packed.shape[1] // 256)
     found = packed_linear_transposed(y, packed)
@@ -112,7 +101,8 @@ def test_a_product_of_many_parts_is_rounded_as_one_of_two(dtype: torch.dtype, mo
 
 
 def test_products_in_float32_are_summed_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed, y = packed_of(96, 32, 8, True), torch.randn(5, 96, generator=torch.Generator().manual_seed(0))
+    packed = random_packed(96, 32, nested=True, block=8, inner=8)
+    y = torch.randn(5, 96, generator=torch.Generator().manual_seed(0))
     expected = torch.zeros(5, 32)
     for start in range(0, 96, 24):
         expected += y[:, start : start + 24] @ packed.decode(range(start, start + 24), torch.float32)
@@ -131,17 +121,17 @@ def test_all_layers_share_one_scratch_buffer(monkeypatch: pytest.MonkeyPatch) ->
         return rows
 
     monkeypatch.setattr(decoded, "CHUNK", 1024)
-    packed_linear(torch.randn(3, 64), packed_of(64, 64, 64, False))
+    packed_linear(torch.randn(3, 64), random_packed(64, 64, nested=False))
     monkeypatch.setattr(four_bit, "_decoded", watch)
     for f, d in ((64, 64), (128, 32), (40, 64)):
-        weight = packed_of(f, d, 64, True)
+        weight = random_packed(f, d, nested=True, inner=8)
         packed_linear(torch.randn(3, d), weight)
         packed_linear_transposed(torch.randn(3, f), weight)
     assert len(places) == 1
 
 
 def test_threads_decode_into_memory_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrices = [packed_of(6, 64, 64, True, seed=seed) for seed in (0, 1)]
+    matrices = [random_packed(6, 64, nested=True, seed=seed, inner=8) for seed in (0, 1)]
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     alone = [packed_linear(x, packed) for packed in matrices]
     decode, both = four_bit._decoded, Barrier(2, timeout=10)
@@ -158,7 +148,7 @@ def test_threads_decode_into_memory_of_their_own(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("change", ["codes", "absmax", "table", "nested"])
 def test_tensors_that_do_not_belong_to_the_shape_are_refused(change: str) -> None:
-    packed = packed_of(6, 64, 64, nested=True)
+    packed = random_packed(6, 64, nested=True, inner=8)
     assert packed.nested is not None
     cut = (
         replace(packed.nested, absmax=packed.nested.absmax[:-1]) if change == "nested" else getattr(packed, change)[:-1]
@@ -169,13 +159,13 @@ def test_tensors_that_do_not_belong_to_the_shape_are_refused(change: str) -> Non
 
 @pytest.mark.parametrize("change", ["codes", "absmax"])
 def test_tensors_with_gaps_are_refused(change: str) -> None:
-    packed = packed_of(6, 64, 64, nested=False)
+    packed = random_packed(6, 64, nested=False)
     with pytest.raises(ValueError, match="must be contiguous"):
         replace(packed, **{change: getattr(packed, change).repeat_interleave(2)[::2]})
 
 
 def test_a_block_that_splits_a_byte_is_refused() -> None:
-    packed = packed_of(6, 64, 64, nested=False)
+    packed = random_packed(6, 64, nested=False)
     with pytest.raises(ValueError, match="not those of a 4-bit matrix"):
         replace(packed, block=63, absmax=torch.ones(7))
 
@@ -183,7 +173,7 @@ def test_a_block_that_splits_a_byte_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_what_a_matrix_passes_through_is_what_is_counted(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scratch, "_local", threading.local())
-    packed = packed_of(512, 512, 64, nested=True)
+    packed = random_packed(512, 512, nested=True, inner=8)
     assert packed.pairs.nbytes == four_bit.PAIRS_BYTES
     _, measured, _ = with_peak(lambda: packed.decode(range(512), dtype))
     counted = decoded.scratch_bytes(512, 512, dtype.itemsize, coded=True)
