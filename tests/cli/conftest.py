@@ -1,4 +1,4 @@
-"""A tiny model on disk, and a copy of it to be harmed."""
+"""A tiny model on disk, a run of it, and copies of both to be harmed."""
 
 import shutil
 import signal
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_llama import save_tiny_llama
+from detjac_lanczos.models import load_model
+from detjac_lanczos.runs import analyze, disk
+from tests.tiny_llama import PROMPT, save_tiny_llama
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +22,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def harmed(folder: Path, tmp_path: Path) -> Path:
     """Return a copy of the tiny model, to be harmed."""
     return Path(shutil.copytree(folder, tmp_path / "harmed"))
+
+
+@pytest.fixture(scope="session")
+def standing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of the first token, without figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "save_figures", lambda *_: [])
+        return analyze(load_model(folder), PROMPT, 2, tokens=[0]).save(tmp_path_factory.mktemp("standing") / "out")
+
+
+@pytest.fixture
+def out(standing: Path, tmp_path: Path) -> Path:
+    """Return a copy of the folder of a run, alone in its folder."""
+    return Path(shutil.copytree(standing, tmp_path / "out"))
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from detjac_lanczos.cli.process import noted_interrupts
-from detjac_lanczos.models import load_model
-from detjac_lanczos.runs import analyze, disk, load_run
+from detjac_lanczos.runs import disk, load_run
 from detjac_lanczos.runs.progress import ProgressReporter
 from tests.command_line import call, refused
 from tests.tiny_llama import PROMPT
@@ -39,14 +38,6 @@ STAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def standing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run, without figures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disk, "save_figures", lambda *_: [])
-        return analyze(load_model(folder), PROMPT, 2, tokens=[0]).save(tmp_path_factory.mktemp("standing") / "out")
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
@@ -58,7 +49,7 @@ def test_an_interrupt_at_any_stage_leaves_a_whole_folder(
     code: int,
     word: str,
     folder: Path,
-    standing: Path,
+    out: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -68,7 +59,6 @@ def test_an_interrupt_at_any_stage_leaves_a_whole_folder(
     def interrupt() -> None:
         signal.raise_signal(number)
 
-    out = Path(shutil.copytree(standing, tmp_path / "out"))
     monkeypatch.setattr(disk, "save_figures", lambda *_: [])
     module, name = STAGES[stage]
     place = importlib.import_module(module)
