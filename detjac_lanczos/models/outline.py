@@ -20,6 +20,7 @@ from detjac_lanczos.models.cache import cache_folder_of
 from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
 from detjac_lanczos.models.dtypes import parse_dtype
 from detjac_lanczos.models.hub import options_for_hub
+from detjac_lanczos.models.pretrained import auto_class
 from detjac_lanczos.models.quantization import Quantization, read_quantization
 
 
@@ -40,8 +41,7 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
     """
     require_docstrings()
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig
-    from transformers.models.auto import modeling_auto
+    from transformers import PreTrainedConfig
 
     wanted = parse_dtype(dtype)
     if isinstance(model, PreTrainedConfig):
@@ -53,12 +53,10 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
     packed = _packed(stored, name)
     if stored is not None:
         del config.quantization_config
-    causal = config.model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    maker = AutoModelForCausalLM if causal else AutoModelForMultimodalLM
     default = torch.float32 if name in EMBEDDED or name.endswith(".gguf") else getattr(config, "dtype", None)
     try:
         with torch.device("meta"):
-            made = maker.from_config(config, dtype=wanted or default or torch.float32)
+            made = auto_class(config.model_type).from_config(config, dtype=wanted or default or torch.float32)
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise ModelError(
             f"{name} is no causal language model that transformers knows ({in_one_line(error)[:200]})"

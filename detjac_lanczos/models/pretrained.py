@@ -50,7 +50,7 @@ def load_weights(
     lenient = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with _failures_in_one_line(source, name, shared):
         stored = _config(source, name, shared)
-        loading, options = _auto_class(stored), from_pretrained
+        loading, options = auto_class(stored.get("model_type")), from_pretrained
         if "quantization_config" not in from_pretrained and stored_in_mxfp4(stored):
             config, rest = config_without_packing(source, **from_pretrained)
             loading, options = gpt_oss_with_packed_experts(), {**shared, **rest, "config": config}
@@ -143,12 +143,11 @@ def without_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _auto_class(config: Mapping[str, Any]) -> Any:
-    """Return the class of transformers that knows a model."""
+def auto_class(kind: str | None) -> Any:
+    """Return the class of transformers that knows models of a ``model_type``."""
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.models.auto import modeling_auto
 
-    kind = config.get("model_type")
     causal = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     multimodal = kind in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
     return AutoModelForMultimodalLM if multimodal and not causal else AutoModelForCausalLM
