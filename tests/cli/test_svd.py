@@ -20,6 +20,8 @@ from detjac_lanczos.solvers import lockstep
 from tests.command_line import call, refused
 from tests.tiny_llama import PROMPT
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def test_json_is_one_object_and_quiet_is_quiet(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("svd", PROMPT, "--model", folder, "-k", 2, "--tokens", "0,3-5", "--json", "-q") == 0
@@ -123,7 +125,6 @@ def test_a_disk_that_filled_up_meanwhile_costs_no_result(
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.usefixtures("unpainted")
 def test_the_chat_template_of_the_tokenizer_is_used(
     harmed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +182,6 @@ def test_the_home_of_an_output_folder_is_told(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.usefixtures("unpainted")
 def test_a_result_that_cannot_be_printed_says_where_it_is_written(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

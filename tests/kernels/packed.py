@@ -1,6 +1,7 @@
-"""Random 4-bit matrices, made without a quantiser: any codes, any scales."""
+"""Random 4-bit matrices, made without a quantiser (any codes, any scales), and how far two products lie apart."""
 
 import torch
+from torch import Tensor
 
 from detjac_kernels.four_bit import Nested, Packed4
 
@@ -17,3 +18,7 @@ def random_packed(f: int, d: int, *, nested: bool, block: int = 64, seed: int = 
     )
     absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator)
     return Packed4(codes, absmax, table, block, (f, d), outer)
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())

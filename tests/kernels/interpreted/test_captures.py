@@ -1,15 +1,11 @@
 import pytest
 import torch
-from torch import Tensor
 
 from detjac_kernels import captures as twin
 from detjac_kernels.device import captures as device
+from tests.kernels.packed import relative
 
 EXACT = 1e-6
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("plus_one", [False, True])

@@ -7,13 +7,10 @@ from detjac_kernels import mixing, mixing_roads, rebuilt_mixing
 from detjac_kernels.choice import ChoiceTable, Road
 from detjac_kernels.device import mixing as device
 from detjac_kernels.device.mixing import MixingTiles
+from tests.kernels.packed import relative
 
 EXACT = 1e-6
 TILES = MixingTiles(own=32, other=32, columns=64, warps=4, stages=1)
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
 
 
 def attention(

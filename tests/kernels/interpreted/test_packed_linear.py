@@ -12,7 +12,7 @@ from detjac_kernels.device.configurations import Tiles
 from detjac_kernels.device.decode import decode_rectangle
 from detjac_kernels.four_bit import Packed4
 from detjac_kernels.gemm import Around
-from tests.kernels.packed import random_packed
+from tests.kernels.packed import random_packed, relative
 
 EXACT, PAIRS = 1e-6, 2e-3
 LEFT = Tiles(rows=32, out=128, reduce=64, warps=4, stages=1, weight_left=True, scale_inside=True)
@@ -32,10 +32,6 @@ def operands(packed: Packed4, transposed: bool, rows: int = 40) -> tuple[Tensor,
         "out_scale": torch.randn(n, generator=generator),
         "add": torch.randn(rows, n, generator=generator),
     }
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("transposed", [False, True])
