@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from detjac_lanczos.errors import DetjacError, InputError
+from detjac_lanczos.errors import DetjacError, InputError, in_one_line
 
 BAD_INPUT = 2
 _SIGNALLED = 128
@@ -132,7 +132,7 @@ def exit_code(run: Callable[[Interrupts], int], *, verbose: Callable[[], bool] =
         except DetjacError as error:
             if verbose():
                 traceback.print_exc()
-            print(f"detjac: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"detjac: {in_one_line(error)}", file=sys.stderr)
             return BAD_INPUT
         except (Exception, KeyboardInterrupt) as error:
             if interrupts.noted is None and not isinstance(error, KeyboardInterrupt):
