@@ -5,12 +5,13 @@ point is filled from a folder inside it, its record last. A process that is kill
 be deleted.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detjac_lanczos.errors import InputError
@@ -155,6 +156,24 @@ def unwritable(path: Path, error: OSError) -> InputError:
 
 
 def _require_ours(path: Path) -> None:
+    """Refuse a folder that may not be replaced; one that is exchanged meanwhile is looked at again."""
+    while True:
+        seen = _identity(path)
+        try:
+            return _require_run(path)
+        except InputError:
+            if _identity(path) == seen:
+                raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None
+
+
+def _require_run(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_dir():
@@ -207,20 +226,31 @@ def _is_file(entry: Path) -> bool:
 
 
 def _exchange(work: Path, path: Path) -> None:
-    """Put ``work`` in the place of ``path``; what was there is deleted only once the new folder stands."""
-    if not path.exists():
-        work.rename(path)
-    else:
-        old = new_work_name(path.parent, path.name)
-        with locked(path):
-            path.rename(old)
-            try:
-                work.rename(path)
-            except BaseException:
-                old.rename(path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
+    """Put ``work`` in the place of ``path``; what was there is deleted only once the new folder stands.
+
+    Of processes that do so at once the last one has its way: a run that another puts there meanwhile is replaced, too.
+    """
+    while not _exchanged(work, path):
+        pass
     _sync_one(path.parent)
+
+
+def _exchanged(work: Path, path: Path) -> bool:
+    """Try it once; False where another process put its run there first, and the one before that is gone."""
+    old = new_work_name(path.parent, path.name)
+    with locked(path):
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            work.rename(path)
+        except BaseException as error:
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if old.exists():
+                    old.rename(path)
+                raise
+            _require_ours(path)
+        shutil.rmtree(old, ignore_errors=True)
+    return not work.exists()
 
 
 def _move_in(work: Path, path: Path) -> None:

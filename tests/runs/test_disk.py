@@ -373,6 +373,63 @@ def test_failed_exchange_puts_the_old_run_back(run: Run, copy: Path, monkeypatch
     assert _entries(copy.parent) == [copy.name]
 
 
+@pytest.mark.parametrize("when", ["before", "between", "while it is looked at"])
+def test_of_two_that_save_at_once_the_last_one_has_its_way(
+    run: Run, saved: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The other one is elsewhere in the same two renames: it has taken the run away, or put its own in its place."""
+    rename, is_part, done = Path.rename, folder._is_part, []
+
+    def renamed(self: Path, target: Path) -> Path:
+        if self != copy or done:
+            return rename(self, target)
+        done.append(when)
+        if when == "before":
+            shutil.rmtree(copy)
+        moved = rename(self, target)
+        shutil.copytree(saved, copy)
+        return moved
+
+    def looked_at(entry: Path) -> bool:
+        if not done:
+            done.append(when)
+            shutil.copytree(saved, copy.with_name("other"))
+            shutil.rmtree(copy)
+            rename(copy.with_name("other"), copy)
+            return False
+        return is_part(entry)
+
+    monkeypatch.setattr(disk, "save_figures", lambda *_: [])
+    if when == "while it is looked at":
+        monkeypatch.setattr(folder, "_is_part", looked_at)
+    else:
+        monkeypatch.setattr(Path, "rename", renamed)
+    run.save(copy)
+    assert done and _entries(copy) == ["report.html", "run.json", "vectors.safetensors"]
+    assert _entries(copy.parent) == [copy.name]
+
+
+def test_what_is_put_in_the_place_of_a_run_meanwhile_is_not_deleted(
+    run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        if self == copy:
+            copy.mkdir()
+            (copy / "notes.txt").write_text("mine")
+        return moved
+
+    monkeypatch.setattr(disk, "save_figures", lambda *_: [])
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(InputError, match=r"holds 'notes\.txt', which is not part of a run"):
+        run.save(copy)
+    assert _entries(copy) == ["notes.txt"]
+    (before,) = (entry for entry in copy.parent.iterdir() if entry != copy)
+    assert load_run(before).record == run.record
+
+
 def test_what_a_killed_save_left_goes_once_a_new_run_stands(
     run: Run, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
