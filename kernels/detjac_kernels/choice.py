@@ -1,7 +1,7 @@
 """Which of several roads to the same product is the fastest: measured once for each class of shapes, kept as data."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 
@@ -35,10 +35,13 @@ class ChoiceTable:
     ----------
     timer : callable
         Runs a road, on the current device, and returns its seconds.
+    names : collection of str, optional
+        All roads that there are; by default any that is replayed is taken for one.
     """
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: Timer, names: Collection[str] | None = None) -> None:
         self._timer = timer
+        self._names = names
         self._table: dict[str, str] = {}
         self._seconds: dict[str, dict[str, float]] = {}
         self._failures: dict[str, dict[str, str]] = {}
@@ -60,7 +63,8 @@ class ChoiceTable:
     def replay(self, recorded: Mapping[str, str]) -> None:
         """Put a recorded table in force: these classes are not measured again, unless their road is missing then."""
         with self._lock:
-            self._table.update(recorded)
+            known = recorded.values() if self._names is None else self._names
+            self._table.update({key: road for key, road in recorded.items() if road in known})
 
     def forget(self, keys: Iterable[str]) -> None:
         """Take classes out of the table; they are measured when they are asked for again, or what is kept is taken."""

@@ -11,7 +11,7 @@ from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, devic
 from detjac_kernels.kept_choices import kept_choices
 from detjac_kernels.rebuilt_mixing import Rebuilding
 
-TABLE = ChoiceTable(seconds_on_device)
+TABLE = ChoiceTable(seconds_on_device, ("twin", "kernel"))
 choices, replay, forget = TABLE.choices, TABLE.replay, TABLE.forget
 
 

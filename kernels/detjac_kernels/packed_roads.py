@@ -27,7 +27,7 @@ from detjac_kernels.scratch import scratch
 
 ROW_CLASSES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
-TABLE = ChoiceTable(seconds_on_device)
+TABLE = ChoiceTable(seconds_on_device, ("dequantise", "bitsandbytes", "fused"))
 choices, replay, forget = TABLE.choices, TABLE.replay, TABLE.forget
 
 

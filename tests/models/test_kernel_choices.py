@@ -62,3 +62,15 @@ def test_choices_that_are_none_leave_nothing_in_force() -> None:
     with pytest.raises(InputError, match="choices are those of an earlier"), record.kernel_choices_in_force(choices):
         pass
     assert record.kernel_choices() == before
+
+
+def test_roads_that_no_table_has_are_not_recorded_again() -> None:
+    """Those of a file that was tampered with, or of another version."""
+    given: dict[str, dict[str, str]] = {
+        "gemm": {"a class": "parts"},
+        "packed": {"a class": "fused", "another": "dequantise", "a third": "bitsandbytes"},
+        "mixing": {"a class": "kernel", "another": "twin"},
+    }
+    before = record.kernel_choices()
+    with record.kernel_choices_in_force({name: table | {"forged": "made up"} for name, table in given.items()}):
+        assert record.kernel_choices() == {name: before.get(name, {}) | table for name, table in given.items()}
