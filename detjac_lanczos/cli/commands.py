@@ -167,6 +167,7 @@ def plan(arguments: argparse.Namespace) -> int:
         quantization=arguments.quantization,
         dtype=arguments.dtype,
         freeze=arguments.freeze,
+        chosen=arguments.chosen,
     )
     show(json.dumps(found.record) if arguments.json else found)
     return 0 if found.fits else STOPPED_SHORT

@@ -124,6 +124,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     named = "embedded name, hub id, .gguf file or a folder with a config.json (default: %(default)s)"
     add("--model", type=words.not_blank, default="smollm2", help=named)
     add("--tokens", type=words.count, required=True, help="length of the prompt")
+    add("--chosen", type=words.tokens, metavar="0,3-5", help="tokens asked about one by one (default: all)")
     wider = "columns of a block (default: %(default)s, as svd begins; weights read per sweep may widen blocks to 8)"
     add("--width", type=words.count, default=3, help=wider)
     add("-k", "--k", type=words.count, default=8, help="singular triplets (default: %(default)s)")

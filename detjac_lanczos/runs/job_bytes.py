@@ -128,11 +128,11 @@ class Demand:
         blocks = len(self.shape.blocks)
         return (length * (blocks - 1) + 1) / blocks
 
-    def at_once(self, tokens: int, width: int, rebuilt: tuple[bool, bool], room: int) -> int:
+    def at_once(self, lengths: list[int], width: int, rebuilt: tuple[bool, bool], room: int) -> int:
         """Return how many tokens, the first ones, fit into ``room`` bytes if they are asked for together; 0 if none."""
 
         def asked(count: int) -> Asked:
-            return self.alone(list(range(tokens, tokens - count, -1)), width, rebuilt)
+            return self.alone(lengths[:count], width, rebuilt)
 
         def fits(count: int) -> bool:
             found = asked(count)
@@ -143,8 +143,8 @@ class Demand:
             return found.method == "lanczos" or found.otherwise > 0
 
         # bytes grow with the tokens, but fall where there are too many for Lanczos
-        few = _last(tokens, by_lanczos)
-        many = _last(tokens, lambda count: count <= few or fits(count))
+        few = _last(len(lengths), by_lanczos)
+        many = _last(len(lengths), lambda count: count <= few or fits(count))
         return many if many > few else _last(few, fits)
 
     def smallest(self, tokens: int) -> Plan:

@@ -17,7 +17,7 @@ _WIDTH = _LABEL + 5 * _COLUMN
 
 @dataclass(frozen=True)
 class Job:
-    """One way to ask: of all tokens side by side ("joint"), or of every token by itself ("tokens").
+    """One way to ask: of all tokens side by side ("joint"), or of each one chosen by itself ("tokens").
 
     Attributes
     ----------
@@ -60,6 +60,8 @@ class JobPlan:
     model, dtype, freeze : str
     quantization : str or None
     tokens, width, k : int
+    chosen : int
+        Tokens that are asked about one by one.
     tol : float
     device : Machine
     memory : int
@@ -86,6 +88,7 @@ class JobPlan:
     freeze: str
     quantization: str | None
     tokens: int
+    chosen: int
     width: int
     k: int
     tol: float
@@ -121,7 +124,7 @@ class JobPlan:
         """Everything as plain data."""
         plain = {
             key: getattr(self, key)
-            for key in ("model", "dtype", "freeze", "quantization", "tokens", "width", "k", "tol")
+            for key in ("model", "dtype", "freeze", "quantization", "tokens", "chosen", "width", "k", "tol")
         }
         return {
             **plain,
@@ -206,7 +209,7 @@ def _memory_lines(plan: JobPlan, unit: _Unit) -> list[str]:
 
 def _work_lines(plan: JobPlan, unit: _Unit) -> list[str]:
     headings = ("rows a sweep", "passes", "row-sweeps", "seconds", f"peak {unit.name}")
-    every = "every token, dense" if plan.every_token.method == "dense" else "every token"
+    every = f"{_each(plan)}, dense" if plan.every_token.method == "dense" else _each(plan)
     return [
         f"{'work':<{_LABEL}}" + "".join(f"{heading:>{_COLUMN}}" for heading in headings),
         "─" * _WIDTH,
@@ -222,13 +225,17 @@ def _remarks(plan: JobPlan, unit: _Unit) -> Iterator[str]:
     if every.otherwise is not None:
         other = "Lanczos" if every.method == "dense" else "dense matrices"
         peak = f"{unit(every.otherwise):,.2f} {unit.name}"
-        yield f"Every token by {other} may be as fast: then the peak is {peak}; `method` chooses."
-    if plan.fits and plan.at_once < plan.tokens:
-        yield f"Every token at once would take too much; {_fewer_at_once(plan.at_once)}."
+        yield f"{_each(plan).capitalize()} by {other} may be as fast: then the peak is {peak}; `method` chooses."
+    if plan.fits and plan.at_once < plan.chosen:
+        yield f"{_each(plan).capitalize()} at once would take too much; {_fewer_at_once(plan.at_once)}."
     if plan.advice:
         yield f"To fit: {'; or '.join(plan.advice)}."
     if plan.peak > plan.device.memory and plan.fits:
         yield f"One device of this kind has {unit(plan.device.memory):,.2f} {unit.name}: it takes more than one."
+
+
+def _each(plan: JobPlan) -> str:
+    return "every token" if plan.chosen == plan.tokens else f"{plan.chosen:,} token{'s' if plan.chosen > 1 else ''}"
 
 
 def _told_apart(peak: float, limit: float) -> tuple[str, str]:

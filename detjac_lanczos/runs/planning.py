@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +21,13 @@ from detjac_lanczos.frozen.words import Freeze, require_freeze
 from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.outline import outline, scratch, weight_bytes, weight_bytes_of
 from detjac_lanczos.models.quantization import Quantization, read_quantization
+from detjac_lanczos.operators.tokens import Token
 from detjac_lanczos.runs.job_bytes import Asked, Demand, Otherwise, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
 from detjac_lanczos.runs.machines import Machine, MachineName, machine
+from detjac_lanczos.runs.requests import read_tokens_wanted
+from detjac_lanczos.runs.schema import shown
 from detjac_lanczos.solvers.options import DEFAULT_K, DEFAULT_WIDTH, check_k, check_tol, is_whole
 
 
@@ -39,6 +43,7 @@ def plan(
     quantization: Quantization | None = None,
     dtype: str | torch.dtype = "auto",
     freeze: Freeze = "gate",
+    chosen: slice | Token | Iterable[Token] | None = None,
 ) -> JobPlan:
     """Predict memory and time of a job from a configuration alone.
 
@@ -64,6 +69,9 @@ def plan(
     dtype : str or torch.dtype
         As in `load_model`.
     freeze : {"gate", "up", "half"}
+    chosen : optional
+        Tokens of the prompt that are asked about one by one, as ``tokens`` of `analyze`; all by default. Whether it
+        fits is said of all tokens side by side in any case.
 
     Returns
     -------
@@ -80,6 +88,7 @@ def plan(
     """
     _check_counts(tokens=tokens, width=width, k=k)
     tokens, width, k = int(tokens), int(width), int(k)
+    lengths = _lengths(tokens, chosen)
     check_tol(tol)
     require_freeze(freeze)
     whole, name, stored = outline(model, dtype)
@@ -103,22 +112,22 @@ def plan(
     pace = Pace.of(whole, family, shape, sum(inside), streamed, packed=kind is not None)
     setting = _Setting(demand, width, resident, schedule, pace, found)
 
-    lengths = list(range(tokens, 0, -1))
     every = demand.alone(lengths, width, schedule.rebuilt)
     joint = setting.job("joint", demand.together(tokens, width, schedule.rebuilt), [tokens])
-    at_once = tokens
+    at_once = len(lengths)
     changes: tuple[str, ...] = ()
     if joint.peak > limit:
         others = _other_ways(demand, whole, family, kind, stored)
         changes = advice(demand, limit, tokens, width, resident, others)
     elif max(every.bytes, every.otherwise) > (room := limit - setting.held):
-        at_once = demand.at_once(tokens, width, schedule.rebuilt, room)
+        at_once = demand.at_once(lengths, width, schedule.rebuilt, room)
     return JobPlan(
         model=name,
         dtype=str(precision).removeprefix("torch."),
         freeze=freeze,
         quantization=kind,
         tokens=tokens,
+        chosen=len(lengths),
         width=width,
         k=k,
         tol=float(tol),
@@ -129,7 +138,7 @@ def plan(
         schedule=schedule,
         working=setting.working,
         joint=joint,
-        every_token=setting.job("tokens", every, [tokens] if every.method == "dense" else lengths),
+        every_token=setting.job("tokens", every, [max(lengths)] if every.method == "dense" else lengths),
         at_once=at_once,
         capture_seconds=capture_seconds(whole, weights, streamed, tokens, found),
         advice=changes,
@@ -186,6 +195,17 @@ def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not is_whole(value) or value < 1:
             raise InputError(f"{name} must be a whole number of 1 or more, not {value!r}")
+
+
+def _lengths(tokens: int, chosen: Any) -> list[int]:
+    """Positions from each token that is asked about to the end of the prompt."""
+    wanted = read_tokens_wanted(chosen)
+    if wanted is None or isinstance(wanted, slice):
+        wanted = list(range(tokens)[wanted or slice(None)])
+    indices = [index[1] if isinstance(index, tuple) else index for index in wanted]
+    if not indices or not all(-tokens <= index < tokens for index in indices):
+        raise InputError(f"chosen must be some of the {tokens:,} tokens, from 0 or from the end, not {shown(chosen)}")
+    return [tokens - index % tokens for index in indices]
 
 
 def _check_sizes(model: Any, name: str, shape: NetworkShape, tokens: int, width: int, k: int) -> None:

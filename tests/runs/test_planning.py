@@ -138,6 +138,20 @@ def test_methods_and_row_sweeps_are_those_of_the_solver(tokens: int, method: str
     assert (found.joint.rows, found.every_token.rows) == (tokens * 3, rows)
 
 
+def test_tokens_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny_models.llama(torch.float32, hidden_size=128)
+    network = detach(load_model(model), input_ids=tiny_models.prompt_ids(20)[0])
+    for chosen, method in (([12, -1], "lanczos"), (slice(2, None), "dense")):
+        found = plan(model.config, 20, dtype="float32", device="h100", width=3, k=2, chosen=chosen)
+        why = svd_batch(network.jacobians(chosen), k=2, block=3, max_products=1000)[0].why
+        said, dense = (float(word) for word in why.replace(",", "").split() if word.isdigit())
+        assert found.every_token.method == method
+        assert found.every_token.row_sweeps == pytest.approx(said if method == "lanczos" else dense, abs=0.5)
+    assert found.chosen == found.at_once == 18
+    assert main(["plan", "--tokens", "20", "--chosen", "3,5-6", "--device", "h100"]) == 0
+    assert re.search("^3 tokens  ", capsys.readouterr().out, re.MULTILINE)
+
+
 @pytest.mark.parametrize(("hidden", "tokens"), [(128, 40), (256, 24)])
 def test_the_peak_of_dense_matrices_is_predicted_and_never_below(
     hidden: int, tokens: int, monkeypatch: pytest.MonkeyPatch
@@ -309,7 +323,7 @@ def test_tokens_at_once_are_the_most_that_fit() -> None:
     assert any(more < fewer for fewer, more in pairwise(every))
     for room in (every[0] - 1, every[2], max(every[:50]) - 1, every[60], every[-1]):
         fitting = [count for count, size in enumerate(every, 1) if size <= room]
-        assert demand.at_once(200, 4, (False, False), room) == max(fitting, default=0)
+        assert demand.at_once(list(range(200, 0, -1)), 4, (False, False), room) == max(fitting, default=0)
 
 
 @pytest.mark.parametrize("tokens", [8, 16, 32, 64])
@@ -421,6 +435,8 @@ def test_an_embedded_name_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
         ({"tokens": 0}, "tokens must be a whole number"),
         ({"tokens": True}, "tokens must be a whole number"),
         ({"tokens": 131073}, "tokens must be 131,072 or fewer, as the context of"),
+        ({"chosen": [0, 8]}, "chosen must be some of the 8 tokens"),
+        ({"chosen": []}, "chosen must be some of the 8 tokens"),
         ({"width": 8193}, "width must be 8192 or less"),
         ({"memory": "1e400"}, "memory must be"),
         ({"memory": 0.5}, "memory must be"),
