@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -55,20 +55,18 @@ class DequantizedWeight(UnfusedWeight):
 def offers_dequantize(module: nn.Module) -> bool:
     """Tell whether a linear module, or its weight, decodes itself."""
     leaf = next(module.children(), None) is None and not isinstance(module, nn.Embedding)
-    return leaf and _method_of(module) is not None
+    return leaf and next(_methods_of(module), None) is not None
 
 
 def description_of(module: nn.Module) -> str:
     """Return the format of a module by its class, or by that of its weight."""
-    method = _method_of(module)
-    return type(module if method is None else method.__self__).__name__  # type: ignore[attr-defined]
+    return type(next(_methods_of(module)).__self__).__name__
 
 
 def decodes_to_finite(module: nn.Module) -> bool:
     """Tell whether such a module decodes to finite numbers; one that cannot be decoded is refused where it is used."""
-    method = _method_of(module)
     try:
-        return method is None or bool(torch.isfinite(method()).all())
+        return bool(torch.isfinite(next(_methods_of(module))()).all())
     except Exception:  # whatever a foreign module raises on a device that it is not made for
         return True
 
@@ -92,17 +90,17 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
     ModelError
         If it decodes to values that are not finite.
     """
-    method = _method_of(module)
+    method = next(_methods_of(module))
     called = f"{name} ({type(module).__name__})"
     try:
-        matrix = None if method is None else method()
+        matrix = method()
         bad = int((~torch.isfinite(matrix)).sum()) if isinstance(matrix, Tensor) else 0
     except Exception as error:  # whatever a foreign module raises on a device that it is not made for
         raise UnsupportedModelError(
             f"{called} cannot be dequantised here ({first_line(error)[:200]}); load the model dequantised, or on a "
             "device that its format is made for"
         ) from error
-    if method is None or not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
+    if not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
         raise UnsupportedModelError(f"{called} dequantises to no matrix; load the model dequantised")
     if bad:
         raise ModelError(
@@ -147,11 +145,11 @@ def _distance(module: nn.Module, W: Tensor) -> tuple[float, float, float]:
     return float((own - expected).norm()) / size, rounding, min(_LIKE, rounding + _DEFECTS * defect)
 
 
-def _method_of(module: Any) -> Callable[[], Any] | None:
+def _methods_of(module: Any) -> Iterator[Any]:
+    """Yield the methods by which a module, or else its weight, decodes itself."""
     for owner in (module, getattr(module, "weight", None)):
         for name in _METHODS:
             method = getattr(owner, name, None)
             # Every torch tensor has a method of this name, for torch's own quantised types.
             if callable(method) and getattr(type(owner), name, None) is not getattr(Tensor, name, None):
-                return method
-    return None
+                yield method

@@ -55,8 +55,7 @@ class OffloadedModule(Held[dict[str, Tensor], nn.Module]):
 
     @property
     def _names(self) -> list[str]:
-        names = [name for name, value in _own_tensors(self.module).items() if value.is_meta]
-        return [*names, "SCB"] if type(self.module).__name__ == "Linear8bitLt" else names
+        return [name for name, value in _own_tensors(self.module).items() if value.is_meta]
 
     def _value(self, name: str) -> Tensor:
         try:
@@ -77,16 +76,7 @@ class OffloadedModule(Held[dict[str, Tensor], nn.Module]):
         here.__dict__.pop("_hf_hook", None)
         with torch.no_grad(), beside(self.device):
             for name, value in values.items():
-                if name in here._parameters or name in here._buffers:
-                    set_module_tensor_to_device(
-                        here,
-                        name,
-                        self.device,
-                        value=value,
-                        fp16_statistics=values.get("SCB") if name == "weight" else None,
-                        non_blocking=True,
-                        clear_cache=False,
-                    )
+                set_module_tensor_to_device(here, name, self.device, value=value, non_blocking=True, clear_cache=False)
         used_here(_own_tensors(here).values())
         return here
 
