@@ -20,6 +20,7 @@ from detjac_lanczos.models.cache import cache_folder_of
 from detjac_lanczos.models.catalogue import EMBEDDED, Embedded
 from detjac_lanczos.models.dtypes import parse_dtype
 from detjac_lanczos.models.hub import options_for_hub
+from detjac_lanczos.models.load import path_of
 from detjac_lanczos.models.pretrained import auto_class
 from detjac_lanczos.models.quantization import Quantization, read_quantization
 
@@ -46,9 +47,12 @@ def outline(model: Any, dtype: str | torch.dtype = "auto") -> tuple[nn.Module, s
     wanted = parse_dtype(dtype)
     if isinstance(model, PreTrainedConfig):
         config, name = model, model.name_or_path or type(model).__name__
+    elif isinstance(model, str | os.PathLike):
+        name, path = os.fspath(model), path_of(model)
+        config = _config(name, path)
+        name = path.resolve().name if path.exists() else name
     else:
-        config, name = _config(model), os.fspath(model)
-        name = Path(name).resolve().name if Path(name).expanduser().exists() else name
+        raise InputError(f"plan takes a name, a path or a configuration, not {type(model).__name__}")
     config, stored = copy.deepcopy(config), getattr(config, "quantization_config", None)
     packed = _packed(stored, name)
     if stored is not None:
@@ -168,14 +172,10 @@ def _linear_modules(model: Any, quantization: Quantization) -> dict[Any, tuple[i
     return found
 
 
-def _config(model: Any) -> Any:
+def _config(name: str, path: Path) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    if not isinstance(model, str | os.PathLike):
-        raise InputError(f"plan takes a name, a path or a configuration, not {type(model).__name__}")
-    name = os.fspath(model)
-    path = Path(name).expanduser()
     try:
         if name in EMBEDDED:
             return _embedded_config(EMBEDDED[name])

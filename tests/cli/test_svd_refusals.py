@@ -55,6 +55,7 @@ def test_names_that_no_file_can_have_are_one_line(
     name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "no model at" in refused(capsys, "svd", PROMPT, "--model", name)
+    refused(capsys, "plan", "--tokens", 8, "--model", name)
     place = name if name.startswith("~") else f"{tmp_path}/{name}"
     assert "names no folder" in refused(capsys, "svd", PROMPT, "--model", folder, "--out", place)
 
