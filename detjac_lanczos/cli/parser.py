@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False} | options)
+        super().__init__(allow_abbrev=False, **options)
         self._negative_number_matcher = _NEGATIVE
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -67,8 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     again.add_argument("folder", type=words.not_blank, help="what `detjac svd --out` wrote")
     again.add_argument("--open", action="store_true", help="open it in the browser")
     _shared(again)
-    listing = command("models", commands.models, "list embedded models and supported families")
-    _shared(listing)
+    _shared(command("models", commands.models, "list embedded models and supported families"))
     _plan_arguments(
         command("plan", commands.plan, "predict memory and time from a configuration, before running anything")
     )
