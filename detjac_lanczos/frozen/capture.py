@@ -107,7 +107,7 @@ def _run_as_it_is(twin: Any, decoder: nn.Module, prompts: Sequence[Prompt], stre
     """Watch the output of the model's own pass, before anything is observed: what the observed one is held against."""
     plain = streams.leaving(decoder, "model_output")
     for prompt in prompts:
-        _run(twin, prompt)
+        run_prompt(twin, prompt)
     plain.remove()
 
 
@@ -214,12 +214,12 @@ def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
     logits = []
     with LiftToFloat64() if double else nullcontext():
         for prompt in prompts:
-            logits.append(_run(twin, prompt))
+            logits.append(run_prompt(twin, prompt))
             tape.next_prompt()
     return torch.cat(logits)
 
 
-def _run(model: Any, prompt: Prompt) -> Tensor:
+def run_prompt(model: Any, prompt: Prompt) -> Tensor:
     """Run one prompt alone; return the logits of its last position, (1, vocabulary)."""
     device = execution_device(model)
     inputs: dict[str, Tensor]

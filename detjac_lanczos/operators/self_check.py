@@ -12,8 +12,9 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.models.dtypes import in_several_dtypes
-from detjac_lanczos.operators.bars import bar, own_pass_bar, relative, require
+from detjac_lanczos.operators.bars import bar, own_parts_bar, own_pass_bar, relative, require
 from detjac_lanczos.operators.network import DetachedNetwork
+from detjac_lanczos.operators.own_parts import distances_of_parts
 from detjac_lanczos.operators.part_values import require_part_values
 
 _LARGE = 100.0
@@ -80,7 +81,10 @@ def random_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _errors_of_prompts(network: DetachedNetwork) -> list[tuple[str, float, float]]:
-    """Return, for each prompt, the distances from the model's own pass, of the logits and of the reconstruction."""
+    """Return, for each prompt, the distances from the model's own pass, of the logits and of the reconstruction.
+
+    In half precision rounding and near ties may grow through the blocks: then their modules are compared one by one.
+    """
     allowed = bar(network.dtype)
     claims = []
     for prompt, length in enumerate(network.lengths):
@@ -90,8 +94,11 @@ def _errors_of_prompts(network: DetachedNetwork) -> list[tuple[str, float, float
         of_prompt = f" on prompt {prompt}" if len(network.lengths) > 1 else ""
         # Packed modules may compute something else than products with their decoded weights, by design or by mistake.
         if network.loaded.packing is None:
-            off = relative(y - own, own)
-            claims.append((f"its pass is not the model's own{of_prompt}", off, own_pass_bar(network.dtype)))
+            off, whole, part = relative(y - own, own), own_pass_bar(network.dtype), own_parts_bar(network.dtype)
+            claims.append((f"its pass is not the model's own{of_prompt}", off, whole))
+            if part < off <= whole:
+                apart = distances_of_parts(network.model, network.family, network.prompts[prompt])
+                claims += [(f"its {name} is not the model's own{of_prompt}", error, part) for name, error in apart]
         claims.append((f"its logits are not the model's{of_prompt}", relative(logits - theirs, theirs), allowed))
         J = network.jacobian((prompt, "joint"))
         Jx, r = J.matmat(J.x[:, None])[:, 0], J.offset

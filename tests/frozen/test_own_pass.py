@@ -11,9 +11,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from detjac_lanczos import detach
 from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.operators.bars import own_parts_bar
+from detjac_lanczos.operators.own_parts import distances_of_parts
 from tests import tiny_models
-from tests.tiny_models.dense import DENSE
-from tests.tiny_models.moe import MOE
+from tests.tiny_models.dense import DENSE, llama
+from tests.tiny_models.moe import MOE, deepseek_v3
 
 IDS = [5, 3, 7, 0, 9, 2, 4, 1, 8, 6, 11]
 
@@ -83,6 +85,74 @@ def test_a_module_that_depends_on_the_kind_of_attention_is_not_taken_for_eager()
     mlp.__class__ = Doubled
     with pytest.raises(UnsupportedModelError, match="its pass is not the model's own"):
         detach(tiny_models.loaded(model), input_ids=IDS)
+
+
+def louder(factor: float) -> Any:
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return own(*args, **kwargs)[0] * factor, None
+
+    return attention
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "factor"),
+    [("Llama", torch.bfloat16, 1.1), ("Qwen3-MoE", torch.float16, 1.4)],
+    ids=str,
+)
+def test_in_half_precision_rounding_hides_no_wrong_attention(
+    name: str, dtype: torch.dtype, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", louder(factor))
+    with pytest.raises(UnsupportedModelError, match=r"its blocks\.0\.self_attn is not the model's own"):
+        detach(tiny_models.loaded((DENSE | MOE)[name](dtype)), input_ids=IDS)
+
+
+@pytest.mark.parametrize(("index", "name"), [(1, r"blocks\.2\.input_layernorm"), (2, "output")])
+def test_what_differs_between_modules_in_half_precision_is_seen_behind_it(index: int, name: str) -> None:
+    model = DENSE["Llama"](torch.bfloat16)
+    block = model.model.layers[index]
+
+    class Louder(type(block)):  # type: ignore[misc]
+        def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+            out: Tensor = super().forward(x, **kwargs)
+            return 1.3 * out - 0.3 * x if self.self_attn.config._attn_implementation == "sdpa" else out
+
+    block.__class__ = Louder
+    with pytest.raises(UnsupportedModelError, match=f"its {name} is not the model's own"):
+        detach(tiny_models.loaded(model), input_ids=IDS)
+
+
+def sharp(dtype: torch.dtype) -> Any:
+    """Return a Llama whose attention makes much of rounding, block after block."""
+    model = llama(dtype, num_hidden_layers=6, seed=2)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.q_proj.weight *= 16
+    return model
+
+
+def routed(dtype: torch.dtype) -> Any:
+    """Return a DeepSeek-V3 in which near ties send tokens of the prompt to other experts."""
+    return deepseek_v3(dtype, seed=0)
+
+
+@pytest.mark.parametrize(("make", "dtype"), [(sharp, torch.float16), (routed, torch.bfloat16)])
+def test_rounding_that_grows_and_near_ties_are_sound(make: Any, dtype: torch.dtype) -> None:
+    """The passes lie far apart; module by module, on one input, they do not."""
+    network = detach(tiny_models.loaded(make(dtype)), input_ids=IDS)
+    own = network.streams.model_output.double()
+    assert (network.streams.output - own).norm() > own_parts_bar(dtype) * own.norm()
+    distances = dict(distances_of_parts(network.model, network.family, network.prompts[0]))
+    assert distances.pop("output") == 0
+    assert 0 < max(distances.values()) <= own_parts_bar(dtype) / 4
+
+
+def test_a_module_that_is_called_twice_in_a_block_is_compared_each_time() -> None:
+    network = detach(tiny_models.loaded(DENSE["Phi-2"](torch.bfloat16)), input_ids=IDS)
+    names = [name for name, _ in distances_of_parts(network.model, network.family, network.prompts[0])]
+    assert names.count("blocks.0.resid_dropout") == 2
 
 
 def test_one_head_of_small_values_and_large_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
