@@ -15,7 +15,7 @@ class HooksOnAll:
     """The forward hooks on all modules as they are now, but those of torch itself, which only watch."""
 
     def __init__(self) -> None:
-        self._hooks = _hooks()
+        self._hooks = hooks_on_all()
 
     def require_same(self, name: str) -> None:
         """Refuse a pass that has other hooks than the one that was frozen.
@@ -25,7 +25,7 @@ class HooksOnAll:
         ModelError
             If they are others.
         """
-        hooks = _hooks()
+        hooks = hooks_on_all()
         if len(hooks) != len(self._hooks) or any(a is not b for a, b in zip(hooks, self._hooks, strict=True)):
             raise ModelError(
                 f"there are other forward hooks on all modules than when {name} was frozen on the prompt; undo that "
@@ -33,6 +33,7 @@ class HooksOnAll:
             )
 
 
-def _hooks() -> list[Any]:
+def hooks_on_all() -> list[Any]:
+    """Return the forward hooks on all modules as they are now, but those of torch itself."""
     found = [hook for table in _TABLES for hook in getattr(_modules, table, {}).values()]
     return [hook for hook in found if not str(getattr(hook, "__module__", "")).startswith("torch.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,27 +17,29 @@ from detjac_lanczos.operators.bars import bar, own_parts_bar, own_pass_bar, rela
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.own_parts import distances_of_parts
 from detjac_lanczos.operators.part_values import require_part_values
+from detjac_lanczos.operators.what_runs import what_runs
 
 _LARGE = 100.0
 """How much larger than the prompt one of the random inputs is: clamps that the prompt leaves alone then act."""
 
-_passed: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+_passed: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.dtype], list[Any]]] = WeakKeyDictionary()
+"""What ran in a model when a network of it last passed in full, by its freeze rule and dtype."""
 
 
 def check(network: DetachedNetwork) -> None:
-    """Check every prompt of a network cheaply, and the first network of a model and freeze rule in full.
+    """Check every prompt of a network cheaply, and the first network of a model, as it is, and freeze rule in full.
 
     Raises
     ------
     UnsupportedModelError
         As in `self_check`.
     """
-    seen = _passed.setdefault(network.model, set())
+    seen, choice, now = _passed.setdefault(network.model, {}), (network.freeze, network.dtype), what_runs(network.model)
     try:
-        if network.freeze not in seen:
+        if seen.get(choice) != now:
             require_part_values(network)  # first: it names the part that is wrong
             self_check(network)
-            seen.add(network.freeze)
+            seen[choice] = now
         else:
             claims = _errors_of_prompts(network)
             if not all(error <= allowed for _, error, allowed in claims):
