@@ -9,7 +9,6 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch
 from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
-from detjac_lanczos.runs.notes import WORDED
 from detjac_lanczos.runs.record import definition_of
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import SHARED_BASIS, check_search, search_from
@@ -18,6 +17,12 @@ from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import epsilon_at, noise_floor, tells_zeros
+
+WORDED = ("family", "frozen", "input", "tail", "target_definition", "weights")
+"""Parts of a definition that are sentences or names. What they say is held by parts that are compared (source, target,
+position, freeze, route, dtype, the fingerprint of the weights) and by what is measured: x, y and the products of the
+operator. The words themselves may be others in another version.
+"""
 
 _STABLE_RANK = ("stable_rank", "stable_rank_interval", "stable_rank_confidence")
 
@@ -37,6 +42,17 @@ def coherence_claims(
     yield _claim("options", _of_options(run, str(batch.operators[0].target), tokens))
     for token in run.tokens:
         yield _claim(token.name, _of_token(run, token, epsilon_at(batch.dtype, _first(token), max(batch.shapes[0]))))
+
+
+def wording_notes(record: Mapping[str, Any], batch: JacobianBatch) -> Iterator[str]:
+    """Yield a line for each part of the definition that reads otherwise today."""
+    written, today = record["definition"], batch.operators[0].definition
+    for name in WORDED:
+        if name in today and name in written and written[name] != today[name]:
+            yield (
+                f"definition.{name} reads {written[name]!r} in the record and {today[name]!r} today: the words are not "
+                "compared, what they stand for is measured"
+            )
 
 
 def _claim(where: str, wrong: Iterable[tuple[str, bool]]) -> Claim:

@@ -37,7 +37,7 @@ def threshold_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResul
     for token in tokens:
         under = float((token.S.double() <= threshold).sum())
         yield Claim(f"values of {token.name} that are not above the threshold", 0.0, under, 0.0)
-    probed = [index for index, token in enumerate(tokens) if rests_on_its_search(token)]
+    probed = [index for index, token in enumerate(tokens) if _rests_on_its_search(token)]
     if not probed:
         return
     part = [tokens[index] for index in probed]
@@ -69,7 +69,17 @@ def exhausted_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenResul
         yield Claim(f"largest product beyond all triplets of {token.name}", 0.0, most, allowed)
 
 
-def rests_on_its_search(token: TokenResult) -> bool:
+def threshold_notes(run: Run) -> Iterator[str]:
+    """Yield a line where all values above a threshold were asked for, with no claim of completeness for them."""
+    threshold = run.record["options"]["threshold"]
+    if threshold is not None and (count := sum(map(_rests_on_its_search, run.tokens))):
+        yield (
+            f"that {count} of {len(run.tokens)} tokens have no further value above {threshold:g} is not claimed: a few "
+            "random vectors found none that large, which is no proof (certify='complete' claims it)"
+        )
+
+
+def _rests_on_its_search(token: TokenResult) -> bool:
     """Whether a token is said to have all triplets above a threshold on no other ground than that none was found."""
     claim = None if token.certificate is None else token.certificate.completeness
     return token.status in SUCCESSFUL and (claim is None or not claim.complete)

@@ -21,15 +21,14 @@ from detjac_lanczos.models.loading import options_from
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.reading.record_values import Record
 from detjac_lanczos.runs.claims import Claim, Verification
-from detjac_lanczos.runs.coherence_claims import coherence_claims
+from detjac_lanczos.runs.coherence_claims import coherence_claims, wording_notes
 from detjac_lanczos.runs.completeness_claims import completeness_claims
 from detjac_lanczos.runs.loading import load_run
-from detjac_lanczos.runs.notes import loading_notes, threshold_notes, wording_notes
 from detjac_lanczos.runs.output_claims import input_claims, output_claims
 from detjac_lanczos.runs.reading_claims import copies_claim, prompt_claims, token_claims, work_claim
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.survey_claims import survey_claims
-from detjac_lanczos.runs.threshold_claims import exhausted_claims, threshold_claims
+from detjac_lanczos.runs.threshold_claims import exhausted_claims, threshold_claims, threshold_notes
 from detjac_lanczos.runs.triplet_claims import finite_claim, triplet_claims
 
 _STEPS = ("outputs", "bounds and estimates", "triplets", "what vectors decode to")
@@ -119,8 +118,10 @@ def _measured(run: Run, loaded: LoadedModel, callback: Callable[[str, int, int],
         *_vector_claims(run, network, batch, places, sound, begin),
     ]
     estimated = tuple(token.name for token in run.tokens if token.estimated)
-    notes = (*loading_notes(record), *threshold_notes(run), *wording_notes(record, batch))
-    return Verification(claims, estimated, notes)
+    loading = ", ".join(f"{name}={value!r}" for name, value in record["loading"].items())
+    notes = [f"the model was loaded with {loading}"] if loading else []
+    notes += [*threshold_notes(run), *wording_notes(record, batch)]
+    return Verification(claims, estimated, tuple(notes))
 
 
 def _vector_claims(

@@ -1,6 +1,7 @@
 """A record that contradicts itself fails, and the part that does is named, where its lines are written to match."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from detjac_lanczos import detach
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run
-from detjac_lanczos.runs.coherence_claims import coherence_claims
+from detjac_lanczos.runs.coherence_claims import coherence_claims, wording_notes
 from tests.runs.conftest import forged
 from tests.tiny_llama import PROMPT
 
@@ -161,3 +162,20 @@ def test_the_floor_of_a_claim_may_round_otherwise_than_that_of_its_certificate(
         certificate["completeness"]["floor"] = certificate["floor"] * (1 + 10 * 2**-23)
 
     assert contradictions(forged(complete, change), tiny) == {}
+
+
+WRITTEN = {"family": "Llama", "input": "x", "target_definition": "y", "weights": "packed", "route": "frozen"}
+
+
+def notes(written: dict[str, str], today: dict[str, str]) -> list[str]:
+    batch: Any = SimpleNamespace(operators=[SimpleNamespace(definition=today)])
+    return list(wording_notes({"definition": written}, batch))
+
+
+@pytest.mark.parametrize("name", ["family", "input", "target_definition", "weights"])
+def test_words_that_have_changed_are_told_one_by_one_and_judged_by_nobody(name: str) -> None:
+    (told,) = notes(WRITTEN, WRITTEN | {name: "new words"})
+    assert told.startswith(f"definition.{name} reads {WRITTEN[name]!r} in the record and 'new words' today")
+    assert notes(WRITTEN, WRITTEN) == notes(WRITTEN, WRITTEN | {"route": "autograd"}) == []
+    without = {key: value for key, value in WRITTEN.items() if key != name}
+    assert notes(without, WRITTEN) == notes(WRITTEN, without) == []
