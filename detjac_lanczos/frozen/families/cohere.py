@@ -2,35 +2,16 @@
 
 from dataclasses import replace
 
-from detjac_lanczos.frozen.declare import Family, Residual
-from detjac_lanczos.frozen.words import Attend, GatedMLP, LayerNorm, Project, Scale
+from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA, MLP
+from detjac_lanczos.frozen.words import LayerNorm, Project, Scale
 
-COHERE2 = Family(
+NORM = LayerNorm("input_layernorm")
+
+COHERE2 = replace(
+    LLAMA,
     name="Cohere 2",
     classes=("Cohere2ForCausalLM",),
-    block=(
-        (
-            Residual(
-                "attention",
-                (
-                    LayerNorm("input_layernorm"),
-                    Project("self_attn.v_proj"),
-                    Attend("self_attn"),
-                    Project("self_attn.o_proj"),
-                ),
-                output="self_attn.o_proj",
-            ),
-            Residual(
-                "mlp",
-                (
-                    LayerNorm("input_layernorm"),
-                    GatedMLP("mlp.gate_proj", "mlp.up_proj", "mlp.act_fn"),
-                    Project("mlp.down_proj"),
-                ),
-                output="mlp.down_proj",
-            ),
-        ),
-    ),
+    block=((replace(ATTENTION, words=(NORM, *ATTENTION.words[1:])), replace(MLP, words=(NORM, *MLP.words[1:]))),),
     tail=(LayerNorm("norm"),),
     logits=(Project("lm_head"), Scale("logit_scale")),
 )

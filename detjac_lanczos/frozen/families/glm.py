@@ -3,38 +3,20 @@
 from dataclasses import replace
 
 from detjac_lanczos.frozen.declare import Residual
-from detjac_lanczos.frozen.families.llama import LLAMA
-from detjac_lanczos.frozen.words import Attend, GatedMLP, Project, RMSNorm
+from detjac_lanczos.frozen.families.llama import ATTENTION, FUSED_MLP, LLAMA
+from detjac_lanczos.frozen.words import RMSNorm
+
+
+def _norm_after(branch: Residual, path: str) -> Residual:
+    return replace(branch, words=(*branch.words, RMSNorm(path)), output=path)
+
 
 GLM4 = replace(
     LLAMA,
     name="GLM-4",
     classes=("Glm4ForCausalLM",),
     block=(
-        (
-            Residual(
-                "attention",
-                (
-                    RMSNorm("input_layernorm"),
-                    Project("self_attn.v_proj"),
-                    Attend("self_attn"),
-                    Project("self_attn.o_proj"),
-                    RMSNorm("post_self_attn_layernorm"),
-                ),
-                output="post_self_attn_layernorm",
-            ),
-        ),
-        (
-            Residual(
-                "mlp",
-                (
-                    RMSNorm("post_attention_layernorm"),
-                    GatedMLP.fused("mlp.gate_up_proj", "mlp.activation_fn"),
-                    Project("mlp.down_proj"),
-                    RMSNorm("post_mlp_layernorm"),
-                ),
-                output="post_mlp_layernorm",
-            ),
-        ),
+        (_norm_after(ATTENTION, "post_self_attn_layernorm"),),
+        (_norm_after(FUSED_MLP, "post_mlp_layernorm"),),
     ),
 )

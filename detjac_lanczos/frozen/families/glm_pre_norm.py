@@ -2,24 +2,6 @@
 
 from dataclasses import replace
 
-from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA, MLP
-from detjac_lanczos.frozen.words import GatedMLP, Project, RMSNorm
+from detjac_lanczos.frozen.families.llama import ATTENTION, FUSED_MLP, LLAMA
 
-GLM = replace(
-    LLAMA,
-    name="GLM",
-    classes=("GlmForCausalLM",),
-    block=(
-        (ATTENTION,),
-        (
-            replace(
-                MLP,
-                words=(
-                    RMSNorm("post_attention_layernorm"),
-                    GatedMLP.fused("mlp.gate_up_proj", "mlp.activation_fn"),
-                    Project("mlp.down_proj"),
-                ),
-            ),
-        ),
-    ),
-)
+GLM = replace(LLAMA, name="GLM", classes=("GlmForCausalLM",), block=((ATTENTION,), (FUSED_MLP,)))

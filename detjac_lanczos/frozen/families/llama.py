@@ -1,5 +1,7 @@
 """Llama: pre-norm blocks, a gated MLP, grouped heads."""
 
+from dataclasses import replace
+
 from detjac_lanczos.frozen.declare import Family, Residual
 from detjac_lanczos.frozen.words import Attend, GatedMLP, Project, RMSNorm
 
@@ -17,6 +19,8 @@ MLP = Residual(
     ),
     output="mlp.down_proj",
 )
+FUSED_MLP = replace(MLP, words=(MLP.words[0], GatedMLP.fused("mlp.gate_up_proj", "mlp.activation_fn"), MLP.words[2]))
+"""Of one module for gate | up."""
 
 LLAMA = Family(
     name="Llama 2 / 3",

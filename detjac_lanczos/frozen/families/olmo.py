@@ -3,37 +3,21 @@
 from dataclasses import replace
 
 from detjac_lanczos.frozen.declare import Residual
-from detjac_lanczos.frozen.families.llama import LLAMA
-from detjac_lanczos.frozen.words import Attend, GatedMLP, Project, RMSNorm
+from detjac_lanczos.frozen.families.llama import ATTENTION, LLAMA, MLP
+from detjac_lanczos.frozen.words import RMSNorm
+
+
+def _norm_last(branch: Residual, path: str) -> Residual:
+    return replace(branch, words=(*branch.words[1:], RMSNorm(path)), output=path)
+
 
 OLMO2 = replace(
     LLAMA,
     name="OLMo 2",
     classes=("Olmo2ForCausalLM",),
     block=(
-        (
-            Residual(
-                "attention",
-                (
-                    Project("self_attn.v_proj"),
-                    Attend("self_attn"),
-                    Project("self_attn.o_proj"),
-                    RMSNorm("post_attention_layernorm"),
-                ),
-                output="post_attention_layernorm",
-            ),
-        ),
-        (
-            Residual(
-                "mlp",
-                (
-                    GatedMLP("mlp.gate_proj", "mlp.up_proj", "mlp.act_fn"),
-                    Project("mlp.down_proj"),
-                    RMSNorm("post_feedforward_layernorm"),
-                ),
-                output="post_feedforward_layernorm",
-            ),
-        ),
+        (_norm_last(ATTENTION, "post_attention_layernorm"),),
+        (_norm_last(MLP, "post_feedforward_layernorm"),),
     ),
 )
 OLMO3 = replace(OLMO2, name="OLMo 3", classes=("Olmo3ForCausalLM",))
