@@ -18,18 +18,21 @@ from detjac_lanczos.frozen.drop import named_parts
 from detjac_lanczos.frozen.places import Place, layer
 from detjac_lanczos.frozen.prompt import Embeddings, Integers
 from detjac_lanczos.frozen.words import Freeze
-from detjac_lanczos.models.kernel_choices import kernel_choices_in_force
+from detjac_lanczos.models.kernel_choices import kernel_choices, kernel_choices_in_force
 from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.models.quantization import Packing
 from detjac_lanczos.operators import DetachedNetwork, JacobianBatch, detach
 from detjac_lanczos.operators.tokens import Token
-from detjac_lanczos.runs.beforehand import check_on_configuration
+from detjac_lanczos.runs.beforehand import (
+    check_on_configuration,
+    read_position,
+    read_tokens_wanted,
+    solver_choices,
+)
 from detjac_lanczos.runs.checkpoint import Checkpoint, NotedBatch
-from detjac_lanczos.runs.choices import recorded_choices, solver_choices
 from detjac_lanczos.runs.progress import usual_progress
 from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
 from detjac_lanczos.runs.record import make_record
-from detjac_lanczos.runs.requests import read_position, read_tokens_wanted
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import Polish, SearchOptions, check_search, search_record
 from detjac_lanczos.runs.surveying import estimates_of, search_batch
@@ -213,7 +216,7 @@ def analyze(
             token_readings,
             prompt_readings,
             options=options,
-            choices=recorded_choices(results[0].choices),
+            choices={"solver": results[0].choices, **kernel_choices()},
             times=clock.times(),
         )
         return Run(record, run_vectors(network, batch, signed, prompt_readings))

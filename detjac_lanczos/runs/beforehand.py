@@ -1,30 +1,76 @@
-"""What a model's configuration alone shows to be impossible, refused before its weights are loaded."""
+"""What a user asks `analyze` for, read, and refused where it cannot be, before the weights of a model are loaded."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from detjac_lanczos.errors import DetjacError, InputError
+from detjac_lanczos.frozen.indices import whole_number
 from detjac_lanczos.frozen.places import Place, check_reach, source_block, target_place
 from detjac_lanczos.models.cache import is_cached
 from detjac_lanczos.models.catalogue import EMBEDDED
+from detjac_lanczos.models.kernel_choices import kernel_choices_fit
 from detjac_lanczos.models.linear_modules import linear_shape
 from detjac_lanczos.models.load import path_of
 from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.outline import outline
 from detjac_lanczos.models.text_model import text_config_of, token_table_of
 from detjac_lanczos.operators.detach import family_or_structure
-from detjac_lanczos.runs.requests import Chosen, read_position, read_tokens_wanted
+from detjac_lanczos.operators.tokens import Selected, read_tokens
 from detjac_lanczos.solvers.options import check_k
+
+Chosen = int | tuple[int, int]
+
+
+def read_tokens_wanted(tokens: Any) -> slice | list[Chosen] | None:
+    """Return tokens as `DetachedNetwork.jacobians` takes them, none of them all tokens side by side.
+
+    Raises
+    ------
+    InputError
+        As `read_tokens`, or if "joint" is among them.
+    """
+    wanted = read_tokens(tokens)
+    if wanted is None or isinstance(wanted, slice):
+        return wanted
+    return [_one(token) for token in wanted]
+
+
+def read_position(position: Any) -> int:
+    """Return the output position as an integer.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    found = whole_number(position)
+    if found is None:
+        raise InputError(f"position {position!r} is no index; give a whole number, -1 for the last token")
+    return found
+
+
+def solver_choices(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of recorded choices that the solver made.
+
+    Raises
+    ------
+    InputError
+        If they are not what a run records.
+    """
+    solver = choices.get("solver") if isinstance(choices, Mapping) else None
+    if not isinstance(solver, Mapping) or not kernel_choices_fit(choices):
+        raise InputError('choices are those of an earlier run: give run.record["choices"]')
+    return dict(solver)
 
 
 def check_on_configuration(
     model: Any,
     *,
     k: int | None,
-    tokens: slice | Sequence[Chosen] | None,
+    tokens: slice | list[Chosen] | None,
     source: str | Place,
     target: str | Place,
     position: int,
@@ -37,7 +83,7 @@ def check_on_configuration(
     Parameters
     ----------
     model, k, tokens, source, target, position
-        As in `analyze`.
+        As in `analyze`; the tokens and the position read.
 
     Raises
     ------
@@ -63,18 +109,20 @@ def check_on_configuration(
     d_out = {"output": output, "logits": vocabulary, "probe": 0 if place.rows is None else len(place.rows)}
     check_k([(d_out.get(place.kind, hidden), d_in)], k)
     context = context_length_of(bare)
-    if context is not None:
-        _check_indices(tokens, position, context, name)
-
-
-def _check_indices(tokens: slice | Sequence[Chosen] | None, position: int, context: int, name: str) -> None:
-    """Refuse tokens and a position that no prompt of so many tokens has, counted from either end."""
-    wanted = read_tokens_wanted(tokens)
-    chosen = [] if wanted is None or isinstance(wanted, slice) else wanted
+    if context is None:
+        return
+    chosen = tokens if isinstance(tokens, list) else []
     indices = [("token", token[1] if isinstance(token, tuple) else token) for token in chosen]
-    for what, index in (*indices, ("position", read_position(position))):
+    for what, index in (*indices, ("position", position)):
         if not -context <= index < context:
             raise InputError(f"{what} {index} does not exist; a prompt of {name} has {context} tokens at most")
+
+
+def _one(token: Selected) -> Chosen:
+    prompt, index = token if isinstance(token, tuple) else (None, token)
+    if index == "joint":
+        raise InputError("analyze works token by token; use svd(network.jacobian('joint')) for all side by side")
+    return index if prompt is None else (prompt, index)
 
 
 def _has_configuration(model: Any) -> bool:

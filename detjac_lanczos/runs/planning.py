@@ -22,11 +22,11 @@ from detjac_lanczos.models.loaded import context_length_of
 from detjac_lanczos.models.outline import outline, scratch, weight_bytes, weight_bytes_of
 from detjac_lanczos.models.quantization import Quantization, read_quantization
 from detjac_lanczos.operators.tokens import Token
+from detjac_lanczos.runs.beforehand import read_tokens_wanted
 from detjac_lanczos.runs.job_bytes import Asked, Demand, Otherwise, advice
 from detjac_lanczos.runs.job_plan import Job, JobPlan
 from detjac_lanczos.runs.job_seconds import Pace, capture_seconds
 from detjac_lanczos.runs.machines import Machine, MachineName, machine
-from detjac_lanczos.runs.requests import read_tokens_wanted
 from detjac_lanczos.runs.schema import shown
 from detjac_lanczos.solvers.options import DEFAULT_K, DEFAULT_WIDTH, check_k, check_tol, is_whole
 
