@@ -32,11 +32,10 @@ from detjac_lanczos.runs.beforehand import (
 from detjac_lanczos.runs.checkpoint import Checkpoint, NotedBatch
 from detjac_lanczos.runs.progress import usual_progress
 from detjac_lanczos.runs.readings import read_triplets, rebuild_outputs
-from detjac_lanczos.runs.record import make_record
+from detjac_lanczos.runs.record import make_record, run_vectors
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import Polish, SearchOptions, check_search, search_record
 from detjac_lanczos.runs.surveying import estimates_of, search_batch
-from detjac_lanczos.runs.vectors import run_vectors
 from detjac_lanczos.solvers.options import Callback, Certify, SearchMethod, default_k
 
 

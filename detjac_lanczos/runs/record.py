@@ -1,4 +1,4 @@
-"""The record of a run as plain data: what run.json holds, what the page and the table read."""
+"""The record of a run as plain data, what run.json holds and the page and the table read; and its vectors by name."""
 
 from __future__ import annotations
 
@@ -62,30 +62,34 @@ def make_record(
     """Return the record of a run: JSON data, non-finite numbers as None."""
     definition = definition_of(batch, [reading.position for reading in prompts])
     reconstructions = [reconstruction_record(network, batch, prompt, reading) for prompt, reading in enumerate(prompts)]
-    predictions = [[asdict(candidate) for candidate in found] for found in network.predictions]
     record = {
         "format": FORMAT,
         "kind": KIND,
         "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "versions": versions(),
+        "versions": {
+            "detjac_lanczos": detjac_lanczos.__version__,
+            "torch": metadata.version("torch"),
+            "transformers": metadata.version("transformers"),
+            "python": platform.python_version(),
+        },
         "model": network.loaded.name,
         "live": network.loaded.live,
         "fingerprint": network.loaded.fingerprint,
         "quantization": network.loaded.quantization,
-        "loading": dict(network.loaded.loading),
+        "loading": network.loaded.loading,
         "prompt": network.prompts[0].text,
         "prompts": [prompt.text for prompt in network.prompts],
-        "token_ids": [list(prompt.ids) for prompt in network.prompts],
-        "prompt_tokens": [list(prompt.tokens) for prompt in network.prompts],
+        "token_ids": [prompt.ids for prompt in network.prompts],
+        "prompt_tokens": [prompt.tokens for prompt in network.prompts],
         "position_ids": _positions(network.prompts),
         "freeze": network.freeze,
         "dtype": definition["dtype"],
         "device": str(network.device),
         "route": network.route,
         "definition": definition,
-        "options": dict(options),
-        "prediction": predictions[0],
-        "predictions": predictions,
+        "options": options,
+        "prediction": network.predictions[0],
+        "predictions": network.predictions,
         "reconstruction": reconstructions[0],
         "reconstructions": reconstructions,
         "tokens": [
@@ -95,11 +99,37 @@ def make_record(
         "work": {"method": results[0].method, "why": results[0].why}
         | total_work([asdict(result.work) for result in results], batch),
         "plan": None if network.planned is None else network.planned.record,
-        "choices": dict(choices),
-        "times": dict(times),
+        "choices": choices,
+        "times": times,
     }
     plain: dict[str, Any] = as_plain(record)
     return plain
+
+
+def run_vectors(
+    network: DetachedNetwork, batch: JacobianBatch, results: Sequence[SVDResult], prompts: Sequence[PromptReading]
+) -> dict[str, torch.Tensor]:
+    """Return what was found and what it was found of, under the names that `Run` lists, on the CPU."""
+    vectors: dict[str, torch.Tensor] = {}
+    missed = next((result.missed for result in results if result.missed is not None), None)
+    if missed is not None:
+        vectors["survey.basis"] = missed.basis
+    for operator, result in zip(batch.operators, results, strict=True):
+        place = f"{operator.prompt}.{operator.token}"
+        vectors |= {f"U.{place}": result.U, f"S.{place}": result.S, f"V.{place}": result.V, f"x.{place}": operator.x}
+        if result.guards is not None:
+            vectors |= {f"guards.{name}.{place}": getattr(result.guards, name) for name in "USV"}
+    for prompt, reading in enumerate(prompts):
+        vectors[f"y.{prompt}"] = reading.detached.y
+        vectors[f"reconstruction.detached.{prompt}"] = reading.detached.estimate
+        if reading.ordinary is not None:
+            vectors[f"reconstruction.ordinary.{prompt}"] = reading.ordinary
+        embeds = network.prompts[prompt].embeds
+        if embeds is not None:
+            vectors[f"embeds.{prompt}"] = embeds.clone()
+    if batch.operators[0].target.rows is not None:
+        vectors["probe"] = batch.operators[0].target.rows
+    return {name: value.detach().cpu().contiguous() for name, value in vectors.items()}
 
 
 def definition_of(batch: JacobianBatch, positions: Sequence[int]) -> dict[str, Any]:
@@ -115,22 +145,6 @@ def _positions(prompts: Sequence[Prompt]) -> list[list[int]] | None:
     return [list(prompt.position_ids or range(prompt.length)) for prompt in prompts]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
-    return {
-        "detjac_lanczos": detjac_lanczos.__version__,
-        "torch": metadata.version("torch"),
-        "transformers": metadata.version("transformers"),
-        "python": platform.python_version(),
-    }
-
-
-def certificate_record(certificate: Certificate) -> dict[str, Any]:
-    """Return a certificate as plain data, with its line."""
-    plain: dict[str, Any] = as_plain(asdict(certificate))
-    return plain | {"line": certificate.line, "radius": as_plain(certificate.radius)}
-
-
 def survey_record(missed: Missed) -> dict[str, Any]:
     """Return what a survey estimated of one token as plain data."""
     names = ("values", "residuals", "sigma_1", "confidence", "operators", "share", "frobenius", "probes", "flagged")
@@ -139,7 +153,7 @@ def survey_record(missed: Missed) -> dict[str, Any]:
 
 
 def certificate_from(record: Mapping[str, Any]) -> Certificate:
-    """Return the certificate that `certificate_record` wrote down."""
+    """Return the certificate that a token's record holds."""
     values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Certificate)}
     values["clusters"] = tuple(Cluster(tuple(c["indices"]), c["residual"]) for c in values["clusters"])
     values["orthonormality"] = tuple(values["orthonormality"])
@@ -178,7 +192,7 @@ def _identity(network: DetachedNetwork, operator: Jacobian) -> dict[str, Any]:
 
 
 def _token(result: SVDResult, reading: TokenReading) -> dict[str, Any]:
-    contribution, rank = reading.contribution, reading.stable_rank
+    certificate, rank = result.certificate, reading.stable_rank
     return {
         "singular_values": result.S,
         "residuals": result.residuals,
@@ -186,19 +200,19 @@ def _token(result: SVDResult, reading: TokenReading) -> dict[str, Any]:
         "energy": result.energy,
         "status": result.status,
         "advice": result.advice,
-        "certificate": None if result.certificate is None else certificate_record(result.certificate),
+        "certificate": None
+        if certificate is None
+        else asdict(certificate) | {"line": certificate.line, "radius": certificate.radius},
         "survey": None if result.missed is None else survey_record(result.missed),
         "stable_rank": None if rank is None else rank.value,
         "stable_rank_interval": None if rank is None else rank.interval,
         "stable_rank_confidence": None if rank is None else rank.confidence,
-        "left": [[asdict(entry) for entry in entries] for entries in reading.left],
+        "left": reading.left,
         "right": [
             [{"token": entry.token, "id": entry.id, "score": entry.score} for entry in entries]
             for entries in reading.right
         ],
-        "contribution": None
-        if contribution is None
-        else {name: getattr(contribution, name) for name in ("share", "cosine", "captured")},
+        "contribution": reading.contribution,
         "work": result.work,
     }
 
