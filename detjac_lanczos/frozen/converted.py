@@ -17,6 +17,7 @@ from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.models.offloaded import execution_devices
 from detjac_lanczos.models.quantization import Packing
+from detjac_lanczos.models.refreshed import remembered
 from detjac_lanczos.models.text_model import configurations_of, text_config_of
 
 
@@ -65,7 +66,7 @@ def load_converted(
         for config in configurations_of(twin):
             if str(config._attn_implementation).startswith(("flash_", "flex_")):  # made for some dtypes alone
                 config._attn_implementation = "sdpa" if without_adapters(twin)._supports_sdpa else "eager"
-    return replace(loaded, model=twin, fingerprint=fingerprint_of(twin, finite_as=loaded.name))
+    return remembered(replace(loaded, model=twin, fingerprint=fingerprint_of(twin, finite_as=loaded.name)))
 
 
 def _is_fixed_as_asked(loaded: LoadedModel, dtype: torch.dtype | None, device: torch.device | None) -> bool:

@@ -25,6 +25,7 @@ from detjac_lanczos.models.loading import loading_of
 from detjac_lanczos.models.offloaded import execution_device
 from detjac_lanczos.models.pretrained import load_tokenizer, load_weights, without_progress_bars
 from detjac_lanczos.models.quantization import Packing, load_quantized, parse_quantization
+from detjac_lanczos.models.refreshed import refreshed, remembered
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 UNPACKED_BYTES_PER_SECOND = 5e6
@@ -48,7 +49,8 @@ def load_model(
     name_or_model
         An embedded name (``"smollm2"``, ``"gemma3-270m"``, see `list_models`), a folder, a ``.gguf`` file, a Hugging
         Face hub id, a live model, a pair (model, tokenizer), or a `LoadedModel`. Live ones are returned as they are:
-        not converted, not moved, not switched to eval mode.
+        not converted, not moved, not switched to eval mode; a `LoadedModel` whose weights have changed since, with
+        their fingerprint.
     tokenizer
         The tokenizer of a live model.
     dtype
@@ -90,7 +92,7 @@ def load_model(
         raise InputError(f"{', '.join(from_pretrained)} would have no effect on a live model, which is taken as it is")
     if isinstance(name_or_model, LoadedModel):
         _require_as_it_is(name_or_model.model, wanted, place)
-        return name_or_model
+        return refreshed(name_or_model)
     if isinstance(name_or_model, nn.Module):
         return _live(name_or_model, tokenizer, wanted, place)
     if not isinstance(name_or_model, str | os.PathLike):
@@ -104,7 +106,7 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code} | from_pretrained
     with torch.device("cpu"):  # where the caller has new tensors made says nothing of where weights go
         loaded = _named(name_or_model, wanted, place, kind, options)
-    return replace(loaded, loading=loading_of(loaded.model, options))
+    return remembered(replace(loaded, loading=loading_of(loaded.model, options)))
 
 
 def _named(
@@ -178,7 +180,7 @@ def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: t
     _require_as_it_is(model, dtype, device)
     name = inner.config.name_or_path or type(inner).__name__
     require_not_repacked(model)
-    return LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), live=True)
+    return remembered(LoadedModel(model, tokenizer, name, fingerprint_of(model, finite_as=name), live=True))
 
 
 def _require_as_it_is(model: Any, dtype: torch.dtype | None, device: torch.device | None) -> None:

@@ -30,7 +30,8 @@ class LoadedModel:
         What it was loaded as: an embedded name, a hub id, a path; of a live model what transformers loaded it as, or
         else its class.
     fingerprint
-        SHA-256 over its weights, see `fingerprint_of`.
+        SHA-256 over its weights as they were when this was made, see `fingerprint_of`. Where they are trained later,
+        whatever is made of this (by `detach`, `analyze`, `load_model`) has the fingerprint of what they are then.
     quantization
         How `load_model` was asked to pack its weights; None where they were taken as they came.
     live

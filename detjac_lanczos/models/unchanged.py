@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -28,9 +28,9 @@ class Unchanged:
 
     def __init__(self, name: str, model: nn.Module) -> None:
         self._name, self._model = name, model
-        self._tensors, self._adapters = list(_tensors(model)), list(adapter_state(model))
+        self._tensors, self._adapters = list(lasting_tensors(model, weights_in_use(model))), list(adapter_state(model))
         self._unmoved = Unmoved(name, chain.from_iterable(map(stored_in, self._tensors)))
-        self._looks = [_look(tensor) for tensor in self._tensors]
+        self._looks = [look(tensor) for tensor in self._tensors]
 
     def require(self) -> None:
         """Refuse what would be made of the model if it has changed.
@@ -43,19 +43,19 @@ class Unchanged:
         if list(adapter_state(self._model)) != self._adapters:
             raise moved(self._name, "given other adapters")
         self._unmoved.require()
-        tensors = list(_tensors(self._model))
+        tensors = list(lasting_tensors(self._model, weights_in_use(self._model)))
         if len(tensors) != len(self._tensors) or any(a is not b for a, b in zip(tensors, self._tensors, strict=True)):
             raise moved(self._name, "replaced")
-        if [_look(tensor) for tensor in tensors] != self._looks:
+        if [look(tensor) for tensor in tensors] != self._looks:
             raise moved(self._name, "written to")
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Yield the weights in use and lasting buffers: of offloaded ones those in host memory, as each pass makes others.
+def lasting_tensors(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+    """Yield parameters and the lasting buffers of a model: of offloaded ones those in host memory.
 
-    Those on disk are left out.
+    Each pass makes others of these. Those on disk are left out.
     """
-    yield from (parameter for parameter in weights_in_use(model) if not parameter.is_meta)
+    yield from (parameter for parameter in parameters if not parameter.is_meta)
     for module in model.modules():
         yield from kept_in_memory(module)
         for name, buffer in module._buffers.items():
@@ -79,7 +79,7 @@ def stored_in(tensor: Tensor) -> Iterator[Tensor]:
             held += vars(value).values()
 
 
-def _look(tensor: Tensor) -> tuple[Any, ...]:
+def look(tensor: Tensor) -> tuple[Any, ...]:
     """Return what tells a tensor from what was written to it, or put in its place, without reading it.
 
     Scales of 4 bits lie beside their codes, in a state that others may take the place of.

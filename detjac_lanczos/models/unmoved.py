@@ -33,11 +33,7 @@ class Unmoved:
         self._weights = [w for w in weights if is_plain(w)]
         self._counted = [w for w in self._weights if not w.is_inference()]
         self._places, self._versions = self._places_now(), self._versions_now()
-        by_kind: dict[Any, list[Tensor]] = {}
-        for w in self._weights:
-            entry = w.detach()[tuple(size // 2 for size in w.shape)].view(1).view(_AS_INTEGERS[w.itemsize])
-            by_kind.setdefault((entry.dtype, entry.device), []).append(entry)
-        self._entries = [(entries, torch.cat(entries)) for entries in by_kind.values()]
+        self._entries = [(entries, torch.cat(entries)) for entries in middle_entries(self._weights)]
 
     def require_unwritten(self) -> None:
         """Refuse what uses the weights where they lay if they were written to.
@@ -69,6 +65,15 @@ class Unmoved:
 
     def _versions_now(self) -> list[int]:
         return [w._version for w in self._counted]
+
+
+def middle_entries(weights: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return one entry of each of some plain weights in place, read as an integer: in a list for each kind."""
+    by_kind: dict[Any, list[Tensor]] = {}
+    for w in weights:
+        entry = w.detach()[tuple(size // 2 for size in w.shape)].view(1).view(_AS_INTEGERS[w.itemsize])
+        by_kind.setdefault((entry.dtype, entry.device), []).append(entry)
+    return list(by_kind.values())
 
 
 def is_plain(weight: Tensor) -> bool:
