@@ -8,7 +8,7 @@ lets rows of different positions meet.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -264,6 +264,16 @@ def device_of(chain: Sequence[Map]) -> torch.device | None:
                 device: torch.device = value.device
                 return device
     return None
+
+
+def steps_in(chain: Sequence[Map]) -> Iterator[Map]:
+    """Yield the maps of a chain, those of nested chains in their place."""
+    for step in chain:
+        if isinstance(step, Nested):
+            for part in step.chains:
+                yield from steps_in(part)
+        else:
+            yield step
 
 
 def mixes(chain: Sequence[Map]) -> bool:

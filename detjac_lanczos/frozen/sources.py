@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detjac_lanczos.frozen.maps import Gate, Linear, Map, Mix, Nested
+from detjac_lanczos.frozen.maps import Gate, Linear, Map, Mix, Nested, steps_in
 from detjac_lanczos.frozen.offloaded_factor import OffloadedFactor
 from detjac_lanczos.frozen.rebuilt import RebuiltMixing, RebuiltRows
 from detjac_lanczos.models.held import Held
-from detjac_lanczos.models.offloaded import OffloadedModule
 from detjac_lanczos.models.streaming import source_of
 
 
@@ -27,14 +26,11 @@ def frozen_tensors(chain: Sequence[Map]) -> Iterator[Tensor]:
 
 
 def _factors(chain: Sequence[Map]) -> Iterator[Tensor | RebuiltMixing | RebuiltRows | OffloadedFactor]:
-    for step in chain:
+    for step in steps_in(chain):
         if isinstance(step, Mix):
             yield from step.probabilities
         elif isinstance(step, Gate):
             yield step.g
-        elif isinstance(step, Nested):
-            for part in step.chains:
-                yield from _factors(part)
 
 
 def sources_of(chain: Sequence[Map]) -> Iterator[Held[Any, Any]]:
@@ -44,15 +40,8 @@ def sources_of(chain: Sequence[Map]) -> Iterator[Held[Any, Any]]:
             yield factor
         elif isinstance(factor, RebuiltRows):
             yield from factor.sources
-    yield from _weight_sources(chain)
-
-
-def _weight_sources(chain: Sequence[Map]) -> Iterator[OffloadedModule]:
-    for step in chain:
-        if isinstance(step, Nested):
-            for part in step.chains:
-                yield from _weight_sources(part)
-        elif isinstance(step, Linear) and (source := source_of(step.weight)) is not None:
+    for step in steps_in(chain):
+        if isinstance(step, Linear) and (source := source_of(step.weight)) is not None:
             yield source
 
 

@@ -18,7 +18,7 @@ from detjac_kernels import keep_freed_memory
 from detjac_lanczos.frozen.fold import fuse
 from detjac_lanczos.frozen.layout import Layout, Mixing, runs_of
 from detjac_lanczos.frozen.mapped import expect, let_go
-from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, apply_rowwise, mixes, transpose
+from detjac_lanczos.frozen.maps import Bias, Linear, Map, Mix, Nested, apply_rowwise, mixes, steps_in, transpose
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
 from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.frozen.stage import Stage
@@ -93,7 +93,8 @@ class Program:
     @property
     def affine(self) -> bool:
         """Whether any map has a bias, so that the offset is not zero."""
-        return any(has_bias(branch.chain) for stage in self.stages for branch in stage.branches)
+        chains = (branch.chain for stage in self.stages for branch in stage.branches)
+        return any(isinstance(step, Bias) for chain in chains for step in steps_in(chain))
 
     def row_sweeps(self, length: int) -> float:
         """Work of one column over ``length`` positions: rows times the share of the network's blocks they pass."""
@@ -113,13 +114,6 @@ def linear_part(chain: Sequence[Map]) -> tuple[Map, ...]:
         for step in chain
     )
     return tuple(step for step in steps if not isinstance(step, Bias))
-
-
-def has_bias(chain: Sequence[Map]) -> bool:
-    """Tell whether a chain has a bias, in a nested chain or beside it."""
-    return any(
-        (isinstance(step, Nested) and any(map(has_bias, step.chains))) or isinstance(step, Bias) for step in chain
-    )
 
 
 @in_own_precision
