@@ -80,7 +80,6 @@ class AffineNetwork(FrozenNetwork):
         last = blocks - 1 if target.kind == "residual" else blocks if target.index is None else target.index
         stages = [stage for stage in self.stages if source <= stage.block <= last]
         weights = [self.own_weights.of("stages")]
-        width = self.output_size if last == blocks else self.hidden_size
         if target.kind in ("attention", "mlp"):
             name = f"{self.family.branch(target.kind).role}.{target.index}"
             end = next(i for i, stage in enumerate(stages) if any(b.name == name for b in stage.branches))
@@ -90,9 +89,8 @@ class AffineNetwork(FrozenNetwork):
             reading = self._reading(target, self.streams.output)
             weights += [self.own_weights.of("logits")] if target.kind == "logits" else []
             stages.append(Stage((Branch(target.kind, reading),), residual=False))
-            width = next(step.weight.shape[0] for step in reading if isinstance(step, Linear))
         stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
-        return Program(tuple(stages), stream.shape[1], width, blocks, tuple(weights))
+        return Program(tuple(stages), stream.shape[1], self.width_at(target), blocks, tuple(weights))
 
     def _reading(self, target: Place, output: Tensor) -> tuple[Map, ...]:
         """Return the maps from the output to logits or a probe, frozen at rows of outputs (n, d)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import gcd
 
 import torch
@@ -111,10 +112,7 @@ class Layout:
         self.segments, self.prompt_lengths = tuple(segments), tuple(prompt_lengths)
         self.device = device
         self._elsewhere: dict[torch.device, Layout] = {}
-        starts = [0]
-        for length in prompt_lengths:
-            starts.append(starts[-1] + length)
-        self._prompt_start = starts
+        self._prompt_start = tuple(accumulate(prompt_lengths, initial=0))
         self.rows = sum(segment.rows for segment in self.segments)
 
     def on(self, device: torch.device | None) -> Layout:
