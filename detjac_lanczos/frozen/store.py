@@ -40,6 +40,7 @@ FORMAT = 7
 
 KIND = "detjac network"
 FILE_NAME = "network.safetensors"
+_STREAMS = ("embeddings", "output", "logits", "model_output")
 
 
 class StoredNetwork(FrozenNetwork):
@@ -171,10 +172,10 @@ def _fields(
 ) -> dict[str, Any]:
     ends = list(accumulate((len(p["tokens"]) for p in description["prompts"]), initial=0))
     residual = tuple(tensors[f"residual.{i}"] for i in range(len(_under(tensors, "residual."))))
-    rows = {name: tensors[name] for name in ("embeddings", "output", "model_output")} | dict(enumerate(residual))
-    lengths = dict.fromkeys(rows, ends[-1]) | {"logits": len(description["prompts"])}
-    for name, values in (rows | {"logits": tensors["logits"]}).items():
-        if values.ndim != 2 or len(values) != lengths[name] or not values.is_floating_point():
+    streams = {name: tensors[name] for name in _STREAMS}
+    for name, values in (streams | dict(enumerate(residual))).items():
+        length = len(description["prompts"]) if name == "logits" else ends[-1]
+        if values.ndim != 2 or len(values) != length or not values.is_floating_point():
             raise ValueError(f"prompts of {ends[-1]} tokens, {name} is {values.dtype} {tuple(values.shape)}")
     return {
         "family": family,
@@ -192,13 +193,7 @@ def _fields(
         ),
         "freeze": description["freeze"],
         "coefficients": _under(tensors, "coefficient."),
-        "streams": Streams(
-            residual=residual,
-            embeddings=tensors["embeddings"],
-            output=tensors["output"],
-            logits=tensors["logits"],
-            model_output=tensors["model_output"],
-        ),
+        "streams": Streams(residual=residual, **streams),
         "dropped": frozenset(description["dropped"]),
         "changed": frozenset(description["changed"]),
         "planned": _plan(description, loaded, family),
@@ -244,12 +239,7 @@ def _tensors(network: FrozenNetwork) -> dict[str, Tensor]:
     streams = network.streams
     tensors = {f"coefficient.{name}": value for name, value in network.coefficients.items()}
     tensors |= {f"residual.{i}": value for i, value in enumerate(streams.residual)}
-    tensors |= {
-        "embeddings": streams.embeddings,
-        "output": streams.output,
-        "logits": streams.logits,
-        "model_output": streams.model_output,
-    }
+    tensors |= {name: getattr(streams, name) for name in _STREAMS}
     return {name: value.detach().contiguous() for name, value in tensors.items()}
 
 
