@@ -85,17 +85,13 @@ def _values(network: PinnedNetwork, inputs: Tensor) -> list[Value]:
     def rows(value: Tensor) -> Tensor:
         return value.reshape(m, n, -1)[:, positions.to(value.device)].flatten(1).double()
 
-    def keep(path: str) -> Callable[..., None]:
+    def keep(path: str, *, increment: bool) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            found.append(Value(path, rows(leaving(out)).cpu(), torch.zeros(m, device="cpu")))
-
-        return hook
-
-    def keep_increment(path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            after = rows(leaving(out))
-            rounding = _ROUNDING * torch.finfo(network.dtype).eps * after.norm(dim=1)
-            found.append(Value(f"what {path} adds", (after - rows(entering(args, kwargs))).cpu(), rounding.cpu()))
+            part, values, rounding = path, rows(leaving(out)), torch.zeros(m, device="cpu")
+            if increment:
+                rounding = _ROUNDING * torch.finfo(network.dtype).eps * values.norm(dim=1)
+                part, values = f"what {path} adds", values - rows(entering(args, kwargs))
+            found.append(Value(part, values.cpu(), rounding.cpu()))
 
         return hook
 
@@ -103,9 +99,8 @@ def _values(network: PinnedNetwork, inputs: Tensor) -> list[Value]:
     blocks = [f"{structure.path}.{index}" for index in range(network.blocks)]
     mlps = [mlp.consumer if path in blocks else path for path, mlp in trace.mlps.items()]
     with ExitStack() as stack:
-        for make, paths in ((keep, (*structure.attentions, *mlps)), (keep_increment, blocks)):
-            for path in paths:
-                module = network.passes.model.get_submodule(path)
-                stack.enter_context(module.register_forward_hook(make(path), with_kwargs=True))
+        for path in (*structure.attentions, *mlps, *blocks):
+            module, hook = network.passes.model.get_submodule(path), keep(path, increment=path in blocks)
+            stack.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         network.apply(inputs)
     return found
