@@ -7,11 +7,16 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.operators import attention, detach, expert, head, layer, mlp, probe
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, expert, head, layer, mlp, probe
 from tests import tiny_models
 from tests.tiny_models import undeclared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def network() -> DetachedNetwork:
+    return detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
 
 
 @pytest.mark.parametrize("rows", [[[1.0]], np.zeros((3, 4)), torch.zeros(3), torch.full((2, 3), float("nan"))])
@@ -21,8 +26,7 @@ def test_probe_rows_are_a_finite_matrix(rows: Any) -> None:
 
 
 @pytest.mark.parametrize("options", [{"position": 1.5}, {"target": layer(0.5)}, {"source": layer(0.5)}])
-def test_indices_are_whole(options: Any) -> None:
-    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
+def test_indices_are_whole(network: DetachedNetwork, options: Any) -> None:
     with pytest.raises(InputError, match=r"does not exist|is no index"):
         network.jacobian(0, **options)
 
@@ -46,8 +50,7 @@ def test_a_place_without_a_block_is_no_place(make: Any, options: Any, message: s
         network.jacobian(0, **options)
 
 
-def test_a_target_has_the_width_of_its_jacobians() -> None:
-    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4)[0])
+def test_a_target_has_the_width_of_its_jacobians(network: DetachedNetwork) -> None:
     for target in ("output", "residual", "logits", layer(-1), mlp(0), probe(torch.ones(2, 24))):
         assert network.width_at(target) == network.jacobian(0, target=target).shape[0]
     for none in (layer(9), "layer"):
@@ -58,23 +61,20 @@ def test_a_target_has_the_width_of_its_jacobians() -> None:
 @pytest.mark.parametrize(
     "drop", [head(None, 1), head(0, None), expert(None, 0), attention(None), mlp(None), layer(0), mlp(True)]
 )  # type: ignore[arg-type]
-def test_what_names_no_block_cannot_be_dropped(drop: Any) -> None:
-    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
+def test_what_names_no_block_cannot_be_dropped(network: DetachedNetwork, drop: Any) -> None:
     with pytest.raises(InputError, match=r"cannot drop .*; drop takes head\(l, h\)"):
         network.replace(drop=[drop])
 
 
 @pytest.mark.parametrize("number", [np.int64, torch.tensor])
-def test_what_is_dropped_is_counted_in_any_whole_numbers(number: Any) -> None:
-    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
+def test_what_is_dropped_is_counted_in_any_whole_numbers(network: DetachedNetwork, number: Any) -> None:
     one = network.replace(drop=[head(0, 1), attention(1), mlp(2)])
     other = network.replace(drop=[head(number(0), number(1)), attention(number(1)), mlp(number(2))])
     assert one.dropped == other.dropped == {"head.0.1", "attention.1", "mlp.2"}
     assert torch.equal(one.jacobian("joint").dense(), other.jacobian("joint").dense())
 
 
-def test_what_is_dropped_may_be_counted_from_the_end() -> None:
-    network = detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
+def test_what_is_dropped_may_be_counted_from_the_end(network: DetachedNetwork) -> None:
     last = network.blocks - 1
     one = network.replace(drop=[head(0, 3), attention(last), mlp(last - 1)])
     other = network.replace(drop=[head(-last - 1, -1), attention(-1), mlp(-2)])
