@@ -1,13 +1,16 @@
-"""A tiny Llama with random weights on disk, runs of it, and two ways to falsify one."""
+"""A tiny Llama with random weights on disk, runs of it, and ways to falsify one."""
 
-import copy
+import copy as copying
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from detjac_lanczos.models import LoadedModel, load_model
 from detjac_lanczos.runs import Run, analyze
@@ -44,6 +47,12 @@ def saved(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.save(tmp_path_factory.mktemp("runs") / "out")
 
 
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """Return a copy of a saved run, to be harmed."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
 def assert_same(one: Run, other: Run) -> None:
     """Hold two runs to the same vectors and the same record, bit for bit."""
     assert one.vectors.keys() == other.vectors.keys()
@@ -68,9 +77,17 @@ def harm(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
+def tamper(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Change the vectors of a stored run in place."""
+    path = folder / "vectors.safetensors"
+    vectors = load_file(path)
+    change(vectors)
+    save_file({name: vector.contiguous() for name, vector in vectors.items()}, path)
+
+
 def forged(run: Run, change: Callable[[dict[str, Any]], object]) -> Run:
     """Return a run with its record changed, and the lines and radii of its certificates written to match."""
-    record = copy.deepcopy(run.record)
+    record = copying.deepcopy(run.record)
     change(record)
     false = Run(record, run.vectors)
     for written, token in zip(record["tokens"], false.tokens, strict=True):

@@ -2,14 +2,12 @@
 
 import copy as copying
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from detjac_lanczos import detach
@@ -20,16 +18,10 @@ from detjac_lanczos.runs import Run, analyze, load_run, loading, verify
 from detjac_lanczos.runs.coherence_claims import WORDED, coherence_claims, wording_notes
 from detjac_lanczos.runs.schema import first_fault
 from detjac_lanczos.solvers.rounding import epsilon, noise_floor
-from tests.runs.conftest import forged, harm
+from tests.runs.conftest import forged, harm, tamper
 from tests.tiny_llama import PROMPT, with_one_long_direction
 from tests.tiny_models import llama
 from tests.tiny_models.moe import gpt_oss
-
-
-@pytest.fixture
-def copy(saved: Path, tmp_path: Path) -> Path:
-    """Return a copy of a saved run, to be harmed."""
-    return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
 def test_a_sound_run_holds(saved: Path, tiny: LoadedModel) -> None:
@@ -160,13 +152,6 @@ def test_a_search_cut_short_holds_where_its_products_are_much_longer_than_its_va
     assert found.ok, str(found)
 
 
-def _tamper(copy: Path, name: str, change: Callable[[Tensor], Tensor]) -> None:
-    vectors = load_file(copy / "vectors.safetensors")
-    vectors = {key: value.clone() for key, value in vectors.items()}
-    vectors[name] = change(vectors[name])
-    save_file(vectors, copy / "vectors.safetensors")
-
-
 def _nudge(vectors: Tensor) -> Tensor:
     changed = vectors.clone()
     changed[0, 0] += 0.05
@@ -195,7 +180,7 @@ def _nudge(vectors: Tensor) -> Tensor:
 def test_a_changed_vector_fails(
     copy: Path, tiny: LoadedModel, name: str, change: Callable[[Tensor], Tensor], what: str
 ) -> None:
-    _tamper(copy, name, change)
+    tamper(copy, lambda vectors: vectors.update({name: change(vectors[name])}))
     found = verify(copy, tiny)
     assert not found.ok
     assert any(what in claim.what for claim in found.failed), str(found)
@@ -516,7 +501,7 @@ def test_more_recorded_passes_excuse_no_residual(copy: Path, tiny: LoadedModel) 
             work["passes"] = 10**14
 
     harm(copy, change)
-    _tamper(copy, "U.0.2", _nudge)
+    tamper(copy, lambda vectors: vectors.update({"U.0.2": _nudge(vectors["U.0.2"])}))
     assert any("residual of triplet 1 of token 2" in claim.what for claim in verify(copy, tiny).failed)
 
 
