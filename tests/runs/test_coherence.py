@@ -29,87 +29,53 @@ def test_a_sound_record_contradicts_itself_nowhere(run: Run, complete: Run, tiny
         assert contradictions(forged(sound, lambda record: None), tiny) == {}
 
 
-def _live_and_chatting(record: dict[str, Any]) -> None:
-    record["options"]["chat"] = True
-    record["prompts"] = [None]
-
-
-def _fewer_tokens(record: dict[str, Any]) -> None:
-    record["options"]["tokens"] = [[0, 1]]
-
-
-def _asked_for_another_method(record: dict[str, Any]) -> None:
-    record["options"]["method"] = "dense"
-
-
-def _another_method(record: dict[str, Any]) -> None:
-    record["options"]["method"] = "auto"
-    record["work"]["method"] = "magic"
-
-
-def _seed_of_33_bits(record: dict[str, Any]) -> None:
-    record["options"]["seed"] = 2**32
-
-
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (_fewer_tokens, "options.tokens"),
-        (_asked_for_another_method, "options.method"),
-        (_another_method, "work.method"),
-        (_live_and_chatting, "prompts"),
-        (_seed_of_33_bits, "options (seed = 4294967296 is no seed: torch's generators hold 32 bits"),
+        (lambda r: r["options"].update(tokens=[[0, 1]]), "options.tokens"),
+        (lambda r: r["options"].update(method="dense"), "options.method"),
+        (lambda r: (r["options"].update(method="auto"), r["work"].update(method="magic")), "work.method"),
+        (lambda r: (r["options"].update(chat=True), r.update(prompts=[None])), "prompts"),
+        (
+            lambda r: r["options"].update(seed=2**32),
+            "options (seed = 4294967296 is no seed: torch's generators hold 32 bits",
+        ),
     ],
 )
 def test_options_that_the_run_did_not_follow(
-    complete: Run, tiny: LoadedModel, change: Callable[[dict[str, Any]], None], part: str
+    complete: Run, tiny: LoadedModel, change: Callable[[dict[str, Any]], object], part: str
 ) -> None:
     assert part in contradictions(forged(complete, change), tiny)["options"]
 
 
-def _no_values(token: dict[str, Any]) -> None:
-    token["singular_values"] = [None] * len(token["singular_values"])
+def _floors(by: float) -> Callable[[dict[str, Any]], object]:
+    """Write another floor, the same in a token and its certificate."""
+    return lambda token: [part.update(floor=by * part["floor"]) for part in (token, token["certificate"])]
 
 
-def _claimed_fewer(token: dict[str, Any]) -> None:
-    token["certificate"]["claimed"] -= 1
+def _claimed_floor(by: float) -> Callable[[dict[str, Any]], object]:
+    """Write another floor in the claim of completeness alone."""
+    return lambda token: token["certificate"]["completeness"].update(floor=by * token["certificate"]["floor"])
 
 
-def _low_floor(token: dict[str, Any]) -> None:
-    token["floor"] = token["certificate"]["floor"] = token["floor"] / 2
-
-
-def _high_floor(token: dict[str, Any]) -> None:
-    token["floor"] = token["certificate"]["floor"] = 1.1 * token["floor"]
-
-
-def _doubled_floor(token: dict[str, Any]) -> None:
-    claim = token["certificate"]["completeness"]
-    claim["floor"] = 2 * token["certificate"]["floor"]
-
-
-def _negative_floor(token: dict[str, Any]) -> None:
-    token["certificate"]["completeness"]["floor"] = -1e-9
-
-
-def _higher_norm(token: dict[str, Any]) -> None:
+def _longer(token: dict[str, Any]) -> None:
     token["certificate"]["sigma_1"] *= 1.0001
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (_no_values, ["status", "certificate", "stable_rank", "contribution"]),
-        (lambda token: token.__setitem__("status", "estimate"), ["status", "certificate"]),
-        (lambda token: token["certificate"].__setitem__("completeness", None), ["certificate.completeness"]),
-        (_claimed_fewer, ["certificate.claimed"]),
-        (_low_floor, ["floor", "completeness.floor"]),
-        (_high_floor, ["floor"]),
-        (_doubled_floor, ["completeness.floor"]),
-        (_negative_floor, ["completeness.floor"]),
-        (_higher_norm, ["certificate.sigma_1"]),
-        (lambda token: token.__setitem__("survey", {"flagged": False}), ["survey"]),
-        (lambda token: token.__setitem__("energy", [0.5, 0.6]), ["energy"]),
+        (lambda t: t.update(singular_values=[None] * 4), ["status", "certificate", "stable_rank", "contribution"]),
+        (lambda t: t.update(status="estimate"), ["status", "certificate"]),
+        (lambda t: t["certificate"].update(completeness=None), ["certificate.completeness"]),
+        (lambda t: t["certificate"].update(claimed=3), ["certificate.claimed"]),
+        (_floors(0.5), ["floor", "completeness.floor"]),
+        (_floors(1.1), ["floor"]),
+        (_claimed_floor(2.0), ["completeness.floor"]),
+        (_claimed_floor(-1e-3), ["completeness.floor"]),
+        (_longer, ["certificate.sigma_1"]),
+        (lambda t: t.update(survey={"flagged": False}), ["survey"]),
+        (lambda t: t.update(energy=[0.5, 0.6]), ["energy"]),
     ],
 )
 def test_tokens_that_contradict_themselves(
