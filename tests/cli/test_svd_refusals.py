@@ -13,11 +13,9 @@ from tests.tiny_llama import PROMPT
     ("arguments", "words"),
     [
         (["the " * 33], "context is 32; shorten"),
-        ([PROMPT, "-k", "65"], "from 1 to 64"),
         ([PROMPT, "--tokens", "6"], "token 6 does not exist"),
         ([PROMPT, "bridge", "--tokens", "1"], "token 1 does not exist; prompt 1 has 1 token, 0..0"),
         ([PROMPT, "--position", "6"], "position 6 does not exist"),
-        ([PROMPT, "--source", "layer(3)"], "layer 3 does not exist"),
         ([PROMPT, "--target", "layer"], "output, residual, logits, layer(12), attention(3) or mlp(5) for a target"),
         ([PROMPT, "--target", "probe(3)"], "probes are for Python alone"),
         ([PROMPT, "--target", "nowhere"], "target must be"),

@@ -76,14 +76,6 @@ def test_a_record_nested_too_deeply_is_one_line(tmp_path: Path, capsys: pytest.C
     assert "damaged" in refused(capsys, "report", tmp_path)
 
 
-@pytest.mark.parametrize("command", ["verify", "report"])
-@pytest.mark.parametrize("name", ["n" * 300, "~nobody-of-this-name/x"])
-def test_names_that_no_folder_can_have_are_one_line(
-    name: str, command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "no run folder" in refused(capsys, command, name)
-
-
 def test_a_page_that_cannot_be_written_is_one_line(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,11 +90,6 @@ def test_a_page_that_cannot_be_written_is_one_line(
 def test_figures_that_cannot_be_written_are_one_line(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (out / "figures").write_text("no folder")
     assert "figures (File exists)" in refused(capsys, "report", out)
-
-
-@pytest.mark.parametrize("command", ["verify", "report"])
-def test_folder_without_a_run_is_one_line(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "run.json" in refused(capsys, command, tmp_path)
 
 
 def test_every_claim_is_listed_where_one_wants_it_and_json_stays_json(

@@ -275,13 +275,6 @@ def test_a_title_leaves_the_prompt_its_room(prompt: str, model: str, parts: int,
     assert told == title and len(told) < 12 * 6.4
 
 
-def test_drawing_twice_gives_the_same_svg(run: Run, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        save_figures(run.record, run.vectors, tmp_path / name)
-    for name in ("spectra", "reconstruction", "contributions"):
-        assert (tmp_path / "one" / f"{name}.svg").read_bytes() == (tmp_path / "two" / f"{name}.svg").read_bytes()
-
-
 def test_without_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (figures, sheet):
         monkeypatch.setattr(module, "find_spec", lambda name: None)

@@ -12,8 +12,8 @@ import torch
 
 from detjac_kernels import roads
 from detjac_lanczos import detach, layer, probe
-from detjac_lanczos.errors import InputError, UnsupportedModelError
-from detjac_lanczos.models import LoadedModel, load_model
+from detjac_lanczos.errors import InputError
+from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run, analyze, load_run, verify
 from tests.tiny_llama import PROMPT
 
@@ -58,26 +58,12 @@ def test_contributions_add_up_to_the_output(tiny: LoadedModel, run: Run) -> None
     assert torch.dist(run.reconstruction.estimate, y.float()) < 1e-6 * y.norm()
 
 
-def test_record_is_plain_json_with_every_promised_field(run: Run) -> None:
+def test_record_is_plain_json_of_so_many_triplets(run: Run) -> None:
     record = json.loads(json.dumps(run.record, allow_nan=False))
     assert record == run.record
-    promised = (
-        "format kind created versions model fingerprint prompt prompts token_ids prompt_tokens freeze dtype route "
-        "definition options prediction predictions reconstruction tokens work choices times"
-    )
-    assert set(promised.split()) <= set(record)
-    fields = (
-        "prompt index id token singular_values residuals status advice certificate stable_rank stable_rank_interval "
-        "left right contribution"
-    )
     for token in record["tokens"]:
-        assert set(fields.split()) <= set(token)
         assert token["certificate"]["line"].startswith(f"TRIPLETS {K}/{K}")
         assert [len(side) for side in (token["left"], token["right"], token["residuals"])] == [K, K, K]
-        assert set(token["left"][0][0]) == {"token", "id", "score", "logit"}
-        assert set(token["right"][0][0]) == {"token", "id", "score"}
-    errors = ("relative_error", "norm_error", "offset_share", "ordinary_relative_error", "model_relative_error")
-    assert set(record["reconstruction"]) == set(errors)
     assert set(record["times"]) == {"load", "capture", "solve", "read", "total"}
 
 
@@ -205,12 +191,6 @@ def test_every_freeze_rule_and_target_runs_and_reconstructs(tiny: LoadedModel, f
     assert found.reconstruction.relative_error < 2e-6
 
 
-def test_no_certificate_unless_asked_for(tiny: LoadedModel) -> None:
-    found = analyze(tiny, PROMPT, k=2, tokens=[0], certify=None)
-    assert found.tokens[0].certificate is None
-    assert found.record["options"]["certify"] is None
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -313,12 +293,3 @@ def test_a_padded_batch_is_repeated_where_its_tokens_stood(tiny: LoadedModel, tm
     assert found.record["token_ids"] == [[1, 2, 3], [4, 5, 6, 7, 9]]
     assert found.record["position_ids"] == [[2, 3, 4], [0, 1, 2, 3, 4]]
     assert verify(load_run(found.save(tmp_path / "out")), tiny).ok
-
-
-def test_unsupported_family_is_named_with_the_supported_ones() -> None:
-    from transformers import BertConfig, BertLMHeadModel
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    model = BertLMHeadModel(BertConfig(vocab_size=12, is_decoder=True, **sizes)).eval()
-    with pytest.raises(UnsupportedModelError, match=r"BertLMHeadModel.*supported: .*Llama"):
-        analyze(load_model(model), input_ids=[1, 2], k=1)

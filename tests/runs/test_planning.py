@@ -236,13 +236,11 @@ def test_weights_that_are_too_large_stream_two_blocks_at_a_time() -> None:
     assert found.joint.seconds > 10 * resident.joint.seconds
 
 
-def test_a_plan_says_its_tolerance(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_says_its_tolerance() -> None:
     loose, tight = (plan("smollm2", 8, tol=tol, device="h100") for tol in (1e-3, 1e-6))
     assert loose.joint.passes < tight.joint.passes
     assert (loose.record["tol"], tight.record["tol"]) == (1e-3, 1e-6)
     assert str(tight).splitlines()[0].endswith("· k 8 · tol 1e-06")
-    assert main(["plan", "--tokens", "8", "--tol", "1e-6", "--device", "h100", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["tol"] == 1e-6
 
 
 def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,18 +250,11 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads(capsys.readouterr().out)
     assert (asked | {"tokens": 9, "memory": 3 * 2**30}).items() <= record.items()
     assert "H200" in record["device"]["name"]
-    assert main(["plan", "--tokens", "9", "--device", "h100", "--json"]) == 0
-    assert {"k": 8, "tol": 1e-3, "freeze": "gate", "quantization": None}.items() <= json.loads(
-        capsys.readouterr().out
-    ).items()
 
 
-def test_a_plan_is_of_the_width_that_a_search_begins_with(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_of_the_width_that_a_search_begins_with() -> None:
     A = torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
-    width = svd(A, 4, method="lanczos").choices["block"]
-    assert plan("smollm2", 8, device="h100").width == width
-    assert main(["plan", "--tokens", "8", "--device", "h100", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["width"] == width
+    assert plan("smollm2", 8, device="h100").width == svd(A, 4, method="lanczos").choices["block"]
 
 
 UNPACKED = "leave the weights unpacked, so that they stream"

@@ -79,14 +79,14 @@ def test_what_the_package_logs_is_a_stage(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("propagates", [True, False])
 def test_the_log_goes_where_the_caller_had_it_when_the_last_of_several_has_ended(propagates: bool) -> None:
     log = logging.getLogger("detjac_lanczos")
-    before, log.propagate = log.propagate, propagates
+    before, log.propagate, handlers = log.propagate, propagates, list(log.handlers)
     try:
         first, second = ProgressReporter(), ProgressReporter()
         with second:
             first.__enter__()
             first.__exit__()
             assert not log.propagate
-        assert log.propagate is propagates
+        assert log.propagate is propagates and log.handlers == handlers
     finally:
         log.propagate = before
 
@@ -127,15 +127,6 @@ def test_on_a_terminal_too_quiet_is_quiet_and_verbose_is_lines(
         progress.stage("loading")
         progress(HALF_FOUND)
     assert terminal.getvalue().count("\n") == lines == len(terminal.getvalue().splitlines())
-
-
-def test_the_log_is_the_callers_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = logging.getLogger("detjac_lanczos")
-    monkeypatch.setattr(package, "propagate", True)
-    before = True, list(package.handlers)
-    with ProgressReporter(1e-3):
-        assert not package.propagate
-    assert (package.propagate, package.handlers) == before
 
 
 def test_what_stops_the_work_is_asked_at_every_stage_and_pass() -> None:
