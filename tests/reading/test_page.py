@@ -58,16 +58,21 @@ class Reader(HTMLParser):
             self.text += data
 
 
-@pytest.fixture
-def page(odd_record: dict[str, Any], run: Run) -> Reader:
+def read(run: Run, **changes: Any) -> Reader:
+    """Return the page of a run, read; with parts of its record changed."""
     reader = Reader()
-    reader.feed(render_page(odd_record, run.vectors))
+    reader.feed(render_page(run.record | changes, run.vectors))
     reader.close()
+    assert reader.open == []
     return reader
 
 
+@pytest.fixture
+def page(odd_record: dict[str, Any], run: Run) -> Reader:
+    return read(Run(odd_record, run.vectors))
+
+
 def test_every_element_is_closed_and_every_link_has_its_target(page: Reader) -> None:
-    assert page.open == []
     links = [value for name, value in page.attributes if name == "href"]
     assert links and all(link.startswith("#") and link[1:] in page.ids for link in links)
     assert len(set(page.ids)) == len(page.ids) == len(ODD_TOKENS)
@@ -93,12 +98,11 @@ def test_unfinished_solves_say_so(page: Reader) -> None:
 
 
 def test_values_are_those_of_the_record(run: Run) -> None:
-    reader = Reader()
-    reader.feed(render_page(run.record, run.vectors))
+    said = read(run).text
     for token in run.record["tokens"]:
-        assert f"{token['singular_values'][0]:#.4g}" in reader.text
-        assert token["certificate"]["line"] in reader.text
-    assert run.record["fingerprint"] in reader.text
+        assert f"{token['singular_values'][0]:#.4g}" in said
+        assert token["certificate"]["line"] in said
+    assert run.record["fingerprint"] in said
 
 
 def test_an_earlier_position_heads_the_page_with_the_text_up_to_it(run: Run) -> None:
@@ -107,12 +111,11 @@ def test_an_earlier_position_heads_the_page_with_the_text_up_to_it(run: Run) -> 
     page = render_page(record, run.vectors)
     assert "<h1><bdi>one</bdi></h1>" in page and "<title>one · detached" in page
     assert 'class="next"' not in page and 'class="next"' in render_page(run.record, run.vectors)
-    reader = Reader()
-    reader.feed(page)
-    assert "Next token after the whole prompt" in reader.text
-    assert "What the model says next after the whole prompt" in reader.text
-    assert "adds to the output at token 1, one, ‖J x‖" in reader.text
-    assert "whole prompt" not in _text(run)
+    said = read(Run(record, run.vectors)).text
+    assert "Next token after the whole prompt" in said
+    assert "What the model says next after the whole prompt" in said
+    assert "adds to the output at token 1, one, ‖J x‖" in said
+    assert "whole prompt" not in read(run).text
 
 
 def test_a_share_that_was_not_measured_has_no_bar(run: Run) -> None:
@@ -124,31 +127,23 @@ def test_a_share_that_was_not_measured_has_no_bar(run: Run) -> None:
 
 def test_the_energy_that_triplets_hold_is_in_their_card(run: Run) -> None:
     tokens = [token | {"energy": [0.905, 0.931]} for token in run.record["tokens"]]
-    reader = Reader()
-    reader.feed(render_page(run.record | {"tokens": tokens}, run.vectors))
-    assert "Held by these 490.5 % to 93.1 % of |J|²" in reader.text
-
-
-def _text(run: Run) -> str:
-    reader = Reader()
-    reader.feed(render_page(run.record, run.vectors))
-    return reader.text
+    assert "Held by these 490.5 % to 93.1 % of |J|²" in read(run, tokens=tokens).text
 
 
 def test_the_error_against_what_the_model_returns_and_the_noise_floor_are_told(run: Run) -> None:
     errors = run.record["reconstructions"][0] | {"model_relative_error": 3e-3}
     tokens = [token | {"floor": 2.5e-6} for token in run.record["tokens"]]
-    said = _text(Run(run.record | {"reconstructions": [errors], "tokens": tokens}, run.vectors))
+    said = read(run, reconstructions=[errors], tokens=tokens).text
     assert f"with its own roundings, to {scientific(3e-3)}." in said
     assert said.count(f"Noise floor c ε σ₁ √passes{scientific(2.5e-6)}") == len(tokens)
     errors |= {"model_relative_error": None}
     tokens = [token | {"floor": 0.0} for token in tokens]
-    said = _text(Run(run.record | {"reconstructions": [errors], "tokens": tokens}, run.vectors))
+    said = read(run, reconstructions=[errors], tokens=tokens).text
     assert "roundings" not in said and "Noise floor" not in said
 
 
 def test_the_offset_is_named_where_there_is_one(run: Run, biased_run: Run) -> None:
-    plain, biased = _text(run), _text(biased_run)
+    plain, biased = read(run).text, read(biased_run).text
     assert "offset" not in plain and "Detached: the sum over tokens of J x gives the output to" in plain
     assert "Detached: the offset r plus the sum over tokens of J x gives the output to" in biased
     assert "Ordinary Jacobians, whose sum has no offset, miss it by" in biased
@@ -180,7 +175,7 @@ TARGETS: dict[str, tuple[str | Place, str, str]] = {
 def test_the_page_says_what_the_map_gives_and_how_its_left_vectors_are_read(kind: str) -> None:
     target, name, note = TARGETS[kind]
     loaded = tiny_models.loaded(tiny_models.llama(torch.float32))
-    said = _text(analyze(loaded, input_ids=tiny_models.prompt_ids(3), k=2, target=target))
+    said = read(analyze(loaded, input_ids=tiny_models.prompt_ids(3), k=2, target=target)).text
     assert f"The linear map gives the {name}" in said and f"gives the {name} to" in said
     assert f"{name}, entry of y" in said and f"what it adds to the {name}" in said
     assert note.format(name) in said
@@ -190,14 +185,14 @@ def test_the_page_says_what_the_map_gives_and_how_its_left_vectors_are_read(kind
 
 def test_the_page_says_what_is_frozen_and_what_the_stream_passes(run: Run) -> None:
     plain = tiny_models.loaded(DENSE["OPT plain"](torch.float32))
-    said = _text(analyze(plain, input_ids=tiny_models.prompt_ids(3), k=2, tokens=[0], target="residual"))
+    said = read(analyze(plain, input_ids=tiny_models.prompt_ids(3), k=2, tokens=[0], target="residual")).text
     assert "1/std of every layer norm" in said and "the ratio act(z)/z of every MLP without a gate" in said
     assert "1/rms" not in said and "final norm" not in said
     assert "residual stream after the last block, entry of y" in said
     projected = tiny_models.loaded(DENSE["OPT post-norm"](torch.float32))
-    said = _text(analyze(projected, input_ids=tiny_models.prompt_ids(3), k=2, tokens=[0], target=layer(1)))
+    said = read(analyze(projected, input_ids=tiny_models.prompt_ids(3), k=2, tokens=[0], target=layer(1))).text
     assert "pass the output projection and are read through the head" in said
-    assert "act(gate x) of every gated MLP" in _text(run)
+    assert "act(gate x) of every gated MLP" in read(run).text
 
 
 def test_the_python_call_repeats_the_run(run: Run) -> None:
@@ -551,10 +546,8 @@ def test_the_position_is_told_as_it_was_asked_for(
 
 
 def test_the_name_of_a_model_is_text(run: Run) -> None:
-    reader = Reader()
-    reader.feed(render_page(run.record | {"model": "<script>a</script>"}, run.vectors))
-    reader.close()
-    assert reader.open == [] and "script" not in reader.tags and "<script>a</script>" in reader.text
+    page = read(run, model="<script>a</script>")
+    assert "script" not in page.tags and "<script>a</script>" in page.text
 
 
 def test_a_page_of_one_token_compares_it_with_nothing(run: Run) -> None:
