@@ -10,7 +10,7 @@ from detjac_lanczos.reading.page import charts
 from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, meter, numbered, text, token_text
 from detjac_lanczos.reading.page.repeat import command_line, python_call
 from detjac_lanczos.reading.page.survey import survey_sections
-from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
+from detjac_lanczos.reading.page.token_card import READING_HEADS, anchor, reading_cells, token_card, token_table
 from detjac_lanczos.reading.record_values import (
     Record,
     earlier_position,
@@ -249,7 +249,7 @@ def _glance(tokens: list[Record]) -> str:
     count = min(_COLUMNS, max((len(values) for values in found), default=0))
     low, high = charts.log_range([value for values in found for value in values])
     heat = charts.Axis(low, high, 0, 42, log=True)
-    head = "".join(f'<th scope="col" class="num">σ<sub>{j + 1}</sub></th>' for j in range(count))
+    heads = "".join(f'<th scope="col" class="num">σ<sub>{j + 1}</sub></th>' for j in range(count))
     rows = []
     for token, values in zip(tokens, found, strict=True):
         cells = "".join(
@@ -261,10 +261,4 @@ def _glance(tokens: list[Record]) -> str:
             f"{token_text(token['token'])}</a></th><td>{badge(token['status'])}</td>{cells}"
             f"{reading_cells(token)}</tr>"
         )
-    return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="All tokens"><table class="glance"><thead><tr>'
-        f'<th scope="col" class="num">#</th><th scope="col">Token</th><th scope="col">Status</th>{head}'
-        '<th scope="col" class="num">Stable rank</th><th scope="col" class="num">‖J x‖ / ‖y‖</th>'
-        '<th scope="col">u₁ says</th><th scope="col">v₁ reads</th></tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return token_table("glance", f'<th scope="col">Status</th>{heads}{READING_HEADS}', "".join(rows))

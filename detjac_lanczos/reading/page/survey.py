@@ -7,7 +7,7 @@ from statistics import median
 
 from detjac_lanczos.reading.page.charts import Axis, axes, beside, log_range, svg
 from detjac_lanczos.reading.page.markup import badge, dotted, facts, figure, meter, numbered, text, token_text
-from detjac_lanczos.reading.page.token_card import anchor, reading_cells, token_card
+from detjac_lanczos.reading.page.token_card import READING_HEADS, anchor, reading_cells, token_card, token_table
 from detjac_lanczos.reading.record_values import (
     ESTIMATE,
     NONE_ABOVE_ZERO,
@@ -139,18 +139,14 @@ def _figures(tokens: Sequence[Record]) -> list[tuple[str, str]]:
 
 
 def _table(tokens: Sequence[Record]) -> str:
+    numbers = ("σ<sub>1</sub>", "at least", "at most", "Missed")
+    heads = "".join(f'<th scope="col" class="num">{name}</th>' for name in numbers)
     rows = "".join(_row(token) for token in tokens)
     return (
         '<p class="note">σ₁ ≈ is an estimate on either side. Missed is the share of ‖J‖² outside the left vectors that '
         "all tokens share. u₁ and v₁ are read as on any page of a run; of estimates, what J x adds and the stable rank "
         "are estimates too.</p>"
-        '<div class="scroll" tabindex="0" role="region" aria-label="All tokens"><table class="glance survey">'
-        '<thead><tr><th scope="col" class="num">#</th><th scope="col">Token</th>'
-        '<th scope="col" class="num">σ<sub>1</sub></th>'
-        '<th scope="col" class="num">at least</th><th scope="col" class="num">at most</th>'
-        '<th scope="col" class="num">Missed</th><th scope="col" class="num">Stable rank</th>'
-        '<th scope="col" class="num">‖J x‖ / ‖y‖</th><th scope="col">u₁ says</th><th scope="col">v₁ reads</th>'
-        f'<th scope="col">Claim</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        + token_table("glance survey", f'{heads}{READING_HEADS}<th scope="col">Claim</th>', rows)
     )
 
 

@@ -18,6 +18,11 @@ from detjac_lanczos.reading.record_values import (
     singular_values,
 )
 
+READING_HEADS = (
+    '<th scope="col" class="num">Stable rank</th><th scope="col" class="num">‖J x‖ / ‖y‖</th>'
+    '<th scope="col">u₁ says</th><th scope="col">v₁ reads</th>'
+)
+"""Above `reading_cells`."""
 _TRIPLETS = 8
 _DECODED = 6
 _RANK = 3
@@ -43,6 +48,15 @@ def token_card(token: Record, span: tuple[float, float]) -> str:
         f'<span class="where">{where}</span>{badge(token["status"])}</header>'
         f'<p class="claim">{text(claim_of(token))}</p>{advice}'
         f'<div class="inside"><div>{chart}{facts(_facts(token))}</div><div>{_triplets(token)}</div></div></article>'
+    )
+
+
+def token_table(kind: str, heads: str, rows: str) -> str:
+    """Return a table of tokens, which scrolls by itself; ``heads`` stand behind those of the index and the token."""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="All tokens"><table class="{kind}"><thead><tr>'
+        f'<th scope="col" class="num">#</th><th scope="col">Token</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
