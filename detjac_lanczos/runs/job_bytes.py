@@ -107,15 +107,8 @@ class Demand:
         shape, costs = self._operator(1), [self.cost(length) for length in lengths]
         chunk = chunk_width(max(costs), shape[0])
         passes = ceil(shape[0] / chunk)
-        expected = forecast(
-            [shape] * len(lengths),
-            costs,
-            max(costs),
-            k=self.k,
-            tol=self.tol,
-            width=width,
-            dense_passes=passes,
-        )
+        shapes = [shape] * len(lengths)
+        expected = forecast(shapes, costs, max(costs), k=self.k, tol=self.tol, width=width, dense_passes=passes)
         lanczos = self._most(lengths, 1, width, rebuilt, lockstep=True) if expected.may_be_lanczos else 0
         dense = self._matrices(lengths, chunk, rebuilt) if expected.may_be_dense else 0
         if expected.ratio < 1:

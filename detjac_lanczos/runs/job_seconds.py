@@ -49,11 +49,7 @@ class Pace:
 
 
 def capture_seconds(
-    model: nn.Module,
-    weights: Mapping[str, int],
-    streamed: int,
-    tokens: int,
-    machine: Machine,
+    model: nn.Module, weights: Mapping[str, int], streamed: int, tokens: int, machine: Machine
 ) -> float:
     """Return the seconds of the two forward passes of a capture."""
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -178,17 +178,9 @@ class _Setting:
     def job(self, name: str, asked: Asked, lengths: list[int]) -> Job:
         """Return a job on segments of these lengths, with its peak and its seconds."""
         columns = asked.row_sweeps / sum(map(self.demand.cost, lengths))
-        return Job(
-            name=name,
-            method=asked.method,
-            rows=asked.rows,
-            passes=asked.passes,
-            row_sweeps=asked.row_sweeps,
-            bytes=asked.bytes,
-            peak=self.peak(asked.bytes),
-            otherwise=self.peak(asked.otherwise) if asked.otherwise else None,
-            seconds=self.pace.seconds(self.machine, self.schedule, lengths, columns, asked.passes),
-        )
+        seconds = self.pace.seconds(self.machine, self.schedule, lengths, columns, asked.passes)
+        other = {"otherwise": self.peak(asked.otherwise) if asked.otherwise else None}
+        return Job(name, **asked._asdict() | other, peak=self.peak(asked.bytes), seconds=seconds)
 
 
 def _check_counts(**counts: int) -> None:
