@@ -12,7 +12,7 @@ from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.record import definition_of
 from detjac_lanczos.runs.run import Run
 from detjac_lanczos.runs.search_options import SHARED_BASIS, check_search, search_from
-from detjac_lanczos.runs.token_result import TokenResult
+from detjac_lanczos.runs.token_result import TokenResult, completeness_of
 from detjac_lanczos.solvers.certificate import Certificate
 from detjac_lanczos.solvers.options import METHODS
 from detjac_lanczos.solvers.result import Status
@@ -158,5 +158,6 @@ def _is_floor(floor: float, token: TokenResult, surveyed: bool, eps: float) -> b
 
 def _first(token: TokenResult) -> float:
     """Return what is known of σ_1."""
-    claim = None if token.certificate is None else token.certificate.completeness
-    return float(token.S[0]) if len(token.S) else 0.0 if claim is None else claim.sigma_1
+    if len(token.S):
+        return float(token.S[0])
+    return 0.0 if (claim := completeness_of(token)) is None else claim.sigma_1

@@ -11,7 +11,7 @@ import torch
 from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.run import Run
-from detjac_lanczos.runs.token_result import TokenResult
+from detjac_lanczos.runs.token_result import TokenResult, completeness_of
 from detjac_lanczos.solvers.attempt import limits
 from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.reprobe import Remade, measure_completeness
@@ -29,7 +29,7 @@ def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenRe
     of itself as the geometric mean of its coefficients, for which the floor's part of σ_1 is taken, c ε √passes. Each
     bound moves by no more than τ does, and by the rounding of its own arithmetic in float64.
     """
-    told = {index: claim for index, token in enumerate(tokens) if (claim := _completeness_of(token)) is not None}
+    told = {index: claim for index, token in enumerate(tokens) if (claim := completeness_of(token)) is not None}
     if not told:
         return
     part, claims = [tokens[index] for index in told], list(told.values())
@@ -49,10 +49,6 @@ def completeness_claims(run: Run, batch: JacobianBatch, tokens: Sequence[TokenRe
         yield Claim(f"difference in the rounding that the bounds of {token.name} hold", 0.0, apart, rounding)
         wrong = _contradictions(claim, fresh, token, options)
         yield Claim(f"contradictions in the claim of completeness of {token.name}", 0.0, float(wrong), 0.0)
-
-
-def _completeness_of(token: TokenResult) -> Completeness | None:
-    return None if token.certificate is None else token.certificate.completeness
 
 
 def _with_guards(token: TokenResult, name: str) -> torch.Tensor:

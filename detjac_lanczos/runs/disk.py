@@ -15,9 +15,10 @@ from torch import Tensor
 from detjac_lanczos.errors import RunFileError, first_line
 from detjac_lanczos.reading.figures import save_figures
 from detjac_lanczos.reading.page import render_page
-from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, figures_drawn, replaced_folder, unwritable
+from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, holds_figures, replaced_folder, unwritable
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.schema import first_fault
+from detjac_lanczos.whole_file import sweep, work_folder
 
 _ADVICE = "give the folder that `detjac svd --out` wrote"
 
@@ -47,11 +48,13 @@ def draw_again(record: dict[str, Any], vectors: dict[str, Tensor], folder: Path)
         If they cannot be written.
     """
     try:
-        with figures_drawn(folder) as work:
+        with work_folder(folder, FIGURES) as work:
             drawn = save_figures(record, vectors, work)
             if drawn:
                 (folder / FIGURES).mkdir(exist_ok=True)
-            return [path.replace(folder / FIGURES / path.name) for path in drawn]
+            placed = [path.replace(folder / FIGURES / path.name) for path in drawn]
+        sweep(folder, FIGURES, holds_figures)  # also of a killed process
+        return placed
     except OSError as error:
         raise unwritable(folder / FIGURES, error) from error
 

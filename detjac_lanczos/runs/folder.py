@@ -105,23 +105,9 @@ def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
             with interrupts_wait():
                 (_move_in if inside else _exchange)(work, path)
         sweep(place, path.name, _is_ours)
-        sweep(path, FIGURES, _holds_figures)  # of a mount point, in which the old ones are still there
+        sweep(path, FIGURES, holds_figures)  # of a mount point, in which the old ones are still there
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-@contextmanager
-def figures_drawn(folder: Path) -> Iterator[Path]:
-    """Give an empty folder inside a run's to draw figures in; what is left in it vanishes, also of a killed process.
-
-    Raises
-    ------
-    OSError
-        If it cannot be made.
-    """
-    with work_folder(folder, FIGURES) as work:
-        yield work
-    sweep(folder, FIGURES, _holds_figures)
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
@@ -148,6 +134,11 @@ def is_run_folder(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(record, dict) and record.get("kind") == KIND
+
+
+def holds_figures(folder: Path) -> bool:
+    """Whether a folder holds nothing but figures."""
+    return all(_FIGURE.fullmatch(entry.name) and _is_file(entry) for entry in folder.iterdir())
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
@@ -210,15 +201,10 @@ def _is_part(entry: Path) -> bool:
     if entry.name == FIGURES:
         return entry.is_dir() and not entry.is_symlink()
     if is_work_folder(entry, FIGURES):
-        return _holds_figures(entry)
+        return holds_figures(entry)
     if is_work_folder(entry, PAGE):
         return holds_file(entry, PAGE)
     return entry.name in (RECORD, VECTORS, PAGE) and _is_file(entry)
-
-
-def _holds_figures(folder: Path) -> bool:
-    """Whether a folder holds nothing but figures."""
-    return all(_FIGURE.fullmatch(entry.name) and _is_file(entry) for entry in folder.iterdir())
 
 
 def _is_file(entry: Path) -> bool:

@@ -12,7 +12,7 @@ from detjac_lanczos.operators import JacobianBatch
 from detjac_lanczos.reading.record_values import SUCCESSFUL
 from detjac_lanczos.runs.claims import Claim
 from detjac_lanczos.runs.run import Run
-from detjac_lanczos.runs.token_result import TokenResult
+from detjac_lanczos.runs.token_result import TokenResult, completeness_of
 from detjac_lanczos.solvers.basis import dominant_rows, orthonormal_rows, project_out, random_rows, spectral_norm
 from detjac_lanczos.solvers.result import Status
 from detjac_lanczos.solvers.rounding import adjoint_bound, epsilon, epsilon_at, underflow
@@ -81,7 +81,7 @@ def threshold_notes(run: Run) -> Iterator[str]:
 
 def _rests_on_its_search(token: TokenResult) -> bool:
     """Whether a token is said to have all triplets above a threshold on no other ground than that none was found."""
-    claim = None if token.certificate is None else token.certificate.completeness
+    claim = completeness_of(token)
     return token.status in SUCCESSFUL and (claim is None or not claim.complete)
 
 

@@ -11,6 +11,7 @@ from detjac_lanczos.by_value import sent_by_value
 from detjac_lanczos.reading.record_values import ESTIMATE, SUCCESSFUL
 from detjac_lanczos.runs.record import certificate_from
 from detjac_lanczos.solvers.certificate import Certificate
+from detjac_lanczos.solvers.completeness import Completeness
 from detjac_lanczos.solvers.result import Guards
 from detjac_lanczos.solvers.wording import values_in_line
 
@@ -153,3 +154,8 @@ class TokenResult:
     def right(self) -> list[DecodedVector]:
         """Right vectors, decoded to the nearest input embeddings."""
         return [DecodedVector(candidates) for candidates in self.record["right"]]
+
+
+def completeness_of(token: TokenResult) -> Completeness | None:
+    """Return the claim of completeness that is made of a token."""
+    return None if token.certificate is None else token.certificate.completeness
