@@ -23,7 +23,7 @@ def without_adapters(model: Any) -> Any:
 
 def running_module(module: nn.Module) -> nn.Module:
     """Return the module that runs: of a ``modules_to_save`` wrapper the active adapter's copy, or the original."""
-    if "modules_to_save" not in module._modules:
+    if not keeps_copies(module):
         return module
     wrapper: Any = module
     if wrapper.disable_adapters or not wrapper.active_adapters:
@@ -32,8 +32,17 @@ def running_module(module: nn.Module) -> nn.Module:
 
 
 def is_adapted(module: nn.Module) -> bool:
-    """Tell whether a module is an adapter around another one."""
-    return isinstance(module._modules.get("base_layer"), nn.Module)
+    """Tell whether a module is an adapter of PEFT around another one; what a caller wrote may have its names."""
+    return isinstance(module._modules.get("base_layer"), nn.Module) and _is_switched(module)
+
+
+def keeps_copies(module: nn.Module) -> bool:
+    """Tell whether a module is a ``modules_to_save`` wrapper of PEFT."""
+    return "modules_to_save" in module._modules and _is_switched(module)
+
+
+def _is_switched(module: nn.Module) -> bool:
+    return hasattr(type(module), "active_adapters") and hasattr(type(module), "disable_adapters")
 
 
 def active_adapters(layer: Any) -> list[str]:
@@ -47,7 +56,7 @@ def active_adapters(layer: Any) -> list[str]:
 def adapter_state(model: nn.Module) -> Iterator[str]:
     """Yield what the tensors of a model do not show of its adapters: active, merged or switched off, and scaling."""
     for name, module in model.named_modules():
-        if is_adapted(module) or "modules_to_save" in module._modules:
+        if is_adapted(module) or keeps_copies(module):
             layer: Any = module
             scaling = sorted(vars(layer).get("scaling", {}).items())  # no wrapper's: it passes on what it holds
             merged = getattr(layer, "merged_adapters", [])
@@ -72,7 +81,7 @@ def require_readable_adapters(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if is_adapted(module):
             _require_readable(name, module)
-        if "modules_to_save" in module._modules and (also := sorted({*module._modules} - _OF_WRAPPERS)):
+        if keeps_copies(module) and (also := sorted({*module._modules} - _OF_WRAPPERS)):
             raise UnsupportedModelError(
                 f"{name} and, once more, {', '.join(also)} inside it are in modules_to_save, which goes by how names "
                 f"end; the inner copy never runs; {_MERGE}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.errors import ModelError
-from detjac_lanczos.models.adapters import is_adapted
+from detjac_lanczos.models.adapters import is_adapted, keeps_copies
 
 _AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -93,7 +93,7 @@ def weights_in_use(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _of_resting_adapters(layer: Any) -> Iterator[nn.Parameter]:
-    if not is_adapted(layer) and "modules_to_save" not in layer._modules:
+    if not is_adapted(layer) and not keeps_copies(layer):
         return
     active = [] if layer.disable_adapters or getattr(layer, "merged", False) else layer.active_adapters
     for held in layer._modules.values():

@@ -432,3 +432,36 @@ def test_the_bias_of_a_layer_without_one_is_that_of_its_adapter() -> None:
     assert found is not None
     assert torch.equal(found, 3.0 * module.lora_B["default"].bias.detach())
     assert detach(load_model(model), input_ids=IDS).reconstruction.norm_error <= 1e-13
+
+
+class OwnLora(nn.Module):
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.A = nn.Linear(base_layer.in_features, 2, bias=False, dtype=torch.float64)
+        self.B = nn.Linear(2, base_layer.out_features, bias=False, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.B(self.A(x))
+
+
+class OwnWrapper(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.modules_to_save = nn.ModuleDict({"mine": module})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.modules_to_save["mine"](x)
+
+
+@pytest.mark.parametrize("wrapper", [OwnLora, OwnWrapper])
+def test_a_wrapper_with_the_names_of_peft_is_what_its_caller_wrote(wrapper: Any) -> None:
+    """Served where J does not multiply by it, as any module is, and refused by its class where J does."""
+    model = tiny_models.llama()
+    attention, mlp = model.model.layers[1].self_attn, model.model.layers[1].mlp
+    attention.q_proj = wrapper(attention.q_proj)
+    ids = tiny_models.prompt_ids(5)[0]
+    assert detach((model, None), input_ids=ids).reconstruction.norm_error <= 1e-12
+    mlp.up_proj = wrapper(mlp.up_proj)
+    with pytest.raises(UnsupportedModelError, match=rf"mlp\.up_proj is a {wrapper.__name__}, neither dense nor"):
+        detach((model, None), input_ids=ids)
