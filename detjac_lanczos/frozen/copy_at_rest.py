@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from detjac_lanczos.frozen.structural_copy import HOOK_TABLES, unwrap_compiled
+from detjac_lanczos.frozen.structural_copy import HOOK_TABLES, leave_inputs_alone, unwrap_compiled
 
 _SMALL = 1024
 """Numbers that a tensor has fewer of, and is no parameter, if a model keeps its multipliers and scales in it."""
@@ -36,6 +36,7 @@ def copy_at_rest(model: nn.Module) -> Any:
         own["_modules"] = {name: None if child is None else twins[id(child)] for name, child in module._modules.items()}
     twin = twins[id(model)]
     unwrap_compiled(twin)
+    leave_inputs_alone(twin)
     return twin
 
 

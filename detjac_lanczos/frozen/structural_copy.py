@@ -134,6 +134,13 @@ def unwrap_compiled(twin: nn.Module) -> None:
             del module.__dict__["forward"]
 
 
+def leave_inputs_alone(twin: nn.Module) -> None:
+    """Have torch's own modules compute beside their inputs, which are observed; only ever those of a copy."""
+    for module in twin.modules():
+        if vars(module).get("inplace") is True and type(module).__module__.startswith("torch.nn."):
+            vars(module)["inplace"] = False
+
+
 def _require_own_forwards(model: nn.Module) -> None:
     """Refuse a function set as a forward, unless `torch.compile` made it of the module's own."""
     for path, module in model.named_modules():

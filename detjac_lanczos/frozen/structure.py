@@ -14,7 +14,9 @@ from typing import Any
 from torch import nn
 
 from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.frozen.copy_at_rest import copy_at_rest
 from detjac_lanczos.models.adapters import is_adapted, require_readable_adapters, without_adapters
+from detjac_lanczos.models.linear_modules import is_dense
 from detjac_lanczos.models.packed_modules import is_packed
 from detjac_lanczos.models.text_model import text_config_of, token_table_of
 
@@ -77,7 +79,7 @@ def recognise(model: nn.Module) -> Structure:
         If there is anything else in the decoder; the message names modules and their classes.
     """
     require_readable_adapters(model)
-    whole: Any = without_adapters(model)
+    whole: Any = without_adapters(copy_at_rest(model))  # where a compiled module is the one that it was made of
     path = _path_of_blocks(whole)
     decoder, _, blocks = path.rpartition(".")
     search = _Search()
@@ -197,7 +199,7 @@ def _is_linear(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     inside: Any = module._modules["base_layer"] if is_adapted(module) else module
-    return type(inside) in (nn.Linear, Conv1D) or is_packed(inside)
+    return is_dense(inside) or type(inside) is Conv1D or is_packed(inside)
 
 
 def _computes_nothing(module: nn.Module) -> bool:

@@ -38,14 +38,23 @@ def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
     return weight_from(module, lambda here: _plain_weight(here, name, part))
 
 
+def is_dense(module: nn.Module) -> bool:
+    """Tell whether a module is a ``torch.nn.Linear``, or of a class that leaves it what it computes."""
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and not parametrize.is_parametrized(module)
+    )
+
+
 def _plain_weight(module: nn.Module, name: str, part: Part | None) -> Weight:
     parameter = getattr(module, "weight", None)
     transposed = type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
     plain = isinstance(parameter, Tensor) and type(parameter) in (nn.Parameter, Tensor)
-    if not (transposed or type(module) is nn.Linear) or parameter is None or not plain:
+    if not (transposed or is_dense(module)) or parameter is None or not plain:
         if is_packed(module):
             return packed_weight(module, name, part)
-        kind = type(module).__name__ if type(module) is not nn.Linear else f"Linear of {type(parameter).__name__}"
+        kind = f"{type(module).__name__} of {type(parameter).__name__}" if is_dense(module) else type(module).__name__
         if parametrize.is_parametrized(module):
             raise UnsupportedModelError(
                 f"the weight of {name} is parametrised; make it plain first, by "

@@ -220,6 +220,20 @@ def one_activation_in_all_blocks(model: Any) -> None:
         layer.mlp.act_fn = mlp(model).act_fn
 
 
+class OwnLinear(nn.Linear):
+    pass
+
+
+def linear_of_a_class_that_changes_nothing(model: Any) -> None:
+    for module in model.model.layers[1].modules():
+        if isinstance(module, nn.Linear):
+            module.__class__ = OwnLinear
+
+
+def activation_in_place(model: Any) -> None:
+    mlp(model).act_fn = nn.SiLU(inplace=True)
+
+
 def training(model: Any) -> None:
     model.gradient_checkpointing_enable()
     model.train()
@@ -265,6 +279,57 @@ def test_what_is_served_is_the_changed_model(change: Change, freeze: Any) -> Non
     )
     assert max(errors(jacobians(network), expected)) <= 1e-11
     assert network.reconstruction.norm_error <= 1e-13
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("change", [linear_of_a_class_that_changes_nothing, activation_in_place])
+def test_what_changes_no_arithmetic_changes_no_jacobian(
+    change: Change, declared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not declared:
+        monkeypatch.setattr(families, "FAMILIES", ())
+    plain, changed = DENSE["Llama"](torch.float64), DENSE["Llama"](torch.float64)
+    change(changed)
+    networks = [detach((model, None), input_ids=tokens(), freeze="half") for model in (changed, plain)]
+    for frozen in (True, False):
+        found, expected = (it.jacobian(2, target=dl.mlp(1), frozen=frozen) for it in networks)
+        assert torch.equal(found.y, expected.y)
+        torch.testing.assert_close(found.dense(), expected.dense(), rtol=1e-12, atol=1e-12)
+
+
+def test_factors_that_are_made_again_are_those_of_an_activation_in_place() -> None:
+    model = DENSE["Llama"](torch.float64)
+    expected = jacobians(detach((model, None), input_ids=tokens(), freeze="half"))
+    activation_in_place(model)
+    network = detach((model, None), input_ids=tokens(), freeze="half", memory="25KB")
+    assert "rebuild" in str(network.plan)
+    torch.testing.assert_close(jacobians(network), expected, rtol=1e-12, atol=1e-12)
+    assert mlp(model).act_fn.inplace
+
+
+def test_a_model_that_reads_what_an_activation_wrote_in_place_is_refused() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        gate = self.gate_proj(x)
+        self.act_fn(gate)
+        return self.down_proj(gate * self.up_proj(x))
+
+    model = DENSE["Llama"](torch.float64)
+    activation_in_place(model)
+    set_forward(mlp(model), forward)
+    with pytest.raises(UnsupportedModelError, match="self-check"):
+        detach((model, None), input_ids=tokens())
+
+
+def test_compiled_modules_of_a_model_that_no_family_declares_are_run_as_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(families, "FAMILIES", ())
+    model = DENSE["Llama"](torch.float64)
+    expected = detach((model, None), input_ids=tokens()).jacobian(2).dense()
+    for path in ("model.layers.1", "model"):
+        model.set_submodule(path, torch.compile(model.get_submodule(path), backend="eager"))
+    found = detach((model, None), input_ids=tokens()).jacobian(2).dense()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("block", [0, 2])
