@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -188,7 +190,8 @@ class AffineNetwork(FrozenNetwork):
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._values:
             self.hooks.require_same(self.loaded.name)
-            values, logits = branch_values(self.model, self.family, self.prompts, role, index)
+            with self._still_built():
+                values, logits = branch_values(self.model, self.family, self.prompts, role, index)
             self._require_own(logits, "the values of its branches are not known")
             self._values[role, index] = values.to(self.device)
         return self._values[role, index]
@@ -207,7 +210,18 @@ class AffineNetwork(FrozenNetwork):
             If its logits on the prompts are others, or the hooks on all modules.
         """
         self.hooks.require_same(self.loaded.name)
-        self._require_own(own_logits(self.model, self.prompts), otherwise)
+        with self._still_built():
+            logits = own_logits(self.model, self.prompts)
+        self._require_own(logits, otherwise)
+
+    @contextmanager
+    def _still_built(self) -> Iterator[None]:
+        """Say in one line that a module is no longer found because others took the places of what was frozen."""
+        try:
+            yield
+        except (AttributeError, NotImplementedError):
+            self.own_weights.require_model()
+            raise
 
     def _require_own(self, logits: Tensor, otherwise: str) -> None:
         own = self.streams.logits

@@ -170,13 +170,17 @@ def path_of(name: str | os.PathLike[str]) -> Path:
 
 
 def _live(model: nn.Module, tokenizer: Any, dtype: torch.dtype | None, device: torch.device | None) -> LoadedModel:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     inner = without_adapters(model)
     if not isinstance(inner, PreTrainedModel):
         inside = [name for name in ("_orig_mod", "module") if isinstance(getattr(inner, name, None), nn.Module)]
         hint = f"; give the one inside it, model.{inside[0]}" if inside else ""
         raise InputError(f"a live model must be a transformers PreTrainedModel, not {type(model).__name__}{hint}")
+    if not isinstance(inner.config, PreTrainedConfig):
+        raise InputError(
+            f"the config of this {type(inner).__name__} is a {type(inner.config).__name__}; give it its own"
+        )
     _require_as_it_is(model, dtype, device)
     name = inner.config.name_or_path or type(inner).__name__
     require_not_repacked(model)

@@ -452,3 +452,10 @@ def test_a_models_own_code_is_not_run_unless_asked(folder: Path) -> None:
 def test_a_damaged_file_of_the_tokenizer_is_named(folder: Path, name: str, keep: int) -> None:
     (folder / name).write_bytes((folder / name).read_bytes()[:keep])
     refused(folder, rf"{re.escape(name)} holds no JSON \(.*get a sound copy")
+
+
+def test_a_live_model_without_its_configuration_is_refused() -> None:
+    model = tiny_models.llama()
+    model.config = None
+    with pytest.raises(InputError, match=r"^the config of this LlamaForCausalLM is a NoneType"):
+        load_model(model)

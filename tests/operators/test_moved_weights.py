@@ -312,3 +312,19 @@ def test_a_merged_adapter_is_seen() -> None:
     model.merge_adapter()
     with pytest.raises(ModelError, match="were written to"):
         J.dense()
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.mlp", "model.layers.1", "model"])
+def test_values_and_ordinary_jacobians_of_a_model_that_lost_a_part_are_one_line(path: str) -> None:
+    model = llama()
+    network = detached(model)
+    model.set_submodule(path, nn.Identity())
+    for use in (
+        lambda: network.jacobian(0, target=dl.mlp(1)).y,
+        lambda: network.jacobian(0, frozen=False).dense(),
+    ):
+        with pytest.raises(
+            ModelError, match=r"^the weights of \S+ were replaced|gives other logits|fails \("
+        ) as refusal:
+            use()
+        assert "\n" not in str(refusal.value)
