@@ -166,8 +166,10 @@ def _path_of_blocks(model: Any) -> str:
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder, not a decoder")
-    if "inputs_embeds" not in inspect.signature(type(model).forward).parameters:
-        raise UnsupportedModelError(f"{type(model).__name__}.forward takes no inputs_embeds")
+    try:
+        inspect.signature(type(model).forward).bind(model, inputs_embeds=None)
+    except TypeError:
+        raise UnsupportedModelError(f"{type(model).__name__}.forward takes no inputs_embeds") from None
     count = getattr(text_config_of(model), "num_hidden_layers", None)
     lists = [
         path

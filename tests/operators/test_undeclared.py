@@ -755,3 +755,39 @@ def test_a_model_is_checked_in_full_once_for_each_choice(monkeypatch: pytest.Mon
     del loaded, checked[:]
     gc.collect()
     assert len(module._passed) < known
+
+
+class ByKeywords(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+class OnTokens(transformers.LlamaForCausalLM):
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        return super().forward(input_ids, **kwargs)
+
+
+class OnTokensInside(transformers.LlamaForCausalLM):
+    def forward(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        kwargs.pop("inputs_embeds", None)
+        return super().forward(input_ids, **kwargs)
+
+
+def test_a_forward_takes_embeddings_by_whatever_name() -> None:
+    model, ids = tiny_models.llama(), [1, 2, 3, 4]
+    expected = detach((model, None), input_ids=ids).jacobian(1).dense()
+    model.__class__ = ByKeywords
+    network = detach((model, None), input_ids=ids)
+    assert network.route == "autograd"
+    torch.testing.assert_close(network.jacobian(1).dense(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [(OnTokens, "takes no inputs_embeds"), (OnTokensInside, r"runs on tokens, and not on inputs_embeds \(You must")],
+)
+def test_a_forward_that_takes_none_is_refused(kind: type, words: str) -> None:
+    model = tiny_models.llama()
+    model.__class__ = kind
+    with refused(words):
+        detach((model, None), input_ids=[1, 2, 3, 4])
