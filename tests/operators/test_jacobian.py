@@ -302,14 +302,6 @@ def test_lower_precisions_do_not_depend_on_their_company(dtype: torch.dtype, bar
             assert (found - alone).double().norm() <= bar * alone.double().norm()
 
 
-def test_products_of_no_columns_have_none(network: DetachedNetwork) -> None:
-    J = network.jacobian(2)
-    assert J.matmat(torch.zeros(24, 0, dtype=torch.float64)).shape == (24, 0)
-    assert J.rmatmat(torch.zeros(24, 0, dtype=torch.float64)).shape == (24, 0)
-    assert network.jacobians().matmat([]) == []
-    assert network.jacobians().rmatmat([]) == []
-
-
 def test_the_scipy_face(network: DetachedNetwork) -> None:
     J = network.jacobian(4)
     A = J.aslinearoperator()

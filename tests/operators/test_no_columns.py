@@ -27,6 +27,7 @@ def test_they_have_no_columns(make: Any, frozen: bool) -> None:
         assert J.rmatmat(torch.empty(d_out, 0, dtype=J.dtype)).shape == (d_in, 0)
     d_out, d_in = batch.shapes[0]
     none, Y = torch.empty(d_in, 0, dtype=batch.dtype), torch.ones(d_in, 2, dtype=batch.dtype)
+    assert batch.matmat([]) == batch.rmatmat([]) == []
     assert batch.matmat_sum([(0, none), (1, none)]).shape == (d_out, 0)
     assert [part.shape for part in batch.rmatmat_shared(none[:d_out])] == [(d_in, 0)] * 2
     assert [part.shape for part in batch.matmat([(0, none), (1, Y)])] == [(d_out, 0), (d_out, 2)]
