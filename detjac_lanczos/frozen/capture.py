@@ -105,10 +105,9 @@ def capture(
 
 def _run_as_it_is(twin: Any, decoder: nn.Module, prompts: Sequence[Prompt], streams: Watch) -> None:
     """Watch the output of the model's own pass, before anything is observed: what the observed one is held against."""
-    plain = streams.leaving(decoder, "model_output")
-    for prompt in prompts:
-        run_prompt(twin, prompt)
-    plain.remove()
+    with streams.leaving(decoder, "model_output"):
+        for prompt in prompts:
+            run_prompt(twin, prompt)
 
 
 def _record_factors(
@@ -181,8 +180,8 @@ def watch_branches(
         for index, block in enumerate(family.blocks_of(twin)):
             for branch in family.branches:
                 watch.leaving(block.get_submodule(branch.output), branch.role)
-            ended = block.register_forward_hook(lambda block, *_, index=index: show(index, block))
-            hooks.callback(ended.remove)  # it holds what `see` does, and a model is part of cycles of its own
+            # Removed at the end: it holds what `see` does, and a model is part of cycles of its own.
+            hooks.enter_context(block.register_forward_hook(lambda block, *_, index=index: show(index, block)))
         return _run_all(twin, prompts, Tape(None, [prompt.length for prompt in prompts]))
 
 

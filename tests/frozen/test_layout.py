@@ -60,16 +60,14 @@ def test_segments_swept_together_are_as_alone(
     program = network.jacobian(source=layer(source), target=target).sweeps.program
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randn(s.source_rows, 24, generator=generator, dtype=torch.float64) for s in segments]
-    budget, layouts.PADDED_CELLS = layouts.PADDED_CELLS, cells
-    height, sweep.ROWS_AT_ONCE = sweep.ROWS_AT_ONCE, min(cells, sweep.ROWS_AT_ONCE)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layouts, "PADDED_CELLS", cells)
+        patch.setattr(sweep, "ROWS_AT_ONCE", min(cells, sweep.ROWS_AT_ONCE))
         out, back = whole(program, segments, torch.cat(rows))
         for s, x, together, together_back in zip(segments, rows, out, back, strict=True):
             alone, alone_back = whole(program, [s], x)
             assert (together - alone[0]).norm() <= 1e-13 * alone[0].norm()
             assert (together_back - alone_back[0]).norm() <= 1e-13 * alone_back[0].norm()
-    finally:
-        layouts.PADDED_CELLS, sweep.ROWS_AT_ONCE = budget, height
 
 
 def test_products_of_a_mixing_are_padded_to_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:

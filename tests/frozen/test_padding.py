@@ -50,10 +50,8 @@ def of_the_batch(model: Any, **inputs: Any) -> tuple[list[Tensor], Tensor]:
     mask = inputs["attention_mask"].bool()
     seen = []
     decoder = family_of(model).decoder_of(model)
-    hook = decoder.register_forward_hook(lambda _, args, out: seen.append(out.last_hidden_state))
-    with torch.no_grad():
+    with torch.no_grad(), decoder.register_forward_hook(lambda _, args, out: seen.append(out.last_hidden_state)):
         logits = model(**inputs, use_cache=False).logits
-    hook.remove()
     last = [int(row.nonzero().max()) for row in mask]
     return [y[real] for y, real in zip(seen[0], mask, strict=True)], logits[torch.arange(len(mask)), last]
 

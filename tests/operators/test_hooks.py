@@ -21,6 +21,11 @@ IDS = tiny_models.prompt_ids(6)
 MODELS = {"Llama": llama, "StableLM": UNDECLARED["StableLM"]}
 
 
+def louder(module: torch.nn.Module, _: Any, out: Any) -> Any:
+    """Change what linear modules give."""
+    return 1.1 * out if isinstance(module, torch.nn.Linear) else None
+
+
 @pytest.mark.parametrize("options", [{}, {"dtype": "float32"}])
 @pytest.mark.parametrize("name", MODELS)
 def test_hooks_that_are_left_out_are_told_of_once_at_the_line_that_asks(name: str, options: dict[str, Any]) -> None:
@@ -47,29 +52,19 @@ def test_a_hook_on_all_modules_that_changes_the_pass_is_refused(name: str, sourc
         lambda: made.rmatmat(torch.ones(made.shape[0], 1, dtype=dtype)),
     ]
     expected = [use() for use in uses]
-    hook = modules.register_module_forward_hook(
-        lambda module, _, out: 1.1 * out if isinstance(module, torch.nn.Linear) else None
-    )
-    try:
+    with modules.register_module_forward_hook(louder):
         for use in uses:
             with pytest.raises(ModelError, match="other forward hooks on all modules than when"):
                 use()
-    finally:
-        hook.remove()
     assert all(torch.equal(use(), value) for use, value in zip(uses, expected, strict=True))
 
 
 def test_a_hook_on_all_modules_that_was_set_before_the_first_ordinary_jacobian_is_refused() -> None:
     network = dl.detach(tiny_models.loaded(llama()), input_ids=IDS)
-    hook = modules.register_module_forward_hook(
-        lambda module, _, out: 1.1 * out if isinstance(module, torch.nn.Linear) else None
-    )
-    try:
+    with modules.register_module_forward_hook(louder):
         for use in (lambda: network.jacobian(0, frozen=False), lambda: network.jacobian(0, target=dl.mlp(0)).y):
             with pytest.raises(ModelError, match="other forward hooks on all modules than when"):
                 use()
-    finally:
-        hook.remove()
     network.jacobian(0, frozen=False).dense()
 
 
@@ -85,10 +80,9 @@ def test_hooks_of_torch_itself_only_watch() -> None:
 def test_hooks_on_the_gradients_of_all_modules_are_refused(register: str) -> None:
     network = dl.detach(tiny_models.loaded(llama()), input_ids=IDS)
     J = network.jacobian(0, frozen=False)
-    hook = getattr(modules, register)(lambda *given: tuple(None if g is None else 0 * g for g in given[1]))
-    try:
-        with pytest.raises(ModelError, match="hooks on the gradients of all modules"):
-            J.dense()
-    finally:
-        hook.remove()
+    with (
+        getattr(modules, register)(lambda *given: tuple(None if g is None else 0 * g for g in given[1])),
+        pytest.raises(ModelError, match="hooks on the gradients of all modules"),
+    ):
+        J.dense()
     assert float(J.dense().norm()) > 0

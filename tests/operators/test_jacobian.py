@@ -399,10 +399,9 @@ def test_a_dropped_branch_adds_nothing(make: str, freeze: Any, place: Any) -> No
         "attention": block.post_attention_layernorm if sandwiched else block.self_attn.o_proj,
         "mlp": block.post_feedforward_layernorm if sandwiched else block.mlp.down_proj,
     }[place.kind]
-    handle = module.register_forward_hook(lambda m, a, out: torch.zeros_like(out))
     oracle.pin.rewind()
-    values = oracle._streams(x)
-    handle.remove()
+    with module.register_forward_hook(lambda m, a, out: torch.zeros_like(out)):
+        values = oracle._streams(x)
     J = network.jacobian("joint")
     estimate = J.matmat(J.x[:, None])[:, 0] + J.offset
     assert (estimate - values["output"][-1]).norm() <= 1e-13 * values["output"][-1].norm()
