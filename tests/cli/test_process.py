@@ -15,11 +15,12 @@ from detjac_lanczos import runs
 from detjac_lanczos.cli.process import Interrupts, exit_code
 from detjac_lanczos.errors import DetjacError
 from tests.command_line import call, in_process, one_after_another
-from tests.tiny_llama import PROMPT, save_tiny_llama
+from tests.tiny_llama import PROMPT
 
 
-def test_bad_input_is_one_line_without_a_traceback_and_warnings_that_are_errors_stop_nothing(tmp_path: Path) -> None:
-    folder = save_tiny_llama(tmp_path / "llama")
+def test_bad_input_is_one_line_without_a_traceback_and_warnings_that_are_errors_stop_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
     commands = {
         ("svd", PROMPT, "--model", str(tmp_path), "-q"): 2,
         ("svd", PROMPT, "--model", str(folder), "-k", "1", "--tokens", "0", "-q"): 0,
@@ -57,8 +58,8 @@ def test_output_that_is_full_or_closed_is_one_line(words: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_errors_that_are_lost_hurt_no_result(tmp_path: Path) -> None:
-    job = ("svd", PROMPT, "--model", str(save_tiny_llama(tmp_path / "llama")), "-k", "1")
+def test_errors_that_are_lost_hurt_no_result(folder: Path, tmp_path: Path) -> None:
+    job = ("svd", PROMPT, "--model", str(folder), "-k", "1")
     commands = {job: 0, (*job, "--verbose"): 0, ("svd", PROMPT, "--model", str(tmp_path)): 2}
     with open("/dev/full", "wb") as full:
         done = one_after_another(commands, stderr=full)
@@ -67,9 +68,9 @@ def test_errors_that_are_lost_hurt_no_result(tmp_path: Path) -> None:
         assert in_process("models", stdout=full, stderr=full).returncode == 2
 
 
-def test_a_python_that_strips_docstrings_is_one_line(tmp_path: Path) -> None:
-    folder = str(save_tiny_llama(tmp_path / "llama"))
-    commands = {("svd", PROMPT, "--model", folder, "-q"): 2, ("plan", "--model", folder, "--tokens", "5"): 2}
+def test_a_python_that_strips_docstrings_is_one_line(folder: Path) -> None:
+    model = ("--model", str(folder))
+    commands = {("svd", PROMPT, *model, "-q"): 2, ("plan", *model, "--tokens", "5"): 2}
     done = one_after_another(commands, "-OO")
     assert done.returncode == 0
     assert done.stderr.decode().count("run Python without it, -O will do\n") == done.stderr.count(b"\n") == 2
@@ -94,7 +95,7 @@ def test_an_interrupt_that_nobody_asked_after_is_no_success(capsys: pytest.Captu
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_libraries_are_left_as_talkative_as_they_were(
-    shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shown: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also where the command fails."""
 
@@ -112,7 +113,6 @@ def test_libraries_are_left_as_talkative_as_they_were(
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     caplog.set_level(logging.INFO, logger="bitsandbytes")
     before = settings()
-    folder = save_tiny_llama(tmp_path / "llama")
     assert call("plan", "--model", folder, "--tokens", 5, "--device", "h100", "-q") == 0
     assert settings() == before
     monkeypatch.setattr(runs, "plan", fail)

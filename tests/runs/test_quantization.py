@@ -15,26 +15,21 @@ from detjac_lanczos.models.quantization import KINDS, load_quantized
 from detjac_lanczos.operators import DetachedNetwork, detach
 from detjac_lanczos.runs import analyze, load_run, verify
 from tests.frozen.test_capture import tensors
-from tests.tiny_llama import PROMPT, save_tiny_llama
+from tests.tiny_llama import PROMPT
 from tests.tiny_models import DENSE
 from tests.tiny_models.packed import quantised
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.mark.parametrize("kind", ["nf4", "FP4-double", "int8"])
-def test_a_folder_is_quantised_as_it_is_loaded_in_any_precision(folder: Path, kind: str) -> None:
-    single, double = (load_model(folder, quantization=kind, dtype=dtype) for dtype in ("float32", "float64"))
+def test_a_folder_is_quantised_as_it_is_loaded_in_any_precision(tiny_folder: Path, kind: str) -> None:
+    single, double = (load_model(tiny_folder, quantization=kind, dtype=dtype) for dtype in ("float32", "float64"))
     assert single.packing == double.packing is not None
     assert (single.dtype, double.dtype, single.quantization) == (torch.float32, torch.float64, kind.lower())
     assert single.packing.endswith("with double quantisation (bitsandbytes)") == kind.endswith("-double")
     J, exact = (detach(model, PROMPT).jacobian(1) for model in (single, double))
     assert J.definition["weights"] == f"decoded from {single.packing}"
     assert (J.dense().double() - exact.dense()).norm() <= 2e-6 * exact.dense().norm()
-    assert load_model(folder, quantization=kind).fingerprint == single.fingerprint
+    assert load_model(tiny_folder, quantization=kind).fingerprint == single.fingerprint
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -59,8 +54,8 @@ def test_codes_that_are_stored_as_numbers_are_not_converted(tmp_path: Path) -> N
     assert torch.equal(*(weight.view(torch.uint8) for weight in weights))
 
 
-def test_a_folder_that_is_quantised_is_loaded_as_it_is(folder: Path, tmp_path: Path) -> None:
-    loaded = load_model(folder, quantization="nf4")
+def test_a_folder_that_is_quantised_is_loaded_as_it_is(tiny_folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(tiny_folder, quantization="nf4")
     loaded.model.save_pretrained(tmp_path)
     loaded.tokenizer.save_pretrained(tmp_path)
     again = load_model(tmp_path)
@@ -70,12 +65,12 @@ def test_a_folder_that_is_quantised_is_loaded_as_it_is(folder: Path, tmp_path: P
         load_model(tmp_path, quantization="nf4-double")
 
 
-def test_what_cannot_be_quantised_is_refused(folder: Path) -> None:
+def test_what_cannot_be_quantised_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(InputError, match="'nf5' is not known; use one of nf4, nf4-double, fp4, fp4-double, int8"):
-        load_model(folder, quantization="nf5")
+        load_model(tiny_folder, quantization="nf5")
     with pytest.raises(InputError, match="quantization and quantization_config both say"):
-        load_model(folder, quantization="nf4", quantization_config={"load_in_8bit": True})
-    live = load_model(folder)
+        load_model(tiny_folder, quantization="nf4", quantization_config={"load_in_8bit": True})
+    live = load_model(tiny_folder)
     for model in (live, (live.model, live.tokenizer)):
         with pytest.raises(InputError, match="a live model is not quantised here"):
             load_model(model, quantization="nf4")
@@ -83,10 +78,10 @@ def test_what_cannot_be_quantised_is_refused(folder: Path) -> None:
             analyze(model, PROMPT, k=1, quantization="nf4")
 
 
-def test_an_analysis_packs_the_model_that_it_names(folder: Path) -> None:
-    packed = load_model(folder, quantization="nf4", dtype="float64")
+def test_an_analysis_packs_the_model_that_it_names(tiny_folder: Path) -> None:
+    packed = load_model(tiny_folder, quantization="nf4", dtype="float64")
     options = {"k": 1, "tokens": [1]}
-    run = analyze(str(folder), PROMPT, **options, quantization="nf4", dtype="float64")
+    run = analyze(str(tiny_folder), PROMPT, **options, quantization="nf4", dtype="float64")
     assert (run.record["quantization"], run.record["fingerprint"]) == ("nf4", packed.fingerprint)
     assert run.tokens[0].S.tolist() == analyze(packed, PROMPT, **options).tokens[0].S.tolist()
 
@@ -100,10 +95,10 @@ def test_words_of_the_command_line_are_those_of_the_library() -> None:
     assert _PACKINGS == KINDS
 
 
-def test_a_network_of_packed_weights_is_saved_and_joined_to_them_again(folder: Path, tmp_path: Path) -> None:
-    loaded = load_model(folder, quantization="nf4")
+def test_a_network_of_packed_weights_is_saved_and_joined_to_them_again(tiny_folder: Path, tmp_path: Path) -> None:
+    loaded = load_model(tiny_folder, quantization="nf4")
     network = detach(loaded, PROMPT)
-    again = DetachedNetwork.load(network.save(tmp_path), load_model(folder, quantization="nf4"))
+    again = DetachedNetwork.load(network.save(tmp_path), load_model(tiny_folder, quantization="nf4"))
     assert torch.equal(network.jacobian(0).dense(), again.jacobian(0).dense())
     module = loaded.model.model.layers[1].mlp.up_proj
     module.weight.quant_state.absmax[0] *= 2
