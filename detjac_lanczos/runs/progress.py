@@ -129,20 +129,16 @@ class ProgressReporter:
             return
         wanted = sum(len(residuals) for residuals in progress.residuals)
         found = sum(int((residuals <= self._tol).sum()) for residuals in progress.residuals)
+        work = f"{progress.row_sweeps:,.0f} row-sweeps"
         if self._live and not self._verbose:
-            self._show_bar(progress, found, wanted)
+            self._open_bar("singular triplets", "triplet")
+            self._bar.total, self._bar.n = wanted or None, found
+            self._bar.set_postfix_str(f"pass {progress.passes}, {work}")
         elif self._verbose or time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
             triplets = f"{found} of {wanted} triplets, " if wanted else ""
-            self.say(
-                f"pass {progress.passes}: {triplets}{progress.finished} of {progress.operators} tokens done, "
-                f"{progress.row_sweeps:,.0f} row-sweeps"
-            )
-
-    def _show_bar(self, progress: Progress, found: int, wanted: int) -> None:
-        self._open_bar("singular triplets", "triplet")
-        self._bar.total, self._bar.n = wanted or None, found
-        self._bar.set_postfix_str(f"pass {progress.passes}, {progress.row_sweeps:,.0f} row-sweeps")
+            done = f"{progress.finished} of {progress.operators} tokens done"
+            self.say(f"pass {progress.passes}: {triplets}{done}, {work}")
 
     def _open_bar(self, what: str, unit: str) -> None:
         if self._bar is None or self._counted != unit:
