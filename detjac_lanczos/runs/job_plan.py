@@ -122,12 +122,8 @@ class JobPlan:
     @property
     def record(self) -> dict[str, Any]:
         """Everything as plain data."""
-        plain = {
-            key: getattr(self, key)
-            for key in ("model", "dtype", "freeze", "quantization", "tokens", "chosen", "width", "k", "tol")
-        }
-        return {
-            **plain,
+        asked = ("model", "dtype", "freeze", "quantization", "tokens", "chosen", "width", "k", "tol")
+        return {name: getattr(self, name) for name in asked} | {
             "device": asdict(self.device),
             "memory": self.memory,
             "bytes": {

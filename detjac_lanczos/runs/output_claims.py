@@ -28,9 +28,9 @@ def output_claims(
     for prompt, reading in enumerate(rebuild_outputs(network, batch, **places)):
         fresh = reading.detached
         slack = _slack(network.dtype, len(fresh.y))
-        yield same(f"output of prompt {prompt}", run.vectors[f"y.{prompt}"], fresh.y, slack)
+        yield _same(f"output of prompt {prompt}", run.vectors[f"y.{prompt}"], fresh.y, slack)
         estimate = run.vectors[f"reconstruction.detached.{prompt}"]
-        yield same(f"reconstruction of prompt {prompt}", estimate, fresh.estimate, slack)
+        yield _same(f"reconstruction of prompt {prompt}", estimate, fresh.estimate, slack)
         written = run.record["reconstructions"][prompt]
         again = as_plain(reconstruction_record(network, batch, prompt, reading))
         for name in ("relative_error", "norm_error", "offset_share", "model_relative_error"):
@@ -39,7 +39,7 @@ def output_claims(
         what = f"reconstruction of prompt {prompt} by ordinary Jacobians"
         yield _number(f"error of the {what}", written["ordinary_relative_error"], error, slack * (1 + (error or 0.0)))
         if reading.ordinary is not None:
-            yield same(what, run.vectors.get(f"reconstruction.ordinary.{prompt}"), reading.ordinary, slack)
+            yield _same(what, run.vectors.get(f"reconstruction.ordinary.{prompt}"), reading.ordinary, slack)
 
 
 def input_claims(run: Run, batch: JacobianBatch) -> Iterator[Claim]:
@@ -47,7 +47,7 @@ def input_claims(run: Run, batch: JacobianBatch) -> Iterator[Claim]:
     slack = _slack(batch.dtype, batch.shapes[0][1])
     for token, operator in zip(run.tokens, batch.operators, strict=True):
         stored = run.vectors[f"x.{token.prompt}.{token.index}"]
-        yield same(f"input of {token.name}", stored, operator.x, slack)
+        yield _same(f"input of {token.name}", stored, operator.x, slack)
 
 
 def _slack(dtype: torch.dtype, width: int) -> float:
@@ -55,7 +55,7 @@ def _slack(dtype: torch.dtype, width: int) -> float:
     return min(SAFETY * epsilon(dtype) * math.sqrt(width), LARGEST_ADJOINT_BOUND)
 
 
-def same(what: str, stored: Tensor | None, fresh: Tensor, slack: float) -> Claim:
+def _same(what: str, stored: Tensor | None, fresh: Tensor, slack: float) -> Claim:
     """Claim that a vector is that of the forward pass, up to ``slack`` of its length."""
     truth = fresh.detach().cpu().double()
     if stored is None or stored.shape != truth.shape:

@@ -82,8 +82,7 @@ class TokenResult:
     @property
     def id(self) -> int | None:
         """Token id; None where embeddings were given."""
-        found = self.record["id"]
-        return None if found is None else int(found)
+        return self.record["id"]
 
     @property
     def token(self) -> str:
