@@ -2,7 +2,7 @@
 
 import os
 import re
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,8 @@ def path_of(name: str | os.PathLike[str]) -> Path:
     """
     try:
         path = Path(name).expanduser()
-        path.exists()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"no model at {str(name)[:100]!r} ({reason}); give an existing folder or file") from None
