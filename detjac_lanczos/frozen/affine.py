@@ -154,11 +154,8 @@ class AffineNetwork(FrozenNetwork):
             return self._altered_value(target, prompt, position)
         row = self.start_of(prompt) + position
         match target.kind:
-            case "layer":
-                assert target.index is not None
-                return self.streams.residual[target.index + 1][row]
-            case "residual":
-                return self.streams.residual[-1][row]
+            case "layer" | "residual":
+                return self.streams.residual[-1 if target.index is None else target.index + 1][row]
             case "attention" | "mlp":
                 assert target.index is not None
                 return self._branch_values(target.kind, target.index)[row]
