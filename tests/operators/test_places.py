@@ -19,9 +19,18 @@ def network() -> DetachedNetwork:
     return detach(tiny_models.loaded(tiny_models.llama(torch.float32)), input_ids=tiny_models.prompt_ids(4))
 
 
-@pytest.mark.parametrize("rows", [[[1.0]], np.zeros((3, 4)), torch.zeros(3), torch.full((2, 3), float("nan"))])
-def test_probe_rows_are_a_finite_matrix(rows: Any) -> None:
-    with pytest.raises(InputError, match="probe"):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1.0]], "probe takes a torch tensor .*, not list"),
+        (np.zeros((3, 4)), "probe takes a torch tensor .*, not ndarray"),
+        (torch.zeros(24), r"probe needs a matrix .* got shape \(24,\)"),
+        (torch.full((2, 3), float("nan")), "probe was given rows with a NaN"),
+        (torch.ones(2, 24, dtype=torch.complex64), r"probe takes real rows, not torch\.complex64"),
+    ],
+)
+def test_probe_rows_are_a_real_finite_matrix(rows: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         probe(rows)
 
 
