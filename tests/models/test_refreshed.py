@@ -15,6 +15,7 @@ from torch import nn
 
 import detjac_lanczos as dl
 from detjac_lanczos.errors import RunFileError
+from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.models import LoadedModel, load_model, refreshed
 from tests import tiny_models
 
@@ -76,9 +77,9 @@ def test_it_is_not_where_they_only_ran(taken: list[Any], folder: Path) -> None:
     for loaded in (load_model(folder), load_model(tiny_models.llama())):
         loaded.model(torch.tensor([IDS])).logits.sum().backward()
         network = dl.detach(loaded, input_ids=IDS)
-        assert network.loaded is loaded
-        converted = dl.detach(loaded, input_ids=IDS, dtype="bfloat16").loaded
-        assert dl.detach(converted, input_ids=IDS).loaded is converted
+        assert network.loaded is load_model(loaded) is loaded
+    converted = load_converted(loaded, "bfloat16")
+    assert load_converted(converted) is converted
     assert not taken
 
 
@@ -108,7 +109,6 @@ def test_networks_and_runs_name_the_weights_that_they_were_made_with(tmp_path: P
     model = tiny_models.llama()
     before = copy.deepcopy(model)
     loaded = load_model(model)
-    dl.detach(loaded, input_ids=IDS)
     by_a_step(model)
     network = dl.detach(loaded, input_ids=IDS)
     network.save(tmp_path)
