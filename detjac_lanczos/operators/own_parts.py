@@ -6,6 +6,7 @@ them. On the same rows a module's rounding is its own, and its router chooses al
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -19,6 +20,8 @@ from detjac_lanczos.frozen.observed import observed_copy
 from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import structural_copy
+from detjac_lanczos.models.linear_modules import multiply_by_decoded_weights
+from detjac_lanczos.models.text_model import configurations_of
 from detjac_lanczos.operators.bars import relative
 
 
@@ -26,7 +29,8 @@ from detjac_lanczos.operators.bars import relative
 def distances_of_parts(model: nn.Module, family: Family, prompt: Prompt) -> list[tuple[str, float]]:
     """Run a prompt as the model does, then as it is observed, every module of a block on the rows of the first pass.
 
-    What such a module gives in the first pass takes the place of what it gives in the second.
+    What such a module gives in the first pass takes the place of what it gives in the second. Both multiply by decoded
+    weights, whatever packed modules round of their own.
 
     Parameters
     ----------
@@ -41,6 +45,7 @@ def distances_of_parts(model: nn.Module, family: Family, prompt: Prompt) -> list
         the decoder's "output". What differs between modules is seen in the next one.
     """
     own, observed = structural_copy(model), observed_copy(model)
+    multiply_by_decoded_weights(own)
     values: dict[str, list[Tensor]] = {}  # one for each call: a dropout may serve two branches
     distances: list[tuple[str, float]] = []
 
@@ -76,3 +81,25 @@ def _parts(family: Family, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, part in block.named_children():
             yield f"blocks.{index}.{name}", part
     yield "output", family.decoder_of(model)
+
+
+def runs_foreign_functions(model: nn.Module) -> bool:
+    """Tell whether attention, its masks or experts of a model run through a function that is not transformers' own."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    named = []
+    for config in configurations_of(model):
+        attention, experts = (getattr(config, f"_{kind}_implementation", None) for kind in ("attn", "experts"))
+        named += [ALL_ATTENTION_FUNCTIONS.get(attention), ALL_MASK_ATTENTION_FUNCTIONS.get(attention)]
+        named.append(ALL_EXPERTS_FUNCTIONS.get(experts))
+    code = {type(module).__module__: None for module in model.modules()}
+    eager = (getattr(sys.modules.get(name), "eager_attention_forward", None) for name in code)
+    return not all(map(_is_of_transformers, filter(None, [*named, *eager])))
+
+
+def _is_of_transformers(function: Any) -> bool:
+    """Tell whether a function was written where it says, in transformers' code; a wrapper may bear its name alone."""
+    written = getattr(function, "__globals__", {}).get("__name__", "")
+    return written.startswith("transformers.") and written == getattr(function, "__module__", None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from detjac_lanczos.frozen.capture import watch_branches
 from detjac_lanczos.frozen.layout import Layout, Segment
 from detjac_lanczos.frozen.sweep import Program, unpruned
-from detjac_lanczos.operators.bars import bar, require
+from detjac_lanczos.operators.bars import part_values_bar, require
 from detjac_lanczos.operators.network import DetachedNetwork
 
 
@@ -54,4 +54,4 @@ def _require(network: DetachedNetwork, name: str, found: Tensor, observed: Tenso
     rounding = torch.finfo(stream.dtype).eps * float(stream.double().norm())
     size = float(found.double().norm()) + float(observed.double().norm())
     error = max(difference - rounding, 0.0) / (size or 1.0)
-    require(network, [(f"{name} gives something else than the model's", error, bar(network.dtype))])
+    require(network, [(f"{name} gives something else than the model's", error, part_values_bar(network.dtype))])

@@ -15,7 +15,7 @@ from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.models.dtypes import in_several_dtypes
 from detjac_lanczos.operators.bars import bar, own_parts_bar, own_pass_bar, relative, require
 from detjac_lanczos.operators.network import DetachedNetwork
-from detjac_lanczos.operators.own_parts import distances_of_parts
+from detjac_lanczos.operators.own_parts import distances_of_parts, runs_foreign_functions
 from detjac_lanczos.operators.part_values import require_part_values
 from detjac_lanczos.operators.what_runs import what_runs
 
@@ -86,22 +86,25 @@ def random_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
 def _errors_of_prompts(network: DetachedNetwork) -> list[tuple[str, float, float]]:
     """Return, for each prompt, the distances from the model's own pass, of the logits and of the reconstruction.
 
-    In half precision rounding and near ties may grow through the blocks: then their modules are compared one by one.
+    In half precision rounding and near ties may grow through the blocks: then their modules are compared one by one. So
+    are they wherever a whole may hide it that a foreign function computes something else.
     """
-    allowed = bar(network.dtype)
+    allowed, whole = bar(network.dtype), own_pass_bar(network.dtype)
+    foreign, packed = runs_foreign_functions(network.model), network.loaded.packing is not None
+    part = own_parts_bar(network.dtype, foreign=foreign)
     claims = []
     for prompt, length in enumerate(network.lengths):
         rows = slice(network.start_of(prompt), network.start_of(prompt) + length)
         y, own = network.streams.output[rows], network.streams.model_output[rows]
         logits, theirs = network.read(Place("logits"), prompt, length - 1), network.streams.logits[prompt]
         of_prompt = f" on prompt {prompt}" if len(network.lengths) > 1 else ""
+        off = relative(y - own, own)
         # Packed modules may compute something else than products with their decoded weights, by design or by mistake.
-        if network.loaded.packing is None:
-            off, whole, part = relative(y - own, own), own_pass_bar(network.dtype), own_parts_bar(network.dtype)
+        if not packed:
             claims.append((f"its pass is not the model's own{of_prompt}", off, whole))
-            if part < off <= whole:
-                apart = distances_of_parts(network.model, network.family, network.prompts[prompt])
-                claims += [(f"its {name} is not the model's own{of_prompt}", error, part) for name, error in apart]
+        if (packed or off <= whole) and (off > part or (foreign and part < whole)):
+            apart = distances_of_parts(network.model, network.family, network.prompts[prompt])
+            claims += [(f"its {name} is not the model's own{of_prompt}", error, part) for name, error in apart]
         claims.append((f"its logits are not the model's{of_prompt}", relative(logits - theirs, theirs), allowed))
         J = network.jacobian((prompt, "joint"))
         Jx, r = J.matmat(J.x[:, None])[:, 0], J.offset

@@ -1,21 +1,25 @@
 """The pass whose factors are frozen is held against the model's own pass, made as it is."""
 
+import sys
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from detjac_lanczos import detach
 from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.operators.bars import own_parts_bar
-from detjac_lanczos.operators.own_parts import distances_of_parts
+from detjac_lanczos.operators.own_parts import distances_of_parts, runs_foreign_functions
 from tests import tiny_models
 from tests.tiny_models.dense import DENSE, llama
 from tests.tiny_models.moe import MOE, deepseek_v3
+from tests.tiny_models.undeclared import stablelm
 
 IDS = [5, 3, 7, 0, 9, 2, 4, 1, 8, 6, 11]
 
@@ -122,6 +126,54 @@ def test_what_differs_between_modules_in_half_precision_is_seen_behind_it(index:
     block.__class__ = Louder
     with pytest.raises(UnsupportedModelError, match=f"its {name} is not the model's own"):
         detach(tiny_models.loaded(model), input_ids=IDS)
+
+
+def cooler(own: Any) -> Any:
+    """Return sdpa at a temperature of 1.25, under the name that transformers has for its own."""
+
+    @wraps(own)
+    def attention(*args: Any, scaling: float, **kwargs: Any) -> tuple[Tensor, None]:
+        out: tuple[Tensor, None] = own(*args, scaling=0.8 * scaling, **kwargs)
+        return out
+
+    return attention
+
+
+@pytest.mark.parametrize("make", [llama, stablelm])
+def test_in_half_precision_attention_of_the_callers_is_held_against_each_module(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passes lie no further apart than rounding alone may bring them."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "cooler", cooler(ALL_ATTENTION_FUNCTIONS["sdpa"]))
+    model = make(torch.bfloat16)
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "o_proj"):
+                module.o_proj.weight *= 0.1
+    own = own_output(model, IDS)
+    model.set_attn_implementation("cooler")
+    assert (own_output(model, IDS) - own).norm() < own_parts_bar(torch.bfloat16) / 2 * own.norm()
+    with pytest.raises(UnsupportedModelError, match=r"its blocks\.0\.self_attn is not the model's own"):
+        detach(tiny_models.loaded(model), input_ids=IDS)
+
+
+@pytest.mark.usefixtures("overridden")
+@pytest.mark.parametrize("kind", ["attention", "mask", "experts", "eager"])
+def test_functions_that_are_not_of_transformers_are_known(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MOE["Qwen3-MoE"](torch.bfloat16)
+    assert not runs_foreign_functions(model)
+    match kind:
+        case "attention":
+            ALL_ATTENTION_FUNCTIONS["sdpa"] = cooler(ALL_ATTENTION_FUNCTIONS["sdpa"])
+        case "mask":
+            ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = cooler(ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+        case "experts":
+            monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "mine", cooler)
+            model.config._experts_implementation = "mine"
+        case "eager":
+            code = sys.modules[type(model).__module__]
+            monkeypatch.setattr(code, "eager_attention_forward", cooler(code.eager_attention_forward))  # type: ignore[attr-defined]
+    assert runs_foreign_functions(model)
 
 
 def sharp(dtype: torch.dtype) -> Any:

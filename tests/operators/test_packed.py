@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from detjac_kernels import decoded as decoded_rows
 from detjac_lanczos.errors import ModelError, UnsupportedModelError
@@ -164,6 +165,19 @@ def test_a_decoder_that_no_family_declares_runs_through_its_decoded_weights(kind
     plain = detach((dense_twin(model, original), None), input_ids=IDS)
     assert network.route == "autograd"
     assert max(errors(network.jacobian("joint").dense(), plain.jacobian("joint").dense())) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_packing_hides_no_attention_of_the_callers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def cooler(*args: Any, scaling: float, **kwargs: Any) -> Any:
+        return own(*args, scaling=0.9 * scaling, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", cooler)
+    model, _ = case("Llama", "K multiple of 64", kind, torch.float32)
+    with pytest.raises(UnsupportedModelError, match=r"its blocks\.0\.self_attn is not the model's own"):
+        detach((model, None), input_ids=IDS)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
