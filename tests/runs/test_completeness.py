@@ -33,6 +33,12 @@ def copy(stored: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stored, tmp_path / "copy"))
 
 
+def claim_in(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the claim of the first token of a record, to be changed."""
+    claim: dict[str, Any] = record["tokens"][0]["certificate"]["completeness"]
+    return claim
+
+
 def test_the_claims_are_true_of_the_jacobians(complete: Run, tiny: LoadedModel) -> None:
     network = detach(tiny, PROMPT)
     for token in complete.tokens:
@@ -92,10 +98,8 @@ def test_a_bound_far_above_the_first_value_holds_to_rounding_of_itself(
     found = verify(run, tiny)
     assert found.ok, str(found)
 
-    def change(record: dict[str, Any]) -> None:
-        record["tokens"][0]["certificate"]["completeness"]["tau"] *= 1.0001
-
-    claim = next(claim for claim in verify(forged(run, change), tiny).failed if claim.what == BOUND)
+    false = forged(run, lambda record: claim_in(record).update(tau=1.0001 * claim_in(record)["tau"]))
+    claim = next(claim for claim in verify(false, tiny).failed if claim.what == BOUND)
     told = str(claim).split("claimed ")[1].split(", measured ")
     assert told[0] != told[1] and len(told[0]) < 8
 
@@ -131,11 +135,7 @@ LINE = "difference between the certificate of token 0 of prompt 0 and its line"
 def test_a_changed_claim_fails(
     complete: Run, tiny: LoadedModel, name: str, value: Callable[[Any], Any], what: str
 ) -> None:
-    def change(record: dict[str, Any]) -> None:
-        claim = record["tokens"][0]["certificate"]["completeness"]
-        claim[name] = value(claim[name])
-
-    false = forged(complete, change)
+    false = forged(complete, lambda record: claim_in(record).update({name: value(claim_in(record)[name])}))
     if what == LINE:
         false.record["tokens"][0]["certificate"]["line"] = complete.tokens[0].certificate.line
     found = verify(false, tiny)
@@ -144,16 +144,9 @@ def test_a_changed_claim_fails(
 
 @pytest.mark.parametrize("by", [-1, 1])
 def test_another_number_of_guards_is_no_run(copy: Path, by: int) -> None:
-    def change(record: dict[str, Any]) -> None:
-        record["tokens"][0]["certificate"]["completeness"]["guards"] += by
-
-    harm(copy, change)
+    harm(copy, lambda record: claim_in(record).update(guards=claim_in(record)["guards"] + by))
     with pytest.raises(RunFileError, match="lacks guards"):
         load_run(copy)
-
-
-def _completed(record: dict[str, Any]) -> None:
-    record["tokens"][0]["certificate"]["completeness"]["complete"] = True
 
 
 def _failed(run: Run, model: LoadedModel) -> list[str]:
@@ -167,11 +160,8 @@ def test_a_bound_that_is_widened_for_a_claim_fails(tiny: LoadedModel) -> None:
     run = analyze(tiny, PROMPT, **options, certify="complete", max_products=needed + 2)
     assert not run.tokens[0].certificate.completeness.complete
 
-    def change(record: dict[str, Any]) -> None:
-        _completed(record)
-        record["tokens"][0]["certificate"]["completeness"]["rounding"] = 10.0
-
-    assert _failed(forged(run, change), tiny) == [
+    false = forged(run, lambda record: claim_in(record).update(complete=True, rounding=10.0))
+    assert _failed(false, tiny) == [
         "difference in the rounding that the bounds of token 1 of prompt 0 hold",
         "contradictions in the claim of completeness of token 1 of prompt 0",
     ]
@@ -188,7 +178,7 @@ def test_no_claim_is_complete_with_tau_above_its_last_value(tiny: LoadedModel) -
     claim = run.tokens[0].certificate.completeness
     assert not claim.complete and claim.sigma_k < claim.tau
     assert all(bound <= 1.5 * value for bound, value in zip(claim.upper, run.tokens[0].S.tolist(), strict=False))
-    assert _failed(forged(run, _completed), tiny) == CONTRADICTIONS
+    assert _failed(forged(run, lambda record: claim_in(record).update(complete=True)), tiny) == CONTRADICTIONS
 
 
 def test_no_claim_is_complete_with_bounds_beyond_its_tolerance(tiny: LoadedModel) -> None:
@@ -209,17 +199,14 @@ def test_no_claim_about_a_threshold_is_complete_with_a_bound_above_it(tiny: Load
     run = analyze(tiny, PROMPT, **options, certify="complete", max_products=needed + 4)
     claim = run.tokens[0].certificate.completeness
     assert not claim.complete and claim.upper[claim.k] > 7.0
-    assert _failed(forged(run, _completed), tiny) == CONTRADICTIONS
+    assert _failed(forged(run, lambda record: claim_in(record).update(complete=True)), tiny) == CONTRADICTIONS
 
 
 def test_a_claim_about_another_threshold_than_was_asked_for_fails(tiny: LoadedModel) -> None:
     run = analyze(tiny, PROMPT, threshold=7.0, method="lanczos", tokens=[1], certify="complete")
     assert run.tokens[0].certificate.completeness.complete and run.tokens[0].S[-1] > 7.2
 
-    def change(record: dict[str, Any]) -> None:
-        record["tokens"][0]["certificate"]["completeness"]["threshold"] = 7.2
-
-    assert _failed(forged(run, change), tiny) == CONTRADICTIONS
+    assert _failed(forged(run, lambda record: claim_in(record).update(threshold=7.2)), tiny) == CONTRADICTIONS
 
 
 @pytest.mark.parametrize("method", ["lanczos", "dense"])
@@ -228,10 +215,7 @@ def test_a_cluster_across_k_is_not_hidden(method: Any, tiny: LoadedModel) -> Non
     claim = run.tokens[0].certificate.completeness
     assert claim.cluster and (claim.guards > 0) == (method == "lanczos")
 
-    def change(record: dict[str, Any]) -> None:
-        record["tokens"][0]["certificate"]["completeness"]["cluster"] = False
-
-    assert _failed(forged(run, change), tiny) == CONTRADICTIONS
+    assert _failed(forged(run, lambda record: claim_in(record).update(cluster=False)), tiny) == CONTRADICTIONS
 
 
 def test_a_cluster_across_k_that_a_probe_alone_saw_is_not_hidden(
@@ -244,11 +228,8 @@ def test_a_cluster_across_k_that_a_probe_alone_saw_is_not_hidden(
         claim = run.tokens[0].certificate.completeness
         assert (claim.guards, claim.cluster) == (0, cluster)
 
-        def change(record: dict[str, Any]) -> None:
-            claim = record["tokens"][0]["certificate"]["completeness"]
-            claim["cluster"] = not claim["cluster"]
-
-        assert _failed(forged(run, change), tiny) == CONTRADICTIONS
+        false = forged(run, lambda record, cluster=cluster: claim_in(record).update(cluster=not cluster))
+        assert _failed(false, tiny) == CONTRADICTIONS
 
 
 def test_a_guard_that_is_no_number_fails(complete: Run, tiny: LoadedModel) -> None:
@@ -263,7 +244,7 @@ def test_a_guard_that_is_no_number_fails(complete: Run, tiny: LoadedModel) -> No
     [{"number": -1}, {"number": 10**9}, {"delta": 1e-320}, {"delta": -0.5}, {"steps": []}, {"steps": [1] * 99}],
 )
 def test_a_claim_that_no_probe_makes_is_refused(copy: Path, changes: dict[str, Any]) -> None:
-    harm(copy, lambda record: record["tokens"][0]["certificate"]["completeness"].update(changes))
+    harm(copy, lambda record: claim_in(record).update(changes))
     with pytest.raises(RunFileError, match="lacks guards, bounds or steps of the claim of token 0"):
         load_run(copy)
 
@@ -271,7 +252,7 @@ def test_a_claim_that_no_probe_makes_is_refused(copy: Path, changes: dict[str, A
 @pytest.mark.parametrize("changes", [{"steps": [0]}, {"steps": [-7], "tau": 0.0}, {"delta": 0.0}])
 def test_a_claim_that_rests_on_nothing_fails(complete: Run, tiny: LoadedModel, changes: dict[str, Any]) -> None:
     assert complete.tokens[0].guards is not None
-    false = forged(complete, lambda record: record["tokens"][0]["certificate"]["completeness"].update(changes))
+    false = forged(complete, lambda record: claim_in(record).update(changes))
     assert any("bound" in claim.what for claim in verify(false, tiny).failed)
 
 
