@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from detjac_lanczos.frozen.calls import leaving
@@ -30,7 +31,8 @@ def distances_of_parts(model: nn.Module, family: Family, prompt: Prompt) -> list
     """Run a prompt as the model does, then as it is observed, every module of a block on the rows of the first pass.
 
     What such a module gives in the first pass takes the place of what it gives in the second. Both multiply by decoded
-    weights, whatever packed modules round of their own.
+    weights, whatever packed modules round of their own. Between the passes what was given lies in host memory: a device
+    may have no room for it beside the weights.
 
     Parameters
     ----------
@@ -51,13 +53,14 @@ def distances_of_parts(model: nn.Module, family: Family, prompt: Prompt) -> list
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            values.setdefault(name, []).append(leaving(out).clone())
+            values.setdefault(name, []).append(leaving(out).to(torch.device("cpu"), copy=True))
 
         return hook
 
     def compare(name: str) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
-            value, found = values[name].pop(0), leaving(out)
+            found = leaving(out)
+            value = values[name].pop(0).to(found.device)
             distances.append((name, relative(found.double() - value, value)))
             if name != "output":
                 return value if found is out else (value, *out[1:])

@@ -13,10 +13,12 @@ from detjac_lanczos.errors import RunFileError
 from detjac_lanczos.frozen.sources import sources_of
 from detjac_lanczos.models import load_model
 from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp, probe
+from detjac_lanczos.operators.own_parts import distances_of_parts
 from detjac_lanczos.reading import decode_left, decode_right
 from tests import tiny_models
 from tests.every_block import every_block
 from tests.imitated_devices import FIRST, SECOND, Devices
+from tests.tiny_models.dense import llama
 from tests.tiny_models.moe import MOE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +52,16 @@ def results(network: DetachedNetwork) -> list[Tensor]:
     blocks = [(i, torch.eye(batch.operators[0].shape[1], 2, dtype=torch.float64)) for i in range(3)]
     cotangents = [(i, torch.eye(network.output_size, 2, dtype=torch.float64)) for i in range(3)]
     return [*found, *batch.matmat(blocks), *batch.rmatmat(cotangents)]
+
+
+def test_modules_of_a_spread_model_are_compared_where_they_are() -> None:
+    plain = detach(load_model(llama(torch.bfloat16)), input_ids=IDS)
+    expected = distances_of_parts(plain.model, plain.family, plain.prompts[0])
+    with Devices() as devices:
+        model = spread(llama(torch.bfloat16), devices)
+        assert distances_of_parts(model, plain.family, plain.prompts[0]) == expected
+    kept = [size for origin, place, size in devices.transfers if (origin, place) == (SECOND, FIRST)]
+    assert sum(kept) >= 4 * len(IDS) * plain.width_at("output") * 2 * (len(plain.family.blocks_of(model)) - 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
