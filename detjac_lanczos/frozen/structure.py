@@ -169,7 +169,9 @@ def _path_of_blocks(model: Any) -> str:
     try:
         inspect.signature(type(model).forward).bind(model, inputs_embeds=None)
     except TypeError:
-        raise UnsupportedModelError(f"{type(model).__name__}.forward takes no inputs_embeds") from None
+        raise UnsupportedModelError(
+            f"{type(model).__name__}.forward cannot be called with inputs_embeds alone"
+        ) from None
     count = getattr(text_config_of(model), "num_hidden_layers", None)
     lists = [
         path

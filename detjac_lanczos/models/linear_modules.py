@@ -39,10 +39,11 @@ def weight_of(module: nn.Module, name: str, part: Part | None = None) -> Weight:
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Tell whether a module is a ``torch.nn.Linear``, or of a class that leaves it what it computes."""
+    """Tell whether a module is a ``torch.nn.Linear``, or of a class that leaves it what it computes, and with what."""
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
+        and not hasattr(type(module), "weight")
         and not parametrize.is_parametrized(module)
     )
 

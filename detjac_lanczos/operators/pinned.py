@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import InputError, UnsupportedModelError, first_line
+from detjac_lanczos.errors import DetjacError, InputError, UnsupportedModelError, first_line
 from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.declare import Family, Residual
 from detjac_lanczos.frozen.drop import Expert, Head
@@ -68,7 +68,9 @@ class PinnedPasses(Passes):
     def _observe(self, prompt: int, embeddings: Tensor) -> None:
         try:
             super().run(embeddings[None], embeddings, -1, _OUTPUT, prompt, 0)
-        except (TypeError, ValueError) as error:
+        except DetjacError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} runs on tokens, and not on inputs_embeds ({first_line(error)})"
             ) from error

@@ -41,7 +41,7 @@ def check(network: DetachedNetwork) -> None:
             self_check(network)
             seen[choice] = now
         else:
-            claims = _errors_of_prompts(network)
+            claims = _errors_of_prompts(network, full=False)
             if not all(error <= allowed for _, error, allowed in claims):
                 require_part_values(network)
             require(network, claims)
@@ -60,7 +60,7 @@ def self_check(network: DetachedNetwork) -> None:
     UnsupportedModelError
         Naming the first claim that fails and its error.
     """
-    require(network, [*_errors(network), *_errors_of_prompts(network)])
+    require(network, [*_errors(network), *_errors_of_prompts(network, full=True)])
 
 
 @in_own_precision
@@ -83,11 +83,12 @@ def random_inputs(x: Tensor) -> tuple[Tensor, Tensor]:
     return a, large * b
 
 
-def _errors_of_prompts(network: DetachedNetwork) -> list[tuple[str, float, float]]:
+def _errors_of_prompts(network: DetachedNetwork, *, full: bool) -> list[tuple[str, float, float]]:
     """Return, for each prompt, the distances from the model's own pass, of the logits and of the reconstruction.
 
     In half precision rounding and near ties may grow through the blocks: then their modules are compared one by one. So
-    are they wherever a whole may hide it that a foreign function computes something else.
+    are they wherever a whole may hide it that a foreign function computes something else, and in full checks of packed
+    modules, which may lie further from products with their decoded weights than the model's own rounding.
     """
     allowed, whole = bar(network.dtype), own_pass_bar(network.dtype)
     foreign, packed = runs_foreign_functions(network.model), network.loaded.packing is not None
@@ -102,9 +103,10 @@ def _errors_of_prompts(network: DetachedNetwork) -> list[tuple[str, float, float
         # Packed modules may compute something else than products with their decoded weights, by design or by mistake.
         if not packed:
             claims.append((f"its pass is not the model's own{of_prompt}", off, whole))
-        if (packed or off <= whole) and (off > part or (foreign and part < whole)):
-            apart = distances_of_parts(network.model, network.family, network.prompts[prompt])
-            claims += [(f"its {name} is not the model's own{of_prompt}", error, part) for name, error in apart]
+        hidden, apart = foreign and part < whole, off > part and (full or foreign or not packed)
+        if (packed or off <= whole) and (hidden or apart):
+            distances = distances_of_parts(network.model, network.family, network.prompts[prompt])
+            claims += [(f"its {name} is not the model's own{of_prompt}", error, part) for name, error in distances]
         claims.append((f"its logits are not the model's{of_prompt}", relative(logits - theirs, theirs), allowed))
         J = network.jacobian((prompt, "joint"))
         Jx, r = J.matmat(J.x[:, None])[:, 0], J.offset

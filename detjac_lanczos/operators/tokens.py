@@ -31,7 +31,12 @@ def read_tokens(tokens: Any) -> slice | list[Selected] | None:
     InputError
         If there is anything else in it.
     """
-    if tokens is None or isinstance(tokens, slice):
+    if tokens is None:
+        return None
+    if isinstance(tokens, slice):
+        ends = (tokens.start, tokens.stop, tokens.step)
+        if tokens.step == 0 or any(end is not None and whole_number(end) is None for end in ends):
+            raise _refused(tokens)
         return tokens
     if (single := _index(tokens)) is not None:
         return [single]

@@ -121,7 +121,7 @@ def check_on_configuration(
 def _one(token: Selected) -> Chosen:
     prompt, index = token if isinstance(token, tuple) else (None, token)
     if index == "joint":
-        raise InputError("analyze works token by token; use svd(network.jacobian('joint')) for all side by side")
+        raise InputError("a job works token by token; use svd(network.jacobian('joint')) for all side by side")
     return index if prompt is None else (prompt, index)
 
 

@@ -194,10 +194,10 @@ def _lengths(tokens: int, chosen: Any) -> list[int]:
     wanted = read_tokens_wanted(chosen)
     if wanted is None or isinstance(wanted, slice):
         wanted = list(range(tokens)[wanted or slice(None)])
-    indices = [index[1] if isinstance(index, tuple) else index for index in wanted]
-    if not indices or not all(-tokens <= index < tokens for index in indices):
+    pairs = [token if isinstance(token, tuple) else (0, token) for token in wanted]
+    if not pairs or not all(prompt == 0 and -tokens <= index < tokens for prompt, index in pairs):
         raise InputError(f"chosen must be some of the {tokens:,} tokens, from 0 or from the end, not {shown(chosen)}")
-    return [tokens - index % tokens for index in indices]
+    return [tokens - index % tokens for _, index in pairs]
 
 
 def _check_sizes(model: Any, name: str, shape: NetworkShape, tokens: int, width: int, k: int) -> None:

@@ -224,6 +224,16 @@ class OwnLinear(nn.Linear):
     pass
 
 
+class LinearOfOwnWeight(nn.Linear):
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return 2 * self._parameters["weight"]  # type: ignore[operator]
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        self._parameters["weight"] = value
+
+
 def linear_of_a_class_that_changes_nothing(model: Any) -> None:
     for module in model.model.layers[1].modules():
         if isinstance(module, nn.Linear):
@@ -279,6 +289,13 @@ def test_what_is_served_is_the_changed_model(change: Change, freeze: Any) -> Non
     )
     assert max(errors(jacobians(network), expected)) <= 1e-11
     assert network.reconstruction.norm_error <= 1e-13
+
+
+def test_a_linear_module_whose_weight_is_computed_is_refused() -> None:
+    model = DENSE["Llama"](torch.float64)
+    mlp(model).up_proj.__class__ = LinearOfOwnWeight
+    with pytest.raises(UnsupportedModelError, match="is a LinearOfOwnWeight"):
+        detach((model, None), input_ids=tokens())
 
 
 @pytest.mark.parametrize("declared", [True, False])

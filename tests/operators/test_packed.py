@@ -23,7 +23,8 @@ from detjac_lanczos.models import load_model
 from detjac_lanczos.models.bitsandbytes import rounding_unsaid
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.linear_modules import weight_of
-from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp
+from detjac_lanczos.operators import DetachedNetwork, attention, detach, layer, mlp, self_check
+from detjac_lanczos.operators.own_parts import distances_of_parts
 from tests import tiny_models
 from tests.oracles import OracleA, embeddings_of, errors
 from tests.tiny_models import dense, moe, undeclared
@@ -140,6 +141,21 @@ def test_a_forward_pass_of_bitsandbytes_is_another_function() -> None:
     with torch.no_grad():
         again = model.model(torch.tensor([IDS])).last_hidden_state[0]
     assert torch.equal(again, streams.model_output)
+
+
+def test_modules_of_int8_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They always lie further from their decoded weights than rounding, which is looked into for each model alone."""
+    model = structural_copy(case("Llama", "K multiple of 64", "int8", torch.float32)[0])
+    compared = []
+
+    def comparing(*args: Any) -> Any:
+        compared.append(args)
+        return distances_of_parts(*args)
+
+    monkeypatch.setattr(self_check, "distances_of_parts", comparing)
+    for ids in (IDS, IDS[:3]):
+        detach((model, None), input_ids=ids)
+    assert len(compared) == 1
 
 
 @pytest.mark.parametrize("kind", ["nf4 nested", "fp4", "int8"])

@@ -773,6 +773,12 @@ class OnTokensInside(transformers.LlamaForCausalLM):
         return super().forward(input_ids, **kwargs)
 
 
+class OnShapesOfTokens(transformers.LlamaForCausalLM):
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        assert input_ids.shape
+        return super().forward(input_ids, **kwargs)
+
+
 def test_a_forward_takes_embeddings_by_whatever_name() -> None:
     model, ids = tiny_models.llama(), [1, 2, 3, 4]
     expected = detach((model, None), input_ids=ids).jacobian(1).dense()
@@ -784,7 +790,11 @@ def test_a_forward_takes_embeddings_by_whatever_name() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [(OnTokens, "takes no inputs_embeds"), (OnTokensInside, r"runs on tokens, and not on inputs_embeds \(You must")],
+    [
+        (OnTokens, "cannot be called with inputs_embeds alone"),
+        (OnTokensInside, r"runs on tokens, and not on inputs_embeds \(You must"),
+        (OnShapesOfTokens, r"runs on tokens, and not on inputs_embeds \('NoneType'"),
+    ],
 )
 def test_a_forward_that_takes_none_is_refused(kind: type, words: str) -> None:
     model = tiny_models.llama()

@@ -428,6 +428,8 @@ def test_an_embedded_name_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mo
         ({"tokens": 131073}, "tokens must be 131,072 or fewer, as the context of"),
         ({"chosen": [0, 8]}, "chosen must be some of the 8 tokens"),
         ({"chosen": []}, "chosen must be some of the 8 tokens"),
+        ({"chosen": (1, 0)}, "chosen must be some of the 8 tokens"),
+        ({"chosen": slice("a", None)}, "selects no token"),
         ({"width": 8193}, "width must be 8192 or less"),
         ({"memory": "1e400"}, "memory must be"),
         ({"memory": 0.5}, "memory must be"),
