@@ -186,21 +186,24 @@ def test_damage_of_the_record_is_one_line_that_says_where(copy: Path, change: An
 def test_no_part_of_the_record_can_be_lost_without_a_word(copy: Path, run: Run, tiny: LoadedModel) -> None:
     """Whatever is taken out: it is missed at once, or the table, the page and the verification do without it.
 
-    The page and the verification, the dear ones, meet records that lack several parts at once.
+    The page and the verification, the dear ones, meet records that lack several parts at once. Of a table of products
+    one line stands for all: it has one for each that this process has timed.
     """
+    tables = {name: dict(list(table.items())[:2]) for name, table in run.record["choices"].items()}
+    record = run.record | {"choices": tables}
     spared: list[tuple[Any, ...]] = []
-    for path in _paths(run.record):
-        _write_without(copy, run.record, [path])
+    for path in _paths(record):
+        _write_without(copy, record, [path])
         try:
             again = load_run(copy)
         except RunFileError:
             continue
         assert str(again), path
         spared.append(path)
-    assert len(spared) > 40
+    assert len(spared) >= 20
     for start in range(0, len(spared), 8):
         group = spared[start : start + 8]
-        _write_without(copy, run.record, group)
+        _write_without(copy, record, group)
         again = load_run(copy)
         assert again.page() and verify(again, tiny).claims, group
 
