@@ -190,14 +190,14 @@ def _check_counts(**counts: int) -> None:
 
 
 def _lengths(tokens: int, chosen: Any) -> list[int]:
-    """Positions from each token that is asked about to the end of the prompt."""
+    """Positions from each token that is asked about to the end of the prompt, the most first."""
     wanted = read_tokens_wanted(chosen)
     if wanted is None or isinstance(wanted, slice):
         wanted = list(range(tokens)[wanted or slice(None)])
     pairs = [token if isinstance(token, tuple) else (0, token) for token in wanted]
     if not pairs or not all(prompt == 0 and -tokens <= index < tokens for prompt, index in pairs):
         raise InputError(f"chosen must be some of the {tokens:,} tokens, from 0 or from the end, not {shown(chosen)}")
-    return [tokens - index % tokens for _, index in pairs]
+    return sorted((tokens - index % tokens for _, index in pairs), reverse=True)
 
 
 def _check_sizes(model: Any, name: str, shape: NetworkShape, tokens: int, width: int, k: int) -> None:

@@ -148,6 +148,11 @@ def test_tokens_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
         assert found.every_token.method == method
         assert found.every_token.row_sweeps == pytest.approx(said if method == "lanczos" else dense, abs=0.5)
     assert found.chosen == found.at_once == 18
+    few, backwards = (
+        plan(model.config, 20, dtype="float32", device="h100", width=3, k=2, memory="3000KiB", chosen=chosen).at_once
+        for chosen in (range(20), range(19, -1, -1))
+    )
+    assert few == backwards < 20, "as many as fit of those with the most positions, whatever their order"
     assert main(["plan", "--tokens", "20", "--chosen", "3,5-6", "--device", "h100"]) == 0
     assert re.search("^3 tokens  ", capsys.readouterr().out, re.MULTILINE)
 
