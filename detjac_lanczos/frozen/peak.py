@@ -33,7 +33,7 @@ def capture_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
     """
     n = max(lengths)
     most = 0
-    for block in shape.blocks:
+    for block in shape.kinds:
         # scores, with their factor, with their mask, and the weights
         scores = 4 * _tile(block, n, TILE_CELLS) * shape.wide
         most = max(most, _vectors(block, n, shape.itemsize) + scores, _mlp(shape, block, n))
@@ -47,7 +47,7 @@ def own_pass_bytes(shape: NetworkShape, lengths: Sequence[int]) -> int:
 
     Nothing is frozen yet: there are the stream with its sum and norm, and the outputs of all prompts.
     """
-    whole = [block for block in shape.blocks if block.own != "tiled"]
+    whole = [block for block in shape.kinds if block.own != "tiled"]
     if not whole:
         return 0
     n, d, item = max(lengths), shape.hidden_size, shape.itemsize
@@ -123,7 +123,7 @@ def sweep_bytes(
     products = 2 if shape.itemsize == 4 and not met else 1
     products += shape.scratch > 0  # the part of a matrix that is decoded gives a part of the product
     most = 0
-    for block in shape.blocks:
+    for block in shape.kinds:
         mixed = block.heads * block.head_dim
         values = block.kv_heads * block.head_dim
         read = shape.hidden_size * (1 + block.centered)
@@ -142,7 +142,7 @@ def sweep_bytes(
     # what the caller gave, the stream, and the sum so far where branches read one stream
     streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize
     # indices of rows, of their cells, and of their experts
-    chosen = max((expert.chosen for block in shape.blocks for expert in block.experts), default=0)
+    chosen = max((expert.chosen for block in shape.kinds for expert in block.experts), default=0)
     return most + streams + 8 * rows * (8 + 2 * chosen) + _others(shape)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from detjac_lanczos.errors import UnsupportedModelError
@@ -116,7 +117,12 @@ class NetworkShape:
         """Bytes of a number of a frozen factor."""
         return max(self.itemsize, 4)
 
-    @property
+    @cached_property
+    def kinds(self) -> tuple[BlockShape, ...]:
+        """Blocks that differ, once each: most models have one kind, or two."""
+        return tuple(dict.fromkeys(self.blocks))
+
+    @cached_property
     def made(self) -> int:
         """Bytes that a sweep makes of weights and keeps."""
         return self.wide * (self.ends.made + sum(block.made for block in self.blocks))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from bitsandbytes.nn import Linear8bitLt
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GptOssConfig
 
 from bench import large
@@ -67,17 +67,6 @@ def test_packed_bytes_are_those_of_bitsandbytes() -> None:
     assert packed_bytes(128, 256, "nf4-double") - 4 == sum(
         t.nbytes for t in (matrix.codes, matrix.absmax, matrix.table, matrix.nested.table, matrix.nested.absmax)
     )
-
-
-def test_the_head_and_the_embedding_are_not_packed(smollm2_in_nf4: LoadedModel) -> None:
-    packed = smollm2_in_nf4.model
-    outlined, _, _ = outline("smollm2")
-    wanted = weight_bytes(outlined, "nf4")
-    linear = [module for module in packed.modules() if isinstance(module, Linear4bit)]
-    held = sum(m.weight.nbytes + m.weight.quant_state.absmax.nbytes + m.weight.quant_state.code.nbytes for m in linear)
-    assert wanted["nf4"] == held
-    inside = {id(module.weight) for module in linear}
-    assert wanted["float32"] == sum(p.nbytes for p in packed.parameters() if id(p) not in inside)
 
 
 SKIPPED = [None, ["up_proj", "down_proj"], [r"model.layers.*.mlp", "h.1.attn"], []]
@@ -176,7 +165,7 @@ def test_the_peak_of_dense_matrices_is_predicted_and_never_below(
     assert measured <= ours <= 1.1 * measured
 
 
-@pytest.mark.parametrize(("tokens", "joint"), [(8, False), (70, True)])
+@pytest.mark.parametrize(("tokens", "joint"), [(8, False), (40, True)])
 def test_the_peak_of_a_real_job_is_predicted_and_never_below(
     tokens: int, joint: bool, smollm2: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

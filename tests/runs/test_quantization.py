@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 
 from detjac_lanczos.cli import main
 from detjac_lanczos.cli.parser import _PACKINGS, make_parser
 from detjac_lanczos.errors import InputError, ModelError, RunFileError
 from detjac_lanczos.models import LoadedModel, load, load_model
 from detjac_lanczos.models.fingerprint import fingerprint_of
+from detjac_lanczos.models.outline import outline, weight_bytes
 from detjac_lanczos.models.quantization import KINDS, load_quantized
 from detjac_lanczos.operators import DetachedNetwork, detach
 from detjac_lanczos.runs import analyze, load_run, verify
@@ -109,9 +111,21 @@ def test_a_network_of_packed_weights_is_saved_and_joined_to_them_again(tiny_fold
         load_model(loaded.model, loaded.tokenizer)
 
 
+def test_the_head_and_the_embedding_are_not_packed(smollm2_in_nf4: LoadedModel) -> None:
+    packed = smollm2_in_nf4.model
+    outlined, _, _ = outline("smollm2")
+    wanted = weight_bytes(outlined, "nf4")
+    linear = [module for module in packed.modules() if isinstance(module, Linear4bit)]
+    held = sum(m.weight.nbytes + m.weight.quant_state.absmax.nbytes + m.weight.quant_state.code.nbytes for m in linear)
+    assert wanted["nf4"] == held
+    inside = {id(module.weight) for module in linear}
+    assert wanted["float32"] == sum(p.nbytes for p in packed.parameters() if id(p) not in inside)
+
+
 STANDARD_PROMPT = "The bridge out of Marin is the"
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_main_job_in_nf4_verifies(smollm2: LoadedModel, smollm2_in_nf4: LoadedModel, tmp_path: Path) -> None:
     packed = smollm2_in_nf4
     run = analyze(packed, STANDARD_PROMPT, k=2, tokens=[6])
@@ -121,6 +135,7 @@ def test_the_main_job_in_nf4_verifies(smollm2: LoadedModel, smollm2_in_nf4: Load
     assert verify(load_run(tmp_path / "run"), packed).ok
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_main_job_in_nf4_on_the_command_line(
     gemma3_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
