@@ -53,28 +53,24 @@ def jacobian(model: Any) -> Tensor:
     return torch.stack(rows)
 
 
-def jacobians(family: str, freeze: str) -> dict[str, Tensor]:
-    """J of every tiny model of a family, in both precisions, under the rules in force."""
-    found = {}
-    for name, make in DENSE.items():
-        for dtype in (torch.float64, torch.float32):
-            model = make(dtype)
-            if family_of(model) == family:
-                found[f"{name} {freeze} {dtype}"] = jacobian(model)
-    return found
+def jacobians(tiny: list[tuple[str, Any]], freeze: str) -> dict[str, Tensor]:
+    """J of every tiny model, under the rules in force."""
+    return {f"{name} {freeze} {model.dtype}": jacobian(model) for name, model in tiny}
 
 
 def main(path: str) -> None:
     identity_rule_implicit_fn.forward.__defaults__ = (0.0,)
+    every = [(name, make(dtype)) for name, make in DENSE.items() for dtype in (torch.float64, torch.float32)]
     found = {}
     for family in FAMILIES:
+        tiny = [(name, model) for name, model in every if family_of(model) == family]
         rules = getattr(models, family).cp_LRP
         monkey_patch(None, rules)
-        found |= jacobians(family, "gate")
+        found |= jacobians(tiny, "gate")
         for module, rule in rules.items():
             if isinstance(rule, partial) and patches.cp_gated_mlp_forward in rule.args:
                 module.forward = patches.gated_mlp_forward
-                found |= jacobians(family, "half")
+                found |= jacobians(tiny, "half")
     save_file(found, path)
 
 
