@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from detjac_lanczos.frozen.words.attention import keep_sums, keep_weights
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.operators import detach
 from tests import tiny_models
+from tests.every_block import unchecked
 from tests.oracles import embeddings_of
 from tests.tiny_models.dense import DENSE, gemma1
 from tests.tiny_models.moe import MOE
@@ -95,7 +97,9 @@ def test_the_observed_pass_is_the_models_own_eager_pass_bit_for_bit(name: str, d
         model.set_experts_implementation("eager")
     with torch.no_grad():
         out = model(input_ids=torch.tensor([IDS]), use_cache=False, output_hidden_states=True)
-    streams = detach(tiny_models.loaded(model), input_ids=IDS).streams
+    # Checks of every family in the other two are in `test_own_pass`.
+    with nullcontext() if dtype is torch.float16 else unchecked():
+        streams = detach(tiny_models.loaded(model), input_ids=IDS).streams
     assert torch.equal(streams.output, out.hidden_states[-1][0])
     assert torch.equal(streams.model_output, out.hidden_states[-1][0])
 
