@@ -88,10 +88,10 @@ def test_the_sum_over_tokens_and_the_offset_give_the_nonlinear_value(
                     J = network.jacobian((prompt, 0), source=layer(source), target=target, position=position)
                     found = J.reconstruction
                     assert torch.equal(found.y, J.y)
-                    parts = [J.offset.double()]
-                    for token in range(position + 1):
-                        one = network.jacobian((prompt, token), source=layer(source), target=target, position=position)
-                        parts.append(one.matmat(one.x[:, None])[:, 0].double())
+                    tokens = [(prompt, token) for token in range(position + 1)]
+                    ones = network.jacobians(tokens, source=layer(source), target=target, position=position)
+                    products = ones.matmat([(token, one.x[:, None]) for token, one in enumerate(ones)])
+                    parts = [J.offset.double(), *(product[:, 0].double() for product in products)]
                     # Terms much larger than their sum keep their own roundings: the bar is in their sizes.
                     size = sum(float(part.norm()) for part in parts)
                     y = J.y.double()
@@ -264,7 +264,8 @@ def test_sums_of_products_and_shared_cotangents_in_few_rows(network: DetachedNet
     """Any tokens of any prompts and ends, a token twice, joint operators: Σ A_i X_i and the A_iᵀ Y, term by term."""
     ends = ((0, 11), (5, 11), (5, 11), (3, 7), ((1, 2), 4), ("joint", 6))
     mixed = JacobianBatch([network.jacobian(i, position=p, frozen=frozen) for i, p in ends])
-    for batch in (mixed, network.jacobians(frozen=frozen), network.jacobians([9, 10], frozen=frozen)):
+    every = network.jacobians() if frozen else network.jacobians([0, 11, (1, 0), (1, 4)], frozen=False)
+    for batch in (mixed, every, network.jacobians([9, 10], frozen=frozen)):
         for chosen in (range(len(batch)), [len(batch) - 1], [0, 1]):
             X = [(i, normal(batch.shapes[i][1], 3, seed=i)) for i in chosen]
             expected = sum(batch.operators[i].matmat(block) for i, block in X)
