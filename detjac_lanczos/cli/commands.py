@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import detjac_lanczos
+from detjac_lanczos._requirements import require_docstrings
 from detjac_lanczos.cli.process import output_width, show
 from detjac_lanczos.errors import InputError
 
@@ -29,7 +30,7 @@ def svd(arguments: argparse.Namespace) -> int:
     if arguments.delta is not None and arguments.certify != "complete":
         raise InputError("--delta is the chance that a claim complete is wrong: give --certify complete with it")
     out = _output(arguments)
-    _quiet_libraries(arguments)
+    _settle_libraries(arguments)
     from detjac_lanczos.frozen.places import parse_place
     from detjac_lanczos.reading.table import WIDTH, render_table
     from detjac_lanczos.runs import analyze
@@ -93,7 +94,7 @@ def svd(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Measure the claims of a stored run again."""
-    _quiet_libraries(arguments)
+    _settle_libraries(arguments)
     from detjac_lanczos.runs import verify as verify_run
     from detjac_lanczos.runs.progress import ProgressReporter
 
@@ -153,7 +154,7 @@ def models(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Predict memory and time of a job."""
-    _quiet_libraries(arguments)
+    _settle_libraries(arguments)
     from detjac_lanczos.runs import plan as plan_job
 
     found = plan_job(
@@ -216,8 +217,12 @@ def _remarks(run: Run, out: Path | None, block: int | None) -> Iterator[str]:
         yield "estimates are no claims: --polish flagged, or a number, certifies the worst of them"
 
 
-def _quiet_libraries(arguments: argparse.Namespace) -> None:
-    """Have libraries say no more than is asked for, until the command ends: what they say then is the caller's."""
+def _settle_libraries(arguments: argparse.Namespace) -> None:
+    """Have libraries say no more than is asked for, until the command ends: what they say then is the caller's.
+
+    What they cannot work with is said here, before their import takes its seconds.
+    """
+    require_docstrings()
     afterwards = arguments.afterwards
     if arguments.quiet:
         if "TQDM_DISABLE" not in os.environ:  # the bar of unpacking is tqdm's own, made while it is imported

@@ -58,14 +58,15 @@ def test_output_that_is_full_or_closed_is_one_line(words: list[str]) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_errors_that_are_lost_hurt_no_result(folder: Path, tmp_path: Path) -> None:
-    job = ("svd", PROMPT, "--model", str(folder), "-k", "1")
-    commands = {job: 0, (*job, "--verbose"): 0, ("svd", PROMPT, "--model", str(tmp_path)): 2}
-    with open("/dev/full", "wb") as full:
-        done = one_after_another(commands, stderr=full)
-        assert done.returncode == 0
-        assert done.stdout.decode().count(PROMPT) == 2
-        assert in_process("models", stdout=full, stderr=full).returncode == 2
+def test_errors_that_are_lost_hurt_no_result(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = ("svd", PROMPT, "--model", folder, "-k", 1)
+    with io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert [call(*job), call(*job, "--verbose"), call("svd", PROMPT, "--model", tmp_path)] == [0, 0, 2]
+        assert in_process("--help", stdout=full, stderr=full).returncode == 2
+    assert capsys.readouterr().out.count(PROMPT) == 2
 
 
 def test_a_python_that_strips_docstrings_is_one_line(folder: Path) -> None:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from detjac_lanczos import _requirements
 from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError
 from detjac_lanczos.models import LoadedModel, alignment, load_model
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.loading import options_from
+from detjac_lanczos.models.outline import outline
 from tests import tiny_models
 
 
@@ -183,6 +185,13 @@ def test_a_live_model_is_not_converted_in_place(live: tuple[Any, Any]) -> None:
 def test_what_is_no_model_is_refused(what: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_model(what)
+
+
+@pytest.mark.parametrize("asked", [load_model, outline])
+def test_where_docstrings_are_stripped_no_model_is_made(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_requirements, "sys", SimpleNamespace(flags=SimpleNamespace(optimize=2)))
+    with pytest.raises(_requirements.RequirementError, match="run Python without it, -O will do"):
+        asked("smollm2")
 
 
 def test_files_and_folders_without_a_model_are_refused(tmp_path: Path) -> None:
