@@ -1,15 +1,14 @@
 """Unpacked GGUF weights: the same bits as transformers reads, kept whole or not at all, damage named."""
 
 import json
+import multiprocessing
 import os
 import pwd
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -202,36 +201,35 @@ def test_a_disk_that_is_full_is_said_whoever_notices_it(
     assert folders(own_cache) == []
 
 
-SLOW_LOAD = """
-import sys, time
-from pathlib import Path
-from detjac_lanczos.models import cache, load_model
-unpack = cache.unpack
-def slow(path, folder):
-    (folder / "half-written").touch()
-    with open({log!r}, "a") as log:
-        log.write("unpacking\\n")
-    time.sleep({seconds})
-    return unpack(path, folder)
-cache.unpack = slow
-print(load_model({path!r}).fingerprint)
-"""
+FORK = multiprocessing.get_context("fork")
 
 
-def start(code: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+def load_slowly(path: Path, log: Path, seconds: float, found: Any) -> None:
+    """Load a model in a process of its own, which takes its time to unpack it."""
+    unpack = cache.unpack
+
+    def slow(path: Path, folder: Path) -> Any:
+        (folder / "half-written").touch()
+        with log.open("a") as lines:
+            lines.write("unpacking\n")
+        time.sleep(seconds)
+        return unpack(path, folder)
+
+    cache.unpack = slow
+    found.put(load_model(path).fingerprint)
 
 
 def test_a_process_killed_while_unpacking_leaves_no_model_behind(
     gguf_path: Path, own_cache: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    process = start(SLOW_LOAD.format(log=str(log), seconds=60, path=str(gguf_path)))
+    process = FORK.Process(target=load_slowly, args=(gguf_path, log, 60, FORK.SimpleQueue()))
+    process.start()
     deadline = time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     (leftover,) = folders(own_cache)
     assert leftover.name.startswith(".tiny-") and not (leftover / MANIFEST).exists()
     load_model(gguf_path)
@@ -240,10 +238,12 @@ def test_a_process_killed_while_unpacking_leaves_no_model_behind(
 
 
 def test_two_processes_at_once_unpack_once_and_agree(gguf_path: Path, own_cache: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    code = SLOW_LOAD.format(log=str(log), seconds=1, path=str(gguf_path))
-    processes = [start(code), start(code)]
-    outputs = {process.communicate(timeout=120)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0]
-    assert outputs == {load_model(gguf_path).fingerprint + "\n"}
+    log, found = tmp_path / "log", FORK.SimpleQueue()
+    processes = [FORK.Process(target=load_slowly, args=(gguf_path, log, 1, found)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert found.get() == found.get() == load_model(gguf_path).fingerprint
     assert log.read_text() == "unpacking\n"
