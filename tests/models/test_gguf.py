@@ -3,9 +3,12 @@
 import copy
 import math
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -32,6 +35,14 @@ def llama3_divisors(factor: float, low: float = 1, high: float = 4, context: flo
         smooth = min(max((turns - low) / (high - low), 0), 1)
         found.append(1 / ((1 - smooth) / factor + smooth))
     return np.array(found, "f4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def names_made_once() -> Iterator[None]:
+    """Keep gguf's table of names: transformers has it made anew for each module of a model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
+        yield
 
 
 def refusal(path: Path, own_cache: Path) -> str:
