@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from detjac_lanczos import reading
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.families.glm import GLM4
 from detjac_lanczos.models import LoadedModel
+from detjac_lanczos.solvers import lockstep
 
 ROOT = Path(__file__).parents[1]
 README = ROOT.joinpath("README.md").read_text("utf-8")
@@ -34,10 +36,12 @@ def test_every_block_is_python() -> None:
         compile(block, "README.md", "exec")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_blocks_run_one_after_another_and_give_what_stands_beside_them(
     smollm2: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lockstep, "MEASURED_FROM", math.inf)  # a pass to choose the width by, where all are slow
     monkeypatch.setattr(dl, "load_model", lambda _: smollm2, raising=False)
     names: dict[str, Any] = {}
     values = defaultdict(list)
@@ -54,6 +58,10 @@ def test_the_blocks_run_one_after_another_and_give_what_stands_beside_them(
     assert values["run.tokens[0].left[0].decoded"][0][:3] == [
         (token, pytest.approx(share, abs=1e-3)) for token, share in (("most", 0.035), ('"', 0.029), ("only", 0.025))
     ]
+    run = names["run"]
+    assert run.tokens[0].singular_values[1:3] == pytest.approx([3.915, 3.37], rel=2e-3)
+    assert all(token.certificate.line.startswith("TRIPLETS 8/8") for token in run.tokens) and len(run.tokens) == 7
+    assert run.work["row_sweeps"] / (7 * 576) <= 0.38
     assert values["verify('out/', model).ok"] == [True]
     assert Path("out/report.html").is_file()
     shown = capsys.readouterr().out
