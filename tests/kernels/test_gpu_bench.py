@@ -1,64 +1,14 @@
-import json
 import os
 import subprocess
 import sys
-from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 
 from bench.gpu import __main__ as bench
-from bench.gpu.page import page
 from bench.gpu.products import ROADS, break_even, sums
 from bench.gpu.timing import time_roads
-
-
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("bench")
-    paths = [f"--json={folder / 'gpu.json'}", f"--page={folder / 'gpu.md'}"]
-    run = subprocess.run([sys.executable, "-m", "bench.gpu", "--dry", *paths], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    found: dict[str, Any] = json.loads((folder / "gpu.json").read_text())
-    assert (folder / "gpu.md").read_text() == page(found)
-    return found
-
-
-def test_the_device_bench_runs_to_its_end_on_a_processor(figures: dict[str, Any]) -> None:
-    assert len(figures["verified"]) >= 25 and all(row["passed"] for row in figures["verified"])
-    assert len(figures["products"]) == 16 and all(row["fused"] > 0 for row in figures["products"])
-    assert len(figures["neighbours"]) == 6
-    assert all(min(row["kernel"], row["twin"], row["floor"]) > 0 for row in figures["neighbours"])
-    assert set(figures["job"]["status"]) == {"converged"}
-    assert bench.succeeded(figures)
-    assert "dry run" in page(figures) and "predicted" in page(figures)
-
-
-def test_a_dry_job_claims_no_time_of_a_kernel(figures: dict[str, Any]) -> None:
-    timed = {name for name in figures["job"] if name.startswith("26 sweeps")}
-    assert timed == {"26 sweeps, torch twin", "26 sweeps, floor"}
-
-
-def test_a_kernel_that_fails_costs_its_own_figures_and_the_exit_code(figures: dict[str, Any]) -> None:
-    failed = deepcopy(figures)
-    del failed["verified"][0]["difference"]
-    failed["verified"][0] |= {"passed": False, "errors": {"difference": "OutOfResources: shared memory"}}
-    assert not bench.succeeded(failed)
-    assert f"FAILED: {failed['verified'][0]['what']}, torch.float32: OutOfResources" in page(failed)
-
-    for part, name in (("products", "fused"), ("neighbours", "kernel")):
-        failed = deepcopy(figures)
-        del failed[part][0][name]
-        failed[part][0]["errors"] = {name: "PTXASError: bad code"}
-        failed["sweeps"] = sums(failed["products"], 2)
-        assert not bench.succeeded(failed)
-        assert "PTXASError: bad code" in page(failed) and "| failed |" in page(failed)
-
-    failed = deepcopy(figures)
-    failed["job"] = {"broken off": "OutOfMemoryError: full"}
-    assert not bench.succeeded(failed)
-    assert "BROKEN OFF: OutOfMemoryError: full" in page(failed)
 
 
 def test_an_error_is_kept_beside_the_times_of_the_others() -> None:
@@ -77,9 +27,15 @@ def test_a_dry_run_writes_nowhere_unless_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(bench, "run", lambda *arguments: asked.append(arguments) or 0)
-    bench.main(["--dry"])
     bench.main([])
-    assert asked == [(True, None, None), (False, bench.FIGURES, bench.PAGE)]
+    bench.main(["--dry"])
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    assert asked == [(False, bench.FIGURES, bench.PAGE), (True, None, None)]
+
+
+def test_no_kernel_is_imported_before_it_is_known_what_runs_it() -> None:
+    code = "import sys, bench.gpu.__main__; sys.exit(bool({'triton', 'detjac_kernels'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(
