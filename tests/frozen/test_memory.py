@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.allocations import with_peak
 from detjac_kernels import roads
@@ -209,11 +210,13 @@ def test_an_undeclared_model_takes_no_budget() -> None:
         _ = detach((model, None), input_ids=[1, 2, 3]).plan
 
 
-@pytest.mark.parametrize(("tokens", "share"), [(64, 0.0), (64, 1.0), (130, 0.3)])
+@pytest.mark.parametrize(("blocks", "tokens", "share"), [(30, 64, 0.0), (8, 64, 1.0), (8, 130, 0.3)])
 def test_the_peak_is_predicted_within_a_tenth_and_never_below(
-    smollm2: LoadedModel, tokens: int, share: float, monkeypatch: pytest.MonkeyPatch
+    smollm2: LoadedModel, blocks: int, tokens: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = smollm2
+    """On all blocks of SmolLM2, and on a few of its size."""
+    config = LlamaConfig(**smollm2.model.config.to_dict() | {"num_hidden_layers": blocks})
+    loaded = smollm2 if blocks == 30 else tiny_models.loaded(LlamaForCausalLM(config).eval())
     ids = torch.randint(0, 40000, (tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     shape = family_of(loaded.model).shape(loaded.model, "gate")
     least = shape.streams([tokens]) + shape.rest([tokens])
