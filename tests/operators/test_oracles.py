@@ -1,6 +1,7 @@
 """J against reverse mode through detached modules (oracle A) and against pinned modules run again (oracle B)."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -42,11 +43,19 @@ def targets(blocks: int, rows: Tensor) -> Iterator[tuple[str, Any, int]]:
         yield f"mlp.{index}", mlp(index), index + 1
 
 
+@cache
 def case(make: str, bias: bool, freeze: Any, dtype: torch.dtype) -> tuple[Any, list[list[int]], DetachedNetwork]:
     model = getattr(tiny_models, make)(dtype, bias=bias)
     ids = tiny_models.prompt_ids(*LENGTHS)
     networks = detach(tiny_models.loaded(model), input_ids=ids, freeze=freeze)
     return model, ids, networks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Cases do not outlive the file: all that lives is walked through whenever garbage is collected."""
+    yield
+    case.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
