@@ -275,6 +275,7 @@ def test_a_budget_of_products_is_kept(tiny: LoadedModel) -> None:
     assert found.record["options"]["max_products"] == 8
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_embeddings_stand_for_token_ids(tiny: LoadedModel, run: Run, tmp_path: Path) -> None:
     embeds = tiny.model.get_input_embeddings().weight.detach()[run.record["token_ids"][0]]
     found = analyze(tiny, inputs_embeds=embeds, k=K, method="lanczos")
@@ -287,6 +288,7 @@ def test_embeddings_stand_for_token_ids(tiny: LoadedModel, run: Run, tmp_path: P
     assert "inputs_embeds=[stored['embeds.0']]" in again.page().replace("&#x27;", "'")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_padded_batch_is_repeated_where_its_tokens_stood(tiny: LoadedModel, tmp_path: Path) -> None:
     rows, mask = [[0, 0, 1, 2, 3], [4, 5, 6, 7, 9]], [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
     found = analyze(tiny, input_ids=rows, attention_mask=mask, k=2)

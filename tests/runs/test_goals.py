@@ -15,7 +15,7 @@ from detjac_lanczos.runs import Run, analyze, load_run, verify
 from tests.runs.conftest import forged
 from tests.tiny_llama import PROMPT
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "unpainted")
 
 
 def spectra(model: LoadedModel) -> list[torch.Tensor]:

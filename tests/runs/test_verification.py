@@ -23,6 +23,8 @@ from tests.tiny_llama import PROMPT, with_one_long_direction
 from tests.tiny_models import llama
 from tests.tiny_models.moe import gpt_oss
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def test_a_sound_run_holds(saved: Path, tiny: LoadedModel) -> None:
     found = verify(saved, tiny)
