@@ -1,6 +1,7 @@
 """The oracles themselves: exact at x, linear with one slope, and not the ordinary Jacobian."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -27,6 +28,14 @@ def ordinary(model: Any, embeddings: Tensor, **inputs: Tensor) -> dict[str, Tens
         return run(model, embeddings.clone().requires_grad_(), **inputs)
 
 
+@cache
+def at_x(name: str, freeze: str = "gate") -> tuple[Any, Tensor, OracleA, dict[str, Tensor]]:
+    """A model, its embeddings of the prompt, the oracle there, and the streams of the model untouched."""
+    model = DENSE[name](torch.float64)
+    x = embeddings_of(model, IDS)
+    return model, x, OracleA(model, x, freeze), ordinary(model, x)
+
+
 def step(x: Tensor, seed: int = 5) -> Tensor:
     """A random δ as long as x."""
     delta = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
@@ -43,9 +52,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize(("name", "freeze"), CASES)
 def test_the_frozen_model_is_the_model_at_x(name: str, freeze: str) -> None:
-    model = DENSE[name](torch.float64)
-    x = embeddings_of(model, IDS)
-    found, expected = OracleA(model, x, freeze).streams, ordinary(model, x)
+    model, _, oracle, expected = at_x(name, freeze)
+    found = oracle.streams
     assert set(found) == set(expected)
     for stream in expected:
         assert relative(found[stream], expected[stream]) <= 1e-12, stream
@@ -56,10 +64,9 @@ def test_the_frozen_model_is_the_model_at_x(name: str, freeze: str) -> None:
 
 @pytest.mark.parametrize(("name", "freeze"), CASES)
 def test_the_pinned_model_moves_by_j_delta(name: str, freeze: str) -> None:
-    model = DENSE[name](torch.float64)
-    x = embeddings_of(model, IDS)
+    model, x, oracle, free = at_x(name, freeze)
     delta = step(x)
-    oracle, free, change = OracleA(model, x, freeze), ordinary(model, x), OracleB(model, x, freeze).change(delta)
+    change = OracleB(model, x, freeze).change(delta)
     unfrozen = derivatives(free["source.embeddings"], {name: free[name] for name in targets(free)}, delta)
     for target, product in oracle.products("embeddings", targets(change), delta).items():
         assert relative(change[target], product) <= 1e-11, target
@@ -69,8 +76,7 @@ def test_the_pinned_model_moves_by_j_delta(name: str, freeze: str) -> None:
 
 @pytest.mark.parametrize("name", DENSE)
 def test_branches_are_what_the_stream_gains(name: str) -> None:
-    model = DENSE[name](torch.float64)
-    streams = ordinary(model, embeddings_of(model, IDS))
+    model, _, _, streams = at_x(name)
     for index, block in enumerate(blocks_of(model)):
         x, attention, mlp = (streams[f"{role}.{index}"] for role in ("source", "attention", "mlp"))
         if name == "OPT post-norm":
@@ -82,8 +88,7 @@ def test_branches_are_what_the_stream_gains(name: str) -> None:
 
 @pytest.mark.parametrize("name", DENSE)
 def test_columns_of_j_agree_with_its_products(name: str) -> None:
-    model = DENSE[name](torch.float64)
-    oracle = OracleA(model, embeddings_of(model, IDS))
+    _, _, oracle, _ = at_x(name)
     for source in ("embeddings", 0, 2):
         delta = step(oracle.streams[f"source.{source}"][0].detach())
         for target, product in oracle.products(source, ("layer.2", "logits"), delta).items():
