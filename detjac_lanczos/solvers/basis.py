@@ -111,6 +111,26 @@ def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left, values, right
 
 
+def clean_zeros(matrix: Tensor, left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a thin SVD with what it has of the leading triplets, those above √ε σ₁, taken out of all others.
+
+    As :func:`svd_with_clean_zeros`, in the precision of the matrix. What LAPACK leaves there grows with the matrix, and
+    so do the values of zeros, up to 190 ε σ₁ for 1,000 rows: uᵀ A v takes their places, the largest first.
+    """
+    leading = int((values > torch.finfo(values.dtype).eps ** 0.5 * values[0]).sum())
+    images = left[:, :leading].T @ matrix, right[:leading] @ matrix.T
+    first_right, first_left = (orthonormal_rows(image / values[:leading, None]) for image in images)
+    small_left, small_right = project_out(left[:, leading:].T, first_left), project_out(right[leading:], first_right)
+    quotients = (small_left * (small_right @ matrix.T)).sum(dim=1)
+    small, order = quotients.abs().sort(descending=True, stable=True)
+    small_left = torch.where(quotients < 0.0, -small_left.T, small_left.T)[:, order]
+    return (
+        torch.cat([first_left.T, small_left], dim=1),
+        torch.cat([values[:leading], small.clamp_max(values[leading - 1])]),
+        torch.cat([first_right, small_right[order]]),
+    )
+
+
 def spectral_norm(matrix: Tensor) -> float:
     """Return ‖matrix‖₂, 0 for an empty one."""
     return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.attempt import CompletenessClaim
-from detjac_lanczos.solvers.basis import thin_svd
+from detjac_lanczos.solvers.basis import clean_zeros, thin_svd
 from detjac_lanczos.solvers.chunks import turns
 from detjac_lanczos.solvers.comparison import Comparison
 from detjac_lanczos.solvers.completeness import Completeness
@@ -20,7 +20,7 @@ from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.residuals import are_zeros
 from detjac_lanczos.solvers.result import Status, SVDResult
-from detjac_lanczos.solvers.rounding import noise_floor, rounding_of, safe_scale, tells_zeros
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor, rounding_of, safe_scale, tells_zeros
 
 _NEGLIGIBLE = 0.1
 """Of what a residual may be: where the mismatch of matrix and operator is less, the matrix stands for the products.
@@ -158,10 +158,22 @@ def _floor(batch: CountingBatch, index: int, found: Found) -> float:
 
 
 def _leading(matrix: Tensor, options: Options) -> tuple[Found, Tensor]:
-    """Return the triplets asked for, and all singular values in the same units."""
+    """Return the triplets asked for, and all singular values in the same units.
+
+    A zero is told by uᵀ A v: the value that LAPACK gives it may lie above the noise floor.
+    """
     scale = safe_scale(matrix)
     matrix = matrix * scale
-    left, values, right = thin_svd(matrix)
+    decomposed = thin_svd(matrix)
+    found = _asked_for(matrix, *decomposed, scale, options)
+    told = (found.left * found.right_products).sum(dim=1) > rounding_of(epsilon(matrix.dtype), found.first)
+    if found.first > 0.0 and not told.all():
+        decomposed = clean_zeros(matrix, *decomposed)
+        found = _asked_for(matrix, *decomposed, scale, options)
+    return found, decomposed[1]
+
+
+def _asked_for(matrix: Tensor, left: Tensor, values: Tensor, right: Tensor, scale: float, options: Options) -> Found:
     k = options.k
     if options.threshold is not None:
         k = int((values.double() > options.threshold * scale).sum())
@@ -169,7 +181,7 @@ def _leading(matrix: Tensor, options: Options) -> tuple[Found, Tensor]:
         known = values.double().cpu().numpy()
         k = min(count_for(options.energy, known, float((known**2).sum())), len(known))
     u, v = left[:, :k].T.clone(), right[:k].clone()  # views would keep all vectors of every operator
-    return Found(values[:k], u, v, v @ matrix.T, u @ matrix, scale, float(values[0])), values
+    return Found(values[:k], u, v, v @ matrix.T, u @ matrix, scale, float(values[0]))
 
 
 def _share(found: Found, values: Tensor) -> tuple[float, float]:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from detjac_lanczos.solvers.basis import complete_block, orthonormal_factor, small_svd, svd_with_clean_zeros, thin_svd
+from detjac_lanczos.solvers.basis import (
+    clean_zeros,
+    complete_block,
+    orthonormal_factor,
+    small_svd,
+    svd_with_clean_zeros,
+    thin_svd,
+)
 
 
 def _give_up(*args: Any, **options: Any) -> Any:
@@ -40,6 +47,34 @@ def test_vectors_of_zeros_hold_nothing_of_the_leading_ones() -> None:
             left_over = max(np.linalg.norm(matrix @ right[2:].T, axis=0).max(), np.linalg.norm(left[:, 2:].T @ matrix))
             largest[road] = max(largest[road], left_over)
     assert largest[svd_with_clean_zeros] <= 2e-15 < largest[small_svd]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 90), (90, 40)])
+def test_zeros_are_cleaned_of_the_leading_triplets_in_their_own_precision(
+    dtype: torch.dtype, rows: int, columns: int
+) -> None:
+    eps, generator = torch.finfo(dtype).eps, torch.Generator().manual_seed(0)
+    (left, right) = (
+        torch.linalg.qr(torch.randn(size, 40, generator=generator, dtype=torch.float64)).Q for size in (rows, columns)
+    )
+    values = torch.tensor([3, 3, 1, 1e-2, 40 * eps, 20 * eps] + 34 * [0.0], dtype=torch.float64)
+    matrix = ((left * values) @ right.T).to(dtype)
+    u, found, vh = thin_svd(matrix)
+    leak = 1e3 * eps * torch.randn(30, generator=generator, dtype=torch.float64).to(dtype)
+    u[:, 10:] += u[:, :1] * leak
+    vh[10:] -= leak[:, None] * vh[1:2]
+    found[10:] = 30 * eps
+    u, found, vh = clean_zeros(matrix, u, found, vh)
+    assert (found[:-1] >= found[1:]).all() and (found >= 0.0).all()
+    torch.testing.assert_close(found.double(), values, rtol=0, atol=20 * eps)
+    torch.testing.assert_close(found[4:6].double(), values[4:6], rtol=0.2, atol=0)
+    torch.testing.assert_close(u.T @ u, torch.eye(40, dtype=dtype), rtol=0, atol=50 * eps)
+    torch.testing.assert_close(vh @ vh.T, torch.eye(40, dtype=dtype), rtol=0, atol=50 * eps)
+    u, found, vh, exact = u.double(), found.double(), vh.double(), matrix.double()
+    assert max((exact @ vh.T - u * found).norm(dim=0).max(), (u.T @ exact - found[:, None] * vh).norm(dim=1).max()) < (
+        20 * eps
+    )
 
 
 def test_where_torch_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from detjac_lanczos.solvers import Status, measure_triplets, svd, svd_batch
+from detjac_lanczos.solvers import Status, dense, measure_triplets, svd, svd_batch
 from detjac_lanczos.solvers.reprobe import measure_completeness
 from tests.solvers.spectra import Recorder, matrix, spectrum
 
@@ -68,6 +68,37 @@ def test_the_whole_of_a_steep_spectrum_keeps_the_residuals_of_its_products(dtype
     assert (result.residuals <= measured.residuals + result.floor).all()
     assert result.certificate.radius <= 2 * measured.certificate.radius
     assert result.certificate.claimed == 12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("rows", "columns", "rank"), [(70, 86, 3), (80, 40, 2), (50, 87, 1), (53, 90, 0), (73, 76, 0), (150, 140, 0)]
+)
+def test_all_of_an_exactly_low_rank_matrix_is_known_to_its_zeros(
+    dtype: torch.dtype, rows: int, columns: int, rank: int
+) -> None:
+    """Rank 0 stands for a matrix of ones, where LAPACK's largest zero is furthest from 0."""
+    for seed in range(8 if rank else 1):
+        random = np.random.default_rng(seed)
+        factors = random.integers(-3, 4, (rows, rank)), random.integers(-3, 4, (rank, columns))
+        low = torch.from_numpy(factors[0] @ factors[1] if rank else np.ones((rows, columns))).to(dtype)
+        for k in (min(rows, columns), max(rank, 1) + 1):
+            result = svd(low, k, method="dense", seed=seed)
+            assert (result.status, result.certificate.claimed) == (Status.BREAKDOWN_EXACT, k)
+            assert (result.S[max(rank, 1) :] <= result.floor).all()
+
+
+def test_a_spectrum_without_zeros_is_left_as_lapack_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(dense, "clean_zeros", unwanted)
+    low = matrix(np.r_[np.logspace(0, -12, 30), np.zeros(30)], (60, 60))
+    result = svd(low, 30, method="dense")
+    _, values, right = torch.linalg.svd(low, full_matrices=False)
+    assert torch.equal(result.S, values[:30]) and torch.equal(result.V, right[:30].T)
+    with pytest.raises(AssertionError):
+        svd(low, 31, method="dense")
 
 
 def test_a_single_column_is_in_doubt_though_its_random_vector_is_exact() -> None:
