@@ -69,7 +69,7 @@ def mix_rebuilt(
     mixed = values.new_empty(kv_heads, group, queries, columns)
     for rows, seen, weights in _tiles(q, k, lse, first, scaling, softcap, start):
         product = torch.bmm(weights.to(values.dtype), values[:, seen])
-        mixed[:, :, rows] = product.view(kv_heads, group, -1, columns)
+        mixed[:, :, rows] = product.unflatten(1, (group, -1))
     if query_scale is not None:
         mixed.mul_(query_scale.reshape(kv_heads, group, queries, 1))
     return mixed.view(kv_heads, group * queries, columns)
@@ -103,7 +103,7 @@ def mix_rebuilt_transposed(
         cotangents = (cotangents * query_scale.reshape(kv_heads, group, queries, 1)).to(cotangents.dtype)
     mixed = cotangents.new_zeros(kv_heads, k.shape[1], columns)
     for rows, seen, weights in _tiles(q, k, lse, first, scaling, softcap, start):
-        part = cotangents[:, :, rows].reshape(kv_heads, -1, columns)
+        part = cotangents[:, :, rows].flatten(1, 2)
         mixed[:, seen].baddbmm_(weights.to(part.dtype).transpose(1, 2), part)
     return mixed if key_scale is None else mixed.mul_(key_scale[:, None])
 

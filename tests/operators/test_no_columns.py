@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from detjac_lanczos.operators import detach
+from detjac_lanczos.operators import DetachedNetwork, detach
 from tests import tiny_models
+from tests.every_block import every_block, unchecked
 from tests.tiny_models.dense import DENSE
 from tests.tiny_models.moe import MOE
 from tests.tiny_models.undeclared import UNDECLARED
@@ -19,7 +20,17 @@ MODELS = {"Llama": DENSE["Llama"], "gpt-oss": MOE["gpt-oss"], "StableLM": UNDECL
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "ordinary"])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_they_have_no_columns(make: Any, frozen: bool) -> None:
-    network = detach(tiny_models.loaded(make(torch.float64)), input_ids=tiny_models.prompt_ids(4))
+    assert_no_columns(detach(tiny_models.loaded(make(torch.float64)), input_ids=tiny_models.prompt_ids(4)), frozen)
+
+
+def test_they_have_no_columns_where_every_sweep_makes_the_factors_again() -> None:
+    loaded = tiny_models.loaded(DENSE["Llama"](torch.float64))
+    with every_block("rebuild"), unchecked():
+        network = detach(loaded, input_ids=tiny_models.prompt_ids(4), memory="1GiB")
+    assert_no_columns(network, frozen=True)
+
+
+def assert_no_columns(network: DetachedNetwork, frozen: bool) -> None:
     batch = network.jacobians([0, 1], frozen=frozen)
     for J in (batch.operators[1], network.jacobian("joint", frozen=frozen)):
         d_out, d_in = J.shape
