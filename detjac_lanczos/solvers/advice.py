@@ -9,7 +9,7 @@ from detjac_lanczos.solvers.attempt import CompletenessClaim
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import Status
-from detjac_lanczos.solvers.rounding import unless_coarser
+from detjac_lanczos.solvers.rounding import epsilon, noise_floor, unless_coarser
 from detjac_lanczos.solvers.wording import rounded_up
 
 
@@ -31,8 +31,7 @@ def on_status(
             "rounding of the operator: raise tol, or compute the operator in a higher precision."
         ),
         Status.BUDGET: (
-            f"{met} of {k} triplets met the tolerance {options.tol:g} when the products ran out: raise "
-            "max_products, raise tol, or ask for fewer triplets."
+            f"{met} of {k} triplets met the tolerance {options.tol:g} {_spent(batch, index, options, floor)}."
         ),
         Status.NOT_FINITE: f"{batch.nonfinite.get(index, 'A product is not finite')}: {batch.remedy}.",
         Status.NOT_ADJOINT: (
@@ -45,6 +44,24 @@ def on_status(
         ),
     }
     return sentences[status]
+
+
+def _spent(batch: CountingBatch, index: int, options: Options, floor: float) -> str:
+    """Return when the products ran out, and what to do.
+
+    That more of them may not help is said where no σ_j lifts the tolerance above the noise floor. A third of such
+    searches go on to converge: the floor is what rounding can do, and mostly it does less.
+    """
+    passes, spent = batch.passes[index], batch.forward[index] + batch.transposed[index]
+    when, more = "when the products ran out", "raise max_products"
+    if options.max_products is None:
+        when, more = f"in {passes} passes", f"give a max_products above {spent}"
+    if floor and noise_floor(epsilon(batch.operator_dtype), 1.0, passes) > options.tol:
+        return (
+            f"{when}: raise tol, compute the operator in a higher precision, or {more}, which may not help under the "
+            f"noise floor {rounded_up(floor)}"
+        )
+    return f"{when}: {more}, raise tol, or ask for fewer triplets"
 
 
 def _under(batch: CountingBatch, floor: float, underflow: float) -> str:

@@ -143,6 +143,26 @@ def test_budget(method: str) -> None:
     assert result.certificate.claimed == int((result.relative.amax(dim=1) <= 1e-10).sum())
 
 
+def test_advice_names_a_budget_only_where_one_was_given() -> None:
+    flat = matrix(np.linspace(1.0, 0.99, 50), (50, 50))
+    result = svd(flat, 4, method="randomized")
+    assert (result.status, result.work.passes, result.work.products) == (Status.BUDGET, 60, 60 * 12)
+    assert " in 60 passes: give a max_products above 720, raise tol, or ask for fewer" in result.advice
+    assert svd(flat, 4, method="randomized", max_products=1440).work.products == 1440
+    given = svd(flat, 4, method="randomized", max_products=240)
+    assert " when the products ran out: raise max_products, raise tol, or ask for fewer" in given.advice
+
+
+@pytest.mark.parametrize(("tol", "finer"), [(1e-3, True), (0.5, False)])
+def test_more_products_are_no_remedy_for_a_tolerance_finer_than_rounding(tol: float, finer: bool) -> None:
+    gaussian = torch.randn(80, 60, generator=torch.Generator().manual_seed(0)).bfloat16()
+    result = svd(gaussian, 4, tol=tol, method="lanczos", max_products=8)
+    assert result.status is Status.BUDGET
+    remedy = f"raise max_products, which may not help under the noise floor {rounded_up(result.floor)}."
+    assert (f": raise tol, compute the operator in a higher precision, or {remedy}" in result.advice) == finer
+    assert (": raise max_products, raise tol" in result.advice) != finer
+
+
 @pytest.mark.parametrize("block", [2, 3, 5])
 def test_the_smallest_budget_holds_k_triplets(block: int) -> None:
     result = svd(A, 8, tol=1e-10, method="lanczos", block=block, max_products=16)
