@@ -197,7 +197,7 @@ class Survey:
         lengths = [(float(total.norm()) / unit, total.numel())]
         for index, rows in blocks:
             # In float64: what brings operators of 1e30 and 1e-30 into one unit is no float32.
-            rows = rows.double() * (unit / self.scales[index])
+            rows = rows.double() * unit / self.scales[index]  # their ratio may be no float64
             known = torch.cat([*self._blocks[index], share * self._images[index]]).double()
             difference = difference - rows @ known.T
             size += float(torch.linalg.matrix_norm(rows) * torch.linalg.matrix_norm(known))

@@ -423,13 +423,16 @@ def test_what_cannot_be_surveyed_is_one_clear_line() -> None:
         survey(neighbours(), max_products=31)
 
 
-def test_operators_of_far_scales_are_no_contradiction() -> None:
-    """1e30 beside 1e-30 in float32: what relates their units is beyond its range."""
-    matrices = [(10.0**power * A).float() for power, A in zip((30, -30, 0), neighbours(count=3), strict=True)]
-    for A, result in zip(matrices, survey(matrices, k=2), strict=True):
+@pytest.mark.parametrize(("dtype", "power"), [(torch.float32, 30), (torch.float64, 157), (torch.float64, 200)])
+def test_operators_of_far_scales_are_no_contradiction(dtype: torch.dtype, power: int) -> None:
+    """1e30 beside 1e-30 in float32, 1e200 beside 1e-200: what relates their units is beyond the range of the type."""
+    powers = (power, -power, 0)
+    matrices = [(10.0**power * A).to(dtype) for power, A in zip(powers, neighbours(count=3), strict=True)]
+    for A, power, result in zip(matrices, powers, survey(matrices, k=2), strict=True):
         assert result.status is Status.ESTIMATE
-        low, high = result.missed.sigma_1
-        assert low <= float(torch.linalg.matrix_norm(A.double(), ord=2)) * (1 + 1e-6) <= high * (1 + 1e-5)
+        low, high = (bound * 10.0**-power for bound in result.missed.sigma_1)
+        first = float(torch.linalg.matrix_norm(A.double() * 10.0**-power, ord=2))
+        assert low <= first * (1 + 1e-6) <= high * (1 + 1e-5)
 
 
 def test_a_sum_of_many_half_precision_products_does_not_overflow() -> None:
