@@ -96,7 +96,7 @@ def capture(
                 "skips or repeats its blocks, by its configuration or by hand, is not served"
             )
     found = _streams(streams, prompts, len(blocks), logits)
-    if not torch.isfinite(found.output).all():
+    if not all(torch.isfinite(rows).all() for rows in (found.output, found.model_output)):
         raise ModelError("the model's output is not finite on this prompt; check its weights and dtype (try float32)")
     last = torch.tensor([prompt.length for prompt in prompts], device=logits.device).cumsum(0).sub(1)
     require_branches(family, blocks, ends.rows, [stream[last] for stream in found.residual])

@@ -13,7 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from detjac_lanczos import detach
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import ModelError, UnsupportedModelError
 from detjac_lanczos.operators.bars import own_parts_bar
 from detjac_lanczos.operators.own_parts import distances_of_parts, runs_foreign_functions
 from tests import tiny_models
@@ -60,6 +60,14 @@ def test_an_attention_function_of_the_callers_is_not_taken_for_eager() -> None:
 
     ALL_ATTENTION_FUNCTIONS["sdpa"] = longer
     with pytest.raises(UnsupportedModelError, match="its pass is not the model's own"):
+        detach(tiny_models.loaded(DENSE["Llama"](torch.float32)), input_ids=IDS)
+
+
+@pytest.mark.usefixtures("overridden")
+def test_an_own_pass_that_is_not_finite_is_said_to_be_that() -> None:
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *args, **kwargs: (own(*args, **kwargs)[0] * float("nan"), None)
+    with pytest.raises(ModelError, match="output is not finite on this prompt"):
         detach(tiny_models.loaded(DENSE["Llama"](torch.float32)), input_ids=IDS)
 
 
