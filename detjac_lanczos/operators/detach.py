@@ -85,7 +85,10 @@ def detach(
         not attended to both ways.
     attention_mask : integers, shape of input_ids, optional
         1 for a real token, 0 for padding, on the left or on the right. Padding is taken off: each prompt runs alone,
-        with what the padded pass computes for it, and **token indices count its real tokens**, from 0.
+        with what the padded pass computes for it, and **token indices count its real tokens**, from 0. Refused where
+        that pass follows the padding: "longrope" or "dynamic" frequencies in a batch longer than their original length,
+        if the tokens of a row end before the batch does; padding on the left in Llama 4, if a row reaches
+        ``floor_scale``.
     position_ids : integers of shape (positions,), or the shape of input_ids, optional
         Where tokens stand, padding included. By default 0, 1, 2, ... over the padded row (OPT: over its real tokens),
         as in transformers. They place tokens and part nothing: give packed sequences as prompts of their own.
@@ -102,8 +105,9 @@ def detach(
     Raises
     ------
     InputError
-        If the prompt is empty, too long or of the wrong kind, its mask or positions do not fit, embeddings are inside a
-        transform of `torch.func`, or the budget of memory is smaller than the smallest plan.
+        If the prompt is empty, too long or of the wrong kind, its mask or positions do not fit, a pass would follow the
+        padding, embeddings are inside a transform of `torch.func`, or the budget of memory is smaller than the smallest
+        plan.
     UnsupportedModelError
         If no family declares the model and its structure is not understood either, a weight is packed in a way that
         cannot be read, a pass would write to a table (``max_norm``), or weights that are packed, offloaded or spread
