@@ -246,7 +246,9 @@ class AffineNetwork(FrozenNetwork):
         -------
         Tensor, shape (n, d)
         """
-        if self.altered and source > 0:
+        # The first block's stream is altered by given values of the entry alone: what is dropped lies in blocks.
+        entry = any(name.startswith("entry.") for name in self.changed)
+        if (self.altered and source > 0) or (entry and source == 0):
             return self._altered_stream(source, prompt)
         start = self.start_of(prompt)
         stream = self.streams.embeddings if source < 0 else self.streams.residual[source]

@@ -26,7 +26,7 @@ from tests import tiny_models
 from tests.oracles import OracleB, embeddings_of
 from tests.threads import at_once
 from tests.tiny_models import undeclared
-from tests.tiny_models.dense import gemma2, granite
+from tests.tiny_models.dense import gemma2, gpt2, granite, opt
 from tests.tiny_models.moe import gpt_oss, qwen3_moe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -484,6 +484,17 @@ def test_the_stream_of_an_altered_network_takes_one_sweep(
     stream = altered.inputs(source, 0)
     assert (swept.call_count, pruned.call_count) == (1, 0)
     assert (stream - torch.stack(values)).norm() <= 1e-14 * stream.norm()
+
+
+@pytest.mark.parametrize("make", [gpt2, opt])
+def test_the_first_stream_of_a_network_with_other_positions_is_its_own(make: Any, tmp_path: Any) -> None:
+    network = detach((make(torch.float64), None), input_ids=[3, 1, 4, 1])
+    name = next(name for name in network.coefficients if name.startswith("entry."))
+    altered = network.replace({name: 0 * network.coefficients[name]})
+    for found in (altered, DetachedNetwork.load(altered.save(tmp_path), network.loaded)):
+        assert found.jacobian("joint", source=layer(0)).rebuilt.norm_error <= 1e-13
+    dropped = network.replace(drop=mlp(1))
+    assert torch.equal(dropped.inputs(0, 0), network.inputs(0, 0))
 
 
 @pytest.mark.parametrize("make", [tiny_models.llama, undeclared.ctrl])
