@@ -129,6 +129,7 @@ class AffineNetwork(FrozenNetwork):
         """Return the value of a target at a position of a prompt, (d_out,): that of the model's nonlinear pass.
 
         An altered network has no such pass; its values are what it makes of the embeddings, read by the model's head.
+        Behind a softcap its logits are not what its maps make of them: those hold the ratio at the pass's own logits.
         Logits at positions before the last, of which the pass gives none, and probes are read from its output.
 
         Parameters

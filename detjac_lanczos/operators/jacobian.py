@@ -171,7 +171,11 @@ class Jacobian(MatrixFree):
 
 
 class DetachedJacobian(Jacobian):
-    """J of the detached network: y = Σ J_i x_i + offset. Made by ``network.jacobian(token)``."""
+    """J of the detached network: y = Σ J_i x_i + offset. Made by ``network.jacobian(token)``.
+
+    One case is an exception: logits behind a softcap, of an altered network. There J and the offset keep the softcap's
+    ratio of the model's pass, while y, as the network's ``prediction``, is read through the softcap itself.
+    """
 
     @property
     def offset(self) -> Tensor:

@@ -472,6 +472,19 @@ def test_an_altered_network_has_its_own_output_and_no_reconstruction(network: De
     assert "without" not in repr(network.jacobian(0))
 
 
+def test_altered_logits_bend_in_a_softcap_whose_ratio_the_map_keeps() -> None:
+    model = gemma2(torch.float64)
+    model.config.final_logit_softcapping = 3.0
+    network = detach((model, None), input_ids=[3, 1, 4, 1])
+    altered = network.replace(drop=mlp(1))
+    J, read = altered.jacobian("joint", target="logits"), altered.jacobian("joint").y @ model.lm_head.weight.T
+    assert (J.y - 3 * torch.tanh(read / 3)).norm() <= 1e-13 * J.y.norm()
+    z = network.jacobian("joint").y @ model.lm_head.weight.T
+    kept = 3 * torch.tanh(z / 3) / z * read
+    assert (J.matmat(J.x[:, None])[:, 0] + J.offset - kept).norm() <= 1e-13 * kept.norm()
+    assert (J.y - kept).norm() >= 1e-3 * J.y.norm()
+
+
 @pytest.mark.parametrize("source", [1, 2])
 def test_the_stream_of_an_altered_network_takes_one_sweep(
     network: DetachedNetwork, source: int, monkeypatch: pytest.MonkeyPatch
