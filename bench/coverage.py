@@ -81,6 +81,8 @@ def judge(case: Case, problem: Problem, result: SVDResult) -> Counter[str]:
     floor = result.floor
     possible = len(exact) >= case.k and tol * exact[case.k - 1] > floor
     right = result.converged or (not possible and result.status is Status.NOISE_FLOOR)
+    if result.status is Status.BREAKDOWN_EXACT:
+        right = bool((exact[case.k :] <= floor).all())
     count["wrong status"] = int(not right)
     if certificate is None:
         return count

@@ -14,7 +14,15 @@ from detjac_lanczos.solvers.wording import rounded_up
 
 
 def on_status(
-    status: Status, batch: CountingBatch, index: int, options: Options, met: int, k: int, floor: float, underflow: float
+    status: Status,
+    method: str,
+    batch: CountingBatch,
+    index: int,
+    options: Options,
+    met: int,
+    k: int,
+    floor: float,
+    underflow: float,
 ) -> str:
     """Return how a solve ended, how many triplets met the tolerance, and what to do where it ended short."""
     above = "" if options.threshold is None else f" above {options.threshold:g}"
@@ -23,8 +31,7 @@ def on_status(
     sentences = {
         Status.CONVERGED: all_met,
         Status.BREAKDOWN_EXACT: (
-            "Nothing of the operator is left beyond these triplets, up to its rounding: every other singular value is "
-            f"zero{_under(batch, floor, underflow)}."
+            f"{_nothing_left(method)} every other singular value is zero{_under(batch, floor, underflow)}."
         ),
         Status.NOISE_FLOOR: (
             f"{met} of {k} triplets meet the tolerance {options.tol:g}; what else there is is down to the "
@@ -62,6 +69,12 @@ def _spent(batch: CountingBatch, index: int, options: Options, floor: float) -> 
             f"noise floor {rounded_up(floor)}"
         )
     return f"{when}: {more}, raise tol, or ask for fewer triplets"
+
+
+def _nothing_left(method: str) -> str:
+    if method == "dense":
+        return "Nothing of the operator is left beyond these triplets, up to its rounding:"
+    return "Random vectors find nothing left of the operator beyond these triplets: as far as they tell,"
 
 
 def _under(batch: CountingBatch, floor: float, underflow: float) -> str:

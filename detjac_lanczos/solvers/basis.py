@@ -131,6 +131,11 @@ def clean_zeros(matrix: Tensor, left: Tensor, values: Tensor, right: Tensor) -> 
     )
 
 
+def singular_values(rows: Tensor) -> np.ndarray:
+    """Return the singular values of a few long rows, ``(m, d)``, descending."""
+    return small_svd(to_numpy(torch.linalg.qr(rows.T, mode="r").R))[1]
+
+
 def spectral_norm(matrix: Tensor) -> float:
     """Return ‖matrix‖₂, 0 for an empty one."""
     return float(torch.linalg.matrix_norm(matrix, ord=2)) if matrix.numel() else 0.0

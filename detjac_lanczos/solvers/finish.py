@@ -115,7 +115,7 @@ def finish(
         else replace(certificate, completeness=None if completed is None else completed.claim),
         status=status,
         advice=advice.on_status(
-            status, batch, index, options, certificate.claimed - zeros, len(sigma), floor, underflow
+            status, method.name, batch, index, options, certificate.claimed - zeros, len(sigma), floor, underflow
         )
         + advice.on_zeros(status, sigma, floor, zeros)
         + advice.on_size(status, batch, lost)
@@ -171,7 +171,7 @@ def _nothing_found(
         residuals=blank(options.k, 2, dtype=torch.float64),
         certificate=None,
         status=status,
-        advice=advice.on_status(status, batch, index, options, 0, options.k, 0.0, 0.0),
+        advice=advice.on_status(status, method.name, batch, index, options, 0, options.k, 0.0, 0.0),
         work=work,
         method=method.name,
         why=method.why,

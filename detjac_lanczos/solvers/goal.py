@@ -76,12 +76,15 @@ class Goal:
         """Be content with ``count`` triplets, none of them a further one."""
         self.wanted, self.further = count, 0
 
-    def tolerated(self, values: np.ndarray) -> np.ndarray:
-        """Residuals that end the search: ``tol`` σ_j; a value under the threshold is only to stay well under it."""
+    def tolerated(self, values: np.ndarray, floor: float) -> np.ndarray:
+        """Residuals that end the search: ``tol`` σ_j; a value under the threshold is only to stay well under it.
+
+        Such a value may be as small as rounding makes it: no residual under the ``floor`` is asked for then.
+        """
         tolerated = self._options.tol * values
         if self.threshold is None:
             return np.asarray(tolerated)
-        kept_under = _WELL_UNDER * np.minimum(values, self.threshold - values)
+        kept_under = np.minimum(np.maximum(_WELL_UNDER * values, floor), _WELL_UNDER * (self.threshold - values))
         return np.where(values <= self.threshold, np.maximum(tolerated, kept_under), tolerated)
 
     def _aim(self, state: Factorisation, largest: float, eps: float) -> int:

@@ -107,10 +107,14 @@ class Judge:
         worst, values = torch.from_numpy(triplets.norms.max(axis=1)), torch.from_numpy(triplets.values)
         return relative_residuals(worst, values, self.floor, self.largest).numpy()
 
+    def tolerated(self, values: np.ndarray) -> np.ndarray:
+        """Return the residuals of triplets of these values that end the search, see :meth:`Goal.tolerated`."""
+        return self._goal.tolerated(values, self.floor)
+
     def closed(self, values: np.ndarray) -> np.ndarray:
         """Return the residuals with which triplets of these values need no further direction."""
         least = np.where(values > self.floor, self.negligible, self.floor)
-        return np.maximum(np.maximum(self._goal.tolerated(values), least), np.finfo(np.float64).tiny)
+        return np.maximum(np.maximum(self.tolerated(values), least), np.finfo(np.float64).tiny)
 
     def solved(self, triplets: RitzTriplets, *, exact: bool) -> bool:
         """Whether all residuals meet ``tol``; ``exact`` lets values under a low floor count as zeros of A.
@@ -119,7 +123,7 @@ class Judge:
         takes a space known as a whole to tell a zero of A.
         """
         values, worst = triplets.values, triplets.norms.max(axis=1)
-        met = worst <= self._goal.tolerated(values)
+        met = worst <= self.tolerated(values)
         if exact:
             met |= are_zeros(values, worst, self.floor, self._tol, self.largest)
         elif tells_zeros(self.floor, self._tol, self.largest):
@@ -128,7 +132,7 @@ class Judge:
 
     def stalled(self, triplets: RitzTriplets) -> bool:
         """Whether every open residual is under the noise floor, and none has moved for some passes."""
-        allowed = np.maximum(self._goal.tolerated(triplets.values), self.floor)
+        allowed = np.maximum(self.tolerated(triplets.values), self.floor)
         if (triplets.norms.max(axis=1) > allowed).any():
             return False
         return self.patience.ends(float(np.log(np.maximum(self.relative(triplets), self._tol)).sum()))

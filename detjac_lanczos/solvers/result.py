@@ -18,7 +18,8 @@ from detjac_lanczos.solvers.wording import values_in_line
 class Status(Enum):
     """How a solve ended. Only CONVERGED and BREAKDOWN_EXACT are successes; an ESTIMATE claims nothing.
 
-    BREAKDOWN_EXACT: every singular value beyond those returned is zero, or under the noise floor.
+    BREAKDOWN_EXACT: every singular value beyond those returned is zero, or under the noise floor, as a space that is
+    known as a whole shows; where the search ended before, as far as random vectors tell.
     """
 
     CONVERGED = "converged"

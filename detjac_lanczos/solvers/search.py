@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import complete_block, dominant_rows
+from detjac_lanczos.solvers.basis import complete_block, dominant_rows, project_out, singular_values
 from detjac_lanczos.solvers.copies import CopyProbe
 from detjac_lanczos.solvers.directions import open_directions
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets, adjoint_defect
@@ -81,6 +81,7 @@ class Search:
         self._begun_with = 0
         self._fresh = True
         self._exact = False
+        self._back: Tensor | None = None
         self._full = False
         self.unseen = 0.0
         self.defect = 0.0
@@ -139,9 +140,14 @@ class Search:
         first_pair = self.state.steps == 0
         self.state.absorb(direction, self.block, product)
         opposite = self.state.U.rows if direction is Direction.FORWARD else self.state.V.rows
+        sent = 0 if self.widening.strand is None else self.widening.strand.sent
         vanished = self.widening.absorb(product, opposite, self.judge.negligible)
-        if vanished or (self._fresh and float(torch.linalg.vector_norm(product)) <= self.judge.floor):
-            self._exact = True
+        if self._back is not None:
+            self._back = None
+            self._exact = float(torch.linalg.vector_norm(project_out(product, opposite))) <= self.judge.floor
+        elif vanished or (self._fresh and float(torch.linalg.vector_norm(product)) <= self.judge.floor):
+            self._back = self._to_look_again(direction.other, product[len(product) - sent :] if vanished else product)
+            self._exact = self._back is None
         self._look()
         if first_pair or self.status is not None:
             self._compare()
@@ -152,7 +158,9 @@ class Search:
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
         count, affordable = basis.shape[0], self._affordable(direction)
         most = min(basis.shape[1] - count, affordable)
-        if self._copy_probe.passes_left:
+        if self._back is not None:
+            block, width, self._fresh = self._back, 1, False
+        elif self._copy_probe.passes_left:
             latest = self.state.outside(direction, self.width)
             block, width = self._growing(latest[:0] if self._copy_probe.starts else latest, self.width, count)
         elif self.triplets is None:
@@ -172,6 +180,19 @@ class Search:
             self.status = self._exhausted() if solved else Status.NOISE_FLOOR
         if restarted or self.status is not None:
             self._compare()
+
+    def _to_look_again(self, direction: Direction, product: Tensor) -> Tensor | None:
+        """Return what products of random rows, too short to tell of a value, have outside the basis of ``direction``.
+
+        A random row p has so small a part of any vector that a value σ which the search lacks may show in ‖A p‖ as
+        σ/√n. Sent back as a row of its own, what shows it is as long as σ outside of the other basis, unless rounding
+        outweighs it. None where the operator has come to its end already, or the budget has.
+        """
+        basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
+        if self._exact or basis.shape[0] == basis.shape[1] or not self._affordable(direction):
+            return None
+        row = dominant_rows(project_out(project_out(product, basis), basis), 1, 0.0)
+        return row if len(row) else None
 
     def _growing(self, outside: Tensor, width: int, count: int) -> tuple[Tensor, int]:
         """Return orthonormal directions of products outside the basis of ``count`` rows, and how wide to send them.
@@ -263,6 +284,10 @@ class Search:
         self.state.replace(triplets, pushed, pulled)
         self.goal.sketch = None
         self.triplets = self._ritz = self.state.ritz(self.goal.wanted)
+        if self.judge.solved(self.triplets, exact=False):
+            self.status = Status.CONVERGED if self.status is Status.NOISE_FLOOR else self.status
+        elif self.judge.solved(self.triplets, exact=True):
+            self.status = Status.BREAKDOWN_EXACT  # one is a zero, and those beyond are no larger
 
     def restate_energy(self) -> None:
         """State the share of ‖A‖_F², which rests on σ_1, anew where the search ended before that was found."""
@@ -281,7 +306,7 @@ class Search:
         self.widening.draw(1)
         self.widening.strand = None
         self._copy_probe.passes_left = 0
-        self._exact = False
+        self._exact, self._back = False, None
         self._idle = 0
         self.judge.patience.reset()
         self._look()
@@ -303,7 +328,7 @@ class Search:
         self.unseen = self.judge.negligible if whole and not self._full else 0.0
         if self._full:
             self.state.deduce(rounding_of(epsilon(self.dtype), self.judge.largest), self.generator)
-            self.widening.strand, self._copy_probe.passes_left = None, 0
+            self.widening.strand, self._back, self._copy_probe.passes_left = None, None, 0
         self.goal.reconsider(self.state, self.judge.largest, self.judge.eps)
         if self.state.steps >= self.goal.wanted:
             self.triplets = self._ritz = None  # the new ones take their place
@@ -317,6 +342,8 @@ class Search:
     def _verdict(self, triplets: RitzTriplets) -> Status | None:
         """Return how the search ends, by fresh triplets; None where it goes on."""
         full = self._full
+        if self._back is not None:
+            return None
         if self._exact and self.judge.solved(triplets, exact=True):
             return self._exhausted()
         widened = self._widens(triplets, full=full)
@@ -328,13 +355,17 @@ class Search:
         return Status.NOISE_FLOOR if full or self.judge.stalled(triplets) else None
 
     def _exhausted(self) -> Status:
-        """Return how a search ends whose triplets are solved in a space that holds all of the operator."""
-        beyond = self.state.values()[self.k :]
-        return Status.CONVERGED if (beyond > self.judge.floor).any() else Status.BREAKDOWN_EXACT
+        """Return how a search ends whose triplets are solved where nothing further was found.
+
+        Products that it has not followed, as no triplet wanted needed them, may show more: σ_j(A V) and σ_j(Uᵀ A) lie
+        below σ_j(A).
+        """
+        shown = max(singular_values(store.rows)[self.k :].max(initial=0.0) for store in (self.state.AV, self.state.AtU))
+        return Status.CONVERGED if shown > self.judge.floor else Status.BREAKDOWN_EXACT
 
     def _widens(self, triplets: RitzTriplets, *, full: bool) -> bool:
         """Whether a strand goes beside the next block; never during the probe of a single column."""
-        tolerated = self.goal.tolerated(triplets.values)
+        tolerated = self.judge.tolerated(triplets.values)
         return not self._copy_probe.passes_left and self.widening.goes_on(
             triplets, tolerated, passes=self.judge.passes, full=full
         )

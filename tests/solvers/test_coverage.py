@@ -86,6 +86,7 @@ def test_what_is_false_is_counted() -> None:
     assert judge(case, lower, result)["false TRIPLETS"] == 1
     short = svd(problem.operator, 8, tol=1e-3, method="lanczos", max_products=20)
     assert judge(case, problem, short)["wrong status"] == 1
+    assert judge(case, problem, replace(result, status=Status.BREAKDOWN_EXACT))["wrong status"] == 1
 
 
 @pytest.fixture(scope="module")

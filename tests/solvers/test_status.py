@@ -210,6 +210,42 @@ def test_a_zero_is_one_whatever_its_residual_rounds_to(method: str, dtype: torch
         assert (result.status, result.certificate.claimed) == (Status.BREAKDOWN_EXACT, 2)
 
 
+LITTLE_LEFT = [
+    ([1.0, 1.0, 1.0, 1e-5], torch.float32, {"threshold": 0.3}),
+    ([1.0, 1.0, 1.0, 2e-14], torch.float64, {"threshold": 0.3}),
+    ([1.0, 1e-5], torch.float32, {"k": 1, "block": 1}),
+    ([1.0, 0.1], torch.float16, {"k": 1, "block": 1, "tol": 0.1}),
+    ([1.0, 0.1, 0.1, 0.1, 0.1], torch.float16, {"threshold": 0.05, "tol": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("values", "dtype", "options"), LITTLE_LEFT)
+def test_what_a_random_vector_has_little_of_is_not_called_zero(values, dtype, options) -> None:
+    """Of a random vector, the product is 1/√n of the value: under the floor here, where the value is far above it."""
+    lowered = matrix(np.array(values), (300, 300)).to(dtype)
+    wanted = options.get("k") or sum(value > options["threshold"] for value in values)
+    for seed in range(6):
+        result = svd(lowered, seed=seed, method="lanczos", **options)
+        assert len(result.S) == wanted and result.floor < min(values)
+        assert result.status is (Status.CONVERGED if len(values) > wanted else Status.BREAKDOWN_EXACT)
+
+
+def test_how_nothing_more_is_known_is_said() -> None:
+    low = matrix(np.array([1.0, 0.5]), (30, 20))
+    assert svd(low, 3, method="lanczos").advice.startswith("Random vectors find nothing left of the operator")
+    assert svd(low, 3, method="dense").advice.startswith("Nothing of the operator is left")
+
+
+def test_a_space_known_as_a_whole_is_judged_by_what_was_measured_of_it() -> None:
+    """Residuals of stored products follow from each other there: what ended at the floor may meet the tolerance."""
+    coarse = svd(torch.diag(torch.tensor([1.0, 0.5, 0.01])).bfloat16(), 3, method="lanczos")
+    assert coarse.status is Status.CONVERGED
+    B = torch.tensor([[0.5022410750389099, -0.531320333480835, -0.0372806191444397], [9e-19, 6.6e-18, -6.3e-18]])
+    for seed in range(10):
+        start = torch.randn(3, 3, generator=torch.Generator().manual_seed(seed))
+        assert svd(B, 2, start=start, method="lanczos", seed=seed).status is Status.BREAKDOWN_EXACT
+
+
 def test_a_search_from_its_own_answer_claims_as_much() -> None:
     for pair in itertools.product(range(-5, 6), repeat=2):
         B = torch.zeros(3, 2, dtype=torch.float64)
