@@ -27,15 +27,17 @@ def on_status(
     """Return how a solve ended, how many triplets met the tolerance, and what to do where it ended short."""
     above = "" if options.threshold is None else f" above {options.threshold:g}"
     all_met = f"The one triplet{above} meets" if k == 1 else f"All {k} triplets{above} meet"
-    all_met = f"{all_met} the tolerance {options.tol:g}." if k else f"No singular value{above} was found."
+    none = f"No singular value{above} was found"
+    all_met = f"{all_met} the tolerance {options.tol:g}." if k else f"{none}."
+    some_met = f"{met} of {k} triplets meet the tolerance {options.tol:g}" if k else none
     sentences = {
         Status.CONVERGED: all_met,
         Status.BREAKDOWN_EXACT: (
             f"{_nothing_left(method)} every other singular value is zero{_under(batch, floor, underflow)}."
         ),
         Status.NOISE_FLOOR: (
-            f"{met} of {k} triplets meet the tolerance {options.tol:g}; what else there is is down to the "
-            "rounding of the operator: raise tol, or compute the operator in a higher precision."
+            f"{some_met}; what else there is is down to the rounding of the operator: "
+            "raise tol, or compute the operator in a higher precision."
         ),
         Status.BUDGET: (
             f"{met} of {k} triplets met the tolerance {options.tol:g} {_spent(batch, index, options, floor)}."

@@ -146,8 +146,9 @@ class Search:
             self._back = None
             self._exact = float(torch.linalg.vector_norm(project_out(product, opposite))) <= self.judge.floor
         elif vanished or (self._fresh and float(torch.linalg.vector_norm(product)) <= self.judge.floor):
-            self._back = self._to_look_again(direction.other, product[len(product) - sent :] if vanished else product)
-            self._exact = self._back is None
+            row = self._to_look_again(direction.other, product[len(product) - sent :] if vanished else product)
+            self._exact |= row is None
+            self._back = row if self._affordable(direction.other) else None
         self._look()
         if first_pair or self.status is not None:
             self._compare()
@@ -186,10 +187,10 @@ class Search:
 
         A random row p has so small a part of any vector that a value σ which the search lacks may show in ‖A p‖ as
         σ/√n. Sent back as a row of its own, what shows it is as long as σ outside of the other basis, unless rounding
-        outweighs it. None where the operator has come to its end already, or the budget has.
+        outweighs it. None where they have nothing there.
         """
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
-        if self._exact or basis.shape[0] == basis.shape[1] or not self._affordable(direction):
+        if self._exact or basis.shape[0] == basis.shape[1]:
             return None
         row = dominant_rows(project_out(project_out(product, basis), basis), 1, 0.0)
         return row if len(row) else None
@@ -306,7 +307,7 @@ class Search:
         self.widening.draw(1)
         self.widening.strand = None
         self._copy_probe.passes_left = 0
-        self._exact, self._back = False, None
+        self._exact = False
         self._idle = 0
         self.judge.patience.reset()
         self._look()

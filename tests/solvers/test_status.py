@@ -230,6 +230,24 @@ def test_what_a_random_vector_has_little_of_is_not_called_zero(values, dtype, op
         assert result.status is (Status.CONVERGED if len(values) > wanted else Status.BREAKDOWN_EXACT)
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype", "options", "most"),
+    [(*LITTLE_LEFT[2], 4), (*LITTLE_LEFT[3], 4), (*LITTLE_LEFT[4], 14)],
+)
+def test_nor_where_the_budget_leaves_no_second_look(values, dtype, options, most) -> None:
+    lowered = matrix(np.array(values), (300, 300)).to(dtype)
+    for seed in range(6):
+        result = svd(lowered, seed=seed, method="lanczos", max_products=most, **options)
+        assert result.status is not Status.BREAKDOWN_EXACT and result.work.products <= most
+
+
+def test_nothing_found_above_a_threshold_is_said_so_at_the_floor_too() -> None:
+    half = torch.diag(torch.arange(1, 101).rsqrt()).bfloat16()
+    for seed in range(10):
+        advice = svd(half, threshold=1.1, tol=1e-2, seed=seed, method="lanczos").advice
+        assert advice.startswith("No singular value above 1.1 was found"), advice
+
+
 def test_how_nothing_more_is_known_is_said() -> None:
     low = matrix(np.array([1.0, 0.5]), (30, 20))
     assert svd(low, 3, method="lanczos").advice.startswith("Random vectors find nothing left of the operator")
