@@ -241,6 +241,12 @@ def test_nor_where_the_budget_leaves_no_second_look(values, dtype, options, most
         assert result.status is not Status.BREAKDOWN_EXACT and result.work.products <= most
 
 
+def test_a_space_known_as_a_whole_takes_no_second_look() -> None:
+    """Three columns each way span the smaller space, and the three triplets are measured each way."""
+    result = svd(matrix(np.array([1.0, 0.5]), (60, 3)), 3, method="lanczos", block=1)
+    assert result.status is Status.BREAKDOWN_EXACT and result.work.products == 12
+
+
 def test_nothing_found_above_a_threshold_is_said_so_at_the_floor_too() -> None:
     half = torch.diag(torch.arange(1, 101).rsqrt()).bfloat16()
     for seed in range(10):
