@@ -23,13 +23,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": None,
 }
 ROUTED: dict[str, Any] = {"num_local_experts": 8, "num_experts_per_tok": 2}
-LATENT: dict[str, Any] = {
-    "num_key_value_heads": 16,
-    "q_lora_rank": None,
-    "kv_lora_rank": 512,
-    "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 128,
-    "v_head_dim": 128,
+SHARED: dict[str, Any] = {
     "first_k_dense_replace": 1,
     "moe_intermediate_size": 704,
     "n_shared_experts": 1,
@@ -37,6 +31,14 @@ LATENT: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "n_group": 1,
     "topk_group": 1,
+}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 16,
+    "q_lora_rank": None,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
 }
 WITHOUT_HEAD_DIM = {name: size for name, size in SIZES.items() if name != "head_dim"}
 
@@ -93,18 +95,8 @@ WIDE: dict[str, Callable[[], Any]] = {
         num_experts=8,
         num_experts_per_tok=2,
     ),
-    "GLM-4 MoE": _of(
-        tf.Glm4MoeForCausalLM,
-        tf.Glm4MoeConfig,
-        first_k_dense_replace=1,
-        moe_intermediate_size=704,
-        n_shared_experts=1,
-        n_routed_experts=8,
-        num_experts_per_tok=2,
-        n_group=1,
-        topk_group=1,
-    ),
-    "DeepSeek-V3": _of(tf.DeepseekV3ForCausalLM, tf.DeepseekV3Config, WITHOUT_HEAD_DIM | LATENT),
+    "GLM-4 MoE": _of(tf.Glm4MoeForCausalLM, tf.Glm4MoeConfig, SIZES | SHARED),
+    "DeepSeek-V3": _of(tf.DeepseekV3ForCausalLM, tf.DeepseekV3Config, WITHOUT_HEAD_DIM | SHARED | LATENT),
     "gpt-oss": _of(tf.GptOssForCausalLM, tf.GptOssConfig, intermediate_size=1024, **ROUTED),
     "Llama 4": _of(
         tf.Llama4ForCausalLM,

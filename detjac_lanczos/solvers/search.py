@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detjac_lanczos.solvers.basis import complete_block, dominant_rows, project_out, singular_values
+from detjac_lanczos.solvers.basis import complete_block, dominant_rows, singular_values
 from detjac_lanczos.solvers.copies import CopyProbe
 from detjac_lanczos.solvers.directions import open_directions
+from detjac_lanczos.solvers.end import End
 from detjac_lanczos.solvers.factorisation import Factorisation, RitzTriplets, adjoint_defect
 from detjac_lanczos.solvers.goal import Goal
 from detjac_lanczos.solvers.judgement import Judge
@@ -80,8 +81,7 @@ class Search:
         self.width = options.width
         self._begun_with = 0
         self._fresh = True
-        self._exact = False
-        self._back: Tensor | None = None
+        self._end = End()
         self._full = False
         self.unseen = 0.0
         self.defect = 0.0
@@ -142,13 +142,11 @@ class Search:
         opposite = self.state.U.rows if direction is Direction.FORWARD else self.state.V.rows
         sent = 0 if self.widening.strand is None else self.widening.strand.sent
         vanished = self.widening.absorb(product, opposite, self.judge.negligible)
-        if self._back is not None:
-            self._back = None
-            self._exact = float(torch.linalg.vector_norm(project_out(product, opposite))) <= self.judge.floor
+        if self._end.row is not None:
+            self._end.look(product, opposite, self.judge.floor)
         elif vanished or (self._fresh and float(torch.linalg.vector_norm(product)) <= self.judge.floor):
-            row = self._to_look_again(direction.other, product[len(product) - sent :] if vanished else product)
-            self._exact |= row is None
-            self._back = row if self._affordable(direction.other) else None
+            random = product[len(product) - sent :] if vanished else product
+            self._end.suspect(random, opposite, affordable=self._affordable(direction.other) > 0)
         self._look()
         if first_pair or self.status is not None:
             self._compare()
@@ -159,8 +157,8 @@ class Search:
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
         count, affordable = basis.shape[0], self._affordable(direction)
         most = min(basis.shape[1] - count, affordable)
-        if self._back is not None:
-            block, width, self._fresh = self._back, 1, False
+        if self._end.row is not None:
+            block, width, self._fresh = self._end.row, 1, False
         elif self._copy_probe.passes_left:
             latest = self.state.outside(direction, self.width)
             block, width = self._growing(latest[:0] if self._copy_probe.starts else latest, self.width, count)
@@ -181,19 +179,6 @@ class Search:
             self.status = self._exhausted() if solved else Status.NOISE_FLOOR
         if restarted or self.status is not None:
             self._compare()
-
-    def _to_look_again(self, direction: Direction, product: Tensor) -> Tensor | None:
-        """Return what products of random rows, too short to tell of a value, have outside the basis of ``direction``.
-
-        A random row p has so small a part of any vector that a value σ which the search lacks may show in ‖A p‖ as
-        σ/√n. Sent back as a row of its own, what shows it is as long as σ outside of the other basis, unless rounding
-        outweighs it. None where they have nothing there.
-        """
-        basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
-        if self._exact or basis.shape[0] == basis.shape[1]:
-            return None
-        row = dominant_rows(project_out(project_out(product, basis), basis), 1, 0.0)
-        return row if len(row) else None
 
     def _growing(self, outside: Tensor, width: int, count: int) -> tuple[Tensor, int]:
         """Return orthonormal directions of products outside the basis of ``count`` rows, and how wide to send them.
@@ -307,7 +292,7 @@ class Search:
         self.widening.draw(1)
         self.widening.strand = None
         self._copy_probe.passes_left = 0
-        self._exact = False
+        self._end = End()
         self._idle = 0
         self.judge.patience.reset()
         self._look()
@@ -329,7 +314,7 @@ class Search:
         self.unseen = self.judge.negligible if whole and not self._full else 0.0
         if self._full:
             self.state.deduce(rounding_of(epsilon(self.dtype), self.judge.largest), self.generator)
-            self.widening.strand, self._back, self._copy_probe.passes_left = None, None, 0
+            self.widening.strand, self._end.row, self._copy_probe.passes_left = None, None, 0
         self.goal.reconsider(self.state, self.judge.largest, self.judge.eps)
         if self.state.steps >= self.goal.wanted:
             self.triplets = self._ritz = None  # the new ones take their place
@@ -343,9 +328,9 @@ class Search:
     def _verdict(self, triplets: RitzTriplets) -> Status | None:
         """Return how the search ends, by fresh triplets; None where it goes on."""
         full = self._full
-        if self._back is not None:
+        if self._end.row is not None:
             return None
-        if self._exact and self.judge.solved(triplets, exact=True):
+        if self._end.reached and self.judge.solved(triplets, exact=True):
             return self._exhausted()
         widened = self._widens(triplets, full=full)
         if self.judge.solved(triplets, exact=False):
