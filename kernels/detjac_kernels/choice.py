@@ -27,6 +27,9 @@ _PIECE = 1 << 22
 
 _TRITON = find_spec("triton") is not None
 
+_trials: dict[torch.device, str | None] = {}
+"""Devices on which Triton was tried, and why it does not run; None where it does."""
+
 
 class ChoiceTable:
     """A table from a class of shapes to the name of a road.
@@ -57,8 +60,9 @@ class ChoiceTable:
         return {key: dict(row) for key, row in self._seconds.items()}
 
     def failures(self) -> dict[str, dict[str, str]]:
-        """Return why roads were left out: class of shapes to road to a sentence."""
-        return {key: dict(row) for key, row in self._failures.items()}
+        """Return why roads were left out: class of shapes to road to a sentence; a device without Triton is a class."""
+        without = {str(device): {"triton": why} for device, why in _trials.items() if why is not None}
+        return without | {key: dict(row) for key, row in self._failures.items()}
 
     def replay(self, recorded: Mapping[str, str]) -> None:
         """Put a recorded table in force: these classes are not measured again, unless their road is missing then."""
@@ -195,8 +199,24 @@ def seconds_on_device(road: Road) -> float:
 
 
 def triton_runs(x: Tensor) -> bool:
-    """Tell whether a tensor is where Triton's kernels can be launched, and Triton is there."""
-    return x.is_cuda and torch.version.hip is None and _TRITON
+    """Tell whether Triton's kernels run where a tensor is: the first time on a device, by launching one.
+
+    An installed Triton may need a C compiler, a driver or a library that is not there. Why it does not run is among the
+    failures of every table.
+    """
+    if not x.is_cuda or torch.version.hip is not None or not _TRITON:
+        return False
+    if x.device not in _trials:
+        try:
+            from detjac_kernels.device.trial import launch_trial
+
+            launch_trial(x.device)
+            _trials[x.device] = None
+        except Exception as error:
+            if lacks_memory(error):
+                return False
+            _trials[x.device] = sentence(error)
+    return _trials[x.device] is None
 
 
 def capturing(x: Tensor) -> bool:

@@ -1,9 +1,12 @@
+import sys
+
 import pytest
 import torch
 from bitsandbytes.functional import get_4bit_type
 
-from detjac_kernels import four_bit, packed_roads
+from detjac_kernels import choice, four_bit, mixing_roads, packed_roads
 from detjac_kernels.choice import ChoiceTable, Road
+from detjac_kernels.device import trial
 from detjac_kernels.four_bit import Packed4
 from tests.kernels.packed import random_packed, relative
 
@@ -123,3 +126,42 @@ def test_on_a_device_the_twin_multiplies_what_the_kernel_does_not_take() -> None
     packed = random_packed(64, 96, nested=False)  # blocks straddle rows
     x = torch.randn(3, 96)
     assert torch.equal(packed_roads.packed_linear(x.as_subclass(OnDevice), packed), four_bit.packed_linear(x, packed))
+
+
+@pytest.mark.parametrize("wrong", [RuntimeError("Failed to find C compiler.\nSpecify"), None], ids=["driver", "import"])
+def test_on_a_device_where_triton_is_and_does_not_run_the_twins_serve(
+    wrong: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried once, and why it does not run is said where it is said of any road."""
+    monkeypatch.setattr(choice, "_trials", {})
+    tried: list[object] = []
+
+    def refuse(*given: object) -> None:
+        tried.append(given)
+        assert wrong is not None
+        raise wrong
+
+    if wrong is None:
+        monkeypatch.setitem(sys.modules, "detjac_kernels.device.trial", None)
+    else:
+        monkeypatch.setattr(trial, "launch", refuse)
+    packed, x, p = random_packed(64, 128, nested=False), torch.randn(3, 128), torch.rand(1, 3, 3)
+    values = x[None].as_subclass(OnDevice)
+    for _ in range(2):
+        assert torch.equal(
+            packed_roads.packed_linear(x.as_subclass(OnDevice), packed), four_bit.packed_linear(x, packed)
+        )
+        assert torch.equal(mixing_roads.mix(p, values), mixing_roads.mix(p, x[None]))
+    why = "ModuleNotFoundError: import of" if wrong is None else "RuntimeError: Failed to find C compiler."
+    assert ChoiceTable(lambda road: 1.0).failures()["cpu"]["triton"].startswith(why)
+    assert len(tried) == (wrong is not None)
+
+
+def test_memory_that_is_full_now_says_nothing_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "_trials", {})
+    x = torch.randn(3, 128).as_subclass(OnDevice)
+    with monkeypatch.context() as now:
+        now.setattr(trial, "launch", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+        assert not choice.triton_runs(x)
+    assert choice.triton_runs(x)
+    assert ChoiceTable(lambda road: 1.0).failures() == {}
