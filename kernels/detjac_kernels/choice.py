@@ -103,7 +103,8 @@ class ChoiceTable:
         measure : bool
             False while a CUDA graph is being captured, say.
         kept : KeptChoices, optional
-            What earlier processes measured, which replayed choices have precedence over; new measurements go there.
+            What earlier processes measured, which replayed choices have precedence over. New measurements go there,
+            unless a road failed or disagreed: why may be gone in the next process.
         """
         first = next(iter(roads))
         if self._table.get(key) not in roads and len(roads) > 1:
@@ -111,7 +112,7 @@ class ChoiceTable:
                 self._recall(key, roads, kept)
                 if measure and self._table.get(key) not in roads and self._due(key):
                     self._measure(key, roads, agreement)
-                    if kept is not None and self._table.get(key) in roads:
+                    if kept is not None and self._table.get(key) in roads and self._seconds[key].keys() == roads.keys():
                         kept.add(key, Kept(self._table[key], self._seconds[key]))
         chosen = self._table.get(key, first)
         if chosen == first or chosen not in roads:

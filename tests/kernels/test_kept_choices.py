@@ -88,7 +88,16 @@ def test_a_kept_road_that_fails_now_is_measured_again(path: Path) -> None:
     for _ in range(2):
         assert torch.equal(table.run("a", made, 1e-3, kept=kept), VALUE)
     assert table.choices() == {"a": "slow"}
-    assert KeptChoices(path, MACHINE).get("a") == Kept("slow", {"slow": 2.0})
+
+
+@pytest.mark.parametrize("wrong", [WRONG["no C compiler"][0], WRONG["nan"][0]], ids=["fails", "disagrees"])
+def test_what_a_road_that_failed_lost_is_not_kept(wrong: Any, path: Path) -> None:
+    made = roads(FakeRoad("slow"), FakeRoad("fast", wrong))
+    table = ChoiceTable(FakeTimer({"slow": 2.0}))
+    table.run("a", made, 1e-3, kept=KeptChoices(path, MACHINE))
+    assert (table.choices(), path.exists()) == ({"a": "slow"}, False)
+    table, _, _ = measured(path)
+    assert table.choices() == {"a": "fast"}
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(path: Path) -> None:
