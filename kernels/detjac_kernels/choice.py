@@ -88,8 +88,8 @@ class ChoiceTable:
         """Run the best road of a class of shapes, and find it first where it is not known.
 
         A road that raises, whatever it is (Triton's errors and torch's have no base in common), loses: only an error of
-        the first road is the caller's. Where memory does not suffice to measure, the first road is run and the choice
-        is left open; it is tried again at the 2nd, 4th, 8th … product of the class.
+        the first road is the caller's, and full memory in the chosen one. Where memory does not suffice to measure, the
+        first road is run and the choice is left open; it is tried again at the 2nd, 4th, 8th … product of the class.
 
         Parameters
         ----------
