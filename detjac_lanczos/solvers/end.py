@@ -5,6 +5,9 @@ from torch import Tensor
 
 from detjac_lanczos.solvers.basis import dominant_rows, project_out
 
+_CARRIED = 0.1
+"""Length of a direction outside of the row below which the row has it."""
+
 
 class End:
     """Where products of fresh random rows are too short to tell of a value, what is left of them is sent back.
@@ -18,7 +21,7 @@ class End:
     reached : bool
         Random rows find nothing more.
     row : Tensor, shape (1, d), or None
-        Orthonormal to the basis: the next block, by whose product :meth:`look` decides.
+        Orthonormal to the basis: it goes in the next block, by whose product :meth:`look` decides.
     """
 
     def __init__(self) -> None:
@@ -40,7 +43,15 @@ class End:
             self.reached = not len(row) or basis.shape[0] == basis.shape[1]
             self.row = row if affordable and not self.reached else None
 
+    def above(self, block: Tensor) -> Tensor:
+        """Return :attr:`row`, and below it what orthonormal rows ``(b, d)`` have beside it, all orthonormal.
+
+        Of a direction that is the row itself, rounding would be left.
+        """
+        assert self.row is not None
+        return torch.cat([self.row, dominant_rows(project_out(block, self.row), block.shape[0], _CARRIED)])
+
     def look(self, product: Tensor, basis: Tensor, floor: float) -> None:
-        """Take the product of :attr:`row`, ``(1, d)``, and the basis of that side."""
+        """Take the product of the block that :attr:`row` was part of, ``(b, d)``, and the basis of that side."""
         self.row = None
         self.reached = float(torch.linalg.vector_norm(project_out(product, basis))) <= floor

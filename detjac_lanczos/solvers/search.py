@@ -157,15 +157,16 @@ class Search:
         basis = self.state.V.rows if direction is Direction.FORWARD else self.state.U.rows
         count, affordable = basis.shape[0], self._affordable(direction)
         most = min(basis.shape[1] - count, affordable)
-        if self._end.row is not None:
-            block, width, self._fresh = self._end.row, 1, False
-        elif self._copy_probe.passes_left:
+        if self._copy_probe.passes_left:
             latest = self.state.outside(direction, self.width)
             block, width = self._growing(latest[:0] if self._copy_probe.starts else latest, self.width, count)
         elif self.triplets is None:
             block, width = self._growing(self.state.outside(direction), max(self.width, self._begun_with), count)
         else:
             block, width = self._closing(direction, basis, most)
+        if self._end.row is not None:
+            block, self._fresh = self._end.above(block), False
+            width = max(width, block.shape[0]) if self.triplets is None else block.shape[0]
         width = min(width, most)
         self.widening.fill(max(width - block.shape[0], 0))
         self.block = complete_block(block[:width], basis, width, self.generator) if width else None

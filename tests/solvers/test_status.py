@@ -241,6 +241,38 @@ def test_nor_where_the_budget_leaves_no_second_look(values, dtype, options, most
         assert result.status is not Status.BREAKDOWN_EXACT and result.work.products <= most
 
 
+SECOND_LOOKS = [
+    # Three values and 17 zeros: the row takes the place of one of the random rows that fill up the other side.
+    ([3.0, 2.0, 1.0], {"k": 20, "block": 8}, 5, 44),
+    # A strand ends while directions are open: the row is what it has left, and none of them.
+    ([1.0, 1.0, 1.0], {"k": 4, "block": 2}, 6, 12),
+    # Nothing is open: the row goes alone.
+    ([3.0, 2.0, 1.0], {"k": 8, "block": 8}, 5, 28),
+]
+
+
+@pytest.mark.parametrize(("values", "options", "passes", "products"), SECOND_LOOKS)
+def test_a_second_look_takes_no_pass_of_its_own_while_others_go(values, options, passes, products) -> None:
+    low = matrix(np.array(values), (60, 60))
+    for seed in range(3):
+        result = svd(low, seed=seed, method="lanczos", **options)
+        assert result.status is Status.BREAKDOWN_EXACT
+        assert (result.work.passes, result.work.products) == (passes, products)
+
+
+def test_the_smallest_budget_holds_a_second_look_where_zeros_are_wanted() -> None:
+    low = matrix(np.array([3.0, 2.0, 1.0]), (60, 60))
+    for seed in range(3):
+        result = svd(low, 20, seed=seed, method="lanczos", block=8, max_products=40)
+        assert (result.status, result.work.products) == (Status.BREAKDOWN_EXACT, 40)
+
+
+def test_a_second_look_may_be_what_is_open() -> None:
+    """The probe of a single column goes on in the direction that its products leave, which is that row."""
+    low = matrix(np.array([3.0, 2.0, 1.0, 0.5]), (60, 60), 2)
+    assert svd(low, 2, block=1, seed=2, method="lanczos").status is Status.CONVERGED
+
+
 def test_a_space_known_as_a_whole_takes_no_second_look() -> None:
     """Three columns each way span the smaller space, and the three triplets are measured each way."""
     result = svd(matrix(np.array([1.0, 0.5]), (60, 3)), 3, method="lanczos", block=1)
