@@ -26,7 +26,7 @@ class Passes:
     """Forward passes from any source to any target, in reach of automatic differentiation.
 
     The copy runs observed attention and eager experts, whose operations can be differentiated forwards too. One pass at
-    a time: its hooks belong to it.
+    a time has its turn: what hooks an interrupt leaves of another one do nothing.
 
     Raises
     ------
@@ -43,6 +43,7 @@ class Passes:
         self.family, self.prompts = family, tuple(prompts)
         self.decoder, self.blocks = family.decoder_of(self.model), family.blocks_of(self.model)
         self.double = compute_dtype(self.model) is torch.float64
+        self._turn: object = None
 
     def run(self, x: Tensor, embeddings: Tensor, source: int, target: Place, prompt: int, position: int) -> Tensor:
         """Run copies of a prompt with ``x`` in place of what enters at the source.
@@ -72,11 +73,16 @@ class Passes:
         inputs = x if source < 0 else embeddings.repeat(len(x), 1, 1)
         places = self.prompts[prompt].places(x.device, copies=len(x))
         end, factor = self.end(target)
+        self._turn = turn = object()
 
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+            if self._turn is not turn:
+                return None
             return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x})
 
         def leave(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            if self._turn is not turn:
+                return
             row = leaving(out).reshape(*x.shape[:2], -1)[:, position]
             if target.kind != "logits":
                 raise _Reached(factor * row)
