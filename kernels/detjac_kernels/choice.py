@@ -226,6 +226,16 @@ def capturing(x: Tensor) -> bool:
         return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def place(x: Tensor) -> str:
+    """Return what every class begins with: device, dtype, and to what torch rounds the factors of float32 products.
+
+    Rows of half precision have such products too: weights that are made again are mixed in float32.
+    """
+    setting = torch.backends.cuda.matmul.fp32_precision
+    rounded = "" if setting in ("none", "ieee") else f" by {setting}"
+    return f"{device_name(x.device)}, {str(x.dtype).removeprefix('torch.')}{rounded}"
+
+
 @cache
 def device_name(device: torch.device) -> str:
     """Return the name of a CUDA device's model, or the kind of another device."""

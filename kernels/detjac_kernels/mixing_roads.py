@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detjac_kernels import mixing, rebuilt_mixing
-from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, device_name, seconds_on_device, triton_runs
+from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, place, seconds_on_device, triton_runs
 from detjac_kernels.kept_choices import kept_choices
 from detjac_kernels.rebuilt_mixing import Rebuilding
 
@@ -75,6 +75,6 @@ def _sizes(*sizes: int) -> str:
 
 
 def _run(key: str, roads: Mapping[str, Road], values: Tensor) -> Tensor:
-    key = f"{device_name(values.device)}, {values.dtype}, {key}"
+    key = f"{place(values)}, {key}"
     kept = kept_choices("mixing", values.device)
     return TABLE.run(key, roads, AGREEMENT[values.dtype], measure=not capturing(values), kept=kept)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from detjac_kernels import four_bit
-from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, device_name, seconds_on_device, triton_runs
+from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, place, seconds_on_device, triton_runs
 from detjac_kernels.four_bit import Packed4
 from detjac_kernels.gemm import Around, surrounded
 from detjac_kernels.kept_choices import kept_choices
@@ -68,9 +68,8 @@ def shape_class(x: Tensor, packed: Packed4, transposed: bool) -> str:
     rows = next((size for size in ROW_CLASSES if len(x) <= size), ROW_CLASSES[-1])
     f, d = packed.shape
     widths = f"{f}->{d}" if transposed else f"{d}->{f}"
-    name = device_name(x.device)
     kind = f"{packed.block}{'' if packed.nested is None else ' nested'}"
-    return f"{name}, {str(x.dtype).removeprefix('torch.')}, {'yW' if transposed else 'xWt'} {rows}x{widths}, {kind}"
+    return f"{place(x)}, {'yW' if transposed else 'xWt'} {rows}x{widths}, {kind}"
 
 
 def fused(x: Tensor, packed: Packed4, transposed: bool, **around: Any) -> Tensor:

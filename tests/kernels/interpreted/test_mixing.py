@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -158,6 +160,9 @@ def test_what_a_choice_depends_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch)
     mixing_roads.mix(torch.zeros(2, 64, 33), torch.zeros(2, 33, 9))
     mixing_roads.mix(torch.zeros(2, 40, 40), torch.zeros(2, 40, 16))
     assert keys[-1] == keys[-2]
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
+    mixing_roads.mix(torch.zeros(2, 40, 40), torch.zeros(2, 40, 16))
+    assert keys[-1] != keys[-2]
 
 
 def test_precisions_without_a_kernel_are_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_tables_of_its_own_are_not_for_bitsandbytes() -> None:
     assert packed_roads.kind_of(random_packed(64, 64, nested=False)) is None
 
 
-def test_classes_keep_what_differs_apart() -> None:
+def test_classes_keep_what_differs_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(17, 128)
     made = {
         packed_roads.shape_class(rows, packed, transposed)
@@ -76,6 +77,10 @@ def test_classes_keep_what_differs_apart() -> None:
         made.add(packed_roads.shape_class(x, packed, False))
     made.add(packed_roads.shape_class(x, random_packed(64, 128, nested=False, block=128), False))
     assert len(made) == 15
+    for setting in ("tf32", "ieee"):  # the latter is what there is where nothing is set
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=setting))
+        made.add(packed_roads.shape_class(x, random_packed(64, 128, nested=False), False))
+    assert len(made) == 16
     packed = random_packed(64, 128, nested=False)
     assert packed_roads.shape_class(x, packed, False) == packed_roads.shape_class(x[:20], packed, False)
 
