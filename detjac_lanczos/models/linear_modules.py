@@ -157,8 +157,7 @@ def multiply_fast(copied: nn.Module) -> None:
 def _linear_of_few_rows(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     if x.ndim == 1 or not weight.numel():
         return nn.functional.linear(x, weight, bias)
-    y = product_of_few_rows(x.reshape(-1, x.shape[-1]), weight)
-    return (y if bias is None else y.add_(bias)).unflatten(0, x.shape[:-1])
+    return product_of_few_rows(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
 
 
 def embedding_table(module: nn.Module) -> Tensor:

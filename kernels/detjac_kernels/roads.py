@@ -81,12 +81,16 @@ def product(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
     return _fastest(_shape_class(way, (len(x) - 1).bit_length(), *weight.shape), "onednn", x, weight, add)
 
 
-def product_of_few_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """Return ``x weightᵀ`` as exact as torch's default product: (R, d) and (f, d) to (R, f), a tensor of its own."""
+def product_of_few_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x weightᵀ + bias`` as exact as torch's default: (R, d), (f, d) and (f,) to (R, f), a tensor of its own.
+
+    The bias is where sums begin, as in `torch.nn.functional.linear`: added to them, it would round to other bits.
+    """
+    add = None if bias is None else bias.expand(len(x), -1).clone()
     served = x.dtype is torch.float32 and x.is_cpu and weight.is_contiguous() and len(weight) % _PARTS == 0
     if not served or not 0 < len(x) <= _FEW_ROWS or weight.numel() < _LEAST:
-        return _default(x, weight)
-    return _fastest(_shape_class("few xWt", (len(x) - 1).bit_length(), *weight.shape), "parts", x, weight)
+        return _default(x, weight, add)
+    return _fastest(_shape_class("few xWt", (len(x) - 1).bit_length(), *weight.shape), "parts", x, weight, add)
 
 
 def _fastest(key: str, rival: str, x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
@@ -123,9 +127,9 @@ def _onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
 
 
 def _in_parts(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
-    parts = weight.unflatten(0, (_PARTS, -1))
-    products = torch.bmm(x.expand(_PARTS, *x.shape), parts.transpose(1, 2)).transpose(0, 1).flatten(1)
-    return products if add is None else add.add_(products)
+    factors = x.expand(_PARTS, *x.shape), weight.unflatten(0, (_PARTS, -1)).transpose(1, 2)
+    begun = None if add is None else add.unflatten(1, (_PARTS, -1)).transpose(0, 1)
+    return (torch.bmm(*factors) if begun is None else torch.baddbmm(begun, *factors)).transpose(0, 1).flatten(1)
 
 
 _ROADS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {

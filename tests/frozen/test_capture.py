@@ -24,7 +24,7 @@ from detjac_lanczos.operators import detach
 from tests import tiny_models
 from tests.every_block import unchecked
 from tests.oracles import embeddings_of
-from tests.tiny_models.dense import DENSE, gemma1
+from tests.tiny_models.dense import DENSE, gemma1, opt
 from tests.tiny_models.moe import MOE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,6 +102,16 @@ def test_the_observed_pass_is_the_models_own_eager_pass_bit_for_bit(name: str, d
         streams = detach(tiny_models.loaded(model), input_ids=IDS).streams
     assert torch.equal(streams.output, out.hidden_states[-1][0])
     assert torch.equal(streams.model_output, out.hidden_states[-1][0])
+
+
+def test_the_observed_pass_of_wide_biased_projections_is_the_models_own_bit_for_bit() -> None:
+    """In sums of many terms it shows whether a bias is where they begin or is added to them."""
+    model = opt(torch.float32, hidden_size=896, word_embed_proj_dim=896, ffn_dim=128, num_hidden_layers=1)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([IDS]), use_cache=False, output_hidden_states=True).hidden_states[-1][0]
+    with unchecked():
+        assert torch.equal(detach(tiny_models.loaded(model), input_ids=IDS).streams.output, expected)
 
 
 @pytest.mark.parametrize("make", MAKERS)

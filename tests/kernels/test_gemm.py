@@ -230,6 +230,18 @@ def test_few_rows_are_multiplied_by_parts_where_that_is_faster(
     assert len(taken) == served
 
 
+@pytest.mark.parametrize("road", ["default", "parts"])
+def test_few_rows_have_a_bias_where_their_sums_begin(monkeypatch: pytest.MonkeyPatch, road: str) -> None:
+    """By the default product with the bits of torch's own linear map, which a bias added to the sums has not."""
+    monkeypatch.setattr(roads, "_LEAST", 1)
+    monkeypatch.setattr(roads, "_choose", lambda *_: road)
+    x, weight, bias = torch.randn(7, 896), torch.randn(128, 896), torch.randn(128)
+    kept = bias.clone()
+    found, expected = product_of_few_rows(x, weight, bias), torch.nn.functional.linear(x, weight, bias)
+    assert torch.equal(found, expected) if road == "default" else torch.allclose(found, expected, 1e-5, 1e-4)
+    assert torch.equal(bias, kept)
+
+
 @pytest.mark.skipif(not roads._onednn_available(), reason="this torch has no oneDNN product")
 def test_a_choice_is_for_its_own_shape_and_direction_alone() -> None:
     weight = torch.randn(12, 16)
