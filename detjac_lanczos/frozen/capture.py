@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from detjac_lanczos.frozen.calls import Watch
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.observed import make_observable, observed_copy
 from detjac_lanczos.frozen.plan import Plan
-from detjac_lanczos.frozen.precision import LiftToFloat64, in_own_precision, require_exact_products
+from detjac_lanczos.frozen.precision import in_own_precision, lifted_to_float64, require_exact_products
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.frozen.structural_copy import structural_copy, tell_of_hooks
 from detjac_lanczos.frozen.tape import Tape
@@ -209,13 +209,15 @@ def branch_values(
 
 def _run_all(twin: Any, prompts: Sequence[Prompt], tape: Tape) -> Tensor:
     """Run every prompt in the model's working precision; return the last logits, (prompts, vocabulary)."""
-    double = compute_dtype(twin) is torch.float64
-    logits = []
-    with LiftToFloat64() if double else nullcontext():
+
+    def run() -> Tensor:
+        logits = []
         for prompt in prompts:
             logits.append(run_prompt(twin, prompt))
             tape.next_prompt()
-    return torch.cat(logits)
+        return torch.cat(logits)
+
+    return lifted_to_float64(run) if compute_dtype(twin) is torch.float64 else run()
 
 
 def run_prompt(model: Any, prompt: Prompt) -> Tensor:

@@ -66,6 +66,8 @@ class LiftToFloat64(TorchFunctionMode):
     float64 model that costs nine digits.
     """
 
+    lifts = True
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -74,7 +76,29 @@ class LiftToFloat64(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run ``func`` with float32 requests replaced."""
+        if not self.lifts:
+            return func(*args, **(kwargs or {}))
         lifted = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
         if func is Tensor.float:
             return args[0].double()
         return func(*(torch.float64 if a is torch.float32 else a for a in args), **lifted)
+
+
+def lifted_to_float64(function: Callable[[], R]) -> R:
+    """Call a function under `LiftToFloat64`; if interrupts leave that in the thread, it lifts nothing any more."""
+    mode = LiftToFloat64()
+    try:
+        try:
+            torch.overrides._push_mode(mode)
+            return function()
+        finally:
+            _take_off(mode)
+    finally:
+        mode.lifts = False
+        _take_off(mode)  # an interrupt may have kept the first from it
+
+
+def _take_off(mode: TorchFunctionMode) -> None:
+    """Take a mode off the thread's stack unless it is off: torch, too, takes modes off for a moment."""
+    if torch.overrides._get_current_function_mode() is mode:
+        torch.overrides._pop_mode()

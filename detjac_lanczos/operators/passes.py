@@ -14,7 +14,7 @@ from detjac_lanczos.frozen.calls import leaving
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.observed import observed_copy
 from detjac_lanczos.frozen.places import Place
-from detjac_lanczos.frozen.precision import LiftToFloat64
+from detjac_lanczos.frozen.precision import lifted_to_float64
 from detjac_lanczos.frozen.prompt import Prompt
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.dtypes import compute_dtype
@@ -88,14 +88,16 @@ class Passes:
                 raise _Reached(factor * row)
             out.last_hidden_state = row[:, None]
 
+        def logits_of_all() -> Tensor:
+            logits: Tensor = self.model(inputs_embeds=inputs, **places, use_cache=False).logits
+            return logits
+
         with ExitStack() as stack:
             if source >= 0:
                 stack.enter_context(self.blocks[source].register_forward_pre_hook(enter, with_kwargs=True))
             stack.enter_context(end.register_forward_hook(leave))
-            if self.double:
-                stack.enter_context(LiftToFloat64())
             try:
-                logits: Tensor = self.model(inputs_embeds=inputs, **places, use_cache=False).logits
+                logits = lifted_to_float64(logits_of_all) if self.double else logits_of_all()
             except _Reached as reached:
                 return reached.value.to(x.device)
         return logits[:, 0].to(x.device)

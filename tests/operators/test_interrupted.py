@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import detjac_lanczos as dl
+from detjac_lanczos.frozen.precision import lifted_to_float64
 from tests import tiny_models
 from tests.interrupts import interrupts
 from tests.tiny_models.dense import llama
@@ -28,3 +29,25 @@ def test_hooks_that_an_interrupt_leaves_change_no_product(name: str, transposed:
     for place in interrupts(lambda: (part.rmatmat if transposed else part.matmat)(X), "torch/utils/hooks.py"):
         after = J.matmat(X), J.rmatmat(X)
         assert all(map(torch.equal, after, before)), place
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_after_an_interrupt_the_callers_own_float64_pass_rounds_as_before(transposed: bool) -> None:
+    model, ids = llama(torch.float64), tiny_models.prompt_ids(2)
+    J = dl.detach(tiny_models.loaded(model), input_ids=ids).jacobian(1, frozen=False, source=dl.layer(2))
+    X, product = torch.ones(J.shape[1], 1, dtype=torch.float64), J.rmatmat if transposed else J.matmat
+
+    def own() -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor(ids)).logits
+
+    before = own()
+    for place in interrupts(lambda: product(X), "torch/overrides.py"):
+        assert torch.equal(own(), before), place
+        assert not torch.overrides._get_current_function_mode_stack(), place
+
+
+def test_a_mode_that_stays_in_the_thread_after_its_pass_lifts_nothing() -> None:
+    left = lifted_to_float64(lambda: torch.overrides._get_current_function_mode())
+    with left:
+        assert torch.zeros(1).double().float().dtype is torch.zeros(1, dtype=torch.float32).dtype is torch.float32
