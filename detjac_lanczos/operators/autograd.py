@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import torch
@@ -91,16 +90,18 @@ class AutogradSweeps:
     def _jvp(self, prompt: int, position: int, tangents: Tensor) -> Tensor:
         """(b, n, d) to (b, d_out)."""
         x = self.network.inputs(self.source, prompt)
-        own, products = self._own_value(prompt, position), [tangents.new_empty(0, self.d_out)]
+        own = self._own_value(prompt, position)
+
+        def derivative(part: Tensor) -> Tensor:
+            dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
+            y = self._run(dual, prompt, position)
+            _require_own(forward_ad.unpack_dual(y).primal, own, self.network)
+            product = forward_ad.unpack_dual(self._read(y)).tangent
+            return product if product is not None else part.new_zeros(len(part), self.d_out)
+
         with _one_at_a_time:
-            for part in _together(tangents, len(x)):
-                with _dual_level():
-                    dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
-                    y = self._run(dual, prompt, position)
-                    _require_own(forward_ad.unpack_dual(y).primal, own, self.network)
-                    product = forward_ad.unpack_dual(self._read(y)).tangent
-                products.append(product if product is not None else part.new_zeros(len(part), self.d_out))
-        return torch.cat(products)
+            products = [_in_dual_level(derivative, part) for part in _together(tangents, len(x))]
+        return torch.cat([tangents.new_empty(0, self.d_out), *products])
 
     def _vjp(self, prompt: int, position: int, cotangents: Tensor) -> Tensor:
         """(b, d_out) to (b, n, d)."""
@@ -172,20 +173,29 @@ def _together(columns: Tensor, positions: int) -> Sequence[Tensor]:
     return columns.split(max(1, ROWS_AT_ONCE // positions)) if len(columns) else ()
 
 
-@contextmanager
-def _dual_level() -> Iterator[None]:
+def _in_dual_level(derivative: Callable[[Tensor], Tensor], tangents: Tensor) -> Tensor:
+    """Call a function in torch's one level of forward mode.
+
+    The level is opened and closed by functions in C, between which and this frame's ``try`` no interrupt can come:
+    after one in torch's own context manager it stays open, and forward mode is refused to the whole process.
+    """
+    opened = True
     try:
-        forward_ad.enter_dual_level()
-    except RuntimeError as error:  # torch has one level
-        raise OperatorError(
-            "these products are made in forward mode, and torch nests none in another (jvp, jacfwd, hessian); "
-            "differentiate them in reverse mode: grad, vjp, jacrev"
-        ) from error
-    try:
+        try:
+            level = torch._C._enter_dual_level()
+        except RuntimeError as error:
+            opened = False
+            raise OperatorError(
+                "these products are made in forward mode, and torch nests none in another (jvp, jacfwd, hessian); "
+                "differentiate them in reverse mode: grad, vjp, jacrev"
+            ) from error
+        forward_ad._current_level = level
         _first_dual()
-        yield
+        return derivative(tangents)
     finally:
-        forward_ad.exit_dual_level()
+        if opened:
+            forward_ad._current_level = -1
+            torch._C._exit_dual_level(level=0)
 
 
 @cache

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import detjac_lanczos as dl
 from detjac_lanczos.frozen.precision import lifted_to_float64
@@ -51,3 +52,15 @@ def test_a_mode_that_stays_in_the_thread_after_its_pass_lifts_nothing() -> None:
     left = lifted_to_float64(lambda: torch.overrides._get_current_function_mode())
     with left:
         assert torch.zeros(1).double().float().dtype is torch.zeros(1, dtype=torch.float32).dtype is torch.float32
+
+
+def test_after_an_interrupt_forward_mode_is_open_to_everybody() -> None:
+    network = dl.detach(tiny_models.loaded(llama(torch.float32)), input_ids=tiny_models.prompt_ids(2))
+    J = network.jacobian(1, frozen=False, source=dl.layer(2))
+    X = torch.ones(J.shape[1], 1)
+    before = J.matmat(X)
+    files = "operators/autograd.py", "torch/autograd/forward_ad.py", "torch/_functorch/predispatch.py"
+    for place in interrupts(lambda: J.matmat(X), *files):
+        with forward_ad.dual_level():
+            pass
+        assert torch.equal(J.matmat(X), before), place
