@@ -224,10 +224,11 @@ def _settle_libraries(arguments: argparse.Namespace) -> None:
     """
     require_docstrings()
     afterwards = arguments.afterwards
+    barred = arguments.quiet or not sys.stderr.isatty()
+    if barred and "TQDM_DISABLE" not in os.environ:  # the bar of unpacking is tqdm's own, made while it is imported
+        os.environ["TQDM_DISABLE"] = "1"
+        afterwards.callback(os.environ.pop, "TQDM_DISABLE", None)
     if arguments.quiet:
-        if "TQDM_DISABLE" not in os.environ:  # the bar of unpacking is tqdm's own, made while it is imported
-            os.environ["TQDM_DISABLE"] = "1"
-            afterwards.callback(os.environ.pop, "TQDM_DISABLE", None)
         own, silent = logging.getLogger("detjac_lanczos"), logging.NullHandler()
         own.addHandler(silent)
         afterwards.callback(own.removeHandler, silent)

@@ -122,6 +122,23 @@ def test_libraries_are_left_as_talkative_as_they_were(
     assert during == [[logging.ERROR, logging.ERROR, before[2] + 1, False, "1"]]  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_of_libraries_are_for_terminals(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        during.append(os.environ.get("TQDM_DISABLE"))
+        raise DetjacError("no plan")
+
+    during: list[str | None] = []
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(runs, "plan", fail)
+    assert call("plan", "--tokens", 5) == 2
+    assert during == [None if terminal else "1"]
+    assert "TQDM_DISABLE" not in os.environ
+
+
 def test_streams_are_given_back_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = (io.TextIOWrapper(io.BytesIO()) for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
