@@ -69,7 +69,7 @@ def sources_digest() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-_COMPILED = ("captures", "configurations", "decode", "mixing", "mixing_kernel", "packed_gemm")
+_COMPILED = ("captures", "configurations", "decode", "launching", "mixing", "mixing_kernel", "packed_gemm")
 
 
 def _packed_gemms() -> Iterator[Case]:

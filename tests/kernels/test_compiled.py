@@ -5,13 +5,16 @@ sources and to the limits. Every configuration itself is compiled anew.
 """
 
 import json
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import triton
 
+from bench.kernels import shipped as compiled
 from bench.kernels.__main__ import FIGURES
 from bench.kernels.limits import SHARED, broken
 from bench.kernels.resources import Resources
@@ -44,6 +47,12 @@ def test_the_table_has_every_shipped_configuration_within_its_limits(table: dict
     kept, everything = resources(table), cases()
     assert [case.name for case in everything] == list(kept)
     assert [sentence for case in everything for sentence in broken(case, kept[case.name])] == []
+
+
+def test_a_change_of_any_file_that_is_compiled_from_is_seen() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in Path(compiled.__file__).parent.glob("*.py"))
+    imported = set(re.findall(r"^from detjac_kernels\.device\.(\w+) import", text, re.MULTILINE))
+    assert "launching" in imported and imported <= set(compiled._COMPILED)
 
 
 def test_every_configuration_compiles_to_what_the_table_says(table: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ def captured_gate(
             (n, triton.cdiv(f, GATE_BLOCK)),
             gate,
             up,
-            product if rstd is None else rstd,
+            product if rstd is None else rstd.contiguous(),
             product,
             factor,
             f,
