@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from detjac_kernels import four_bit
 from detjac_kernels.choice import AGREEMENT, ChoiceTable, Road, capturing, place, seconds_on_device, triton_runs
@@ -117,21 +118,25 @@ def by_bitsandbytes(x: Tensor, packed: Packed4) -> Tensor:
     return bitsandbytes.matmul_4bit(x, packed.codes.view(-1, 1), quant_state=_quant_state(packed, x.dtype))
 
 
-_kinds: WeakKeyDictionary[Packed4, str | None] = WeakKeyDictionary()
+_kinds = WeakTensorKeyDictionary()
 _states: WeakKeyDictionary[Packed4, dict[torch.dtype, Any]] = WeakKeyDictionary()
 
 
 def kind_of(packed: Packed4) -> str | None:
     """Return what bitsandbytes calls a table; None where it is not there, or knows none such."""
-    if packed not in _kinds:
-        _kinds[packed] = None
-        if find_spec("bitsandbytes") is not None and (packed.nested is None or packed.nested.block == 256):
+    if packed.nested is not None and packed.nested.block != 256:
+        return None
+    table = packed.table  # of a part of a matrix as well, which is made anew for every product
+    if table not in _kinds:
+        _kinds[table] = None
+        if find_spec("bitsandbytes") is not None:
             from bitsandbytes.functional import get_4bit_type
 
             for kind in ("nf4", "fp4"):
-                if torch.allclose(packed.table, get_4bit_type(kind, device=packed.table.device), atol=1e-6):
-                    _kinds[packed] = kind
-    return _kinds[packed]
+                if torch.allclose(table, get_4bit_type(kind, device=table.device), atol=1e-6):
+                    _kinds[table] = kind
+    found: str | None = _kinds[table]
+    return found
 
 
 def _quant_state(packed: Packed4, dtype: torch.dtype) -> Any:

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -59,9 +60,15 @@ def test_parts_cover_the_outputs_in_bounded_pieces() -> None:
     assert list(packed_roads.parts(packed, True, 1)) == [range(0, 64), range(64, 128)]
 
 
-def test_tables_of_its_own_are_not_for_bitsandbytes() -> None:
-    assert packed_roads.kind_of(nf4(64, 64, nested=False)) == "nf4"
+def test_tables_of_its_own_are_not_for_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is looked at once, not once for each matrix that has it: the host waits for its device then."""
+    packed = nf4(64, 64, nested=False)
+    assert packed_roads.kind_of(packed) == "nf4"
     assert packed_roads.kind_of(random_packed(64, 64, nested=False)) is None
+    nested = random_packed(64, 64, nested=True, inner=128)
+    assert packed_roads.kind_of(replace(nested, table=packed.table)) is None
+    monkeypatch.setattr(torch, "allclose", None)
+    assert packed_roads.kind_of(replace(packed)) == "nf4"
 
 
 def test_classes_keep_what_differs_apart(monkeypatch: pytest.MonkeyPatch) -> None:
