@@ -49,7 +49,7 @@ def _add(total: Tensor, y: Tensor, part: Tensor) -> None:
 def _pieces(runs: Sequence[range], count: int, width: int) -> Iterator[tuple[slice, range]]:
     """Cut runs into parts of about `CHUNK` values, at least one row each; none where there are no rows to multiply."""
     start = 0
-    for run in runs if count else ():
+    for run in filter(None, runs) if count else ():
         parts = _parts(len(run), width)
         ends = [len(run) * i // parts for i in range(parts + 1)]
         for a, b in pairwise(ends):
@@ -74,4 +74,4 @@ def rows_decoded_at_once(rows: int, width: int) -> int:
 
 
 def _parts(rows: int, width: int) -> int:
-    return min(rows, -(-rows * width // CHUNK))
+    return max(1, min(rows, -(-rows * width // CHUNK)))

@@ -57,7 +57,7 @@ def _stored(name: str, probabilities: Tensor, values: Tensor) -> Tensor:
 def _rebuilt(name: str, tensors: tuple[Tensor, ...], options: Rebuilding) -> Tensor:
     plain = getattr(rebuilt_mixing, name)
     q, k, lse, _, values = tensors
-    if not triton_runs(values) or lse.dtype is not torch.float32:
+    if not triton_runs(values) or lse.dtype is not torch.float32 or values.dtype not in AGREEMENT:
         result: Tensor = plain(*tensors, **options)
         return result
     from detjac_kernels.device import mixing as device

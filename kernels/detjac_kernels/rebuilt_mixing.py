@@ -116,10 +116,11 @@ def _tiles(
     group = heads // kv_heads
     q, lse = q.view(kv_heads, group, queries, width), lse.view(kv_heads, group, queries, 1)
     first = first.clamp(min=0)
-    height = max(32, TILE_CELLS // (heads * min(keys, start + queries)))
+    height = max(32, TILE_CELLS // max(1, heads * min(keys, start + queries)))
     for begin in range(0, queries, height):
         end = min(begin + height, queries)
-        low, high = int(first[begin:end].min()), min(start + end, keys)
+        low = int(first[begin:end].min())
+        high = max(low, min(start + end, keys))
         scores = torch.bmm(q[:, :, begin:end].reshape(kv_heads, -1, width), k[:, low:high].transpose(1, 2))
         scores = scores.mul_(scaling).view(kv_heads, group, end - begin, high - low)
         if softcap is not None:

@@ -55,8 +55,8 @@ def test_any_rows_decode_as_written_value_by_value(
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(0, 5),
-    f=st.integers(1, 17),
-    d=st.integers(1, 17),
+    f=st.integers(0, 17),
+    d=st.integers(0, 17),
     nested=st.booleans(),
     extras=st.sets(st.sampled_from(["scale", "gate", "out_scale", "add"])),
     backwards=st.booleans(),
