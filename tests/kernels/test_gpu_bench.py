@@ -1,14 +1,21 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gpu import __main__ as bench
+from bench.gpu import job
+from bench.gpu.packed import random_llama
 from bench.gpu.products import ROADS, break_even, sums
+from bench.gpu.sizes import sizes
 from bench.gpu.timing import time_roads
+from detjac_lanczos import detach
 
 
 def test_an_error_is_kept_beside_the_times_of_the_others() -> None:
@@ -36,6 +43,26 @@ def test_a_dry_run_writes_nowhere_unless_told(monkeypatch: pytest.MonkeyPatch) -
 def test_no_kernel_is_imported_before_it_is_known_what_runs_it() -> None:
     code = "import sys, bench.gpu.__main__; sys.exit(bool({'triton', 'detjac_kernels'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+class NothingReadOnTheHost(TorchDispatchMode):
+    """Stands for the capture of a CUDA graph, which refuses what waits for a number."""
+
+    def __torch_dispatch__(self, work: Any, types: Any, given: Any = (), options: Any = None) -> Any:
+        if "_local_scalar_dense" in str(work):
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return work(*given, **(options or {}))
+
+
+def test_sweeps_can_be_captured_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sizes(True)
+    ids = [list(range(size.tokens))]
+    operator = detach((random_llama(size.config, size.device), None), input_ids=ids).jacobian(token="joint")
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "graph", lambda captured: NothingReadOnTheHost())
+    found = job.graph(lambda: job.sweeps(operator, 1, size), replace(size, device=torch.device("cuda")))
+    assert set(found) == {"26 sweeps", "26 sweeps, launched"}
 
 
 @pytest.mark.parametrize(
