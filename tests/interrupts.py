@@ -14,6 +14,7 @@ def interrupts(run: Callable[[], Any], *files: str) -> Iterator[str]:
     A place is where a function begins, or where a call of a C function returns: there CPython lets signals in (and at
     the ends of loops).
     """
+    run()  # what is done once in a process is behind it
     seen: list[str] = []
     _watched(run, files, seen.append)
     for stop in range(len(seen)):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.indices import whole_number
+from detjac_lanczos.models.inference_mode import outside_inference_mode
 
 Role = Literal["attention", "mlp"]
 Kind = Literal[Role, "layer", "output", "residual", "logits", "probe"]
@@ -104,7 +105,7 @@ def mlp(index: int) -> Place:
     return Place("mlp", index)
 
 
-@torch.inference_mode(False)
+@outside_inference_mode
 def probe(rows: Tensor) -> Place:
     """Target: ``rows`` times the output.
 

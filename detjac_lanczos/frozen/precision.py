@@ -1,7 +1,6 @@
 """A dtype means that dtype: no autocast of the caller's, no rounded products, no float32 inside a float64 model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,16 +15,20 @@ R = TypeVar("R")
 
 
 def in_own_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function so that it runs without gradients and outside any autocast of the caller's."""
+    """Decorate a function so that it runs without gradients and outside any autocast of the caller's.
+
+    Both are set in C, where no interrupt comes: one in torch's own context managers leaves a caller's gradients off.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            for kind in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            return function(*args, **kwargs)
+        before = torch.is_grad_enabled()
+        with torch._C._DisableAutocast():
+            try:
+                torch._C._set_grad_enabled(False)
+                return function(*args, **kwargs)
+            finally:
+                torch._C._set_grad_enabled(before)
 
     return run
 

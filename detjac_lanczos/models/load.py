@@ -20,6 +20,7 @@ from detjac_lanczos.models.conversion import convert, why_fixed
 from detjac_lanczos.models.dtypes import compute_dtype, parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.hub import options_for_hub
+from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.loaded import LoadedModel, ModelLike
 from detjac_lanczos.models.loading import loading_of
 from detjac_lanczos.models.offloaded import execution_device
@@ -31,7 +32,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 UNPACKED_BYTES_PER_SECOND = 5e6
 
 
-@torch.inference_mode(False)
+@outside_inference_mode
 def load_model(
     name_or_model: ModelLike,
     tokenizer: Any = None,

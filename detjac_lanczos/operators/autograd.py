@@ -17,6 +17,7 @@ from detjac_lanczos.frozen.affine import AffineNetwork
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
+from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.saved_weights import weights_read_again
 from detjac_lanczos.operators.bars import own_pass_bar
 from detjac_lanczos.operators.passes import Passes
@@ -44,7 +45,7 @@ class AutogradSweeps:
         self.d_in = network.inputs(source, 0).shape[1]
         self.d_out = network.width_at(target)
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     @in_own_precision
     def forward(self, segments: Sequence[Segment], rows: Tensor) -> Tensor:
         """(Σ source rows, d_in) to (Σ widths, d_out)."""
@@ -59,7 +60,7 @@ class AutogradSweeps:
                 out[i] = part
         return torch.cat(out)
 
-    @torch.inference_mode(False)
+    @outside_inference_mode
     @in_own_precision
     def transposed(self, segments: Sequence[Segment], rows: Tensor) -> Tensor:
         """(Σ widths, d_out) to (Σ source rows, d_in)."""

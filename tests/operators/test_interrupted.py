@@ -64,3 +64,15 @@ def test_after_an_interrupt_forward_mode_is_open_to_everybody() -> None:
         with forward_ad.dual_level():
             pass
         assert torch.equal(J.matmat(X), before), place
+
+
+@pytest.mark.parametrize("what", ["J X", "Jᵀ Y", "ordinary J X", "ordinary Jᵀ Y"])
+def test_after_an_interrupt_gradients_and_autocast_are_the_callers(what: str) -> None:
+    network = dl.detach(tiny_models.loaded(llama(torch.float32)), input_ids=tiny_models.prompt_ids(2))
+    J = network.jacobian(1, frozen="ordinary" not in what, source=dl.layer(2))
+    X, product = torch.ones(J.shape[1], 1), J.matmat if what.endswith("X") else J.rmatmat
+    files = "torch/autograd/grad_mode.py", "torch/amp/autocast_mode.py", "frozen/precision.py"
+    with torch.autocast("cpu", torch.bfloat16):
+        for place in interrupts(lambda: product(X), *files):
+            assert torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"), place
+    assert not torch.is_autocast_enabled("cpu")
