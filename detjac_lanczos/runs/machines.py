@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 import psutil
 import torch
 
 from detjac_lanczos.errors import InputError
+from detjac_lanczos.frozen.precision import in_own_precision
 from detjac_lanczos.frozen.ways import Rates
 
 
@@ -72,12 +74,15 @@ def machine(name: str, dtype: torch.dtype) -> Machine:
     return Machine(model, "cuda", int(memory), flops, 0.8 * bandwidth, link, decode, source)
 
 
+@in_own_precision
 def _this_processor(dtype: torch.dtype) -> Machine:
-    x, w = torch.randn(128, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    own: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
+    drawn = partial(torch.randn, dtype=torch.float32, **own)
+    x, w = drawn(128, 2048).to(dtype), drawn(2048, 2048).to(dtype)
     flops = 2 * x.shape[0] * w.numel() / _seconds(lambda: x @ w)
-    large = torch.empty(1 << 25)
+    large = torch.empty(1 << 25, dtype=torch.float32, device="cpu")
     bandwidth = 2 * large.nbytes / _seconds(lambda: large.clone())
-    codes, table = torch.randint(0, 16, (1 << 20,)), torch.randn(16)
+    codes, table = torch.randint(0, 16, (1 << 20,), **own), drawn(16)
     decode = codes.numel() / _seconds(lambda: table[codes])
     threads = torch.get_num_threads()
     source = f"measured now, {threads} thread{'s' if threads > 1 else ''}; files at 1 GB/s are assumed"

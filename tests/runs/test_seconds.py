@@ -1,6 +1,7 @@
 """Seconds of a plan: what sweeps really multiply, at rates that are a data sheet's or measured on the spot."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,3 +125,21 @@ def test_the_shortest_of_a_few_runs_counts_and_the_first_does_not(monkeypatch: p
         clock[0] += next(taken)
 
     assert machines._seconds(work) == 3.0
+
+
+@pytest.mark.parametrize("settings", [lambda: torch.autocast("cpu"), lambda: torch.device("meta")])
+def test_this_processor_is_measured_apart_from_the_callers_settings(
+    settings: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.Tensor] = []
+
+    def seconds(work: Callable[[], torch.Tensor]) -> float:
+        made.append(work())
+        return 1.0
+
+    monkeypatch.setattr(machines, "_seconds", seconds)
+    before = torch.get_rng_state()
+    with settings():
+        machine("cpu", torch.float32)
+    assert {(x.device.type, x.dtype) for x in made} == {("cpu", torch.float32)}
+    assert torch.equal(torch.get_rng_state(), before)
