@@ -1,4 +1,4 @@
-"""Every kernel against its torch twin on this device, in float32 and in bfloat16."""
+"""Every kernel against its torch twin on this device, in each dtype that the roads take."""
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -16,14 +16,18 @@ from detjac_kernels.four_bit import Packed4
 BARS = {
     ("exact", torch.float32): 5e-6,
     ("exact", torch.bfloat16): 5e-3,
+    ("exact", torch.float16): 7e-4,
     ("pairs", torch.float32): 2e-3,
     ("pairs", torch.bfloat16): 6e-3,
+    ("pairs", torch.float16): 2.5e-3,
     ("mixing", torch.float32): 5e-6,
     ("mixing", torch.bfloat16): 2e-2,
+    ("mixing", torch.float16): 2.5e-3,
     ("captures", torch.float32): 2e-6,
     ("captures", torch.bfloat16): 5e-3,
+    ("captures", torch.float16): 7e-4,
 }
-"""Largest relative difference (Frobenius). In bfloat16 the weights and the result are rounded once each."""
+"""Largest relative difference (Frobenius). In half precision the weights and the result are rounded once each."""
 
 Product = Callable[[], Tensor]
 Comparison = tuple[str, str, Product, Product]

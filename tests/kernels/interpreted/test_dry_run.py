@@ -6,10 +6,13 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from bench.gpu import __main__ as bench
+from bench.gpu import verify
 from bench.gpu.page import page
 from bench.gpu.products import sums
+from bench.gpu.sizes import sizes
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +27,19 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_device_bench_runs_to_its_end_on_a_processor(figures: dict[str, Any]) -> None:
-    assert len(figures["verified"]) >= 25 and all(row["passed"] for row in figures["verified"])
+    assert len(figures["verified"]) >= 50 and all(row["passed"] for row in figures["verified"])
     assert len(figures["products"]) == 16 and all(row["fused"] > 0 for row in figures["products"])
     assert len(figures["neighbours"]) == 6
     assert all(min(row["kernel"], row["twin"], row["floor"]) > 0 for row in figures["neighbours"])
     assert set(figures["job"]["status"]) == {"converged"}
     assert bench.succeeded(figures)
     assert "dry run" in page(figures) and "predicted" in page(figures)
+
+
+def test_every_kernel_agrees_with_its_twin_in_bfloat16() -> None:
+    rows = verify.verify(sizes(True), (torch.bfloat16,))
+    assert len(rows) >= 25
+    assert [row for row in rows if not row["passed"]] == []
 
 
 def test_a_dry_job_claims_no_time_of_a_kernel(figures: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from detjac_kernels.device.mixing import MixingTiles
 from tests.kernels.packed import relative
 
 EXACT = 1e-6
+BARS = {torch.float32: EXACT, torch.bfloat16: 1e-2}
 TILES = MixingTiles(own=32, other=32, columns=64, warps=4, stages=1)
 
 
@@ -43,6 +44,7 @@ def attention(
     return q, k, lse, first.int()
 
 
+@pytest.mark.parametrize("dtype", BARS, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(
@@ -51,7 +53,14 @@ def attention(
     ids=["causal", "window, softcap, odd head", "later queries"],
 )
 def test_rebuilt(
-    transposed: bool, scaled: bool, queries: int, head_dim: int, start: int, window: int, softcap: float | None
+    dtype: torch.dtype,
+    transposed: bool,
+    scaled: bool,
+    queries: int,
+    head_dim: int,
+    start: int,
+    window: int,
+    softcap: float | None,
 ) -> None:
     heads, kv_heads, columns = 4, 2, 80
     q, k, lse, first = attention(
@@ -62,27 +71,28 @@ def test_rebuilt(
         key_scale, query_scale = torch.rand(2 * k.shape[1])[::2] + 0.5, torch.rand(heads, 2 * queries)[:, 1::2] + 0.5
         options |= {"key_scale": key_scale, "query_scale": query_scale}
     rows = heads // kv_heads * queries if transposed else k.shape[1]
-    values = torch.randn(kv_heads, rows, columns)
+    q, k, values = q.to(dtype), k.to(dtype), torch.randn(kv_heads, rows, columns).to(dtype)
     name = "mix_rebuilt_transposed" if transposed else "mix_rebuilt"
     got = getattr(device, name)(q, k, lse, first, values, **options, chosen=TILES)
-    assert relative(got, getattr(twin, name)(q, k, lse, first, values, **options)) <= EXACT
+    assert relative(got, getattr(twin, name)(q, k, lse, first, values, **options)) <= BARS[dtype]
 
 
+@pytest.mark.parametrize("dtype", BARS, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_stored(transposed: bool, hidden: bool) -> None:
+def test_stored(dtype: torch.dtype, transposed: bool, hidden: bool) -> None:
     kv_heads, group, queries, keys, columns = 2, 3, 40, 52, 70
     first = torch.arange(queries) - 9
     p = torch.rand(kv_heads, group, queries, keys)
     at = torch.arange(keys)
     if hidden:
         p = p * ((at <= torch.arange(queries)[:, None] + 12) & (at >= first[:, None]))
-    p = p.flatten(1, 2)
-    values = torch.randn(kv_heads, group * queries if transposed else keys, columns)
+    p = p.flatten(1, 2).to(dtype)
+    values = torch.randn(kv_heads, group * queries if transposed else keys, columns).to(dtype)
     options = {"group": group, "first": first, "start": 12} if hidden else {}
     name = "mix_transposed" if transposed else "mix"
     got = getattr(device, name)(p, values, **options, chosen=TILES)
-    assert relative(got, getattr(twin, name)(p, values)) <= EXACT
+    assert relative(got, getattr(twin, name)(p, values)) <= BARS[dtype]
 
 
 @pytest.mark.parametrize("faster", ["twin", "kernel"])
