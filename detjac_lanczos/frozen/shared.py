@@ -26,7 +26,12 @@ class Shared:
         InputError
             Always.
         """
-        raise InputError(
-            f"a {type(self).__name__} holds the model and is not pickled; give another process the file of "
-            "network.save(path) and have it call DetachedNetwork.load(path, model), or detach there"
+        raise InputError(f"a {type(self).__name__} holds the model and is not pickled; {self._elsewhere}")
+
+    @property
+    def _elsewhere(self) -> str:
+        """What there is to do in another process."""
+        return (
+            "give another process the file of network.save(path) and have it call DetachedNetwork.load(path, model), "
+            "or detach there"
         )

@@ -67,6 +67,10 @@ class Jacobian(MatrixFree):
             and self.target.is_that(other.target)
         )
 
+    @property
+    def _elsewhere(self) -> str:
+        return self.network._elsewhere
+
     def _matmat(self, X: Tensor) -> Tensor:
         return products_of(self.sweeps, [self], [X])[0]
 

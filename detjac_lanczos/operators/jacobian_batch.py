@@ -56,6 +56,10 @@ class JacobianBatch(Shared, Sequence[Jacobian]):
         self.network, self.sweeps = first.network, first.sweeps
         self.dtype, self.device = first.dtype, first.device
 
+    @property
+    def _elsewhere(self) -> str:
+        return self.network._elsewhere
+
     def __len__(self) -> int:
         """Return the number of operators."""
         return len(self.operators)

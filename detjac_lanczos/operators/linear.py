@@ -126,6 +126,10 @@ class Transposed(MatrixFree):
         """One line: that of the operator, transposed."""
         return f"{self.operator!r}.T"
 
+    @property
+    def _elsewhere(self) -> str:
+        return self.operator._elsewhere
+
     def _matmat(self, X: Tensor) -> Tensor:
         return self.operator._rmatmat(X)
 

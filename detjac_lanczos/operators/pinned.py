@@ -252,6 +252,10 @@ class PinnedNetwork(DetachedNetwork):
         """
         raise UnsupportedModelError(f"{self.family.name} cannot be saved: no family declares it; detach it again")
 
+    @property
+    def _elsewhere(self) -> str:
+        return "detach in the other process"
+
     @classmethod
     def load(cls, path: str | Path, model: ModelLike) -> Self:
         """Refuse: no file holds a recognised decoder.
