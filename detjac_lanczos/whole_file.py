@@ -41,7 +41,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a name to write to, in a folder beside ``path``; once on the disk it is renamed, if the block ends well.
 
     If not, what was at ``path`` is still there, and nothing is left beside it. A process that is killed leaves its
-    hidden folder, which may be deleted; a later save does so where `sweep` knows it.
+    hidden folder, as may an interrupt just when that is made or about to be cleared up. It may be deleted; a later save
+    does so where `sweep` knows it.
 
     Raises
     ------
@@ -144,18 +145,31 @@ def _is_stale(folder: Path) -> bool:
 
 @contextmanager
 def interrupts_wait() -> Iterator[None]:
-    """Let SIGINT and SIGTERM wait until the block is done: what stops the clearing up leaves what it was to clear."""
+    """Let SIGINT and SIGTERM wait until the block is done: what stops the clearing up leaves what it was to clear.
+
+    Where an error keeps a usual handler from being set again, the first signal that comes does that, and goes to it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     noted: list[int] = []
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in usual.items():
-        if handler is not None:  # set outside Python: nothing could set it again
-            signal.signal(number, lambda number, _: noted.append(number))
+    usual: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    waits = True
+
+    def note(number: int, _: Any) -> None:
+        if waits:
+            noted.append(number)
+        else:
+            signal.signal(number, usual[number])
+            signal.raise_signal(number)
+
     try:
+        for number, handler in usual.items():
+            if handler is not None:  # set outside Python: nothing could set it again
+                signal.signal(number, note)
         yield
     finally:
+        waits = False
         for number, handler in usual.items():
             if handler is not None:
                 signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """A file is whole or as it was, and nothing is left beside it."""
 
 import os
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from detjac_lanczos import load_run
 from detjac_lanczos import whole_file as whole
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.runs.folder import write_whole
-from detjac_lanczos.whole_file import as_path, new_work_name, whole_file, work_folder
+from detjac_lanczos.whole_file import as_path, interrupts_wait, new_work_name, whole_file, work_folder
+from tests.interrupts import interrupts
 
 
 def test_it_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
@@ -151,3 +153,23 @@ def test_what_is_no_path_is_told_in_one_line(place: Any) -> None:
         write_whole(place, "text")
     with pytest.raises(InputError, match=r"^.* names no file or folder; give a path$"):
         load_run(place)
+
+
+def test_signals_go_to_the_callers_handlers_though_something_stops_their_return() -> None:
+    def theirs(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    def clear_up() -> None:
+        with interrupts_wait():
+            pass
+
+    usual = {number: signal.signal(number, theirs) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for place in interrupts(clear_up, "detjac_lanczos/whole_file.py"):
+            for number in usual:
+                with pytest.raises(KeyboardInterrupt, match=str(int(number))):
+                    signal.raise_signal(number)
+                assert signal.getsignal(number) is theirs, place
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
