@@ -9,6 +9,8 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
+from torch._functorch.predispatch import lazy_load_decompositions
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _modules
 
@@ -120,7 +122,7 @@ class AutogradSweeps:
                 return torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0]
 
             for part in _together(cotangents, len(x)):
-                products.append(torch.func.vmap(pull)(part))
+                products.append(_of_each_row(pull, part))
         return torch.cat(products)
 
     def _own_value(self, prompt: int, position: int) -> Tensor:
@@ -197,6 +199,22 @@ def _in_dual_level(derivative: Callable[[Tensor], Tensor], tangents: Tensor) -> 
         if opened:
             forward_ad._current_level = -1
             torch._C._exit_dual_level(level=0)
+
+
+def _of_each_row(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """Return `torch.func.vmap` of a function at rows, one or more.
+
+    Its level is opened and closed as in `_in_dual_level`: while one is left open, by an interrupt in torch's own, no
+    autograd function of the thread runs.
+    """
+    lazy_load_decompositions()
+    count = len(rows)
+    try:
+        level = _functorch._vmap_increment_nesting(count, "error")
+        out = function(_functorch._add_batch_dim(rows, 0, level))
+        return _functorch._remove_batch_dim(out, level, count, 0)
+    finally:
+        _functorch._vmap_decrement_nesting()
 
 
 @cache

@@ -26,10 +26,10 @@ def test_hooks_that_an_interrupt_leaves_change_no_product(name: str, transposed:
     J = network.jacobian(1, **options)
     part = network.jacobian(1, source=dl.layer(1), target=dl.layer(1), **options)
     X = torch.ones(J.shape[1], 1)
-    before = J.matmat(X), J.rmatmat(X)
-    for place in interrupts(lambda: (part.rmatmat if transposed else part.matmat)(X), "torch/utils/hooks.py"):
-        after = J.matmat(X), J.rmatmat(X)
-        assert all(map(torch.equal, after, before)), place
+    product, of_part = (J.rmatmat, part.rmatmat) if transposed else (J.matmat, part.matmat)
+    before = product(X)
+    for place in interrupts(lambda: of_part(X), "torch/utils/hooks.py"):
+        assert torch.equal(product(X), before), place
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -64,6 +64,17 @@ def test_after_an_interrupt_forward_mode_is_open_to_everybody() -> None:
         with forward_ad.dual_level():
             pass
         assert torch.equal(J.matmat(X), before), place
+
+
+def test_after_an_interrupt_no_level_of_vmap_is_open() -> None:
+    network = dl.detach(tiny_models.loaded(llama(torch.float32)), input_ids=tiny_models.prompt_ids(2))
+    J = network.jacobian(1, frozen=False, source=dl.layer(2))
+    Y = torch.ones(J.shape[0], 2)
+    before = J.rmatmat(Y)
+    files = "operators/autograd.py", "torch/_functorch/vmap.py", "torch/_functorch/predispatch.py"
+    for place in interrupts(lambda: J.rmatmat(Y), *files):
+        assert not torch._C._are_functorch_transforms_active(), place
+        assert torch.equal(J.rmatmat(Y), before), place
 
 
 @pytest.mark.parametrize("what", ["J X", "Jᵀ Y", "ordinary J X", "ordinary Jᵀ Y"])
