@@ -21,7 +21,6 @@ from detjac_lanczos.frozen.stage import Branch, Stage
 from detjac_lanczos.frozen.sweep import Program, forward, unpruned
 from detjac_lanczos.frozen.widths import width_after
 from detjac_lanczos.frozen.words import Softcap, Word, as_written
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.weights import DenseWeight
 
 _SAME_PASS = {torch.float64: 1e-4, torch.float32: 1e-4}
@@ -185,7 +184,7 @@ class AffineNetwork(FrozenNetwork):
         y = self.value(Place("output"), prompt, position)[None]
         return apply_from_afar(self._reading(target, y), y, torch.zeros(1, dtype=torch.long, device=y.device))[0]
 
-    @outside_inference_mode
+    @torch.inference_mode(False)
     def _branch_values(self, role: str, index: int) -> Tensor:
         if (role, index) not in self._values:
             self.hooks.require_same(self.loaded.name)
@@ -256,7 +255,7 @@ class AffineNetwork(FrozenNetwork):
         stream = self.streams.embeddings if source < 0 else self.streams.residual[source]
         return stream[start : start + self.lengths[prompt]]
 
-    @outside_inference_mode
+    @torch.inference_mode(False)
     def _altered_value(self, target: Place, prompt: int, position: int) -> Tensor:
         key = ("value", str(target), prompt, position)
         if key not in self._values:
@@ -264,7 +263,7 @@ class AffineNetwork(FrozenNetwork):
             self._values[key] = self._affine(-1, target, prompt, position, rows)
         return self._values[key]
 
-    @outside_inference_mode
+    @torch.inference_mode(False)
     def _altered_stream(self, source: int, prompt: int) -> Tensor:
         key = ("stream", source, prompt)
         if key not in self._values:

@@ -14,7 +14,6 @@ from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.conversion import conversions, why_fixed
 from detjac_lanczos.models.dtypes import parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.models.offloaded import execution_devices
 from detjac_lanczos.models.quantization import Packing
@@ -22,7 +21,7 @@ from detjac_lanczos.models.refreshed import remembered
 from detjac_lanczos.models.text_model import configurations_of, text_config_of
 
 
-@outside_inference_mode
+@torch.inference_mode(False)
 def load_converted(
     model: ModelLike,
     dtype: str | torch.dtype | None = None,

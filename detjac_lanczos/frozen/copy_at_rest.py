@@ -4,17 +4,17 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from detjac_lanczos.frozen.structural_copy import HOOK_TABLES, leave_inputs_alone, unwrap_compiled
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 
 _SMALL = 1024
 """Numbers that a tensor has fewer of, and is no parameter, if a model keeps its multipliers and scales in it."""
 
 
-@outside_inference_mode
+@torch.inference_mode(False)
 def copy_at_rest(model: nn.Module) -> Any:
     """Return modules of their own around the tensors of a model: attributes and configurations as they are now.
 

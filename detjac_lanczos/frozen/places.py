@@ -11,7 +11,6 @@ from torch import Tensor
 
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.frozen.indices import whole_number
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 
 Role = Literal["attention", "mlp"]
 Kind = Literal[Role, "layer", "output", "residual", "logits", "probe"]
@@ -105,7 +104,7 @@ def mlp(index: int) -> Place:
     return Place("mlp", index)
 
 
-@outside_inference_mode
+@torch.inference_mode(False)
 def probe(rows: Tensor) -> Place:
     """Target: ``rows`` times the output.
 

@@ -1,6 +1,7 @@
 """A dtype means that dtype: no autocast of the caller's, no rounded products, no float32 inside a float64 model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,20 +16,16 @@ R = TypeVar("R")
 
 
 def in_own_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a function so that it runs without gradients and outside any autocast of the caller's.
-
-    Both are set in C, where no interrupt comes: one in torch's own context managers leaves a caller's gradients off.
-    """
+    """Decorate a function so that it runs without gradients and outside any autocast of the caller's."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        before = torch.is_grad_enabled()
-        with torch._C._DisableAutocast():
-            try:
-                torch._C._set_grad_enabled(False)
-                return function(*args, **kwargs)
-            finally:
-                torch._C._set_grad_enabled(before)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
 
     return run
 
@@ -88,20 +85,10 @@ class LiftToFloat64(TorchFunctionMode):
 
 
 def lifted_to_float64(function: Callable[[], R]) -> R:
-    """Call a function under `LiftToFloat64`; if interrupts leave that in the thread, it lifts nothing any more."""
+    """Call a function under `LiftToFloat64`; one that an interrupt leaves in the thread lifts nothing any more."""
     mode = LiftToFloat64()
     try:
-        try:
-            torch.overrides._push_mode(mode)
+        with mode:
             return function()
-        finally:
-            _take_off(mode)
     finally:
         mode.lifts = False
-        _take_off(mode)  # an interrupt may have kept the first from it
-
-
-def _take_off(mode: TorchFunctionMode) -> None:
-    """Take a mode off the thread's stack unless it is off: torch, too, takes modes off for a moment."""
-    if torch.overrides._get_current_function_mode() is mode:
-        torch.overrides._pop_mode()

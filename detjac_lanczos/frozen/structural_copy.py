@@ -19,7 +19,6 @@ from detjac_lanczos.errors import UnsupportedModelError
 from detjac_lanczos.models.adapters import require_readable_adapters
 from detjac_lanczos.models.bitsandbytes import leave_weights_alone, require_not_repacked
 from detjac_lanczos.models.dtypes import compute_dtype
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.mxfp4 import refuse_reordered_experts
 from detjac_lanczos.models.offloaded import kept_by_hooks, require_values
 from detjac_lanczos.models.text_model import configurations_of
@@ -35,7 +34,7 @@ HOOK_TABLES = (
 )
 
 
-@outside_inference_mode
+@torch.inference_mode(False)
 def structural_copy(model: nn.Module) -> Any:
     """Return a copy whose tensors are the model's own, without the caller's hooks, in eval mode.
 

@@ -20,7 +20,6 @@ from detjac_lanczos.models.conversion import convert, why_fixed
 from detjac_lanczos.models.dtypes import compute_dtype, parse_device, parse_dtype
 from detjac_lanczos.models.fingerprint import fingerprint_of
 from detjac_lanczos.models.hub import options_for_hub
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.loaded import LoadedModel, ModelLike
 from detjac_lanczos.models.loading import loading_of
 from detjac_lanczos.models.offloaded import execution_device
@@ -32,7 +31,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 UNPACKED_BYTES_PER_SECOND = 5e6
 
 
-@outside_inference_mode
+@torch.inference_mode(False)
 def load_model(
     name_or_model: ModelLike,
     tokenizer: Any = None,

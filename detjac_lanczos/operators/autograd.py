@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch._functorch.predispatch import lazy_load_decompositions
 from torch.autograd import forward_ad
 from torch.nn.modules import module as _modules
 
@@ -19,7 +18,6 @@ from detjac_lanczos.frozen.affine import AffineNetwork
 from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place, check_reach
 from detjac_lanczos.frozen.precision import in_own_precision, require_exact_products
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.saved_weights import weights_read_again
 from detjac_lanczos.operators.bars import own_pass_bar
 from detjac_lanczos.operators.passes import Passes
@@ -47,7 +45,7 @@ class AutogradSweeps:
         self.d_in = network.inputs(source, 0).shape[1]
         self.d_out = network.width_at(target)
 
-    @outside_inference_mode
+    @torch.inference_mode(False)
     @in_own_precision
     def forward(self, segments: Sequence[Segment], rows: Tensor) -> Tensor:
         """(Σ source rows, d_in) to (Σ widths, d_out)."""
@@ -62,7 +60,7 @@ class AutogradSweeps:
                 out[i] = part
         return torch.cat(out)
 
-    @outside_inference_mode
+    @torch.inference_mode(False)
     @in_own_precision
     def transposed(self, segments: Sequence[Segment], rows: Tensor) -> Tensor:
         """(Σ widths, d_out) to (Σ source rows, d_in)."""
@@ -93,18 +91,16 @@ class AutogradSweeps:
     def _jvp(self, prompt: int, position: int, tangents: Tensor) -> Tensor:
         """(b, n, d) to (b, d_out)."""
         x = self.network.inputs(self.source, prompt)
-        own = self._own_value(prompt, position)
-
-        def derivative(part: Tensor) -> Tensor:
-            dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
-            y = self._run(dual, prompt, position)
-            _require_own(forward_ad.unpack_dual(y).primal, own, self.network)
-            product = forward_ad.unpack_dual(self._read(y)).tangent
-            return product if product is not None else part.new_zeros(len(part), self.d_out)
-
+        own, products = self._own_value(prompt, position), [tangents.new_empty(0, self.d_out)]
         with _one_at_a_time:
-            products = [_in_dual_level(derivative, part) for part in _together(tangents, len(x))]
-        return torch.cat([tangents.new_empty(0, self.d_out), *products])
+            for part in _together(tangents, len(x)):
+                with _dual_level():
+                    dual = forward_ad.make_dual(x.repeat(len(part), 1, 1), part)
+                    y = self._run(dual, prompt, position)
+                    _require_own(forward_ad.unpack_dual(y).primal, own, self.network)
+                    product = forward_ad.unpack_dual(self._read(y)).tangent
+                products.append(product if product is not None else part.new_zeros(len(part), self.d_out))
+        return torch.cat(products)
 
     def _vjp(self, prompt: int, position: int, cotangents: Tensor) -> Tensor:
         """(b, d_out) to (b, n, d)."""
@@ -122,7 +118,7 @@ class AutogradSweeps:
                 return torch.autograd.grad(y, leaf, cotangent, retain_graph=True)[0]
 
             for part in _together(cotangents, len(x)):
-                products.append(_of_each_row(pull, part))
+                products.append(torch.func.vmap(pull)(part))
         return torch.cat(products)
 
     def _own_value(self, prompt: int, position: int) -> Tensor:
@@ -176,45 +172,20 @@ def _together(columns: Tensor, positions: int) -> Sequence[Tensor]:
     return columns.split(max(1, ROWS_AT_ONCE // positions)) if len(columns) else ()
 
 
-def _in_dual_level(derivative: Callable[[Tensor], Tensor], tangents: Tensor) -> Tensor:
-    """Call a function in torch's one level of forward mode.
-
-    The level is opened and closed by functions in C, between which and this frame's ``try`` no interrupt can come:
-    after one in torch's own context manager it stays open, and forward mode is refused to the whole process.
-    """
-    opened = True
+@contextmanager
+def _dual_level() -> Iterator[None]:
     try:
-        try:
-            level = torch._C._enter_dual_level()
-        except RuntimeError as error:
-            opened = False
-            raise OperatorError(
-                "these products are made in forward mode, and torch nests none in another (jvp, jacfwd, hessian); "
-                "differentiate them in reverse mode: grad, vjp, jacrev"
-            ) from error
-        forward_ad._current_level = level
+        forward_ad.enter_dual_level()
+    except RuntimeError as error:  # torch has one level
+        raise OperatorError(
+            "these products are made in forward mode, and torch nests none in another (jvp, jacfwd, hessian): "
+            "differentiate them in reverse mode (grad, vjp, jacrev), or start Python anew if an interrupt left one open"
+        ) from error
+    try:
         _first_dual()
-        return derivative(tangents)
+        yield
     finally:
-        if opened:
-            forward_ad._current_level = -1
-            torch._C._exit_dual_level(level=0)
-
-
-def _of_each_row(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Return `torch.func.vmap` of a function at rows, one or more.
-
-    Its level is opened and closed as in `_in_dual_level`: while one is left open, by an interrupt in torch's own, no
-    autograd function of the thread runs.
-    """
-    lazy_load_decompositions()
-    count = len(rows)
-    try:
-        level = _functorch._vmap_increment_nesting(count, "error")
-        out = function(_functorch._add_batch_dim(rows, 0, level))
-        return _functorch._remove_batch_dim(out, level, count, 0)
-    finally:
-        _functorch._vmap_decrement_nesting()
+        forward_ad.exit_dual_level()
 
 
 @cache

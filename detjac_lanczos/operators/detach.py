@@ -20,7 +20,6 @@ from detjac_lanczos.frozen.structure import Structure, recognise
 from detjac_lanczos.frozen.ways import Rates
 from detjac_lanczos.frozen.words import Freeze, require_freeze
 from detjac_lanczos.models.adapters import without_adapters
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.operators.network import DetachedNetwork
 from detjac_lanczos.operators.part_check import require_affine_parts
@@ -28,7 +27,7 @@ from detjac_lanczos.operators.pinned import PinnedNetwork
 from detjac_lanczos.operators.self_check import check, self_check
 
 
-@outside_inference_mode
+@torch.inference_mode(False)
 @in_own_precision
 def detach(
     model: ModelLike,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
@@ -14,7 +15,6 @@ from detjac_lanczos.frozen.layout import Segment
 from detjac_lanczos.frozen.places import Place
 from detjac_lanczos.frozen.said import frozen_in_words
 from detjac_lanczos.frozen.words import Softcap
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.operators.linear import MatrixFree
 from detjac_lanczos.operators.one_sweep import products_of, transposed_products_of
 from detjac_lanczos.operators.reconstruction import Reconstruction
@@ -78,7 +78,7 @@ class Jacobian(MatrixFree):
         return transposed_products_of(self.sweeps, [self], [Y])[0]
 
     @property
-    @outside_inference_mode
+    @torch.inference_mode(False)
     def x(self) -> Tensor:
         """The input of the nonlinear pass, yours to write to: (d_in,)."""
         inputs = self.network.inputs(self.source, self.prompt)
@@ -86,7 +86,7 @@ class Jacobian(MatrixFree):
         return rows.clone()
 
     @property
-    @outside_inference_mode
+    @torch.inference_mode(False)
     def y(self) -> Tensor:
         """The target's value in the nonlinear pass, or, in an altered network, its own: yours to write to, (d_out,)."""
         return self.network.value(self.target, self.prompt, self.position).clone()

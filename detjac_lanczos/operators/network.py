@@ -16,7 +16,6 @@ from detjac_lanczos.frozen.indices import whole_number
 from detjac_lanczos.frozen.places import Place, source_block, target_place
 from detjac_lanczos.frozen.prompt import decode
 from detjac_lanczos.frozen.store import StoredNetwork
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.blocks import check_block
 from detjac_lanczos.operators.differentiable import product
@@ -60,7 +59,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         return AutogradSweeps(self._ordinary_passes, self, source, target)
 
     @cached_property
-    @outside_inference_mode
+    @torch.inference_mode(False)
     def _ordinary_passes(self) -> Passes:
         self.require_own_pass("its ordinary Jacobians belong to another pass")
         return Passes(self.model, self.family, self.prompts)
@@ -96,7 +95,7 @@ class DetachedNetwork(AffineNetwork, StoredNetwork):
         return self.predictions[0]
 
     @cached_property
-    @outside_inference_mode
+    @torch.inference_mode(False)
     def reconstruction(self) -> Reconstruction:
         """How well Σ J_i x_i + offset gives y at the last position of the (first) prompt.
 

@@ -27,7 +27,6 @@ from detjac_lanczos.frozen.sweep import Program
 from detjac_lanczos.frozen.words import ActivatedMLP, Attend, Freeze, GatedMLP, LayerNorm, RMSNorm
 from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.models.adapters import without_adapters
-from detjac_lanczos.models.inference_mode import outside_inference_mode
 from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.operators.autograd import AutogradSweeps
 from detjac_lanczos.operators.bars import bar
@@ -82,7 +81,7 @@ class PinnedSweeps(AutogradSweeps):
 
     passes: PinnedPasses
 
-    @outside_inference_mode
+    @torch.inference_mode(False)
     @in_own_precision
     def affine(self, segment: Segment, rows: Tensor) -> Tensor:
         """Return the map itself at joint source rows, (length · width, d_in): (width, d_out)."""
