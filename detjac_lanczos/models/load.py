@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from detjac_lanczos._requirements import require_docstrings
-from detjac_lanczos.errors import InputError, ModelError
+from detjac_lanczos.errors import InputError, ModelError, shortage_said
 from detjac_lanczos.models.adapters import without_adapters
 from detjac_lanczos.models.bitsandbytes import require_not_repacked
 from detjac_lanczos.models.cache import WEIGHTS, check_small_files, damaged, sha256_of, unpacked_folder
@@ -79,7 +79,8 @@ def load_model(
         An unknown name, a wrong dtype or device, or one that differs from a live model's, or options of
         ``from_pretrained`` for a live one.
     ModelError
-        Weights that are missing, of no use to the configuration, damaged or not finite, or no tokenizer beside them.
+        Weights that are missing, of no use to the configuration, damaged or not finite, or no tokenizer beside them;
+        too little memory, or too many open files, to load them.
     """
     wanted, place, kind = parse_dtype(dtype), parse_device(device), parse_quantization(quantization)
     if isinstance(name_or_model, tuple) and len(name_or_model) == 2 and tokenizer is None:
@@ -104,9 +105,10 @@ def load_model(
     if device is not None and "device_map" in from_pretrained:
         raise InputError("device and device_map both say where the weights go; give one of them")
     options = {"trust_remote_code": trust_remote_code} | from_pretrained
-    with torch.device("cpu"):  # where the caller has new tensors made says nothing of where weights go
-        loaded = _named(name_or_model, wanted, place, kind, options)
-    return remembered(replace(loaded, loading=loading_of(loaded.model, options)))
+    with shortage_said(f"load {os.fspath(name_or_model)!r}", ModelError):
+        with torch.device("cpu"):  # where the caller has new tensors made says nothing of where weights go
+            loaded = _named(name_or_model, wanted, place, kind, options)
+        return remembered(replace(loaded, loading=loading_of(loaded.model, options)))
 
 
 def _named(
@@ -220,9 +222,10 @@ def _from_cache(
     if "device_map" in from_pretrained and kind is None and dtype not in (None, torch.float32):
         raise InputError(f"{name} is unpacked in float32 and spread or offloaded as it is; leave dtype='auto'")
     fingerprint = check_small_files(folder)
+    with without_progress_bars():
+        tokenizer = load_tokenizer(str(folder), name, **from_pretrained)  # its files are whole: no damage fails here
     try:
         with without_progress_bars():
-            tokenizer = load_tokenizer(str(folder), name, **from_pretrained)
             model = load_weights(str(folder), name, torch.float32, **from_pretrained)
     except ModelError:
         if from_pretrained.keys() - {"trust_remote_code"}:

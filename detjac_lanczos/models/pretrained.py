@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from detjac_lanczos.errors import DetjacError, InputError, ModelError, in_one_line
+from detjac_lanczos.errors import DetjacError, InputError, ModelError, in_one_line, shortage
 from detjac_lanczos.models.alignment import align
 from detjac_lanczos.models.belonging import no_causal_model, require_all_taken, require_belonging
 from detjac_lanczos.models.dtypes import DTYPES
@@ -121,6 +121,8 @@ def _damaged_json(source: str) -> str | None:
         try:
             json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
+            if shortage(error):
+                raise
             return f"{path.name} holds no JSON ({error})"
     return None
 

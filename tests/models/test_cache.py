@@ -1,5 +1,6 @@
 """Unpacked GGUF weights: the same bits as transformers reads, kept whole or not at all, damage named."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -89,6 +90,48 @@ def test_a_truncated_or_missing_file_of_the_cache_is_named(gguf_path: Path, own_
         return
     with pytest.raises(ModelError, match=rf"{name} is damaged; delete the folder"):
         load_model(gguf_path)
+
+
+@pytest.mark.parametrize("place", ["tokenizer", "weights", "unpacking", "writing", "hash"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(MemoryError(), "too little memory"), (OSError(errno.EMFILE, "Too many open files"), "too many files are open")],
+    ids=["memory", "descriptors"],
+)
+def test_files_are_not_called_damaged_where_the_process_runs_short(
+    gguf_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, place: str
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def short(*_: Any, **__: Any) -> None:
+        raise error
+
+    if place in ("tokenizer", "weights", "hash"):
+        load_model(gguf_path)
+    at: tuple[Any, str] = {
+        "tokenizer": (AutoTokenizer, "from_pretrained"),
+        "weights": (AutoModelForCausalLM, "from_pretrained"),
+        "unpacking": (AutoModelForCausalLM, "from_pretrained"),
+        "writing": (safetensors.torch, "save_file"),
+        "hash": (cache, "sha256_of"),
+    }[place]
+    with monkeypatch.context() as now:
+        now.setattr(*at, short)
+        with pytest.raises(ModelError, match=rf"^cannot load '.*tiny\.gguf': .*{said} \(.+\); ") as caught:
+            load_model(gguf_path)
+    assert not any(word in str(caught.value) for word in ("damaged", "delete", "whole", "\n"))
+    load_model(gguf_path)
+
+
+def test_a_folder_is_not_blamed_where_memory_runs_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def short(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unable to mmap 538090408 bytes from file <a>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", short)
+    with pytest.raises(ModelError, match=r"too little memory \(unable to mmap .*\); free some"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize(
