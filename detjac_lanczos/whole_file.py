@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, RunFileError, first_line
 
 _WORK = ".detjac-"
 _LONGEST = 255  # bytes of a name
@@ -34,6 +34,25 @@ def as_path(place: Any) -> Path:
     if not isinstance(place, str | os.PathLike):
         raise InputError(f"{place!r} names no file or folder; give a path")
     return Path(place)
+
+
+def require_opened(path: Path) -> None:
+    """Raise what keeps a file that is there from being opened: safetensors says of any such that it is not there.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened.
+    """
+    if os.path.exists(path):  # unlike Path's own, no error for a name that is too long
+        with path.open("rb"):
+            pass
+
+
+def unreadable(path: Path, error: OSError | RuntimeError) -> RunFileError:
+    """Return the error for a file that may well be whole, but cannot be read."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return RunFileError(f"cannot read {path} ({reason}); give a file that can be read")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from detjac_lanczos.errors import RunFileError, UnsupportedModelError, first_line
+from detjac_lanczos.errors import RunFileError, UnsupportedModelError, first_line, shortage_said
 from detjac_lanczos.frozen.capture import Streams
 from detjac_lanczos.frozen.declare import Family
 from detjac_lanczos.frozen.families import family_of
@@ -34,7 +34,7 @@ from detjac_lanczos.models.alignment import aligned
 from detjac_lanczos.models.dtypes import compute_dtype
 from detjac_lanczos.models.loaded import ModelLike
 from detjac_lanczos.models.offloaded import execution_devices, require_values
-from detjac_lanczos.whole_file import as_path, parents_made, whole_file
+from detjac_lanczos.whole_file import as_path, parents_made, require_opened, unreadable, whole_file
 
 FORMAT = 7
 
@@ -112,8 +112,9 @@ class StoredNetwork(FrozenNetwork):
         Raises
         ------
         RunFileError
-            If the file is missing, truncated, foreign or of another format than this version's, it belongs to other
-            weights, or to a model that makes other maps of them, or the model lies on several devices.
+            If the file is missing, truncated, foreign or of another format than this version's, or cannot be read (also
+            as memory or file descriptors run out), it belongs to other weights, or to a model that makes other maps of
+            them, or the model lies on several devices.
         UnsupportedModelError
             If a weight of the model has no values (meta device), or that of a packed module is no packed one.
         InputError, ModelError
@@ -121,13 +122,14 @@ class StoredNetwork(FrozenNetwork):
         """
         loaded = load_model(model)
         path = _file(as_path(path))
-        fields, setup = _joined(path, loaded)
-        try:
-            network = cls(loaded, **fields)
-            _require_setup(path, network, setup)
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from error  # coefficients of which no maps can be made
-        return network
+        with shortage_said(f"read {path}", RunFileError):
+            fields, setup = _joined(path, loaded)
+            try:
+                network = cls(loaded, **fields)
+                _require_setup(path, network, setup)
+            except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                raise _damaged(path, error) from error  # coefficients of which no maps can be made
+            return network
 
 
 def _joined(path: Path, loaded: LoadedModel) -> tuple[dict[str, Any], dict[str, str]]:
@@ -211,6 +213,7 @@ def _plan(description: Mapping[str, Any], loaded: LoadedModel, family: Family) -
 
 def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
+        require_opened(path)
         with safe_open(path, "pt", device="cpu") as file:
             header = file.metadata() or {}
             if header.get("kind") != KIND:
@@ -228,8 +231,10 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], dict[str, T
             }
     except FileNotFoundError:
         raise RunFileError(f"{path} does not exist; give a file that network.save wrote") from None
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _damaged(path, error) from error
+    except (OSError, RuntimeError) as error:
+        raise unreadable(path, error) from error
     if _checksum(tensors, text) != checksum:
         raise RunFileError(f"{path} is damaged: its contents do not match their checksum; save the network again")
     return description, tensors

@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from detjac_lanczos.errors import RunFileError, first_line
+from detjac_lanczos.errors import RunFileError, first_line, shortage_said
 from detjac_lanczos.reading.figures import save_figures
 from detjac_lanczos.reading.page import render_page
 from detjac_lanczos.runs.folder import FIGURES, KIND, PAGE, RECORD, VECTORS, holds_figures, replaced_folder, unwritable
 from detjac_lanczos.runs.record import FORMAT
 from detjac_lanczos.runs.schema import first_fault
-from detjac_lanczos.whole_file import sweep, work_folder
+from detjac_lanczos.whole_file import require_opened, sweep, unreadable, work_folder
 
 _ADVICE = "give the folder that `detjac svd --out` wrote"
 
@@ -65,15 +65,23 @@ def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises
     ------
     RunFileError
-        If the folder is missing, foreign, truncated, damaged, or written by a newer version.
+        If the folder is missing, foreign, truncated, damaged, or written by a newer version, or cannot be read (also as
+        memory or file descriptors run out).
     """
-    record = _record(path)
+    with shortage_said(f"read {path}", RunFileError):
+        return _record(path), _vectors(path / VECTORS)
+
+
+def _vectors(place: Path) -> dict[str, Tensor]:
     try:
-        return record, load_file(path / VECTORS)
+        require_opened(place)
+        return load_file(place)
     except FileNotFoundError:
-        raise RunFileError(f"{path / VECTORS} is missing; make the run again") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path / VECTORS, error) from None
+        raise RunFileError(f"{place} is missing; make the run again") from None
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(place, error) from None
+    except (OSError, RuntimeError) as error:
+        raise unreadable(place, error) from None
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -84,8 +92,10 @@ def _record(path: Path) -> dict[str, Any]:
         record = json.loads(place.read_text(encoding="utf-8"), parse_int=_number)
     except FileNotFoundError:
         raise RunFileError(f"{path} holds no {RECORD}: it is no run; {_ADVICE}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(place, error) from None
+    except OSError as error:
+        raise unreadable(place, error) from None
     if not isinstance(record, dict) or record.get("kind") != KIND:
         raise RunFileError(f"{place} was not written by detjac; {_ADVICE}")
     form = record.get("format")

@@ -34,7 +34,8 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     Raises
     ------
     RunFileError
-        If the folder is missing, foreign, truncated, damaged, or written by a newer version.
+        If the folder is missing, foreign, truncated, damaged, or written by a newer version, or cannot be read (also as
+        memory or file descriptors run out).
     """
     path = Path(os.path.expanduser(as_path(folder)))  # unlike Path's own, no error in the home of nobody
     run = Run(*read_run(path))

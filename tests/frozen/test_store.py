@@ -1,5 +1,6 @@
 """A network read back sweeps the same bit for bit; a file that is not whole or not ours is refused."""
 
+import errno
 import json
 from collections.abc import Callable
 from functools import partial
@@ -241,6 +242,38 @@ def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> 
         DetachedNetwork.load(path, loaded)
     with pytest.raises(RunFileError, match="does not exist"):
         DetachedNetwork.load(tmp_path / "nothing.safetensors", loaded)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
+        (
+            RuntimeError("unable to open file <a> in read-only mode: Too many open files (24)"),
+            "too many files are open",
+        ),
+        (MemoryError(), "too little memory"),
+        (OSError(errno.EIO, "Input/output error"), r"\(Input/output error\); give a file that can be read"),
+        (RuntimeError("unable to mmap: No such device (19)"), r"\(unable to mmap.*\); give a file that can be read"),
+    ],
+    ids=repr,
+)
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    loaded = tiny_models.loaded(tiny_models.llama())
+    path = detach(loaded, input_ids=[1, 2, 3]).save(tmp_path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    for reader in ((store, "safe_open"), (Path, "open")):
+        with monkeypatch.context() as now:
+            now.setattr(*reader, fail)
+            with pytest.raises(RunFileError, match=rf"^cannot read .*{said}") as caught:
+                DetachedNetwork.load(path, loaded)
+        assert "damaged" not in str(caught.value) and "exist" not in str(caught.value)
+    DetachedNetwork.load(path, loaded)
 
 
 def _header(path: Path) -> dict[str, str]:

@@ -66,6 +66,42 @@ def test_missing_file_is_named(copy: Path, name: str) -> None:
         load_run(copy)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
+        (RuntimeError("unable to mmap 9 bytes from file <a>: Cannot allocate memory (12)"), "too little memory"),
+        (MemoryError(), "too little memory"),
+        (OSError(errno.EIO, "Input/output error"), r"\(Input/output error\); give a file that can be read"),
+        (RuntimeError("unable to mmap: No such device (19)"), r"\(unable to mmap.*\); give a file that can be read"),
+    ],
+    ids=repr,
+)
+def test_a_run_that_cannot_be_read_now_is_not_called_damaged(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    readers = [(disk, "load_file")]
+    if not isinstance(error, RuntimeError):
+        readers.append((Path, "read_text"))
+    for reader in readers:
+        with monkeypatch.context() as now:
+            now.setattr(*reader, fail)
+            with pytest.raises(RunFileError, match=rf"^cannot read .*{said}") as caught:
+                load_run(copy)
+        assert "damaged" not in str(caught.value) and "again" not in str(caught.value)
+    load_run(copy)
+
+
+def test_vectors_that_are_no_file_are_not_called_missing(copy: Path) -> None:
+    (copy / "vectors.safetensors").unlink()
+    (copy / "vectors.safetensors").mkdir()
+    with pytest.raises(RunFileError, match=r"cannot read .*vectors\.safetensors \(Is a directory\)"):
+        load_run(copy)
+
+
 @pytest.mark.parametrize("name", ["U.0.0", "x.0.2", "y.0"])
 def test_a_missing_vector_is_missed_in_the_file_that_should_hold_it(copy: Path, name: str) -> None:
     tamper(copy, lambda vectors: vectors.pop(name))
