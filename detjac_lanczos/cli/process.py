@@ -96,6 +96,12 @@ class Lenient:
             self._stream.write(text)
         return len(text)
 
+    def isatty(self) -> bool:
+        """Whether it is a terminal; what is closed, or cannot tell, is none."""
+        with suppress(AttributeError, ValueError):
+            return bool(self._stream.isatty())
+        return False
+
     def flush(self) -> None:
         """Flush what can be flushed."""
         with suppress(OSError):

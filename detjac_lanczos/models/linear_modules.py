@@ -155,7 +155,7 @@ def multiply_fast(copied: nn.Module) -> None:
 
 
 def _linear_of_few_rows(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    if x.ndim == 1 or not weight.numel():
+    if x.ndim == 1 or not x.is_contiguous() or not weight.numel():
         return nn.functional.linear(x, weight, bias)
     return product_of_few_rows(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
 

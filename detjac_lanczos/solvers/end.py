@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.basis import dominant_rows, project_out
-
-_CARRIED = 0.1
-"""Length of a direction outside of the row below which the row has it."""
+from detjac_lanczos.solvers.strand import CARRIED
 
 
 class End:
@@ -49,7 +47,7 @@ class End:
         Of a direction that is the row itself, rounding would be left.
         """
         assert self.row is not None
-        return torch.cat([self.row, dominant_rows(project_out(block, self.row), block.shape[0], _CARRIED)])
+        return torch.cat([self.row, dominant_rows(project_out(block, self.row), block.shape[0], CARRIED)])
 
     def look(self, product: Tensor, basis: Tensor, floor: float) -> None:
         """Take the product of the block that :attr:`row` was part of, ``(b, d)``, and the basis of that side."""

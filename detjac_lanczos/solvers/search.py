@@ -165,7 +165,7 @@ class Search:
         else:
             block, width = self._closing(direction, basis, most)
         if self._end.row is not None:
-            block, self._fresh = self._end.above(block), False
+            block = self._end.above(block)
             width = max(width, block.shape[0]) if self.triplets is None else block.shape[0]
         width = min(width, most)
         self.widening.fill(max(width - block.shape[0], 0))

@@ -17,7 +17,7 @@ from detjac_lanczos.solvers.basis import (
 )
 from detjac_lanczos.solvers.overlap import log_overlap
 
-_CARRIED = 0.1
+CARRIED = 0.1
 """Length of a direction outside of the block below which the block has it."""
 
 _CHANCE = 1e-3
@@ -95,7 +95,7 @@ class Strand:
         """
         following = self._begin(basis) if self._next is None else self._next
         outside = project_out(project_out(following, basis), block)
-        rows = dominant_rows(outside, max(most - block.shape[0], 0), _CARRIED)
+        rows = dominant_rows(outside, max(most - block.shape[0], 0), CARRIED)
         # F_j = turn · rows: y has the components turn⁺ w_j along the rows sent, and L_{j-1} takes turn on its right.
         turn = to_numpy(outside @ rows.T)
         self._whole &= rows.shape[0] == outside.shape[0]

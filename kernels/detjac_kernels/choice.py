@@ -203,11 +203,13 @@ def triton_runs(x: Tensor) -> bool:
     """Tell whether Triton's kernels run where a tensor is: the first time on a device, by launching one.
 
     An installed Triton may need a C compiler, a driver or a library that is not there. Why it does not run is among the
-    failures of every table.
+    failures of every table. While a CUDA graph is captured, which forbids what a first launch does, nothing is tried.
     """
     if not x.is_cuda or torch.version.hip is not None or not _TRITON:
         return False
     if x.device not in _trials:
+        if capturing(x):
+            return False
         try:
             from detjac_kernels.device.trial import launch_trial
 

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers.utils import logging as of_transformers
@@ -122,20 +124,23 @@ def test_libraries_are_left_as_talkative_as_they_were(
     assert during == [[logging.ERROR, logging.ERROR, before[2] + 1, False, "1"]]  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("isatty", [lambda: True, lambda: False, None])
 def test_bars_of_libraries_are_for_terminals(
-    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    isatty: Callable[[], bool] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A stream that cannot tell, as programs put in the place of standard error, is none."""
+    methods = {"write": sys.stderr.write, "flush": sys.stderr.flush} | ({"isatty": isatty} if isatty else {})
+
     def fail(*arguments: object, **options: object) -> None:
         during.append(os.environ.get("TQDM_DISABLE"))
         raise DetjacError("no plan")
 
     during: list[str | None] = []
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(**methods))
     monkeypatch.setattr(runs, "plan", fail)
     assert call("plan", "--tokens", 5) == 2
-    assert during == [None if terminal else "1"]
+    assert during == [None if isatty and isatty() else "1"]
     assert "TQDM_DISABLE" not in os.environ
 
 

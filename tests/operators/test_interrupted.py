@@ -1,4 +1,4 @@
-"""What an interrupt leaves of a product has no effect: on later products of the network, or on the caller's thread."""
+"""Hooks and modes that an interrupt leaves of a product have no effect on later ones, or on the caller's own passes."""
 
 from typing import Any
 

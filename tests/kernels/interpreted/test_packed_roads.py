@@ -169,11 +169,14 @@ def test_on_a_device_where_triton_is_and_does_not_run_the_twins_serve(
     assert len(tried) == (wrong is not None)
 
 
-def test_memory_that_is_full_now_says_nothing_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["memory is full", "a graph is captured"])
+def test_what_holds_for_now_says_nothing_of_triton(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr(choice, "_trials", {})
     x = torch.randn(3, 128).as_subclass(OnDevice)
+    error = torch.OutOfMemoryError("full") if what == "memory is full" else RuntimeError("operation not permitted")
     with monkeypatch.context() as now:
-        now.setattr(trial, "launch", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+        now.setattr(trial, "launch", lambda *_: (_ for _ in ()).throw(error))
+        now.setattr(choice, "capturing", lambda _: what == "a graph is captured")
         assert not choice.triton_runs(x)
     assert choice.triton_runs(x)
     assert ChoiceTable(lambda road: 1.0).failures() == {}
