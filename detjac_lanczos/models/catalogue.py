@@ -4,12 +4,12 @@ The packages' own Python needs llama.cpp, so they are found without being import
 """
 
 import hashlib
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from detjac_lanczos.errors import ModelError
 from detjac_lanczos.models.cache import cache_folder_of, is_cached
@@ -57,19 +57,23 @@ class Embedded:
         Raises
         ------
         ModelError
-            If the packages are missing or the bytes are not those this release knows.
+            If the packages are missing, the bytes are not those this release knows, or there is no room to join them.
         """
         paths = self.paths()
         if paths is None:
             raise ModelError(f"the weights of {self.name!r} are not installed; get them with: {self.command}")
         digest = hashlib.sha256()
-        with TemporaryDirectory(prefix="detjac-") as folder:
-            whole = paths[0] if len(paths) == 1 else Path(folder) / self.file_name
+        with ExitStack() as stack:
+            whole = paths[0]
+            if len(paths) > 1:
+                with self._no_room_said():
+                    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="detjac-"))
+                whole = Path(folder) / self.file_name
             for path in paths:
                 content = path.read_bytes()
                 digest.update(content)
                 if len(paths) > 1:
-                    with whole.open("ab") as joined:
+                    with self._no_room_said(), whole.open("ab") as joined:
                         joined.write(content)
             if digest.hexdigest() != self.sha256:
                 raise ModelError(
@@ -77,6 +81,16 @@ class Embedded:
                     f" reinstall them with: {self.command} --force-reinstall"
                 )
             yield whole
+
+    @contextmanager
+    def _no_room_said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ModelError(
+                f"no room to join the parts of {self.name!r} in {tempfile.tempdir or 'any folder'} "
+                f"({error.strerror or error}); free space there or set TMPDIR to a larger disk"
+            ) from error
 
 
 @dataclass(frozen=True)

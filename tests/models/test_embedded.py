@@ -1,7 +1,10 @@
 """The embedded models: found without running their packages, checked, and configured as their papers say."""
 
+import errno
 import hashlib
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +47,30 @@ def test_parts_are_joined_in_order_and_checked(tmp_path: Path, monkeypatch: pyte
     with ours.gguf() as path:
         assert path.read_bytes() == b"onetwothreefour"
     assert not path.exists()
+
+
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_where_parts_find_no_room_the_folder_that_is_full_is_named(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    write_parts(tmp_path, monkeypatch, [b"one", b"two", b"three", b"four"])
+    opened = Path.open
+
+    def no_room(path: Any = None, mode: str = "ab", **more: Any) -> Any:
+        if mode == "ab":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode, **more)
+
+    (tmp_path / "full").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    if place == "file":
+        monkeypatch.setattr(Path, "open", no_room)
+    else:
+        monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: no_room())
+    with pytest.raises(ModelError, match=r"no room to join .*full \(No space left on device\).*TMPDIR") as caught:
+        load_model("gemma3-270m")
+    assert str(own_cache) not in str(caught.value)
+    assert list((tmp_path / "full").iterdir()) == []
 
 
 def test_damaged_parts_are_refused(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
