@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 
 from detjac_lanczos.solvers.counting import CountingBatch
-from detjac_lanczos.solvers.dense import decompose
+from detjac_lanczos.solvers.dense import decompose, solve_dense
 from detjac_lanczos.solvers.finish import Method
 from detjac_lanczos.solvers.forecast import Forecast, forecast
 from detjac_lanczos.solvers.lanczos import conclude
@@ -14,6 +14,7 @@ from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
+from detjac_lanczos.solvers.room import require_room, shortage
 from detjac_lanczos.solvers.width import price
 
 TINY = 256
@@ -62,6 +63,31 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
         return conclude(lockstep or Lockstep(batch, options), Method("lanczos", why, choices))
     del lockstep
     return decompose(dense, options, Method("dense", why, {"method": "dense", **measured}))
+
+
+def solve_uncounted(batch: CountingBatch, options: Options) -> list[SVDResult]:
+    """Search by Lanczos for triplets whose number is not known, and change over to dense once that would be done.
+
+    Both together take about twice the row-sweeps of the cheaper one at most. Lanczos goes on where memory does not hold
+    the matrices.
+    """
+    if is_tiny(batch):
+        return solve_dense(batch, options, Method("dense", "tiny matrices are written out", {"method": "dense"}))
+    dense, why = Materialisation(batch), "the number of triplets is not known beforehand"
+    rows, stays = _forecast(batch, options, options.width, dense).dense_rows, False
+    lockstep = Lockstep(batch, options)
+    while lockstep.active:
+        if not stays and (swept := sum(batch.row_sweeps)) >= rows:
+            lacking = shortage(batch.shapes, batch.dtype, batch.device, decomposed=True)
+            stays = not batch.settle({"room_for_dense": float(not lacking)})["room_for_dense"]
+            if not stays:
+                require_room(batch.shapes, batch.dtype, batch.device, decomposed=True)
+                del lockstep
+                why += f"; left after {swept:,.0f} row-sweeps of Lanczos for the {rows:,.0f} of dense"
+                return decompose(dense, options, Method("dense", why, {"method": "dense"}))
+            why += f"; {lacking or 'there was no room for the matrices'}"
+        lockstep.advance()
+    return conclude(lockstep, Method("lanczos", why, {"method": "lanczos", "block": options.width}))
 
 
 def _forecast(batch: CountingBatch, options: Options, width: int, dense: Materialisation) -> Forecast:

@@ -285,7 +285,10 @@ class CountingBatch:
         self.reporter.tell(len(self.sweeps), sum(self.forward) + sum(self.transposed), sum(self.row_sweeps))
 
     def settle(self, timed: dict[str, float]) -> dict[str, float]:
-        """Return what decisions are made of: ``timed``, or what was timed when a journaled solve first came here."""
+        """Return what decisions are made of: what was ``timed`` now, or when a journaled solve first came here.
+
+        What memory holds is one more thing of the kind: another machine, or hour, may say otherwise.
+        """
         if self.journal is None:
             return timed
         known = self.journal.decision

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detjac_lanczos.budget import Memory, read_memory
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers.auto import is_tiny, solve_auto
+from detjac_lanczos.solvers.auto import solve_auto, solve_uncounted
 from detjac_lanczos.solvers.batch import as_batch
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.decisions import Decisions
@@ -72,6 +72,9 @@ def svd(
     threshold : float, optional
         In place of k: all triplets with singular values above it. The search grows until the first value below it is
         known to a fiftieth of its distance, or to ``tol``: one above it by less than ``tol`` may count as below.
+        How many there are is not known beforehand, nor with ``energy``: "auto" searches by Lanczos until all operators
+        together have taken the row-sweeps of dense, and changes over to that. It stays with Lanczos where
+        ``max_products`` or ``start`` is given, or memory does not hold the matrices.
     energy : float, optional
         In place of k: as many triplets as hold this share of ‖A‖_F². ‖A‖_F² is known from the products of the search
         and from 16 random cotangents for what they leave, as an interval of 95 % whose upper end is taken (exact where
@@ -260,8 +263,9 @@ def _solve(counted: CountingBatch, options: Options, decisions: Decisions) -> li
     method, why = decisions.method, "as chosen before" if "method" in decisions.given else "asked for"
     if method == "auto" and options.counted:
         return solve_auto(counted, options)
+    if method == "auto" and options.max_products is None and options.start is None:
+        return solve_uncounted(counted, options)
     if method == "auto":
-        method = "dense" if is_tiny(counted) and options.max_products is None and options.start is None else "lanczos"
-        why = "tiny matrices are written out" if method == "dense" else "the number of triplets is not known beforehand"
+        method, why = "lanczos", "the number of triplets is not known beforehand"
     made: dict[str, Any] = {"method": method, "block": options.width} if method == "lanczos" else {"method": method}
     return _SOLVERS[method](counted, options, Method(method, why, decisions.given | made))

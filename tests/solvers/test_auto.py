@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import auto, counting, svd, svd_batch
+from detjac_lanczos.solvers import auto, counting, room, svd, svd_batch
 from detjac_lanczos.solvers.auto import sweep_rates
 from detjac_lanczos.solvers.chunks import chunk_width
-from tests.solvers.spectra import SharingBatch, TimedBatch, matrix, spectrum
+from tests.solvers.spectra import Recorder, SharingBatch, TimedBatch, matrix, spectrum
 
 
 def tokens(count: int, size: int) -> tuple[list[torch.Tensor], list[float]]:
@@ -104,6 +104,60 @@ def test_a_budget_or_a_block_of_the_callers_is_kept() -> None:
     with pytest.raises(InputError, match="'dense' needs 26 products, max_products allows 20: choose 'lanczos'"):
         svd(A, 4, choices=written_out, max_products=20)
     assert svd(A, 4, choices=written_out, max_products=20, method="lanczos").work.products <= 20
+
+
+@pytest.mark.parametrize("goal", [{"threshold": 0.0045}, {"energy": 0.9995}])
+def test_a_search_for_an_unknown_number_that_costs_as_much_as_dense_is_left_for_it(
+    monkeypatch, tmp_path, goal: dict
+) -> None:
+    """At most twice the row-sweeps, counted together; the results are those of dense, and choices repeat it alone."""
+    A = matrix(spectrum("harmonic", 280), (280, 300), seed=1)
+    dense = svd(A, **goal, method="dense", certify="complete")
+    left, again = (svd(A, **goal, certify="complete", checkpoint=tmp_path) for _ in range(2))
+    assert (left.method, left.choices, left.status) == ("dense", {"method": "dense"}, dense.status)
+    assert left.certificate.line == dense.certificate.line
+    assert torch.equal(left.S, dense.S) and torch.equal(again.S, left.S)
+    rows = A.shape[0]
+    assert f"row-sweeps of Lanczos for the {rows} of dense" in left.why
+    assert rows <= left.work.products - dense.work.products < rows + 2 * left.work.passes
+    assert again.work.products == left.work.products
+    replayed = svd(A, **goal, certify="complete", choices=left.choices)
+    assert (replayed.work.products, replayed.why) == (dense.work.products, "as chosen before")
+    monkeypatch.setattr(room, "_free_bytes", lambda device: 10**6)
+    with pytest.raises(InputError, match="bytes"):
+        svd(A, **goal, certify="complete", checkpoint=tmp_path)
+
+
+def test_a_search_for_an_unknown_number_stays_where_that_is_asked_for_or_nothing_else_fits(
+    monkeypatch, tmp_path
+) -> None:
+    A, goal = matrix(spectrum("harmonic", 280), (280, 280)), {"threshold": 0.0099}
+    operator = Recorder(A)
+    assert svd(operator, **goal).method == "dense"
+    assert sum(operator.forward) + sum(operator.transposed) <= 2 * (280 + 2)
+    few = svd(A, threshold=0.3)
+    assert (few.method, few.choices) == ("lanczos", {"method": "lanczos", "block": 3})
+    for options in ({"max_products": 900}, {"start": A[:2].T}, {"choices": few.choices}):
+        kept = svd(A, **goal, **options)
+        assert kept.method == "lanczos" and kept.work.products > 280
+    monkeypatch.setattr(room, "_free_bytes", lambda device: 10**6)
+    kept = svd(A, **goal, checkpoint=tmp_path)
+    assert (kept.method, len(kept.S)) == ("lanczos", 101)
+    assert "; writing out the matrix takes 2,508,800 bytes (2.39MiB), and 1,000,000 are free" in kept.why
+    monkeypatch.undo()
+    assert torch.equal(svd(A, **goal, checkpoint=tmp_path).S, kept.S), "what was decided at first holds"
+
+
+def test_a_batch_is_left_as_a_whole() -> None:
+    """What all searches have sent together is held against what they share when they are written out."""
+    matrices, rows = tokens(6, 260)
+    batch = SharingBatch(matrices, rows)
+    results = svd_batch(batch, threshold=0.3)
+    alone = svd_batch(SharingBatch(matrices, rows), threshold=0.3, method="dense")
+    assert {result.method for result in results} == {"dense"}
+    assert sum(result.work.row_sweeps for result in results) < 2.2 * sum(result.work.row_sweeps for result in alone)
+    for one, other in zip(results, alone, strict=True):
+        assert torch.equal(one.S, other.S)
 
 
 def test_rates_are_fitted_and_never_negative() -> None:

@@ -1,0 +1,63 @@
+"""Whether memory holds the matrices of a batch, asked before any of them is written out."""
+
+import math
+from collections.abc import Sequence
+
+import psutil
+import torch
+
+from detjac_lanczos.budget import format_bytes
+from detjac_lanczos.errors import InputError
+
+_COPIES = 3
+"""What the SVD of a matrix holds beside it, in matrices: one that is scaled, the one that LAPACK works in, and the
+longer singular vectors."""
+
+
+def shortage(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device, *, decomposed: bool) -> str:
+    """Return what memory lacks to hold all matrices, empty where it lacks nothing or cannot be asked.
+
+    Parameters
+    ----------
+    shapes : sequence of (d_out, d_in)
+    dtype : torch.dtype
+        Working precision.
+    device : torch.device
+    decomposed : bool
+        An SVD is taken of one after the other.
+    """
+    sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
+    needed = sum(sizes) + (_COPIES * max(sizes) if decomposed else 0)
+    free = _free_bytes(device)
+    if free is None or (needed <= free and (device.type != "cpu" or _is_granted(needed))):
+        return ""
+    what = "the matrix" if len(sizes) == 1 else f"{len(sizes)} matrices"
+    known = f"{free:,} are free" if needed > free else "this process is not granted as many"
+    return f"writing out {what} takes {needed:,} bytes ({format_bytes(needed)}), and {known}"
+
+
+def require_room(
+    shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device, *, decomposed: bool
+) -> None:
+    """Raise :class:`InputError` where memory does not hold all matrices; see :func:`shortage`."""
+    if lacking := shortage(shapes, dtype, device, decomposed=decomposed):
+        raise InputError(f"{lacking}: " + ("choose method 'lanczos'" if decomposed else "leave out exact=True"))
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device, those that torch holds in reserve included; None where not known."""
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserve
+    return None
+
+
+def _is_granted(count: int) -> bool:
+    """Whether the allocator grants so many bytes, under a limit of the process say; none of them is touched."""
+    try:
+        torch.empty(count, dtype=torch.uint8, device="cpu")
+    except RuntimeError:
+        return False
+    return True
