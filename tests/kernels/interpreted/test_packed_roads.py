@@ -146,6 +146,7 @@ def test_on_a_device_where_triton_is_and_does_not_run_the_twins_serve(
 ) -> None:
     """It is tried once, and why it does not run is said where it is said of any road."""
     monkeypatch.setattr(choice, "_trials", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     tried: list[object] = []
 
     def refuse(*given: object) -> None:
@@ -172,11 +173,12 @@ def test_on_a_device_where_triton_is_and_does_not_run_the_twins_serve(
 @pytest.mark.parametrize("what", ["memory is full", "a graph is captured"])
 def test_what_holds_for_now_says_nothing_of_triton(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr(choice, "_trials", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     x = torch.randn(3, 128).as_subclass(OnDevice)
     error = torch.OutOfMemoryError("full") if what == "memory is full" else RuntimeError("operation not permitted")
     with monkeypatch.context() as now:
         now.setattr(trial, "launch", lambda *_: (_ for _ in ()).throw(error))
-        now.setattr(choice, "capturing", lambda _: what == "a graph is captured")
+        now.setattr(torch.cuda, "is_current_stream_capturing", lambda: what == "a graph is captured")
         assert not choice.triton_runs(x)
     assert choice.triton_runs(x)
     assert ChoiceTable(lambda road: 1.0).failures() == {}
