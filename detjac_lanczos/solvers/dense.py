@@ -44,8 +44,8 @@ def solve_dense(batch: CountingBatch, options: Options, method: Method) -> list[
 def decompose(dense: Materialisation, options: Options, method: Method) -> list[SVDResult]:
     """Write out what is missing of the matrices (begun or not) and return the results of their SVDs."""
     results, batch = [], dense.batch
-    matrices = dense.run()
-    comparison = Comparison(batch, matrices)
+    comparison = Comparison(dense)
+    matrices = comparison.matrices
     comparison.run(options.seed)
     wrong = comparison.contradictions(options)
     sound = [index for index in range(len(matrices)) if index not in wrong and index not in batch.nonfinite]
@@ -122,10 +122,11 @@ def _along(
 ) -> dict[int, Tensor]:
     """Return what products of sound triplets may differ by, (k,), for each operator where it is more than rounding.
 
-    A mixture m = Σ_j w_j v_j of unit length is sent forward. Where matrix and operator differ along v_j alone, it is by
-    ‖(A - M) m‖ / |w_j|; up to ``c ε σ_1``, that is rounding. The weights go as 1 / σ_j, so that a mismatch of ``tol``
-    shows alike along every triplet where it can be told from rounding, times a random number between 1 and 2 of either
-    sign, so that mismatches seldom cancel. An operator without sound triplets, or whose budget is spent, is sent none.
+    A mixture m = Σ_j w_j v_j of unit length is sent forward; one of u_j back, where the matrix was written by columns.
+    Where matrix and operator differ along v_j alone, it is by ‖(A - M) m‖ / |w_j|; up to ``c ε σ_1``, that is rounding.
+    The weights go as 1 / σ_j, so that a mismatch of ``tol`` shows alike along every triplet where it can be told from
+    rounding, times a random number between 1 and 2 of either sign, so that mismatches seldom cancel. An operator
+    without sound triplets, or whose budget is spent, is sent none.
     """
     batch, generator = comparison.batch, torch.Generator().manual_seed(options.seed)
     weights: dict[int, Tensor] = {}
@@ -138,19 +139,27 @@ def _along(
             told = math.sqrt(len(found.values)) * rounding[index] / options.tol
             mixed = torch.where(sound[index], sizes * told / found.values.double().clamp_min(told), 0.0)
             weights[index] = mixed / mixed.norm()
+    sent = {index: _checked_by(found, comparison.ways[index]) for index, found in leading.items()}
     more: dict[int, Tensor] = {}
     waiting = list(weights)
     for turn in turns([batch.costs[index] for index in waiting]):
         indices = [waiting[place] for place in turn]
-        mixtures = [(index, weights[index][None].to(leading[index].right) @ leading[index].right) for index in indices]
-        for index, product in zip(indices, batch.apply(Direction.FORWARD, mixtures), strict=True):
-            found = leading[index]
-            expected = weights[index].to(found.right_products) @ found.right_products
+        mixtures = [(index, weights[index][None].to(sent[index][0]) @ sent[index][0]) for index in indices]
+        for index, product in zip(indices, comparison.against(mixtures), strict=True):
+            found, known = leading[index], sent[index][1]
+            expected = weights[index].to(known) @ known
             difference = float((product[0] * found.scale - expected).norm())
             comparison.note(index, found, difference)
             if difference > rounding[index]:
                 more[index] = (difference / weights[index].abs()).nan_to_num(posinf=0.0)
     return more
+
+
+def _checked_by(found: Found, way: Direction) -> tuple[Tensor, Tensor]:
+    """Return the vectors, and their products with the matrix, that go the other way than what it was written by."""
+    if way is Direction.TRANSPOSED:
+        return found.right, found.right_products
+    return found.left, found.left_products
 
 
 def _floor(batch: CountingBatch, index: int, found: Found) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from detjac_lanczos.solvers.sides import writing_ways
 from detjac_lanczos.solvers.width import expected_columns, expected_passes
 
 _CLEAR = 2.0
@@ -70,14 +71,9 @@ def forecast(
         Sweeps that the dense method has still to make.
     """
     columns = [expected_columns(k, tol, width, shape) for shape in shapes]
-    heights = [d_out for d_out, _ in shapes]
-    if len(set(heights)) == 1:
-        dense_rows = heights[0] * shared_cost
-    else:
-        dense_rows = sum(cost * d_out for cost, d_out in zip(costs, heights, strict=True))
     return Forecast(
         lanczos_rows=sum(cost * count for cost, count in zip(costs, columns, strict=True)),
-        dense_rows=dense_rows,
+        dense_rows=writing_ways(shapes, costs, shared_cost)[1],
         lanczos_passes=expected_passes(max(columns), width),
         dense_passes=dense_passes,
     )

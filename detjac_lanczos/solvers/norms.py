@@ -105,7 +105,8 @@ def norms(
     lengths : bool
         Rows and columns too: another k + ``probes`` products each way.
     exact : bool
-        Write the matrix out, by d_out products with Aᵀ, and compute everything from it, rows and columns too.
+        Write the matrix out, by d_out products with Aᵀ, or d_in with A where these are fewer, and compute everything
+        from it, rows and columns too.
     probes : int
         Products with Aᵀ.
     confidence : float

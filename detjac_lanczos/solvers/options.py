@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers.operator import Direction
+from detjac_lanczos.solvers.operator import Direction, OperatorBatch
+from detjac_lanczos.solvers.sides import writing_ways
 
 SearchMethod = Literal["auto", "lanczos", "randomized", "dense", "shared_basis"]
 Certify = Literal["triplets", "complete"]
@@ -190,11 +191,16 @@ def check_k(shapes: Sequence[tuple[int, int]], k: int | None) -> None:
         raise InputError(f"k = {k!r} cannot be found: give a whole number from 1 to {smallest}, the smaller dimension")
 
 
-def check_fit(shapes: Sequence[tuple[int, int]], *, k: int | None, method: str, max_products: int | None) -> None:
-    """Raise :class:`InputError` for options that operators of these shapes cannot honour."""
-    check_k(shapes, k)
-    needed = max(shape[0] for shape in shapes) + 2  # the rows, a random vector and a mixture
-    if method == "dense" and max_products is not None and max_products < needed:
+def check_fit(batch: OperatorBatch, *, k: int | None, method: str, max_products: int | None) -> None:
+    """Raise :class:`InputError` for options that these operators cannot honour."""
+    check_k(batch.shapes, k)
+    if method != "dense" or max_products is None:
+        return
+    costs = [batch.cost(index) for index in range(len(batch.shapes))]
+    ways, _ = writing_ways(batch.shapes, costs, batch.shared_cost())
+    sides = [shape[way is Direction.FORWARD] for way, shape in zip(ways, batch.shapes, strict=True)]
+    needed = max(sides) + 2  # the rows or columns, a random vector and a mixture
+    if max_products < needed:
         raise InputError(
             f"method 'dense' needs {needed} products, max_products allows {max_products}: choose 'lanczos'"
         )

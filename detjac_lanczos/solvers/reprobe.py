@@ -73,7 +73,7 @@ def measure_completeness(
 
 
 def _from_matrices(batch: CountingBatch, claims: Sequence[Completeness], tol: float, passes: int) -> list[Remade]:
-    fresh, comparison = [], Comparison(batch, Materialisation(batch).run())
+    fresh, comparison = [], Comparison(Materialisation(batch))
     comparison.run(claims[0].seed)
     for index, (matrix, claim) in enumerate(zip(batch.finite(comparison.matrices), claims, strict=True)):
         scale = safe_scale(matrix)

@@ -221,7 +221,7 @@ def svd_batch(
         callback=callback,
     )
     require_blocks(block, method)
-    check_fit(operators.shapes, k=k, method=decisions.method, max_products=max_products)
+    check_fit(operators, k=k, method=decisions.method, max_products=max_products)
     blocks = read_start(start, operators.shapes, method=method)
     if memory is not None and (decisions.method != "lanczos" or threshold is not None or energy is not None):
         raise InputError("memory bounds the bases of method 'lanczos' for a given k: choose both, or give no memory")

@@ -70,7 +70,7 @@ def test_the_check_of_written_out_matrices_sends_no_more_rows_than_writing_them_
     for operator in operators:
         operator.cost = lambda: 400.0  # type: ignore[attr-defined]
     batch = CountingBatch(IndependentBatch(operators))
-    comparison = Comparison(batch, Materialisation(batch).run())
+    comparison = Comparison(Materialisation(batch))
     writing = len(batch.sweeps)
     options = Options(
         k=1,
@@ -90,6 +90,6 @@ def test_the_check_of_written_out_matrices_sends_no_more_rows_than_writing_them_
     comparison.run(options.seed)
     assert comparison.contradictions(options) == {}
     assert [rows for rows, _ in batch.sweeps[writing:]] == [800.0, 800.0, 800.0, 400.0]
-    comparison.matrices[3][1:] *= -1.0
+    comparison.matrices[3][:, 1:] *= -1.0
     comparison.run(options.seed)
     assert {index: status.value for index, status in comparison.contradictions(options).items()} == {3: "not_adjoint"}
