@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 from detjac_lanczos.errors import InputError, OperatorError
 from detjac_lanczos.solvers import Status, as_operator, check_operator, svd, svd_batch
 from detjac_lanczos.solvers.check import OperatorReport
+from detjac_lanczos.solvers.operator import MatrixOperator
 from detjac_lanczos.solvers.testing import OperatorTestCase
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
@@ -187,6 +188,23 @@ def test_svd_takes_one_operator_that_has_values() -> None:
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_sparse_and_unusual_matrices_are_taken(A: object, method: str) -> None:
     torch.testing.assert_close(svd(A, 2, tol=1e-9, method=method).S, torch.linalg.svdvals(DENSE)[:2])
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_csr_matrix_multiplies_as_one_both_ways(dtype: torch.dtype) -> None:
+    """As COO it takes ten times as long; in half precision that is all that torch has."""
+    dense = torch.where(torch.randn(30, 20, generator=torch.Generator().manual_seed(0)) > 1.0, 1.5, 0.0).to(dtype)
+    operator = as_operator(dense.to_sparse_csr().requires_grad_())
+    assert isinstance(operator, MatrixOperator)
+    layout = torch.sparse_coo if dtype is torch.bfloat16 else torch.sparse_csr
+    assert operator.matrix.layout is operator.transpose.layout is layout
+    for product, factor in ((operator.matmat, dense), (operator.rmatmat, dense.T)):
+        wide = torch.randn(6, 2 * factor.shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
+        for block in (wide[:3, : factor.shape[1]].T, wide[::2, ::2].T):
+            allowed = 16 * torch.finfo(dtype).eps
+            torch.testing.assert_close(product(block), factor @ block, rtol=allowed, atol=allowed)
+            assert not product(block).requires_grad
 
 
 def test_products_coarser_than_declared_are_named() -> None:
