@@ -143,7 +143,7 @@ def analyze(
     OperatorError
         If a product comes out with a wrong shape, dtype or device.
     RunFileError
-        If a file in ``checkpoint`` is damaged.
+        If a file in ``checkpoint`` is damaged, or a pass there cannot be read as memory or file descriptors run out.
     """
     clock = _Clock()
     kept = None if checkpoint is None else Checkpoint(checkpoint)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError, RunFileError
+from detjac_lanczos.errors import InputError, RunFileError, shortage, shortage_said
 from detjac_lanczos.solvers.operator import OperatorBatch
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.whole_file import whole_file
@@ -79,9 +79,21 @@ class Journal:
             What is sent.
         device : torch.device
             Where products are expected.
+
+        Raises
+        ------
+        RunFileError
+            Memory or file descriptors run out: what cannot be read may be whole.
         """
         if not self._replaying:
             return None
+        with shortage_said(f"read {self._pass(self._next)}", RunFileError):
+            found = self._read(way, blocks, device)
+        if found is None:
+            self._end_replay()
+        return found
+
+    def _read(self, way: str, blocks: Sequence[Tensor], device: torch.device) -> tuple[list[Tensor], float] | None:
         try:
             with safe_open(self._pass(self._next), "pt", device="cpu") as file:
                 metadata = file.metadata()
@@ -91,10 +103,10 @@ class Journal:
             if (metadata["of"], metadata["checksum"]) == (of, found):
                 self._next, self._latest = self._next + 1, found
                 return [product.to(device) for product in products], float(seconds)
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             # Missing or damaged: this pass is made again, like one that was never written down.
-            pass
-        self._end_replay()
+            if shortage(error):
+                raise
         return None
 
     def write(self, way: str, blocks: Sequence[Tensor], products: Sequence[Tensor], seconds: float) -> None:

@@ -132,7 +132,7 @@ def svd(
     OperatorError
         A product has the wrong shape, dtype or device.
     RunFileError
-        A file in ``checkpoint`` is damaged.
+        A file in ``checkpoint`` is damaged, or one of its passes cannot be read as memory or file descriptors run out.
     """
     operators = as_batch(A)
     if len(operators.shapes) != 1:
@@ -202,7 +202,7 @@ def svd_batch(
     OperatorError
         A product has the wrong shape, dtype or device.
     RunFileError
-        A file in ``checkpoint`` is damaged.
+        A file in ``checkpoint`` is damaged, or one of its passes cannot be read as memory or file descriptors run out.
     """
     operators = as_batch(batch)
     decisions = Decisions.of(choices, method=method, block=block, bounded=memory is not None)

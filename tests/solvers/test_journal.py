@@ -1,5 +1,6 @@
 """A solve that is cut off anywhere goes on from its journal and ends bit for bit as if nothing had happened."""
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError, OperatorError, RunFileError
-from detjac_lanczos.solvers import Status, SVDResult, auto, svd, svd_batch
+from detjac_lanczos.solvers import Status, SVDResult, auto, journal, svd, svd_batch
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 MATRICES = [
@@ -150,6 +151,23 @@ def test_a_damaged_pass_and_all_after_it_are_made_again(damage: str, tmp_path: P
     assert_same(expected, solve(again, "lanczos", tmp_path))
     assert len(again.calls) == len(whole.calls) - 5 + 1
     assert_same(expected, solve(Cutting(MATRICES), "lanczos", tmp_path))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")], ids=repr)
+def test_passes_that_cannot_be_read_now_are_kept(error: Exception, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    expected = solve(Cutting(MATRICES), "lanczos", tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with monkeypatch.context() as now:
+        now.setattr(journal, "safe_open", fail)
+        with pytest.raises(RunFileError, match=r"^cannot read .*pass-000000\.safetensors: .*; "):
+            solve(Cutting(MATRICES), "lanczos", tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    again = Cutting(MATRICES)
+    assert_same(expected, solve(again, "lanczos", tmp_path))
+    assert len(again.calls) <= 1
 
 
 DAMAGED = ["[1]", "3", "{", "null", "{}", '{"decided": 3, "checksum": "0"}', '{"decided": {"svd_seconds": 1}}']
