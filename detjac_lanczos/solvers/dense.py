@@ -20,6 +20,7 @@ from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.residuals import are_zeros
 from detjac_lanczos.solvers.result import Status, SVDResult
+from detjac_lanczos.solvers.room import require_room
 from detjac_lanczos.solvers.rounding import epsilon, noise_floor, rounding_of, safe_scale, tells_zeros
 
 _NEGLIGIBLE = 0.1
@@ -38,6 +39,7 @@ def solve_dense(batch: CountingBatch, options: Options, method: Method) -> list[
     :class:`Comparison`) and on a mixture of the triplets; it is part of their residuals. For the others, in half
     precision above all, one pass each way makes them, if ``max_products`` leaves it.
     """
+    require_room(batch.shapes, batch.dtype, batch.device, decomposed=True)
     return decompose(Materialisation(batch), options, method)
 
 

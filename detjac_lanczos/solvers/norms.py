@@ -19,6 +19,7 @@ from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.operator import Direction
 from detjac_lanczos.solvers.options import check_k, check_seed
 from detjac_lanczos.solvers.result import SVDResult, check_results
+from detjac_lanczos.solvers.room import require_room
 from detjac_lanczos.solvers.rounding import powers_of_two, rounding_of, safe_scale
 from detjac_lanczos.solvers.streams import Stream
 from detjac_lanczos.solvers.trace_interval import check_probes, chi_square_factors
@@ -121,8 +122,8 @@ def norms(
     Raises
     ------
     InputError
-        There are several operators, one has no rows or no columns, triplets are missing or do not fit, or so few probes
-        prove no interval of this confidence.
+        There are several operators, one has no rows or no columns, triplets are missing or do not fit, so few probes
+        prove no interval of this confidence, or memory does not hold the matrix that is to be written out.
     OperatorError
         A product is not finite, or has the wrong shape, dtype or device.
     """
@@ -167,6 +168,7 @@ def norms_batch(
     check_k(counted.shapes, None)
     with torch.no_grad(), torch.autocast(counted.device.type, enabled=False):
         if exact:
+            require_room(counted.shapes, counted.dtype, counted.device, decomposed=False)
             return [_exact(matrix) for matrix in counted.finite(Materialisation(counted).run())]
         check_probes(probes, confidence)
         check_seed(seed)

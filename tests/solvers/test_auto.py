@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import auto, counting, room, svd, svd_batch
+from detjac_lanczos.solvers import auto, counting, norms, room, svd, svd_batch
 from detjac_lanczos.solvers.auto import sweep_rates
 from detjac_lanczos.solvers.chunks import chunk_width
 from tests.solvers.spectra import Recorder, SharingBatch, TimedBatch, matrix, spectrum
@@ -170,3 +170,12 @@ def test_chunks_are_even_and_hold_about_a_thousand_rows() -> None:
     assert chunk_width(7.0, 576) == 144
     assert chunk_width(1.0, 576) == 576
     assert chunk_width(5000.0, 576) == 1
+
+
+@pytest.mark.parametrize("write_out", [lambda A: svd(A, 2, method="dense"), lambda A: norms(A, exact=True)])
+def test_what_memory_does_not_hold_is_said_before_the_first_product(monkeypatch, write_out) -> None:
+    operator = Recorder(torch.eye(300))
+    monkeypatch.setattr(room, "_free_bytes", lambda device: 10**5)
+    with pytest.raises(InputError, match=r"^writing out the matrix takes [\d,]+ bytes .*, and 100,000 are free: "):
+        write_out(operator)
+    assert not operator.forward and not operator.transposed
