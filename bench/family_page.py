@@ -35,10 +35,12 @@ theirs is the cause: scores in float64 from float32 queries and keys give 6.0e-6
 *stream* of the float32 pass 3.9e-6.
 
 The pass whose factors are frozen takes transformers' *eager* attention and experts: in float32, bfloat16 and float16
-its y is, bit for bit, what the model gives when it is set to those (`tests/frozen/test_capture.py`). Other kinds, such
-as the default `sdpa`, round elsewhere: the y of these models then lies 2e-2 away in the worst of them in bfloat16 (4e-2
-with experts), 3e-3 in float16, 5e-7 in float32. `streams.output` holds the one, `streams.model_output` the other; a
-run's record tells how far Σ J_i x_i + r is from each.
+its y is, bit for bit, what the model gives when it is set to those (`tests/frozen/test_capture.py`), but for float32
+matrices of two million numbers or more, which up to 128 rows multiply in parts where that is faster: as exactly, and
+with other bits where torch shares few rows out among threads. Other kinds, such as the default `sdpa`, round elsewhere:
+the y of these models then lies 2e-2 away in the worst of them in bfloat16 (4e-2 with experts), 3e-3 in float16, 5e-7 in
+float32. `streams.output` holds the one, `streams.model_output` the other; a run's record tells how far Σ J_i x_i + r is
+from each.
 
 What a sweep costs beside its GEMMs is in [figures.md](figures.md). gpt-oss alone is far above them: a
 matrix of gate and up (8 MB at width 1,024) is read whole for the half that is used, and at 9 GB/s a core the other half
