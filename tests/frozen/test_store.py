@@ -1,6 +1,5 @@
 """A network read back sweeps the same bit for bit; a file that is not whole or not ours is refused."""
 
-import errno
 import json
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, l
 from tests import tiny_models
 from tests.every_block import every_block
 from tests.tiny_models import dense
+from tests.unreadable import UNREADABLE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -244,20 +244,7 @@ def test_damaged_foreign_newer_and_missing_files_are_refused(tmp_path: Path) -> 
         DetachedNetwork.load(tmp_path / "nothing.safetensors", loaded)
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
-        (
-            RuntimeError("unable to open file <a> in read-only mode: Too many open files (24)"),
-            "too many files are open",
-        ),
-        (MemoryError(), "too little memory"),
-        (OSError(errno.EIO, "Input/output error"), r"\(Input/output error\); give a file that can be read"),
-        (RuntimeError("unable to mmap: No such device (19)"), r"\(unable to mmap.*\); give a file that can be read"),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize(("error", "said"), UNREADABLE, ids=repr)
 def test_a_file_that_cannot_be_read_now_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:

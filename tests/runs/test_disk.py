@@ -19,6 +19,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run, disk, folder, load_run, verify
 from detjac_lanczos.whole_file import new_work_name
 from tests.runs.conftest import harm, tamper
+from tests.unreadable import UNREADABLE
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -66,17 +67,7 @@ def test_missing_file_is_named(copy: Path, name: str) -> None:
         load_run(copy)
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
-        (RuntimeError("unable to mmap 9 bytes from file <a>: Cannot allocate memory (12)"), "too little memory"),
-        (MemoryError(), "too little memory"),
-        (OSError(errno.EIO, "Input/output error"), r"\(Input/output error\); give a file that can be read"),
-        (RuntimeError("unable to mmap: No such device (19)"), r"\(unable to mmap.*\); give a file that can be read"),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize(("error", "said"), UNREADABLE, ids=repr)
 def test_a_run_that_cannot_be_read_now_is_not_called_damaged(
     copy: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
