@@ -66,17 +66,42 @@ def like(array: np.ndarray, model: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device=model.device, dtype=model.dtype)
 
 
+def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the thin U, S and Vᵀ of a finite matrix in its own precision, by QR iteration where torch gives up.
+
+    Divide and conquer (gesdd) gives up on a few finite matrices, one in 10^5 of those that Lanczos makes.
+    """
+    return _svd(matrix, full=False)
+
+
 def small_svd(matrix: np.ndarray, *, full: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return U, S and Vᵀ of a small finite host matrix.
 
-    Divide and conquer (gesdd) gives up on a few finite matrices, one in 10^5 of those that Lanczos makes: these go
-    through QR iteration (gesvd), which is slower.
+    Torch decomposes it, as everything of that size here: numpy's BLAS has threads of its own, which wait for work on
+    the cores that torch's products need. Beside those, 80 rows took ten times as long on two cores.
     """
-    try:
-        left, values, right = np.linalg.svd(matrix, full_matrices=full)
-    except np.linalg.LinAlgError:
-        left, values, right = scipy.linalg.svd(matrix, full_matrices=full, lapack_driver="gesvd")
+    left, values, right = (part.numpy() for part in _svd(torch.from_numpy(matrix), full=full))
     return left, values, right
+
+
+def _svd(matrix: Tensor, *, full: bool) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=full)
+    except RuntimeError:
+        parts = scipy.linalg.svd(to_numpy(matrix), full_matrices=full, lapack_driver="gesvd")
+        left, values, right = (like(part, matrix) for part in parts)
+    return left, values, right
+
+
+def small_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return eigenvalues, ascending, and eigenvectors (columns) of a small symmetric host matrix; by torch as well."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
+    return values.numpy(), vectors.numpy()
+
+
+def small_eigvalsh(matrix: np.ndarray) -> np.ndarray:
+    """Return the eigenvalues of a small symmetric host matrix, ascending; by torch as well."""
+    return torch.linalg.eigvalsh(torch.from_numpy(matrix)).numpy()
 
 
 def svd_with_clean_zeros(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -85,30 +110,17 @@ def svd_with_clean_zeros(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     LAPACK leaves in them up to 50 ε of the leading ones, more than an operator's own rounding explains. A step of
     subspace iteration of the leading ones, and what is orthogonal to that, leave 4 ε.
     """
-    left, values, right = small_svd(matrix)
+    torch_matrix = torch.from_numpy(matrix)
+    left, values, right = thin_svd(torch_matrix)
     leading = int((values > _ZERO * values[0]).sum()) if len(values) else 0
     if 0 < leading < len(values):
+        images = right[:leading] @ torch_matrix.T, left[:, :leading].T @ torch_matrix
         left, right = (
-            _orthonormal_alike(np.vstack([image / values[:leading, None], vectors[leading:]]))
-            for image, vectors in ((right[:leading] @ matrix.T, left.T), (left[:, :leading].T @ matrix, right))
+            orthonormal_rows(torch.cat([image / values[:leading, None], vectors[leading:]]))
+            for image, vectors in zip(images, (left.T, right), strict=True)
         )
         left = left.T
-    return left, values, right
-
-
-def _orthonormal_alike(rows: np.ndarray) -> np.ndarray:
-    """Return the orthonormal rows next to some that nearly are, each made so to those before it."""
-    turned = np.linalg.qr(rows.T)[0].T
-    return np.asarray(turned * np.sign((turned * rows).sum(axis=1, keepdims=True)))
-
-
-def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the thin U, S and Vᵀ of a finite matrix in its own precision, by QR iteration where torch gives up."""
-    try:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    except RuntimeError:
-        left, values, right = (like(part, matrix) for part in small_svd(to_numpy(matrix)))
-    return left, values, right
+    return left.numpy(), values.numpy(), right.numpy()
 
 
 def clean_zeros(matrix: Tensor, left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:

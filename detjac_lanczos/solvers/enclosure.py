@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from detjac_lanczos.solvers.basis import small_eigh, small_eigvalsh
+
 _ROUNDINGS = 8.0
 """What rounding may add to an eigenvalue, in ε of the largest. Chosen."""
 
@@ -46,8 +48,8 @@ def upper_bounds(values: np.ndarray, right: np.ndarray, left: np.ndarray, tau: f
     bordered[p : 2 * p, 3 * p :] = _factor(right)
     bordered += bordered.T
     np.fill_diagonal(bordered[2 * p :, 2 * p :], tau)
-    bounds = np.linalg.eigvalsh(bordered)[::-1][: p + 1]
-    smaller = min(np.linalg.eigvalsh(gram)[-1] for gram in (left, right))
+    bounds = small_eigvalsh(bordered)[::-1][: p + 1]
+    smaller = min(small_eigvalsh(gram)[-1] for gram in (left, right))
     bounds[p] = min(bounds[p], np.sqrt(tau**2 + max(smaller, 0.0)))
     return bounds
 
@@ -67,7 +69,7 @@ def whole_bounds(values: np.ndarray, gram: np.ndarray) -> np.ndarray:
     -------
     ndarray, shape (p + 1,)
     """
-    return np.r_[values + np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0)), 0.0]
+    return np.r_[values + np.sqrt(max(small_eigvalsh(gram)[-1], 0.0)), 0.0]
 
 
 def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits: np.ndarray | Sequence[float]) -> float:
@@ -107,7 +109,7 @@ def largest_tau(values: np.ndarray, right: np.ndarray, left: np.ndarray, limits:
         border = np.block(
             [[left_factor.T @ (own * left_factor), mixed], [mixed.T, right_factor.T @ (own * right_factor)]]
         )
-        nearest = np.linalg.eigvalsh(border)[::-1][ranks[j]]
+        nearest = small_eigvalsh(border)[::-1][ranks[j]]
         tau = min(tau, float(t[j] - max(nearest, 0.0)))
     return tau
 
@@ -131,5 +133,5 @@ def _most_nearest(
 
 def _factor(gram: np.ndarray) -> np.ndarray:
     """Return L with L Lᵀ = gram, which may be singular."""
-    weights, vectors = np.linalg.eigh(gram)
+    weights, vectors = small_eigh(gram)
     return np.asarray(vectors * np.sqrt(np.maximum(weights, 0.0)))

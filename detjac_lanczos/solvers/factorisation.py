@@ -234,10 +234,10 @@ class Factorisation:
             mix_right = np.vstack([mix_right, _longest(right[len(values) :], self.AV.rows, ahead)])
         elif self.U.count > self.V.count:
             mix_left = np.vstack([mix_left, _longest(left[:, len(values) :].T, self.AtU.rows, ahead)])
-        projected = mix_left @ self.projected @ mix_right.T
         for store, combine in ((self.U, mix_left), (self.AtU, mix_left), (self.V, mix_right), (self.AV, mix_right)):
             store.mix(like(combine, store.rows))
-        self._projected[: projected.shape[0], : projected.shape[1]] = projected
+        self._projected[: self.U.count, : self.V.count] = 0.0
+        np.fill_diagonal(self._projected[:keep, :keep], values[:keep])
 
     def _reserve(self) -> None:
         needed = max(self.U.count, self.V.count)
