@@ -96,15 +96,22 @@ class SummingBatch(OperatorBatch, Protocol):
         ...
 
 
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_WHOLE = (torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, *_SIGNED)
+
+
 class MatrixOperator:
-    """A torch matrix as an operator."""
+    """A torch matrix as an operator; one of whole numbers or truth values is multiplied in float64, as scipy's are."""
 
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2:
             raise InputError(f"a matrix has two axes, this tensor has {matrix.ndim}: pass one of shape (d_out, d_in)")
-        require_real(matrix.dtype)
         if matrix.is_meta:
             raise InputError("a tensor on the meta device has no numbers: load it on a real one")
+        if matrix.dtype in _WHOLE:
+            # What lies at one place is added up in the matrix's own type: True and True are True.
+            matrix = (matrix.coalesce() if matrix.layout is torch.sparse_coo else matrix).double()
+        require_real(matrix.dtype)
         self.matrix = matrix.detach()
         if _multiplies_as_csr(matrix):
             self.transpose = self.matrix.transpose(0, 1).to_sparse_csr()
@@ -175,6 +182,12 @@ class ScipyOperator:
             raise OperatorError(f"the scipy operator cannot apply its transpose{why}") from error
 
     def _as_tensor(self, block: Any) -> Tensor:
+        from scipy.sparse import issparse
+
+        if issparse(block):
+            raise OperatorError(
+                f"the scipy operator returned a {type(block).__name__}: products are dense, as toarray() makes them"
+            )
         array = np.asarray(block)
         if array.dtype.kind == "c":
             raise OperatorError("the scipy operator returned complex values: only real operators are supported")

@@ -143,7 +143,6 @@ def test_products_near_the_largest_number_are_linear() -> None:
     [
         (torch.zeros(3, 3, dtype=torch.complex64), "complex"),
         (np.zeros((3, 3), dtype=complex), "complex"),
-        (torch.zeros(3, 3, dtype=torch.int64), "floating point"),
         (torch.zeros(3, 3, dtype=torch.float8_e4m3fn), "16 bits"),
         (torch.zeros(3), "two axes"),
         (np.zeros(3), "two axes, this array has 1"),
@@ -300,6 +299,31 @@ def test_a_scipy_operator_of_float16_has_the_precision_of_its_products(returned:
 
 def test_a_float16_array_is_multiplied_in_float32() -> None:
     assert as_operator(DENSE.numpy().astype(np.float16)).dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8, torch.uint16, torch.int64])
+def test_torch_matrices_of_whole_numbers_are_multiplied_in_float64(dtype: torch.dtype) -> None:
+    whole = (torch.arange(30).reshape(5, 6) % 7 % 3).to(dtype)
+    layouts = [whole] if dtype is torch.uint16 else [whole, whole.to_sparse(), whole.to_sparse_csr()]
+    for A in layouts:
+        found = svd(A, 2)
+        assert (found.S.dtype, as_operator(A).dtype) == (torch.float64, torch.float64)
+        assert torch.allclose(found.S, torch.linalg.svdvals(whole.double())[:2])
+
+
+def test_entries_at_one_place_are_added_up_in_the_type_of_the_matrix() -> None:
+    twice = torch.sparse_coo_tensor([[0, 0], [1, 1]], [True, True], (2, 2))
+    assert torch.equal(as_operator(twice).matmat(torch.eye(2).double()), twice.to_dense().double())
+
+
+@pytest.mark.parametrize("way", ["matmat", "rmatmat"])
+def test_a_scipy_product_that_is_sparse_is_named(way: str) -> None:
+    A = scipy.sparse.csr_array(DENSE.numpy())
+    ways = {"matmat": lambda X: A @ X, "rmatmat": lambda Y: A.T @ Y}
+    ways[way] = lambda X, known=ways[way]: scipy.sparse.csr_array(known(X))
+    operator = ScipyLinearOperator(A.shape, matvec=ways["matmat"], rmatvec=ways["rmatmat"], **ways, dtype=np.float64)
+    with pytest.raises(OperatorError, match=r"returned a csr_array: products are dense, as toarray\(\) makes them"):
+        svd(operator, 2)
 
 
 def test_a_sparse_product_is_named() -> None:
