@@ -70,10 +70,16 @@ def forecast(
     dense_passes : int
         Sweeps that the dense method has still to make.
     """
-    columns = [expected_columns(k, tol, width, shape) for shape in shapes]
+    searched, measured = zip(*(_columns(k, tol, width, shape) for shape in shapes), strict=True)
     return Forecast(
-        lanczos_rows=sum(cost * count for cost, count in zip(costs, columns, strict=True)),
+        lanczos_rows=sum(cost * sum(columns) for cost, *columns in zip(costs, searched, measured, strict=True)),
         dense_rows=writing_ways(shapes, costs, shared_cost)[1],
-        lanczos_passes=expected_passes(max(columns), width),
+        lanczos_passes=expected_passes(max(searched), width) + (2.0 if any(measured) else 0.0),
         dense_passes=dense_passes,
     )
+
+
+def _columns(k: int, tol: float, width: int, shape: tuple[int, int]) -> tuple[float, float]:
+    """Return the columns of a search, and those that measure its triplets where it ends with a whole space."""
+    columns, whole = expected_columns(k, tol, width, shape), 2.0 * min(shape)
+    return (whole, 2.0 * k) if columns >= whole else (columns, 0.0)

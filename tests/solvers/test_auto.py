@@ -9,6 +9,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers import auto, counting, norms, room, svd, svd_batch
 from detjac_lanczos.solvers.auto import sweep_rates
 from detjac_lanczos.solvers.chunks import chunk_width
+from detjac_lanczos.solvers.forecast import forecast
 from tests.solvers.spectra import Recorder, SharingBatch, TimedBatch, matrix, spectrum
 
 
@@ -24,6 +25,15 @@ def test_counts_alone_decide_where_they_are_far_apart() -> None:
     assert "57 row-sweeps expected against 300 of dense" in lanczos.why
     dense = svd(matrix(spectrum("root", 24), (24, 24)), 8)
     assert (dense.method, dense.choices) == ("dense", {"method": "dense"})
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90), (60, 60)])
+@pytest.mark.parametrize("k", [58, 60])
+def test_the_measurement_of_a_whole_space_is_forecast(shape: tuple[int, int], k: int) -> None:
+    expected = forecast([shape], [1.0], 1.0, k=k, tol=1e-3, width=3, dense_passes=1)
+    work = svd(matrix(spectrum("root", 60), shape), k, method="lanczos").work
+    assert expected.lanczos_rows == pytest.approx(work.products, rel=0.02)
+    assert expected.lanczos_passes == pytest.approx(work.passes, rel=0.1)
 
 
 @pytest.mark.parametrize(
