@@ -27,7 +27,8 @@ _WORTH_THE_DOUBT = 0.9
 def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
     """Choose the method by counted row-sweeps; where these are close, begin the one with fewer and time its passes.
 
-    A method that is begun and kept has lost nothing; one that is left has lost a pass or two.
+    A method that is begun and kept has lost nothing; one that is left has lost a pass or two. Where memory does not
+    hold the matrices, nothing is timed: it is Lanczos.
     """
     lockstep, dense = None, Materialisation(batch)
     expected = _forecast(batch, options, options.width, dense)
@@ -36,12 +37,15 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
         options.max_products is not None or is_tiny(batch) or not (expected.may_be_lanczos and expected.may_be_dense)
     )
     why, measured = expected.sentence, {}
+    if not (fewer and clear) and (lacking := _lacks_room(batch)):
+        fewer, clear, why = True, True, f"{why}; {lacking}"
     if not clear:
         lockstep = Lockstep(batch, options) if fewer else None
         svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
         measured = batch.settle({"svd_seconds": svds})
         svds = measured["svd_seconds"]
         if lockstep is None:
+            _require_room(batch)
             dense.advance()
             expected = _forecast(batch, options, options.width, dense)
             rates = _rates_of_dense(dense, expected, svds)
@@ -62,6 +66,8 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
         choices = {"method": "lanczos", "block": options.width, **measured}
         return conclude(lockstep or Lockstep(batch, options), Method("lanczos", why, choices))
     del lockstep
+    if not dense.matrices:
+        _require_room(batch)
     return decompose(dense, options, Method("dense", why, {"method": "dense", **measured}))
 
 
@@ -78,16 +84,28 @@ def solve_uncounted(batch: CountingBatch, options: Options) -> list[SVDResult]:
     lockstep = Lockstep(batch, options)
     while lockstep.active:
         if not stays and (swept := sum(batch.row_sweeps)) >= rows:
-            lacking = shortage(batch.shapes, batch.dtype, batch.device, decomposed=True)
-            stays = not batch.settle({"room_for_dense": float(not lacking)})["room_for_dense"]
-            if not stays:
-                require_room(batch.shapes, batch.dtype, batch.device, decomposed=True)
+            lacking = _lacks_room(batch)
+            if not lacking:
+                _require_room(batch)
                 del lockstep
                 why += f"; left after {swept:,.0f} row-sweeps of Lanczos for the {rows:,.0f} of dense"
                 return decompose(dense, options, Method("dense", why, {"method": "dense"}))
-            why += f"; {lacking or 'there was no room for the matrices'}"
+            stays, why = True, f"{why}; {lacking}"
         lockstep.advance()
     return conclude(lockstep, Method("lanczos", why, {"method": "lanczos", "block": options.width}))
+
+
+def _lacks_room(batch: CountingBatch) -> str:
+    """Return what memory lacks to hold the matrices, empty where it lacks nothing; what was found at first holds."""
+    lacking = shortage(batch.shapes, batch.dtype, batch.device, decomposed=True)
+    if batch.settle({"room_for_dense": float(not lacking)})["room_for_dense"]:
+        return ""
+    return lacking or "there was no room for the matrices"
+
+
+def _require_room(batch: CountingBatch) -> None:
+    """Raise :class:`InputError` where memory does not hold what it held when an earlier run chose dense."""
+    require_room(batch.shapes, batch.dtype, batch.device, decomposed=True)
 
 
 def _forecast(batch: CountingBatch, options: Options, width: int, dense: Materialisation) -> Forecast:

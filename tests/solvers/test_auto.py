@@ -170,6 +170,38 @@ def test_a_batch_is_left_as_a_whole() -> None:
         assert torch.equal(one.S, other.S)
 
 
+@pytest.mark.parametrize(("size", "k"), [(24, 8), (300, 40)], ids=["clear", "close"])
+def test_dense_that_memory_does_not_hold_is_not_chosen(monkeypatch, tmp_path, size: int, k: int) -> None:
+    A = matrix(spectrum("root", size), (size, size))
+    with monkeypatch.context() as small:
+        small.setattr(room, "_free_bytes", lambda device: 10**3)
+        kept = svd(A, k, checkpoint=tmp_path)
+        assert (kept.method, kept.choices) == ("lanczos", {"method": "lanczos", "block": 3})
+        assert "of dense; writing out the matrix takes" in kept.why and "1,000 are free" in kept.why
+    again = svd(A, k, checkpoint=tmp_path)
+    assert (again.method, "of dense; there was no room" in again.why) == ("lanczos", True)
+    assert torch.equal(again.S, kept.S)
+
+
+@pytest.mark.parametrize(("k", "decomposition", "method"), [(100, 0.0, "dense"), (60, 1e3, "lanczos")])
+def test_room_that_is_gone_is_missed_by_dense_alone(
+    monkeypatch, tmp_path, k: int, decomposition: float, method: str
+) -> None:
+    """What a journal has decided stays: Lanczos goes on, dense is refused before a product."""
+    A = matrix(spectrum("root", 300), (300, 300))
+    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: decomposition)
+    first = svd(A, k, checkpoint=tmp_path)
+    assert first.method == method
+    monkeypatch.setattr(room, "_free_bytes", lambda device: 10**3)
+    if method == "lanczos":
+        assert torch.equal(svd(A, k, checkpoint=tmp_path).S, first.S)
+    else:
+        operator = Recorder(A)
+        with pytest.raises(InputError, match="writing out the matrix takes"):
+            svd(operator, k, checkpoint=tmp_path)
+        assert not operator.forward and not operator.transposed
+
+
 def test_rates_are_fitted_and_never_negative() -> None:
     assert sweep_rates([(10.0, 0.02), (110.0, 0.12)]) == pytest.approx((0.01, 0.001))
     assert sweep_rates([(10.0, 0.5), (110.0, 0.11)]) == pytest.approx((0.0, 0.001))
