@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError, first_line
+from detjac_lanczos.errors import DetjacError, ModelError, UnsupportedModelError, first_line, shortage
 from detjac_lanczos.frozen.branch_check import require_branches
 from detjac_lanczos.frozen.calls import Watch
 from detjac_lanczos.frozen.declare import Family
@@ -239,7 +239,7 @@ def own_pass(model: Any, **arguments: Any) -> Tensor:
     Raises
     ------
     ModelError
-        If the pass fails.
+        If the pass fails; where memory runs out, it is torch's own error.
     """
     try:
         with rounding_unsaid():
@@ -247,6 +247,8 @@ def own_pass(model: Any, **arguments: Any) -> Tensor:
     except DetjacError:
         raise
     except Exception as error:
+        if shortage(error):
+            raise
         if isinstance(error, NotImplementedError) and "meta tensor" in str(error):
             raise UnsupportedModelError(
                 f"{type(model).__name__} does not run with its weights offloaded by accelerate; keep them in memory"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, shortage
 from detjac_lanczos.models.loaded import rotary_parameters
 
 Positions = tuple[int, ...]
@@ -22,7 +22,9 @@ def rows_of(value: Any, axes: int) -> list[Tensor] | None:
         else:
             whole = _tensor(value)
             rows = [whole] if whole.ndim == axes else list(whole)
-    except (ValueError, TypeError, RuntimeError):
+    except (ValueError, TypeError, RuntimeError) as error:
+        if shortage(error):
+            raise
         return None
     return rows if rows and all(row.ndim == axes for row in rows) else None
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detjac_lanczos.errors import UnsupportedModelError
+from detjac_lanczos.errors import UnsupportedModelError, shortage
 from detjac_lanczos.models.adapters import require_readable_adapters
 from detjac_lanczos.models.bitsandbytes import leave_weights_alone, require_not_repacked
 from detjac_lanczos.models.dtypes import compute_dtype
@@ -80,6 +80,8 @@ def copy_with_tensors(model: nn.Module, others: Mapping[int, Tensor]) -> Any:
     try:
         twin = copy.deepcopy(model, _shared(model) | dict(others))
     except Exception as error:
+        if shortage(error):
+            raise
         raise UnsupportedModelError(f"{_culprit(model)} cannot be copied: {error}") from error
     unwrap_compiled(twin)
     return twin

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detjac_kernels import linear, linear_transposed
-from detjac_lanczos.errors import ModelError, UnsupportedModelError, first_line
+from detjac_lanczos.errors import ModelError, UnsupportedModelError, first_line, shortage
 from detjac_lanczos.models.weights import UnfusedWeight
 
 _METHODS = ("dequantize", "dequantize_weight")
@@ -96,6 +96,8 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
         matrix = method()
         bad = int((~torch.isfinite(matrix)).sum()) if isinstance(matrix, Tensor) else 0
     except Exception as error:  # whatever a foreign module raises on a device that it is not made for
+        if shortage(error):
+            raise
         raise UnsupportedModelError(
             f"{called} cannot be dequantised here ({first_line(error)[:200]}); load the model dequantised, or on a "
             "device that its format is made for"
@@ -113,6 +115,8 @@ def dequantized_weight(module: Any, name: str) -> DequantizedWeight:
         try:
             distance, rounding, allowed = _distance(module, W)
         except Exception as error:  # whatever a foreign module raises, at an input of the wrong width for one
+            if shortage(error):
+                raise
             if W.shape[1] == getattr(module, "in_features", None):
                 said = f"cannot multiply here ({first_line(error)[:200]})"
             continue

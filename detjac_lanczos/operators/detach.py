@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from detjac_lanczos.budget import Memory, read_memory
-from detjac_lanczos.errors import InputError, UnsupportedModelError
+from detjac_lanczos.errors import InputError, ModelError, UnsupportedModelError, shortage_said
 from detjac_lanczos.frozen.capture import capture
 from detjac_lanczos.frozen.converted import load_converted
 from detjac_lanczos.frozen.declare import Family
@@ -27,6 +27,7 @@ from detjac_lanczos.operators.pinned import PinnedNetwork
 from detjac_lanczos.operators.self_check import check, self_check
 
 
+@shortage_said("freeze the network", ModelError)
 @torch.inference_mode(False)
 @in_own_precision
 def detach(
@@ -113,7 +114,7 @@ def detach(
         cannot be read, a pass would write to a table (``max_norm``), or weights that are packed, offloaded or spread
         over devices would have to be converted.
     ModelError
-        If the forward pass is not finite.
+        If the forward pass is not finite, or memory or file descriptors run out.
 
     References
     ----------

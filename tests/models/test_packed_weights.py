@@ -142,6 +142,16 @@ def test_products_that_round_activations_are_told_from_their_weights() -> None:
         assert least <= distance_of_own_products(nn.Sequential(module)) <= most
 
 
+@pytest.mark.parametrize("where", ["dequantize", "forward"])
+def test_a_format_is_not_refused_because_memory_runs_out(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(Foreign, where, full)
+    with pytest.raises(MemoryError):
+        weight_of(Foreign(), "it")
+
+
 def test_what_cannot_be_decoded_is_refused_in_one_line() -> None:
     class Closed(nn.Module):
         weight = nn.Parameter(torch.zeros(3, 3))
