@@ -1,6 +1,7 @@
 """Where a search goes next: the directions in which residuals of Ritz triplets are open."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from detjac_lanczos.solvers.basis import dominant_rows, like
@@ -33,4 +34,6 @@ def open_directions(
     is_open = ritz.norms.max(axis=1)[:wanted] > allowed[:wanted]
     next_ones = is_open.any() / np.maximum(allowed, _NEXT * ritz.values)[wanted:]
     weights = np.r_[is_open / allowed[:wanted], next_ones]
-    return dominant_rows(like(weights, residuals)[:, None] * residuals, width, 1.0), int(is_open.sum())
+    taken = np.flatnonzero(weights)
+    weighted = like(weights[taken], residuals)[:, None] * residuals[torch.from_numpy(taken).to(residuals.device)]
+    return dominant_rows(weighted, width, 1.0), int(is_open.sum())
