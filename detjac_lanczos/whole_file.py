@@ -118,6 +118,8 @@ def work_folder(place: Path, name: str) -> Iterator[Path]:
     finally:
         with interrupts_wait():
             shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):  # as descriptors have run out, rmtree opens no folder, an empty one neither
+                work.rmdir()
 
 
 def sweep(place: Path, name: str, is_ours: Callable[[Path], bool]) -> None:

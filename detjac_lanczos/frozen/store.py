@@ -85,7 +85,7 @@ class StoredNetwork(FrozenNetwork):
         header["checksum"] = _checksum(tensors, header["network"])
         path = _file(as_path(path))
         try:
-            with parents_made(path), whole_file(path) as beside:
+            with shortage_said(f"write {path}", RunFileError), parents_made(path), whole_file(path) as beside:
                 save_file(tensors, beside, metadata=header)
         except (OSError, ValueError, SafetensorError) as error:  # ValueError: a null byte in the name
             raise RunFileError(f"cannot write {path} ({error}); choose a place that can be written") from error

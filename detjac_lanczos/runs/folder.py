@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detjac_lanczos.errors import InputError
+from detjac_lanczos.errors import InputError, shortage
 from detjac_lanczos.whole_file import (
     as_path,
     holds_file,
@@ -123,8 +123,9 @@ def write_whole(path: str | os.PathLike[str], text: str) -> None:
         with whole_file(place.expanduser().resolve()) as beside:
             beside.write_text(text, encoding="utf-8")
     except (OSError, ValueError, RuntimeError) as error:  # with a null byte, in an unknown user's home
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot write {str(path)!r} ({reason}); choose another place") from error
+        reason, said = getattr(error, "strerror", None) or error, shortage(error)
+        otherwise = f"cannot write {str(path)!r} ({reason}); choose another place"
+        raise InputError(f"cannot write {str(path)!r}: {said}" if said else otherwise) from error
 
 
 def is_run_folder(path: Path) -> bool:
@@ -143,6 +144,8 @@ def holds_figures(folder: Path) -> bool:
 
 def unwritable(path: Path, error: OSError) -> InputError:
     """Return the error for a folder that cannot be written."""
+    if said := shortage(error):
+        return InputError(f"cannot write to {path}: {said}")
     return InputError(f"cannot write to {path} ({error.strerror or error}); choose a folder that can be written")
 
 

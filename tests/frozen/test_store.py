@@ -20,7 +20,7 @@ from detjac_lanczos.operators import DetachedNetwork, attention, detach, head, l
 from tests import tiny_models
 from tests.every_block import every_block
 from tests.tiny_models import dense
-from tests.unreadable import UNREADABLE
+from tests.unreadable import UNREADABLE, no_descriptor_left
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -355,6 +355,15 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFileError, match="cannot write"):
         detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1]).save(tmp_path / "file" / "below")
+
+
+def test_no_other_place_is_advised_where_descriptors_have_run_out(tmp_path: Path) -> None:
+    network = detach(tiny_models.loaded(tiny_models.llama()), input_ids=[1])
+    network.save(tmp_path)  # what is imported for it is imported
+    with pytest.raises(RunFileError, match=r"cannot write .*: too many files are open \(.*limit"), no_descriptor_left():
+        network.save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    assert network.save(tmp_path / "other").is_file()
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\0b.safetensors", "n" * 300, "n" * 300 + ".safetensors"])

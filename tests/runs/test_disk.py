@@ -19,7 +19,7 @@ from detjac_lanczos.models import LoadedModel
 from detjac_lanczos.runs import Run, disk, folder, load_run, verify
 from detjac_lanczos.whole_file import new_work_name
 from tests.runs.conftest import harm, tamper
-from tests.unreadable import UNREADABLE
+from tests.unreadable import UNREADABLE, no_descriptor_left
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -290,6 +290,20 @@ def test_a_file_in_the_way_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
         run.save(tmp_path / "out" / "below")
     assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_no_other_place_is_advised_where_descriptors_have_run_out(run: Run, tmp_path: Path, *, replaced: bool) -> None:
+    place = run.save(tmp_path / "out")
+    if not replaced:
+        shutil.rmtree(place)
+    said = r"cannot write .*: too many files are open \(.*\); close some, or raise the limit"
+    with pytest.raises(InputError, match=said), no_descriptor_left():
+        run.save(place)
+    with pytest.raises(InputError, match=said), no_descriptor_left():
+        folder.write_whole(tmp_path / "page.html", "")
+    assert _entries(tmp_path) == ["out"] * replaced
+    assert run.save(place).is_dir()
 
 
 def test_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
