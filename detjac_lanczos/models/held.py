@@ -1,4 +1,7 @@
-"""Values that are not where they are used: brought there, and held as long as somebody needs them."""
+"""Values that are not where they are used: brought there, and held as long as somebody needs them.
+
+Whoever holds them is who has a reference: of holders that are counted, an interrupt may leave one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
+from weakref import ref
 
 import torch
 
@@ -25,13 +29,16 @@ class Held(ABC, Generic[Values, Here]):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._here: Here | None = None
-        self._holders = 0
+        self._placed_here: ref[Here] | None = None
         self._lock = threading.Lock()
 
     def read(self) -> Values | None:
         """Read into host memory, ready to be moved on: what a thread can do ahead; None if they are on the device."""
         return None if self._here is not None else self._read()
+
+    @property
+    def _here(self) -> Here | None:
+        return None if self._placed_here is None else self._placed_here()
 
     @contextmanager
     def held(self, values: Values | None = None) -> Iterator[Here]:
@@ -43,18 +50,12 @@ class Held(ABC, Generic[Values, Here]):
             What `read` gave; read now by default.
         """
         with self._lock:
-            if self._here is None:
-                self._here = self._placed(self._read() if values is None else values)
-            self._holders += 1
             here = self._here
+            if here is None:
+                here = self._placed(self._read() if values is None else values)
+                self._placed_here = ref(here)
         del values
-        try:
-            yield here
-        finally:
-            with self._lock:
-                self._holders -= 1
-                if not self._holders:
-                    self._here = None
+        yield here
 
     @abstractmethod
     def _read(self) -> Values:

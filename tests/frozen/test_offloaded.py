@@ -24,6 +24,7 @@ from detjac_lanczos.reading import decode_left, decode_right
 from detjac_lanczos.runs import analyze
 from tests import tiny_models
 from tests.every_block import every_block
+from tests.interrupts import interrupts
 from tests.offloading import Counts, in_host_memory, on_disk
 from tests.threads import at_once
 from tests.tiny_models.moe import MOE, mixtral
@@ -127,24 +128,39 @@ class Paper:
         self.held_now = False
 
 
+class Slow(Held[None, nn.Module]):
+    """Values that take a while to read."""
+
+    def _read(self) -> None:
+        time.sleep(0.05)
+
+    def _placed(self, values: None) -> nn.Module:
+        return nn.Identity()
+
+
 def test_threads_that_hold_at_once_share_what_is_placed() -> None:
-    class Slow(Held[None, object]):
-        def _read(self) -> None:
-            time.sleep(0.05)
-
-        def _placed(self, values: None) -> object:
-            return object()
-
     source, together = Slow(torch.device("cpu")), threading.Barrier(2, timeout=10)
 
-    def hold() -> object:
+    def hold() -> nn.Module:
         with source.held() as here:
             together.wait()
             return here
 
     one, other = at_once([hold, hold])
     assert one is other
+    del one, other
     assert source._here is None
+
+
+def test_nothing_is_held_after_an_interrupt() -> None:
+    source = Slow(torch.device("cpu"))
+
+    def hold() -> None:
+        with source.held() as here:
+            len(list(here.modules()))
+
+    for place in interrupts(hold, "models/held.py", "contextlib.py"):
+        assert source._here is None, place
 
 
 def test_the_next_group_is_read_while_one_is_at_work() -> None:
