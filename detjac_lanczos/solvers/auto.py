@@ -54,11 +54,11 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
             expected = _forecast(batch, options, lockstep.width, dense)
         measured |= batch.settle(dict(zip(("seconds_per_pass", "seconds_per_row"), rates, strict=True)))
         per_pass, per_row = measured["seconds_per_pass"], measured["seconds_per_row"]
-        lanczos_seconds, dense_seconds = expected.seconds(per_pass, per_row)
-        dense_seconds += svds
+        lanczos_seconds, dense_seconds = expected.seconds(per_pass, per_row, svds)
         fewer = lanczos_seconds <= _WORTH_THE_DOUBT * dense_seconds
         why += (
-            f"; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row and the SVDs {svds:.2f} s: "
+            f"; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row, the work of the search "
+            f"{expected.work_seconds(svds):.2f} s and the SVDs {svds:.2f} s: "
             f"{lanczos_seconds:.2f} s expected against {dense_seconds:.2f} s"
         )
     if fewer:
@@ -132,8 +132,8 @@ def _rates_of_dense(dense: Materialisation, expected: Forecast, svds: float) -> 
     One pass does not show what passes cost apart from their rows: it is right to stay where they cost nothing.
     """
     rows, seconds = dense.batch.sweeps[0]
-    lanczos_seconds, dense_seconds = expected.seconds(0.0, seconds / rows)
-    if lanczos_seconds > dense_seconds + svds or not dense.passes:
+    lanczos_seconds, dense_seconds = expected.seconds(0.0, seconds / rows, svds)
+    if lanczos_seconds > dense_seconds or not dense.passes:
         return 0.0, seconds / rows
     dense.send_one_again()
     return price(dense.batch.sweeps[1], dense.batch.sweeps[0])
@@ -143,7 +143,9 @@ def sweep_rates(sweeps: list[tuple[float, float]]) -> tuple[float, float]:
     """Return seconds a pass and seconds a row from the first (rows, seconds), one pass or two; see :func:`price`."""
     few, many = min(sweeps[:2]), max(sweeps[:2])
     # A first pass that took longer for fewer rows warmed the machine up: what it took says nothing of a pass.
-    return price(few, many) if few[1] < many[1] else price(many, many)
+    if few[1] >= many[1]:
+        return price(many, many)
+    return price(few, many if many[0] > few[0] else few)  # of as many rows, the faster pass
 
 
 def decomposition_seconds(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:

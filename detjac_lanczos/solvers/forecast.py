@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,15 +11,26 @@ from detjac_lanczos.solvers.width import expected_columns, expected_passes
 
 _CLEAR = 2.0
 
+_DECOMPOSITIONS = 2
+"""SVDs that a pass of Lanczos takes: of the projected operator, and of residuals or products for the next block."""
+
+_SLOW = 128
+"""Rows below which an SVD takes the time of m² · 128, and no longer that of m³."""
+
 
 @dataclass(frozen=True)
 class Forecast:
-    """Predicted row-sweeps and passes of both methods."""
+    """Predicted row-sweeps, passes and work of both methods.
+
+    Work is what the solver does besides the products, in the unit of an SVD: that of n × n takes n³.
+    """
 
     lanczos_rows: float
     dense_rows: float
     lanczos_passes: float
     dense_passes: float
+    lanczos_work: float
+    dense_work: float
 
     @property
     def ratio(self) -> float:
@@ -32,13 +44,17 @@ class Forecast:
 
     @property
     def may_be_dense(self) -> bool:
-        """Whether it is not clear from the count alone that Lanczos is faster."""
-        return self.ratio > 1.0 / _CLEAR
+        """Whether it is not clear from the count alone, of row-sweeps or of work, that Lanczos is faster."""
+        return max(self.ratio, self.lanczos_work / self.dense_work) > 1.0 / _CLEAR
 
-    def seconds(self, per_pass: float, per_row: float) -> tuple[float, float]:
-        """Return the time of the sweeps of Lanczos and of dense, at a price of a pass and of a row-sweep."""
-        lanczos = self.lanczos_passes * per_pass + self.lanczos_rows * per_row
-        return lanczos, self.dense_passes * per_pass + self.dense_rows * per_row
+    def work_seconds(self, svds: float) -> float:
+        """Return the time of what Lanczos does besides its sweeps, where the SVDs of dense take ``svds`` seconds."""
+        return svds * self.lanczos_work / self.dense_work
+
+    def seconds(self, per_pass: float, per_row: float, svds: float) -> tuple[float, float]:
+        """Return the time of Lanczos and of dense, at a price of a pass, of a row-sweep and of the SVDs of dense."""
+        lanczos = self.lanczos_passes * per_pass + self.lanczos_rows * per_row + self.work_seconds(svds)
+        return lanczos, self.dense_passes * per_pass + self.dense_rows * per_row + svds
 
     @property
     def sentence(self) -> str:
@@ -76,7 +92,20 @@ def forecast(
         dense_rows=writing_ways(shapes, costs, shared_cost)[1],
         lanczos_passes=expected_passes(max(searched), width) + (2.0 if any(measured) else 0.0),
         dense_passes=dense_passes,
+        lanczos_work=sum(_work(columns, width, shape) for columns, shape in zip(searched, shapes, strict=True)),
+        dense_work=float(sum(min(shape) * math.prod(shape) for shape in shapes)),
     )
+
+
+def _work(columns: float, width: int, shape: tuple[int, int]) -> float:
+    """Return the work of a search.
+
+    A pass of b columns beside bases of m vectors takes SVDs of m × m, and 10 m b d multiplications to make its block
+    orthonormal, which is the time of m b d in those of an SVD.
+    """
+    bases = columns / 2.0  # at the end; a pass adds half a block to each of the two
+    cubes = _SLOW * bases**3 / 3.0 if bases < _SLOW else bases**4 / 4.0 + _SLOW**4 / 12.0
+    return _DECOMPOSITIONS * 2.0 / width * cubes + bases**2 * sum(shape) / 2.0
 
 
 def _columns(k: int, tol: float, width: int, shape: tuple[int, int]) -> tuple[float, float]:
