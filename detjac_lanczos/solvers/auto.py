@@ -105,7 +105,8 @@ def _lacks_room(batch: CountingBatch) -> str:
 
 def _require_room(batch: CountingBatch) -> None:
     """Raise :class:`InputError` where memory does not hold what it held when an earlier run chose dense."""
-    require_room(batch.shapes, batch.dtype, batch.device, decomposed=True)
+    journaled = batch.journal is not None
+    require_room(batch.shapes, batch.dtype, batch.device, decomposed=True, journaled=journaled)
 
 
 def _forecast(batch: CountingBatch, options: Options, width: int, dense: Materialisation) -> Forecast:

@@ -39,7 +39,8 @@ def solve_dense(batch: CountingBatch, options: Options, method: Method) -> list[
     :class:`Comparison`) and on a mixture of the triplets; it is part of their residuals. For the others, in half
     precision above all, one pass each way makes them, if ``max_products`` leaves it.
     """
-    require_room(batch.shapes, batch.dtype, batch.device, decomposed=True)
+    journaled = batch.journal is not None
+    require_room(batch.shapes, batch.dtype, batch.device, decomposed=True, journaled=journaled)
     return decompose(Materialisation(batch), options, method)
 
 

@@ -37,11 +37,20 @@ def shortage(shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torc
 
 
 def require_room(
-    shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device, *, decomposed: bool
+    shapes: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    decomposed: bool,
+    journaled: bool = False,
 ) -> None:
-    """Raise :class:`InputError` where memory does not hold all matrices; see :func:`shortage`."""
+    """Raise :class:`InputError` where memory does not hold all matrices; see :func:`shortage`.
+
+    A search that is ``journaled`` repeats its options: another method takes another folder.
+    """
     if lacking := shortage(shapes, dtype, device, decomposed=decomposed):
-        raise InputError(f"{lacking}: " + ("choose method 'lanczos'" if decomposed else "leave out exact=True"))
+        other = "free some, or choose method 'lanczos' and a new checkpoint" if journaled else "choose method 'lanczos'"
+        raise InputError(f"{lacking}: {other if decomposed else 'leave out exact=True'}")
 
 
 def _free_bytes(device: torch.device) -> int | None:

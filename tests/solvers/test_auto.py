@@ -156,7 +156,7 @@ def test_a_search_for_an_unknown_number_that_costs_as_much_as_dense_is_left_for_
     replayed = svd(A, **goal, certify="complete", choices=left.choices)
     assert (replayed.work.products, replayed.why) == (dense.work.products, "as chosen before")
     monkeypatch.setattr(room, "_free_bytes", lambda device: 10**6)
-    with pytest.raises(InputError, match="bytes"):
+    with pytest.raises(InputError, match=r"bytes.*: free some, or choose method 'lanczos' and a new checkpoint$"):
         svd(A, **goal, certify="complete", checkpoint=tmp_path)
 
 
@@ -217,7 +217,7 @@ def test_room_that_is_gone_is_missed_by_dense_alone(monkeypatch, tmp_path, k: in
         assert torch.equal(svd(A, k, checkpoint=tmp_path).S, first.S)
     else:
         operator = Recorder(A)
-        with pytest.raises(InputError, match="writing out the matrix takes"):
+        with pytest.raises(InputError, match=r"writing out the matrix takes.*: free some, or .* a new checkpoint$"):
             svd(operator, k, checkpoint=tmp_path)
         assert not operator.forward and not operator.transposed
 
@@ -241,3 +241,16 @@ def test_what_memory_does_not_hold_is_said_before_the_first_product(monkeypatch,
     with pytest.raises(InputError, match=r"^writing out the matrix takes [\d,]+ bytes .*, and 100,000 are free: "):
         write_out(operator)
     assert not operator.forward and not operator.transposed
+
+
+def test_another_method_is_advised_with_another_checkpoint(monkeypatch, tmp_path) -> None:
+    """What begins a search in a folder leaves its options there, dense that is refused included."""
+    A = torch.eye(300)
+    monkeypatch.setattr(room, "_free_bytes", lambda device: 10**5)
+    with pytest.raises(InputError, match=r"free: choose method 'lanczos'$"):
+        svd(A, 2, method="dense")
+    with pytest.raises(InputError, match=r"free: free some, or choose method 'lanczos' and a new checkpoint$"):
+        svd(A, 2, method="dense", checkpoint=tmp_path / "one")
+    with pytest.raises(InputError, match="repeat its options"):
+        svd(A, 2, method="lanczos", checkpoint=tmp_path / "one")
+    assert svd(A, 2, method="lanczos", checkpoint=tmp_path / "another").method == "lanczos"
