@@ -124,13 +124,25 @@ class Journal:
 
     @property
     def decision(self) -> dict[str, float]:
-        """What was decided by timing; empty before it was, and where what is there is not as it was written."""
+        """What was decided by timing; empty before it was, and where what is there is not as it was written.
+
+        Raises
+        ------
+        RunFileError
+            Memory or file descriptors run out: what cannot be read may be whole.
+        """
+        with shortage_said(f"read {self.folder / _DECISION}", RunFileError):
+            return self._decision()
+
+    def _decision(self) -> dict[str, float]:
         try:
             written = json.loads((self.folder / _DECISION).read_text("utf-8"))
             decided, expected = written["decided"], written["checksum"]
             known = {str(name): float(seconds) for name, seconds in decided.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             # Missing or damaged: it is timed again.
+            if shortage(error):
+                raise
             return {}
         return known if expected == checksum(json.dumps(decided)) else {}
 
@@ -149,6 +161,8 @@ class Journal:
                 self._whole(place, lambda path: path.write_text(json.dumps(header, indent=1), "utf-8"))
             text = place.read_bytes()
         except OSError as error:
+            if said := shortage(error):
+                raise InputError(f"cannot open {self.folder}: {said}") from error
             raise InputError(f"cannot write to {self.folder} ({error.strerror}): give another folder") from error
         try:
             found = json.loads(text)
@@ -180,7 +194,7 @@ class Journal:
 
     def _whole(self, path: Path, write: Callable[[Path], object]) -> None:
         try:
-            with whole_file(path) as beside:
+            with shortage_said(f"write {path}", InputError), whole_file(path) as beside:
                 write(beside)
         except (OSError, SafetensorError) as error:
             raise InputError(f"cannot write {path} ({error}): make room, or give another folder") from error

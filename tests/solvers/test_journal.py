@@ -18,6 +18,7 @@ import torch
 from detjac_lanczos.errors import InputError, OperatorError, RunFileError
 from detjac_lanczos.solvers import Status, SVDResult, auto, journal, svd, svd_batch
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
+from tests.unreadable import no_descriptor_left
 
 MATRICES = [
     matrix(spectrum(name, 40), (90, 40), seed).float() for seed, name in enumerate(["root", "spike", "multiple"])
@@ -168,6 +169,30 @@ def test_passes_that_cannot_be_read_now_are_kept(error: Exception, tmp_path: Pat
     again = Cutting(MATRICES)
     assert_same(expected, solve(again, "lanczos", tmp_path))
     assert len(again.calls) <= 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_folder_that_cannot_be_opened_now_is_not_blamed(begun: bool, tmp_path: Path) -> None:
+    if begun:
+        solve(Cutting(MATRICES), "lanczos", tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with no_descriptor_left(), pytest.raises(InputError, match=r"^cannot open [^:]*: too many files are open"):
+        solve(Cutting(MATRICES), "lanczos", tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_pass_that_cannot_be_written_now_blames_no_folder(tmp_path: Path) -> None:
+    written = journal.Journal(tmp_path, {})
+    with no_descriptor_left(), pytest.raises(InputError, match=r"^cannot write .*: too many files are open"):
+        written.decide({"seconds_per_row": 1.0})
+
+
+def test_a_decision_that_cannot_be_read_now_is_not_made_again(tmp_path: Path) -> None:
+    written = journal.Journal(tmp_path, {})
+    written.decide({"seconds_per_row": 1.0})
+    with no_descriptor_left(), pytest.raises(RunFileError, match=r"^cannot read .*: too many files are open"):
+        _ = written.decision
+    assert written.decision == {"seconds_per_row": 1.0}
 
 
 DAMAGED = ["[1]", "3", "{", "null", "{}", '{"decided": 3, "checksum": "0"}', '{"decided": {"svd_seconds": 1}}']
