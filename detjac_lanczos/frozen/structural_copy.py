@@ -211,7 +211,7 @@ def tell_of_hooks(model: nn.Module) -> None:
     ]
     if left_out:
         frame, level = sys._getframe(1), 2
-        inside = ("detjac_lanczos.", "torch.")
+        inside = ("detjac_lanczos.", "torch.", "contextlib")
         while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(inside):
             frame, level = frame.f_back, level + 1
         warnings.warn(
