@@ -87,7 +87,7 @@ def small_svd(matrix: np.ndarray, *, full: bool = False) -> tuple[np.ndarray, np
 def _svd(matrix: Tensor, *, full: bool) -> tuple[Tensor, Tensor, Tensor]:
     try:
         left, values, right = torch.linalg.svd(matrix, full_matrices=full)
-    except RuntimeError:
+    except torch.linalg.LinAlgError:  # alone: where memory runs out, a road that takes more of it is none
         parts = scipy.linalg.svd(to_numpy(matrix), full_matrices=full, lapack_driver="gesvd")
         left, values, right = (like(part, matrix) for part in parts)
     return left, values, right

@@ -32,6 +32,15 @@ def test_where_divide_and_conquer_gives_up(shape: tuple[int, int], full: bool, m
     np.testing.assert_allclose(values, plain[1], rtol=1e-14)
 
 
+def test_memory_running_out_is_no_reason_for_another_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*args: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.linalg, "svd", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        thin_svd(torch.ones(3, 2))
+
+
 def test_vectors_of_zeros_hold_nothing_of_the_leading_ones() -> None:
     random, largest = np.random.default_rng(0), {small_svd: 0.0, svd_with_clean_zeros: 0.0}
     for _ in range(300):
