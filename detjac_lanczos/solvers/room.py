@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
 import torch
@@ -56,7 +57,8 @@ def require_room(
 def _free_bytes(device: torch.device) -> int | None:
     """Return the bytes that are free on a device, those that torch holds in reserve included; None where not known."""
     if device.type == "cpu":
-        return int(psutil.virtual_memory().available)
+        with suppress(OSError):  # a file is read for it, and descriptors may have run out
+            return int(psutil.virtual_memory().available)
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserve
