@@ -1,14 +1,16 @@
 """Lanczos or dense: counted row-sweeps decide where they can, the first two passes' times where they cannot."""
 
+import math
 import time
 from functools import lru_cache
 
 import torch
 
 from detjac_lanczos.solvers.counting import CountingBatch
+from detjac_lanczos.solvers.decisions import PRICES
 from detjac_lanczos.solvers.dense import decompose, solve_dense
 from detjac_lanczos.solvers.finish import Method
-from detjac_lanczos.solvers.forecast import Forecast, forecast
+from detjac_lanczos.solvers.forecast import Forecast, forecast, search_work, work_seconds
 from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.materialisation import Materialisation
@@ -20,6 +22,8 @@ from detjac_lanczos.solvers.width import price
 TINY = 256
 """Matrices are tiny up to this many rows and columns."""
 _PROBED_SIZE = 384
+_MORE_THAN_EXPECTED = 1.5
+"""Of dense's cost, what a search may take that was expected to take less: it may be near its end."""
 _WORTH_THE_DOUBT = 0.9
 """Of dense's time, what Lanczos may be expected to take: its rows come from a fit, those of dense are counted."""
 
@@ -28,7 +32,7 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
     """Choose the method by counted row-sweeps; where these are close, begin the one with fewer and time its passes.
 
     A method that is begun and kept has lost nothing; one that is left has lost a pass or two. Where memory does not
-    hold the matrices, nothing is timed: it is Lanczos.
+    hold the matrices, nothing is timed: it is Lanczos. A search that takes more than was expected is left as well.
     """
     lockstep, dense = None, Materialisation(batch)
     expected = _forecast(batch, options, options.width, dense)
@@ -37,34 +41,35 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
         options.max_products is not None or is_tiny(batch) or not (expected.may_be_lanczos and expected.may_be_dense)
     )
     why, measured = expected.sentence, {}
+    stays = options.max_products is not None or options.start is not None
     if not (fewer and clear) and (lacking := _lacks_room(batch)):
-        fewer, clear, why = True, True, f"{why}; {lacking}"
+        fewer, clear, stays, why = True, True, True, f"{why}; {lacking}"
     if not clear:
         lockstep = Lockstep(batch, options) if fewer else None
-        svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
-        measured = batch.settle({"svd_seconds": svds})
-        svds = measured["svd_seconds"]
+        measured = _price_of_work(batch)
         if lockstep is None:
             _require_room(batch)
             dense.advance()
             expected = _forecast(batch, options, options.width, dense)
-            rates = _rates_of_dense(dense, expected, svds)
+            rates = _rates_of_dense(dense, expected, measured)
         else:
-            rates = _rates_of_lanczos(lockstep)
+            lockstep.advance()
+            lockstep.advance()
+            rates = sweep_rates(batch.sweeps)
             expected = _forecast(batch, options, lockstep.width, dense)
-        measured |= batch.settle(dict(zip(("seconds_per_pass", "seconds_per_row"), rates, strict=True)))
-        per_pass, per_row = measured["seconds_per_pass"], measured["seconds_per_row"]
-        lanczos_seconds, dense_seconds = expected.seconds(per_pass, per_row, svds)
+        measured |= _settled_rates(batch, rates)
+        per_pass, per_row, svds, per_work = (measured[name] for name in PRICES)
+        lanczos_seconds, dense_seconds = expected.seconds(per_pass, per_row, svds, per_work)
         fewer = lanczos_seconds <= _WORTH_THE_DOUBT * dense_seconds
         why += (
             f"; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row, the work of the search "
-            f"{expected.work_seconds(svds):.2f} s and the SVDs {svds:.2f} s: "
+            f"{expected.work_seconds(per_work):.2f} s and the SVDs {svds:.2f} s: "
             f"{lanczos_seconds:.2f} s expected against {dense_seconds:.2f} s"
         )
     if fewer:
         del dense
-        choices = {"method": "lanczos", "block": options.width, **measured}
-        return conclude(lockstep or Lockstep(batch, options), Method("lanczos", why, choices))
+        patience = math.inf if stays else _MORE_THAN_EXPECTED
+        return _search(lockstep or Lockstep(batch, options), patience, why, measured)
     del lockstep
     if not dense.matrices:
         _require_room(batch)
@@ -74,25 +79,61 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
 def solve_uncounted(batch: CountingBatch, options: Options) -> list[SVDResult]:
     """Search by Lanczos for triplets whose number is not known, and change over to dense once that would be done.
 
-    Both together take about twice the row-sweeps of the cheaper one at most. Lanczos goes on where memory does not hold
-    the matrices.
+    Both together take about twice what the cheaper one takes, at most.
     """
     if is_tiny(batch):
         return solve_dense(batch, options, Method("dense", "tiny matrices are written out", {"method": "dense"}))
-    dense, why = Materialisation(batch), "the number of triplets is not known beforehand"
-    rows, stays = _forecast(batch, options, options.width, dense).dense_rows, False
-    lockstep = Lockstep(batch, options)
+    return _search(Lockstep(batch, options), 1.0, "the number of triplets is not known beforehand", {})
+
+
+def _search(lockstep: Lockstep, patience: float, why: str, measured: dict[str, float]) -> list[SVDResult]:
+    """Search by Lanczos, and change over to dense once the search has taken ``patience`` times what that takes.
+
+    That is counted in row-sweeps; and in time, by the prices of both, once its own work is that of all SVDs of dense.
+    Lanczos goes on where memory does not hold the matrices.
+    """
+    batch, options, dense = lockstep.batch, lockstep.options, Materialisation(lockstep.batch)
     while lockstep.active:
-        if not stays and (swept := sum(batch.row_sweeps)) >= rows:
-            lacking = _lacks_room(batch)
-            if not lacking:
-                _require_room(batch)
-                del lockstep
-                why += f"; left after {swept:,.0f} row-sweeps of Lanczos for the {rows:,.0f} of dense"
-                return decompose(dense, options, Method("dense", why, {"method": "dense"}))
-            stays, why = True, f"{why}; {lacking}"
+        expected = _forecast(batch, options, lockstep.width, dense)
+        swept, work, turns = sum(batch.row_sweeps), _work_so_far(lockstep), sum(batch.passes)
+        left = ""
+        if swept >= patience * expected.dense_rows:
+            left = f"left after {swept:,.0f} row-sweeps of Lanczos for the {expected.dense_rows:,.0f} of dense"
+        elif work >= patience * expected.dense_work:
+            if "seconds_per_row" not in measured:
+                measured |= _price_of_work(batch) | _settled_rates(batch, sweep_rates(batch.sweeps))
+            per_pass, per_row, svds, per_work = (measured[name] for name in PRICES)
+            spent = len(batch.sweeps) * per_pass + swept * per_row + work_seconds(work, turns, per_work)
+            _, takes = expected.seconds(per_pass, per_row, svds, per_work)
+            if spent >= patience * takes:
+                left = f"left as the search and its work had come to {spent:.2f} s for the {takes:.2f} s of dense"
+        if left and not (lacking := _lacks_room(batch)):
+            _require_room(batch)
+            del lockstep
+            return decompose(dense, options, Method("dense", f"{why}; {left}", {"method": "dense", **measured}))
+        if left:
+            patience, why = math.inf, f"{why}; {lacking}"
         lockstep.advance()
-    return conclude(lockstep, Method("lanczos", why, {"method": "lanczos", "block": options.width}))
+    return conclude(lockstep, Method("lanczos", why, {"method": "lanczos", "block": options.width, **measured}))
+
+
+def _work_so_far(lockstep: Lockstep) -> float:
+    batch = lockstep.batch
+    return sum(
+        search_work(batch.forward[index] + batch.transposed[index], passes, search.goal.wanted, search.shape)
+        for index, (search, passes) in enumerate(zip(lockstep.searches, batch.passes, strict=True))
+    )
+
+
+def _price_of_work(batch: CountingBatch) -> dict[str, float]:
+    """Return what the SVDs of dense take, and a unit of what Lanczos does on the host in float64, in seconds."""
+    svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
+    unit = decomposition_seconds((_PROBED_SIZE, _PROBED_SIZE), torch.float64, torch.device("cpu")) / _PROBED_SIZE**3
+    return batch.settle({"svd_seconds": svds, "seconds_per_work": unit})
+
+
+def _settled_rates(batch: CountingBatch, rates: tuple[float, float]) -> dict[str, float]:
+    return batch.settle(dict(zip(PRICES[:2], rates, strict=True)))
 
 
 def _lacks_room(batch: CountingBatch) -> str:
@@ -121,19 +162,13 @@ def _forecast(batch: CountingBatch, options: Options, width: int, dense: Materia
     )
 
 
-def _rates_of_lanczos(lockstep: Lockstep) -> tuple[float, float]:
-    lockstep.advance()
-    lockstep.advance()
-    return sweep_rates(lockstep.batch.sweeps)
-
-
-def _rates_of_dense(dense: Materialisation, expected: Forecast, svds: float) -> tuple[float, float]:
+def _rates_of_dense(dense: Materialisation, expected: Forecast, measured: dict[str, float]) -> tuple[float, float]:
     """Return the rates by the first pass; a second one, of one row, is made before Lanczos with its many is preferred.
 
     One pass does not show what passes cost apart from their rows: it is right to stay where they cost nothing.
     """
     rows, seconds = dense.batch.sweeps[0]
-    lanczos_seconds, dense_seconds = expected.seconds(0.0, seconds / rows, svds)
+    lanczos_seconds, dense_seconds = expected.seconds(0.0, seconds / rows, *(measured[name] for name in PRICES[2:]))
     if lanczos_seconds > dense_seconds or not dense.passes:
         return 0.0, seconds / rows
     dense.send_one_again()

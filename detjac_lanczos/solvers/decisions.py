@@ -8,7 +8,8 @@ import numpy as np
 from detjac_lanczos.errors import InputError
 from detjac_lanczos.solvers.options import DEFAULT_WIDTH, check_block
 
-_NAMES = ("method", "block", "first_block", "svd_seconds", "seconds_per_pass", "seconds_per_row", "polish")
+PRICES = ("seconds_per_pass", "seconds_per_row", "svd_seconds", "seconds_per_work")
+_NAMES = ("method", "block", "first_block", "polish", *PRICES)
 """What a solve, or the polish of a survey, may decide by timing, by the names in ``SVDResult.choices``."""
 
 

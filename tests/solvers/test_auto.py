@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import auto, counting, norms, room, svd, svd_batch
+from detjac_lanczos.solvers import Status, auto, counting, norms, room, svd, svd_batch
+from detjac_lanczos.solvers import forecast as forecasts
 from detjac_lanczos.solvers.auto import sweep_rates
 from detjac_lanczos.solvers.chunks import chunk_width
 from detjac_lanczos.solvers.forecast import forecast
@@ -42,7 +44,7 @@ def test_the_measurement_of_a_whole_space_is_forecast(shape: tuple[int, int], k:
         (6, 1e-3, 0.01, "lanczos"),
         (10, 1e-3, 0.01, "dense"),
         (10, 1e-3, 0.06, "dense"),
-        (10, 1e-3, 0.1, "lanczos"),
+        (10, 1e-3, 0.2, "lanczos"),
         (16, 1e-3, 0.01, "dense"),
     ],
 )
@@ -67,12 +69,12 @@ def test_the_work_of_the_search_has_its_price(monkeypatch, per_row: float, metho
     monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.01)
     result = svd_batch(batch, 60)[0]
     assert result.method == method
-    assert "the work of the search 0.05 s and the SVDs 0.01 s" in result.why
+    assert "the work of the search 0.10 s and the SVDs 0.01 s" in result.why
 
 
 @pytest.mark.parametrize(
     ("shape", "k", "low", "high", "may_be_dense"),
-    [((576, 576), 8, 0.0, 0.02, False), ((1200, 1200), 150, 0.8, 1.0, True), ((100_000, 1200), 150, 0.0, 0.1, False)],
+    [((576, 576), 8, 0.0, 0.02, False), ((1200, 1200), 60, 0.3, 0.4, False), ((1200, 1200), 150, 3.0, 3.5, True)],
 )
 def test_work_may_cast_doubt_on_fewer_rows(shape, k: int, low: float, high: float, may_be_dense: bool) -> None:
     expected = forecast([shape], [1.0], 1.0, k=k, tol=1e-3, width=3, dense_passes=2)
@@ -144,6 +146,7 @@ def test_a_search_for_an_unknown_number_that_costs_as_much_as_dense_is_left_for_
 ) -> None:
     """At most twice the row-sweeps, counted together; the results are those of dense, and choices repeat it alone."""
     A = matrix(spectrum("harmonic", 280), (280, 300), seed=1)
+    monkeypatch.setattr(auto, "search_work", lambda *_: 0.0)
     dense = svd(A, **goal, method="dense", certify="complete")
     left, again = (svd(A, **goal, certify="complete", checkpoint=tmp_path) for _ in range(2))
     assert (left.method, left.choices, left.status) == ("dense", {"method": "dense"}, dense.status)
@@ -180,6 +183,28 @@ def test_a_search_for_an_unknown_number_stays_where_that_is_asked_for_or_nothing
     assert torch.equal(svd(A, **goal, checkpoint=tmp_path).S, kept.S), "what was decided at first holds"
 
 
+@pytest.mark.parametrize(("per_row", "method"), [(0.0, "dense"), (1.0, "lanczos")])
+@pytest.mark.parametrize("goal", [{"k": 8}, {"threshold": 0.99}], ids=str)
+def test_a_search_whose_own_work_costs_more_than_dense_is_left(
+    monkeypatch, tmp_path, per_row: float, method: str, goal: dict
+) -> None:
+    """Values from 1 to a half take five times the columns expected: fewer than dense has rows, but far more work."""
+    A = matrix(np.linspace(1.0, 0.5, 400), (400, 400))
+    batch, again = (TimedBatch([A], [1.0], 1e-4, per_row) for _ in range(2))
+    monkeypatch.setattr(counting, "time", batch)
+    result = svd_batch(batch, **goal, checkpoint=tmp_path)[0]
+    assert (result.method, result.status) == (method, Status.CONVERGED)
+    assert ("left as the search and its work had come to" in result.why) == (method == "dense")
+    assert "left after" not in result.why
+    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 1e3)
+    resumed = svd_batch(again, **goal, checkpoint=tmp_path)[0]
+    assert torch.equal(resumed.S, result.S) and resumed.choices == result.choices, "by the prices of the first day"
+    replayed = svd_batch(again, **goal, choices=result.choices)[0]
+    assert torch.equal(replayed.S, result.S)
+    exact = torch.linalg.svdvals(A)[: len(result.S)]
+    torch.testing.assert_close(result.S, exact, rtol=1e-3, atol=0)
+
+
 def test_a_batch_is_left_as_a_whole() -> None:
     """What all searches have sent together is held against what they share when they are written out."""
     matrices, rows = tokens(6, 260)
@@ -210,6 +235,7 @@ def test_room_that_is_gone_is_missed_by_dense_alone(monkeypatch, tmp_path, k: in
     """What a journal has decided stays: Lanczos goes on, dense is refused before a product."""
     A = matrix(spectrum("root", 300), (300, 300))
     monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.0)
+    monkeypatch.setattr(forecasts, "_TURN_SECONDS", 0.0)
     first = svd(A, k, checkpoint=tmp_path)
     assert first.method == method
     monkeypatch.setattr(room, "_free_bytes", lambda device: 10**3)
