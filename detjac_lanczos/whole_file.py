@@ -117,9 +117,19 @@ def work_folder(place: Path, name: str) -> Iterator[Path]:
             yield work
     finally:
         with interrupts_wait():
-            shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):  # as descriptors have run out, rmtree opens no folder, an empty one neither
-                work.rmdir()
+            _delete(work)
+
+
+def _delete(work: Path) -> None:
+    """Delete a work folder, also where descriptors run out: rmtree takes several, a walk one, an empty one none."""
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):
+        for folder, _, files in os.walk(work, topdown=False):
+            for file in files:
+                Path(folder, file).unlink()
+            Path(folder).rmdir()
+    with suppress(OSError):
+        work.rmdir()
 
 
 def sweep(place: Path, name: str, is_ours: Callable[[Path], bool]) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from detjac_lanczos.errors import InputError
 from detjac_lanczos.runs.folder import write_whole
 from detjac_lanczos.whole_file import as_path, interrupts_wait, new_work_name, whole_file, work_folder
 from tests.interrupts import interrupts
+from tests.unreadable import no_descriptor_left
 
 
 def test_it_takes_its_place_when_the_block_ends(tmp_path: Path) -> None:
@@ -83,6 +85,20 @@ def test_what_a_killed_process_left_is_swept_away_by_the_next_that_ends_well(nam
         assert set(tmp_path.iterdir()) == {path, held, other}
         assert (held / name).read_text() == "of another save"
     assert set(tmp_path.iterdir()) == {path, other}
+
+
+@pytest.mark.parametrize("files", [(), ("one", "two"), ("one", "below/two")], ids=["empty", "flat", "nested"])
+def test_a_work_folder_vanishes_with_the_last_descriptor_that_its_lock_held(
+    files: tuple[str, ...], tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        work = stack.enter_context(work_folder(tmp_path, "run"))
+        for file in files:
+            (work / file).parent.mkdir(exist_ok=True)
+            (work / file).write_text("half")
+        with no_descriptor_left():
+            stack.close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("_at_once")
