@@ -79,7 +79,7 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
 def solve_uncounted(batch: CountingBatch, options: Options) -> list[SVDResult]:
     """Search by Lanczos for triplets whose number is not known, and change over to dense once that would be done.
 
-    Both together take about twice what the cheaper one takes, at most.
+    Both together take about twice the row-sweeps of the cheaper one, at most.
     """
     if is_tiny(batch):
         return solve_dense(batch, options, Method("dense", "tiny matrices are written out", {"method": "dense"}))
@@ -93,8 +93,8 @@ def _search(lockstep: Lockstep, patience: float, why: str, measured: dict[str, f
     Lanczos goes on where memory does not hold the matrices.
     """
     batch, options, dense = lockstep.batch, lockstep.options, Materialisation(lockstep.batch)
+    expected = _forecast(batch, options, options.width, dense)
     while lockstep.active:
-        expected = _forecast(batch, options, lockstep.width, dense)
         swept, work, turns = sum(batch.row_sweeps), _work_so_far(lockstep), sum(batch.passes)
         left = ""
         if swept >= patience * expected.dense_rows:

@@ -112,7 +112,8 @@ def search_work(columns: float, passes: float, k: int, shape: tuple[int, int]) -
 
     A pass beside bases of m vectors takes SVDs of m × m; 4 k m (d_out + d_in) multiplications to make Ritz triplets and
     their residuals, which is the time of a half k m (d_out + d_in) in those of an SVD; and 10 m b d to make its block
-    orthonormal, the time of m b d. On Zen 4 that comes to 0.7 to 1.3 times what 13 searches took, of 45 to 634 columns.
+    orthonormal, the time of m b d. With triplets in every pass, as if there were k from the first on, that comes to
+    0.6 to 1.8 times what 13 searches of 45 to 634 columns took on Zen 4.
     """
     bases = columns / 2.0  # at the end; half of it on the way
     cubes = _SLOW * bases**3 / 3.0 if bases < _SLOW else bases**4 / 4.0 + _SLOW**4 / 12.0
