@@ -1,7 +1,8 @@
-"""Lanczos or dense: counted row-sweeps decide where they can, the first two passes' times where they cannot."""
+"""Lanczos or dense: counted row-sweeps decide where they can, the times of the first passes where they cannot."""
 
 import math
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -17,7 +18,7 @@ from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.options import Options
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.room import require_room, shortage
-from detjac_lanczos.solvers.width import price
+from detjac_lanczos.solvers.width import alike, price
 
 TINY = 256
 """Matrices are tiny up to this many rows and columns."""
@@ -26,26 +27,37 @@ _MORE_THAN_EXPECTED = 1.5
 """Of dense's cost, what a search may take that was expected to take less: it may be near its end."""
 _WORTH_THE_DOUBT = 0.9
 """Of dense's time, what Lanczos may be expected to take: its rows come from a fit, those of dense are counted."""
+_BEYOND_THE_FIT = 1.25
+"""The same where far fewer rows speak for Lanczos: its time must be expected to be longer by more than the fit errs."""
+_WORTH_TIMING = 5e-3
+"""Seconds of a pass from which on passes, and not their rows alone, are worth timing."""
+_MANY_PASSES = 10
+"""Of a search, from which on one more to learn what makes them slow is no more than a tenth."""
+_WIDE_ENOUGH = 32.0
+"""Row-sweeps that a pass needs, to be told from one of a single row; they cost about as much as the pass does."""
 
 
 def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
     """Choose the method by counted row-sweeps; where these are close, begin the one with fewer and time its passes.
 
-    A method that is begun and kept has lost nothing; one that is left has lost a pass or two. Where memory does not
-    hold the matrices, nothing is timed: it is Lanczos. A search that takes more than was expected is left as well.
+    So are passes of a search that rows alone would have decided for, where its many may cost more than dense's few.
+    A method that is begun and kept has lost a pass at most; one that is left has lost two or three. Where memory does
+    not hold the matrices, nothing is timed: it is Lanczos. A search that takes more than was expected is left as well.
     """
-    lockstep, dense = None, Materialisation(batch)
+    dense = Materialisation(batch)
     expected = _forecast(batch, options, options.width, dense)
-    fewer = expected.ratio < 1.0 or options.max_products is not None
-    clear = (
-        options.max_products is not None or is_tiny(batch) or not (expected.may_be_lanczos and expected.may_be_dense)
-    )
-    why, measured = expected.sentence, {}
-    stays = options.max_products is not None or options.start is not None
+    bounded = options.max_products is not None
+    stays = bounded or options.start is not None
+    fewer = expected.ratio < 1.0 or bounded
+    clear = bounded or is_tiny(batch) or not (expected.may_be_lanczos and expected.may_be_dense)
+    lockstep, why, measured = None, expected.sentence, {}
+    doubt = _BEYOND_THE_FIT if clear else _WORTH_THE_DOUBT
+    if fewer and not is_tiny(batch) and not (stays and clear):
+        lockstep = _begun(batch, options)
+        clear = not lockstep.active or (clear and not _passes_may_decide(dense, expected))
     if not (fewer and clear) and (lacking := _lacks_room(batch)):
         fewer, clear, stays, why = True, True, True, f"{why}; {lacking}"
     if not clear:
-        lockstep = Lockstep(batch, options) if fewer else None
         measured = _price_of_work(batch)
         if lockstep is None:
             _require_room(batch)
@@ -53,14 +65,12 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
             expected = _forecast(batch, options, options.width, dense)
             rates = _rates_of_dense(dense, expected, measured)
         else:
-            lockstep.advance()
-            lockstep.advance()
-            rates = sweep_rates(batch.sweeps)
+            rates = _rates_of_search(dense, expected.lanczos_passes)
             expected = _forecast(batch, options, lockstep.width, dense)
         measured |= _settled_rates(batch, rates)
         per_pass, per_row, svds, per_work = (measured[name] for name in PRICES)
         lanczos_seconds, dense_seconds = expected.seconds(per_pass, per_row, svds, per_work)
-        fewer = lanczos_seconds <= _WORTH_THE_DOUBT * dense_seconds
+        fewer = lanczos_seconds <= doubt * dense_seconds
         why += (
             f"; a sweep takes {per_pass * 1e3:.1f} ms + {per_row * 1e3:.3f} ms a row, the work of the search "
             f"{expected.work_seconds(per_work):.2f} s and the SVDs {svds:.2f} s: "
@@ -76,6 +86,27 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
     return decompose(dense, options, Method("dense", why, {"method": "dense", **measured}))
 
 
+def _begun(batch: CountingBatch, options: Options) -> Lockstep:
+    """Return a search that has made a pass each way."""
+    lockstep = Lockstep(batch, options)
+    lockstep.advance()
+    lockstep.advance()
+    return lockstep
+
+
+def _passes_may_decide(dense: Materialisation, expected: Forecast) -> bool:
+    """Whether the products of a search, of fewer rows, take longer than those of dense, by what passes cost alone."""
+
+    def lanczos_is_slower() -> bool:
+        lanczos, written = expected.product_seconds(*_rates_of_search(dense, expected.lanczos_passes))
+        return lanczos > _BEYOND_THE_FIT * written
+
+    if not lanczos_is_slower():
+        return False
+    dense.send_again(1)  # A hiccup of the machine looks like a costly pass.
+    return lanczos_is_slower()
+
+
 def solve_uncounted(batch: CountingBatch, options: Options) -> list[SVDResult]:
     """Search by Lanczos for triplets whose number is not known, and change over to dense once that would be done.
 
@@ -89,24 +120,34 @@ def solve_uncounted(batch: CountingBatch, options: Options) -> list[SVDResult]:
 def _search(lockstep: Lockstep, patience: float, why: str, measured: dict[str, float]) -> list[SVDResult]:
     """Search by Lanczos, and change over to dense once the search has taken ``patience`` times what that takes.
 
-    That is counted in row-sweeps; and in time, by the prices of both, once its own work is that of all SVDs of dense.
-    Lanczos goes on where memory does not hold the matrices.
+    That is counted in row-sweeps; and in time, by the prices of both, once its own products or its own work have come
+    to those of dense. Lanczos goes on where memory does not hold the matrices.
     """
     batch, options, dense = lockstep.batch, lockstep.options, Materialisation(lockstep.batch)
     expected = _forecast(batch, options, options.width, dense)
+    known = tuple(measured[name] for name in PRICES[:2] if name in measured)
+    sure = bool(known)
     while lockstep.active:
-        swept, work, turns = sum(batch.row_sweeps), _work_so_far(lockstep), sum(batch.passes)
+        swept, work = sum(batch.row_sweeps), _work_so_far(lockstep)
         left = ""
         if swept >= patience * expected.dense_rows:
             left = f"left after {swept:,.0f} row-sweeps of Lanczos for the {expected.dense_rows:,.0f} of dense"
-        elif work >= patience * expected.dense_work:
-            if "seconds_per_row" not in measured:
-                measured |= _price_of_work(batch) | _settled_rates(batch, sweep_rates(batch.sweeps))
-            per_pass, per_row, svds, per_work = (measured[name] for name in PRICES)
-            spent = len(batch.sweeps) * per_pass + swept * per_row + work_seconds(work, turns, per_work)
-            _, takes = expected.seconds(per_pass, per_row, svds, per_work)
-            if spent >= patience * takes:
-                left = f"left as the search and its work had come to {spent:.2f} s for the {takes:.2f} s of dense"
+        elif len(batch.sweeps) > 1:
+            rates = known or _rates_of_search(dense, len(batch.sweeps))
+            _, written = expected.product_seconds(*rates)
+            products = len(batch.sweeps) * rates[0] + swept * rates[1]
+            if products >= patience * written or work >= patience * expected.dense_work:
+                measured |= dict(zip(PRICES[:2], rates, strict=True))
+                if "svd_seconds" not in measured:
+                    measured |= _price_of_work(batch)
+                spent = products + work_seconds(work, sum(batch.passes), measured["seconds_per_work"])
+                takes = written + measured["svd_seconds"]
+                if spent >= patience * takes and not sure:
+                    dense.send_again(1)  # A hiccup of the machine looks like a costly pass.
+                    sure = True
+                    continue
+                if spent >= patience * takes:
+                    left = f"left as the search and its work had come to {spent:.2f} s for the {takes:.2f} s of dense"
         if left and not (lacking := _lacks_room(batch)):
             _require_room(batch)
             del lockstep
@@ -171,17 +212,40 @@ def _rates_of_dense(dense: Materialisation, expected: Forecast, measured: dict[s
     lanczos_seconds, dense_seconds = expected.seconds(0.0, seconds / rows, *(measured[name] for name in PRICES[2:]))
     if lanczos_seconds > dense_seconds or not dense.passes:
         return 0.0, seconds / rows
-    dense.send_one_again()
+    dense.send_again(1)
     return price(dense.batch.sweeps[1], dense.batch.sweeps[0])
 
 
-def sweep_rates(sweeps: list[tuple[float, float]]) -> tuple[float, float]:
-    """Return seconds a pass and seconds a row from the first (rows, seconds), one pass or two; see :func:`price`."""
-    few, many = min(sweeps[:2]), max(sweeps[:2])
-    # A first pass that took longer for fewer rows warmed the machine up: what it took says nothing of a pass.
-    if few[1] >= many[1]:
+def _rates_of_search(dense: Materialisation, passes: float) -> tuple[float, float]:
+    """Return the rates by all passes so far, the first one left out where there are others.
+
+    Where their rows are too alike to tell, a search of many passes makes one more, of other rows. Passes that take next
+    to no time cost what their rows do.
+    """
+    batch = dense.batch
+    few, many = _extremes(_settled_in(batch.sweeps))
+    if many[1] < _WORTH_TIMING:
         return price(many, many)
-    return price(few, many if many[0] > few[0] else few)  # of as many rows, the faster pass
+    if alike(few, many) and passes >= _MANY_PASSES:
+        dense.send_again(1 if many[0] >= _WIDE_ENOUGH else round(_WIDE_ENOUGH / dense.cost_of_one))
+    return sweep_rates(_settled_in(batch.sweeps))
+
+
+def _settled_in(sweeps: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    return sweeps[1:] if len(sweeps) > 2 else sweeps
+
+
+def sweep_rates(sweeps: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return seconds a pass and seconds a row from (rows, seconds): the fastest of fewest and of most rows tell.
+
+    A pass that took longer for fewer rows warmed the machine up: what it took says nothing of a pass.
+    """
+    few, many = _extremes(sweeps)
+    return price(many if few[1] >= many[1] else few, many)
+
+
+def _extremes(sweeps: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], tuple[float, float]]:
+    return min(sweeps), max(sweeps, key=lambda sweep: (sweep[0], -sweep[1]))
 
 
 def decomposition_seconds(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:

@@ -54,8 +54,13 @@ class Forecast:
 
     def seconds(self, per_pass: float, per_row: float, svds: float, per_work: float) -> tuple[float, float]:
         """Return the time of Lanczos and of dense, by prices: a pass, a row-sweep, the SVDs of dense and other work."""
-        lanczos = self.lanczos_passes * per_pass + self.lanczos_rows * per_row + self.work_seconds(per_work)
-        return lanczos, self.dense_passes * per_pass + self.dense_rows * per_row + svds
+        lanczos, dense = self.product_seconds(per_pass, per_row)
+        return lanczos + self.work_seconds(per_work), dense + svds
+
+    def product_seconds(self, per_pass: float, per_row: float) -> tuple[float, float]:
+        """Return the time of the sweeps of Lanczos and of dense."""
+        lanczos = self.lanczos_passes * per_pass + self.lanczos_rows * per_row
+        return lanczos, self.dense_passes * per_pass + self.dense_rows * per_row
 
     def work_seconds(self, per_work: float) -> float:
         """Return the time of what Lanczos does besides its sweeps."""

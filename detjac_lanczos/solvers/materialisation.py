@@ -34,6 +34,11 @@ class Materialisation:
         """Passes still to make."""
         return len(self._chunks)
 
+    @property
+    def cost_of_one(self) -> float:
+        """Row-sweeps of a pass of one unit vector."""
+        return self.batch.shared_cost if self._shared else self.batch.costs[0]
+
     def run(self) -> list[Tensor]:
         """Make all passes that are left and return the matrices."""
         while self._chunks:
@@ -49,9 +54,9 @@ class Materialisation:
         for index, product in zip(group, self._send(group[0], start, stop), strict=True):
             rows_of(self.matrices[index], self.ways[index])[start:stop] = product
 
-    def send_one_again(self) -> None:
-        """Send the first unit vector again, alone: beside a pass of many, its time shows what a pass costs alone."""
-        self._send(0, 0, 1)
+    def send_again(self, count: int) -> None:
+        """Send the first unit vectors again: beside a pass of other rows, their time shows what a pass costs alone."""
+        self._send(0, 0, min(count, self._side(0)))
 
     def _send(self, first: int, start: int, stop: int) -> list[Tensor]:
         """Return these rows (or columns) of every matrix, or of the ``first`` one where operators take turns."""

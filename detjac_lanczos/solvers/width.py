@@ -41,10 +41,15 @@ def price(few: tuple[float, float], many: tuple[float, float]) -> tuple[float, f
 
     t₀ = 0 where their rows are too alike to tell the two apart; t₁ = 0 where more rows took no longer.
     """
-    if many[0] < _ALIKE * few[0]:
+    if alike(few, many):
         return 0.0, many[1] / many[0]
     per_row = max(many[1] - few[1], 0.0) / (many[0] - few[0])
     return max(few[1] - per_row * few[0], 0.0), per_row
+
+
+def alike(few: tuple[float, float], many: tuple[float, float]) -> bool:
+    """Whether two passes, as (rows, seconds), have too like rows to tell what a pass costs from what a row does."""
+    return many[0] < _ALIKE * few[0]
 
 
 def fastest_width(per_pass: float, per_column: float, *, k: int, tol: float, least: int) -> int:

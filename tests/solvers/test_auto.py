@@ -146,9 +146,11 @@ def test_a_search_for_an_unknown_number_that_costs_as_much_as_dense_is_left_for_
 ) -> None:
     """At most twice the row-sweeps, counted together; the results are those of dense, and choices repeat it alone."""
     A = matrix(spectrum("harmonic", 280), (280, 300), seed=1)
+    batch = TimedBatch([A], [1.0], 0.0, 1.0)
+    monkeypatch.setattr(counting, "time", batch)
     monkeypatch.setattr(auto, "search_work", lambda *_: 0.0)
     dense = svd(A, **goal, method="dense", certify="complete")
-    left, again = (svd(A, **goal, certify="complete", checkpoint=tmp_path) for _ in range(2))
+    left, again = (svd_batch(batch, **goal, certify="complete", checkpoint=tmp_path)[0] for _ in range(2))
     assert (left.method, left.choices, left.status) == ("dense", {"method": "dense"}, dense.status)
     assert left.certificate.line == dense.certificate.line
     assert torch.equal(left.S, dense.S) and torch.equal(again.S, left.S)
@@ -160,7 +162,52 @@ def test_a_search_for_an_unknown_number_that_costs_as_much_as_dense_is_left_for_
     assert (replayed.work.products, replayed.why) == (dense.work.products, "as chosen before")
     monkeypatch.setattr(room, "_free_bytes", lambda device: 10**6)
     with pytest.raises(InputError, match=r"bytes.*: free some, or choose method 'lanczos' and a new checkpoint$"):
-        svd(A, **goal, certify="complete", checkpoint=tmp_path)
+        svd_batch(batch, **goal, certify="complete", checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("rows", [[1.0], [1.0, 0.5, 0.1]], ids=["alike", "ragged"])
+def test_narrow_passes_of_a_search_for_an_unknown_number_count(monkeypatch, tmp_path, rows: list[float]) -> None:
+    """A pass costs what 40 rows do: it is left when its time is that of dense, long before its rows are."""
+    A, goal = matrix(spectrum("harmonic", 280), (280, 300), seed=1), {"threshold": 0.0045}
+    matrices = [A * 0.5**index for index in range(len(rows))]
+    batch, again, dense = (TimedBatch(matrices, rows, 40.0, 1.0) for _ in range(3))
+    monkeypatch.setattr(counting, "time", batch)
+    left = svd_batch(batch, **goal, checkpoint=tmp_path)
+    svd_batch(dense, **goal, method="dense")
+    assert left[0].method == "dense"
+    assert "left as the search and its work had come to" in left[0].why
+    assert (left[0].choices["seconds_per_pass"], left[0].choices["seconds_per_row"]) == pytest.approx((40.0, 1.0))
+    assert batch.now < 2 * dense.now + 4 * 43
+    resumed = svd_batch(again, **goal, checkpoint=tmp_path)
+    assert resumed[0].choices == left[0].choices
+    assert all(torch.equal(one.S, other.S) for one, other in zip(resumed, left, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("per_pass", "k", "method", "more"),
+    [(0.4, 32, "dense", 4), (0.005, 32, "lanczos", 1), (0.4, 1, "lanczos", 0), (0.4, 4, "lanczos", 1)],
+)
+def test_many_passes_may_cost_more_than_many_rows(monkeypatch, per_pass: float, k: int, method: str, more: int) -> None:
+    """160 columns against 600 rows would be clear: 50 passes against one or two are not, and one more pass tells.
+
+    Dense is chosen after a pass each way and two that show what a pass costs.
+    """
+    A = matrix(spectrum("root", 600), (600, 600))
+    batch, forced = (TimedBatch([A], [1.0], per_pass, 0.01) for _ in range(2))
+    monkeypatch.setattr(counting, "time", batch)
+    chosen = svd_batch(batch, k)[0]
+    assert chosen.method == method
+    assert ("a sweep takes 400.0 ms + 10.000 ms a row" in chosen.why) == (method == "dense")
+    svd_batch(forced, k, method=method)
+    assert len(batch.calls) == len(forced.calls) + more
+
+
+def test_a_hiccup_is_no_costly_pass(monkeypatch) -> None:
+    A = matrix(spectrum("root", 600), (600, 600))
+    batch = TimedBatch([A], [1.0], 0.005, 0.01)
+    batch.hiccups = {2: 1.0}
+    monkeypatch.setattr(counting, "time", batch)
+    assert svd_batch(batch, 32)[0].method == "lanczos"
 
 
 def test_a_search_for_an_unknown_number_stays_where_that_is_asked_for_or_nothing_else_fits(
