@@ -132,7 +132,7 @@ def _search(lockstep: Lockstep, patience: float, why: str, measured: dict[str, f
         left = ""
         if swept >= patience * expected.dense_rows:
             left = f"left after {swept:,.0f} row-sweeps of Lanczos for the {expected.dense_rows:,.0f} of dense"
-        elif len(batch.sweeps) > 1:
+        elif len(batch.sweeps) > 1 and patience < math.inf:
             rates = known or _rates_of_search(dense, len(batch.sweeps))
             _, written = expected.product_seconds(*rates)
             products = len(batch.sweeps) * rates[0] + swept * rates[1]

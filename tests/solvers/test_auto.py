@@ -202,6 +202,16 @@ def test_many_passes_may_cost_more_than_many_rows(monkeypatch, per_pass: float, 
     assert len(batch.calls) == len(forced.calls) + more
 
 
+@pytest.mark.parametrize("stays", [{"max_products": 300}, {"start": [torch.eye(600)[:, :1]]}], ids=["budget", "start"])
+def test_a_search_that_stays_makes_no_pass_to_learn_what_passes_cost(monkeypatch, stays: dict) -> None:
+    A = matrix(spectrum("root", 600), (600, 600))
+    batch, forced = (TimedBatch([A], [1.0], 0.4, 0.01) for _ in range(2))
+    monkeypatch.setattr(counting, "time", batch)
+    assert svd_batch(batch, 32, **stays)[0].method == "lanczos"
+    svd_batch(forced, 32, method="lanczos", **stays)
+    assert batch.calls == forced.calls
+
+
 def test_a_hiccup_is_no_costly_pass(monkeypatch) -> None:
     A = matrix(spectrum("root", 600), (600, 600))
     batch = TimedBatch([A], [1.0], 0.005, 0.01)
