@@ -1,11 +1,6 @@
 """Lanczos or dense: counted row-sweeps decide where they can, the times of the first passes where they cannot."""
 
 import math
-import time
-from collections.abc import Sequence
-from functools import lru_cache
-
-import torch
 
 from detjac_lanczos.solvers.counting import CountingBatch
 from detjac_lanczos.solvers.decisions import PRICES
@@ -16,25 +11,18 @@ from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.options import Options
+from detjac_lanczos.solvers.prices import price_of_work, rates_of_dense, rates_of_search
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.room import require_room, shortage
-from detjac_lanczos.solvers.width import alike, price
 
 TINY = 256
 """Matrices are tiny up to this many rows and columns."""
-_PROBED_SIZE = 384
 _MORE_THAN_EXPECTED = 1.5
 """Of dense's cost, what a search may take that was expected to take less: it may be near its end."""
 _WORTH_THE_DOUBT = 0.9
 """Of dense's time, what Lanczos may be expected to take: its rows come from a fit, those of dense are counted."""
 _BEYOND_THE_FIT = 1.25
 """The same where far fewer rows speak for Lanczos: its time must be expected to be longer by more than the fit errs."""
-_WORTH_TIMING = 5e-3
-"""Seconds of a pass from which on passes, and not their rows alone, are worth timing."""
-_MANY_PASSES = 10
-"""Of a search, from which on one more to learn what makes them slow is no more than a tenth."""
-_WIDE_ENOUGH = 32.0
-"""Row-sweeps that a pass needs, to be told from one of a single row; they cost about as much as the pass does."""
 
 
 def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
@@ -58,16 +46,16 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
     if not (fewer and clear) and (lacking := _lacks_room(batch)):
         fewer, clear, stays, why = True, True, True, f"{why}; {lacking}"
     if not clear:
-        measured = _price_of_work(batch)
+        measured = price_of_work(batch)
         if lockstep is None:
             _require_room(batch)
             dense.advance()
             expected = _forecast(batch, options, options.width, dense)
-            rates = _rates_of_dense(dense, expected, measured)
+            rates = rates_of_dense(dense, expected, measured)
         else:
-            rates = _rates_of_search(dense, expected.lanczos_passes)
+            rates = rates_of_search(dense, expected.lanczos_passes)
             expected = _forecast(batch, options, lockstep.width, dense)
-        measured |= _settled_rates(batch, rates)
+        measured |= batch.settle(dict(zip(PRICES[:2], rates, strict=True)))
         per_pass, per_row, svds, per_work = (measured[name] for name in PRICES)
         lanczos_seconds, dense_seconds = expected.seconds(per_pass, per_row, svds, per_work)
         fewer = lanczos_seconds <= doubt * dense_seconds
@@ -98,7 +86,7 @@ def _passes_may_decide(dense: Materialisation, expected: Forecast) -> bool:
     """Whether the products of a search, of fewer rows, take longer than those of dense, by what passes cost alone."""
 
     def lanczos_is_slower() -> bool:
-        lanczos, written = expected.product_seconds(*_rates_of_search(dense, expected.lanczos_passes))
+        lanczos, written = expected.product_seconds(*rates_of_search(dense, expected.lanczos_passes))
         return lanczos > _BEYOND_THE_FIT * written
 
     if not lanczos_is_slower():
@@ -133,13 +121,13 @@ def _search(lockstep: Lockstep, patience: float, why: str, measured: dict[str, f
         if swept >= patience * expected.dense_rows:
             left = f"left after {swept:,.0f} row-sweeps of Lanczos for the {expected.dense_rows:,.0f} of dense"
         elif len(batch.sweeps) > 1 and patience < math.inf:
-            rates = known or _rates_of_search(dense, len(batch.sweeps))
+            rates = known or rates_of_search(dense, len(batch.sweeps))
             _, written = expected.product_seconds(*rates)
             products = len(batch.sweeps) * rates[0] + swept * rates[1]
             if products >= patience * written or work >= patience * expected.dense_work:
                 measured |= dict(zip(PRICES[:2], rates, strict=True))
                 if "svd_seconds" not in measured:
-                    measured |= _price_of_work(batch)
+                    measured |= price_of_work(batch)
                 spent = products + work_seconds(work, sum(batch.passes), measured["seconds_per_work"])
                 takes = written + measured["svd_seconds"]
                 if spent >= patience * takes and not sure:
@@ -166,17 +154,6 @@ def _work_so_far(lockstep: Lockstep) -> float:
     )
 
 
-def _price_of_work(batch: CountingBatch) -> dict[str, float]:
-    """Return what the SVDs of dense take, and a unit of what Lanczos does on the host in float64, in seconds."""
-    svds = sum(decomposition_seconds(shape, batch.dtype, batch.device) for shape in batch.shapes)
-    unit = decomposition_seconds((_PROBED_SIZE, _PROBED_SIZE), torch.float64, torch.device("cpu")) / _PROBED_SIZE**3
-    return batch.settle({"svd_seconds": svds, "seconds_per_work": unit})
-
-
-def _settled_rates(batch: CountingBatch, rates: tuple[float, float]) -> dict[str, float]:
-    return batch.settle(dict(zip(PRICES[:2], rates, strict=True)))
-
-
 def _lacks_room(batch: CountingBatch) -> str:
     """Return what memory lacks to hold the matrices, empty where it lacks nothing; what was found at first holds."""
     lacking = shortage(batch.shapes, batch.dtype, batch.device, decomposed=True)
@@ -201,69 +178,6 @@ def _forecast(batch: CountingBatch, options: Options, width: int, dense: Materia
         width=width,
         dense_passes=dense.passes,
     )
-
-
-def _rates_of_dense(dense: Materialisation, expected: Forecast, measured: dict[str, float]) -> tuple[float, float]:
-    """Return the rates by the first pass; a second one, of one row, is made before Lanczos with its many is preferred.
-
-    One pass does not show what passes cost apart from their rows: it is right to stay where they cost nothing.
-    """
-    rows, seconds = dense.batch.sweeps[0]
-    lanczos_seconds, dense_seconds = expected.seconds(0.0, seconds / rows, *(measured[name] for name in PRICES[2:]))
-    if lanczos_seconds > dense_seconds or not dense.passes:
-        return 0.0, seconds / rows
-    dense.send_again(1)
-    return price(dense.batch.sweeps[1], dense.batch.sweeps[0])
-
-
-def _rates_of_search(dense: Materialisation, passes: float) -> tuple[float, float]:
-    """Return the rates by all passes so far, the first one left out where there are others.
-
-    Where their rows are too alike to tell, a search of many passes makes one more, of other rows. Passes that take next
-    to no time cost what their rows do.
-    """
-    batch = dense.batch
-    few, many = _extremes(_settled_in(batch.sweeps))
-    if many[1] < _WORTH_TIMING:
-        return price(many, many)
-    if alike(few, many) and passes >= _MANY_PASSES:
-        dense.send_again(1 if many[0] >= _WIDE_ENOUGH else round(_WIDE_ENOUGH / dense.cost_of_one))
-    return sweep_rates(_settled_in(batch.sweeps))
-
-
-def _settled_in(sweeps: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    return sweeps[1:] if len(sweeps) > 2 else sweeps
-
-
-def sweep_rates(sweeps: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return seconds a pass and seconds a row from (rows, seconds): the fastest of fewest and of most rows tell.
-
-    A pass that took longer for fewer rows warmed the machine up: what it took says nothing of a pass.
-    """
-    few, many = _extremes(sweeps)
-    return price(many if few[1] >= many[1] else few, many)
-
-
-def _extremes(sweeps: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], tuple[float, float]]:
-    return min(sweeps), max(sweeps, key=lambda sweep: (sweep[0], -sweep[1]))
-
-
-def decomposition_seconds(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
-    """Return the expected time of one dense SVD, from a smaller one measured once per process."""
-    size = min(_PROBED_SIZE, *shape)
-    larger, smaller = max(shape), min(shape)
-    return _measured_decomposition(size, dtype, device) * (smaller / size) ** 2 * (larger / size)
-
-
-@lru_cache
-def _measured_decomposition(size: int, dtype: torch.dtype, device: torch.device) -> float:
-    matrix = torch.randn(size, size, dtype=dtype, device=device, generator=torch.Generator(device).manual_seed(0))
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        float(torch.linalg.svd(matrix).S[0])
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def is_tiny(batch: CountingBatch) -> bool:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import Status, auto, counting, norms, room, svd, svd_batch
+from detjac_lanczos.solvers import Status, auto, counting, norms, prices, room, svd, svd_batch
 from detjac_lanczos.solvers import forecast as forecasts
-from detjac_lanczos.solvers.auto import sweep_rates
 from detjac_lanczos.solvers.chunks import chunk_width
 from detjac_lanczos.solvers.forecast import forecast
+from detjac_lanczos.solvers.prices import sweep_rates
 from tests.solvers.spectra import Recorder, SharingBatch, TimedBatch, matrix, spectrum
 
 
@@ -53,7 +53,7 @@ def test_time_decides_between(monkeypatch, count: int, per_row: float, decomposi
     matrices, rows = tokens(count, 260)
     batch = TimedBatch(matrices, rows, 1e-4, per_row)
     monkeypatch.setattr(counting, "time", batch)
-    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: decomposition)
+    monkeypatch.setattr(prices, "decomposition_seconds", lambda shape, dtype, device: decomposition)
     result = svd_batch(batch, 8)[0]
     assert result.method == method
     assert json.loads(json.dumps(result.choices)) == result.choices
@@ -66,7 +66,7 @@ def test_the_work_of_the_search_has_its_price(monkeypatch, per_row: float, metho
     """258 columns against 300 rows: where these cost nothing, it is 86 small SVDs against a larger one."""
     batch = TimedBatch([matrix(spectrum("root", 300), (300, 300))], [1.0], 0.0, per_row)
     monkeypatch.setattr(counting, "time", batch)
-    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.01)
+    monkeypatch.setattr(prices, "decomposition_seconds", lambda shape, dtype, device: 0.01)
     result = svd_batch(batch, 60)[0]
     assert result.method == method
     assert "the work of the search 0.10 s and the SVDs 0.01 s" in result.why
@@ -89,7 +89,7 @@ def test_a_method_that_is_kept_repeats_no_pass(monkeypatch, count: int) -> None:
     matrices, rows = tokens(count, 260)
     chosen, forced = (TimedBatch(matrices, rows, 1e-4, 1e-3) for _ in range(2))
     monkeypatch.setattr(counting, "time", chosen)
-    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.01)
+    monkeypatch.setattr(prices, "decomposition_seconds", lambda shape, dtype, device: 0.01)
     result = svd_batch(chosen, 8)[0]
     svd_batch(forced, 8, method=result.method)
     assert "a sweep takes" in result.why
@@ -104,14 +104,14 @@ def test_dense_is_left_only_after_its_passes_have_a_price(monkeypatch, tmp_path)
     matrices, rows = tokens(10, 260)
     batch, again = (TimedBatch(matrices, rows, 1.0, 1e-3) for _ in range(2))
     monkeypatch.setattr(counting, "time", batch)
-    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.2)
+    monkeypatch.setattr(prices, "decomposition_seconds", lambda shape, dtype, device: 0.2)
     first = svd_batch(batch, 8, checkpoint=tmp_path)
     assert first[0].method == "dense"
     assert batch.calls[1] == ("shared", [1])
     assert first[0].choices["seconds_per_pass"] == pytest.approx(1.0)
     assert first[0].choices["seconds_per_row"] == pytest.approx(1e-3)
     assert sum(sum(widths) for way, widths in batch.calls if way == "shared") == 260 + 1
-    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.0)
+    monkeypatch.setattr(prices, "decomposition_seconds", lambda shape, dtype, device: 0.0)
     resumed = svd_batch(again, 8, checkpoint=tmp_path)
     assert len(again.calls) == 1, "the one column that shows whose journal it is"
     assert resumed[0].choices == first[0].choices
@@ -202,6 +202,18 @@ def test_many_passes_may_cost_more_than_many_rows(monkeypatch, per_pass: float, 
     assert len(batch.calls) == len(forced.calls) + more
 
 
+@pytest.mark.parametrize(("cost", "shared", "sent"), [(40.0, 40.0, [2]), (1.0, 100.0, [1]), (1.0, 1.0, [32])])
+def test_the_pass_that_tells_is_unlike_the_others_and_made_once(
+    monkeypatch, cost: float, shared: float, sent: list[int]
+) -> None:
+    """Where all passes are of one row, of whatever cost, one of more rows tells."""
+    batch = TimedBatch([matrix(spectrum("root", 600), (600, 600))], [cost], 0.01, 0.01)
+    monkeypatch.setattr(batch, "shared_cost", lambda: shared)
+    monkeypatch.setattr(counting, "time", batch)
+    assert svd_batch(batch, 20, block=1)[0].method == "lanczos"
+    assert [widths for way, widths in batch.calls[2:] if way == "shared"] == [sent]
+
+
 @pytest.mark.parametrize("stays", [{"max_products": 300}, {"start": [torch.eye(600)[:, :1]]}], ids=["budget", "start"])
 def test_a_search_that_stays_makes_no_pass_to_learn_what_passes_cost(monkeypatch, stays: dict) -> None:
     A = matrix(spectrum("root", 600), (600, 600))
@@ -253,7 +265,7 @@ def test_a_search_whose_own_work_costs_more_than_dense_is_left(
     assert (result.method, result.status) == (method, Status.CONVERGED)
     assert ("left as the search and its work had come to" in result.why) == (method == "dense")
     assert "left after" not in result.why
-    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 1e3)
+    monkeypatch.setattr(prices, "decomposition_seconds", lambda shape, dtype, device: 1e3)
     resumed = svd_batch(again, **goal, checkpoint=tmp_path)[0]
     assert torch.equal(resumed.S, result.S) and resumed.choices == result.choices, "by the prices of the first day"
     replayed = svd_batch(again, **goal, choices=result.choices)[0]
@@ -291,7 +303,7 @@ def test_dense_that_memory_does_not_hold_is_not_chosen(monkeypatch, tmp_path, si
 def test_room_that_is_gone_is_missed_by_dense_alone(monkeypatch, tmp_path, k: int, method: str) -> None:
     """What a journal has decided stays: Lanczos goes on, dense is refused before a product."""
     A = matrix(spectrum("root", 300), (300, 300))
-    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.0)
+    monkeypatch.setattr(prices, "decomposition_seconds", lambda shape, dtype, device: 0.0)
     monkeypatch.setattr(forecasts, "_TURN_SECONDS", 0.0)
     first = svd(A, k, checkpoint=tmp_path)
     assert first.method == method

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError, OperatorError, RunFileError
-from detjac_lanczos.solvers import Status, SVDResult, auto, journal, svd, svd_batch
+from detjac_lanczos.solvers import Status, SVDResult, auto, journal, prices, svd, svd_batch
 from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 from tests.unreadable import no_descriptor_left
 
@@ -90,7 +90,7 @@ def assert_same(one: list[SVDResult], other: list[SVDResult]) -> None:
 def test_cut_off_at_any_pass(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pass is made once, whatever is lost is one pass, and the end is the same in every bit."""
     monkeypatch.setattr(auto, "TINY", 0)
-    monkeypatch.setattr(auto, "decomposition_seconds", lambda shape, dtype, device: 0.0)
+    monkeypatch.setattr(prices, "decomposition_seconds", lambda shape, dtype, device: 0.0)
     whole = Cutting(MATRICES)
     expected = solve(whole, name, tmp_path / "whole")
     if name != "auto":
