@@ -83,7 +83,8 @@ class Lockstep:
             assert block is not None
             blocks.append((index, block))
         if self._shares_the_first_pass():
-            products = self.batch.apply_shared(blocks[0][1])
+            shared = self.batch.apply_shared(blocks[0][1])
+            products = [shared[index] for index in turn]
         else:
             products = self.batch.apply(self.direction, blocks)
         for index, product in zip(turn, products, strict=True):

@@ -10,7 +10,7 @@ from detjac_lanczos.errors import OperatorError
 from detjac_lanczos.solvers import Status, svd, svd_batch
 from detjac_lanczos.solvers.rounding import SAFETY
 from detjac_lanczos.solvers.wording import rounded_up
-from tests.solvers.spectra import Recorder, matrix, spectrum
+from tests.solvers.spectra import Recorder, SharingBatch, matrix, spectrum
 
 A = matrix(spectrum("root", 50), (50, 50))
 METHODS = ["lanczos", "randomized"]
@@ -91,6 +91,16 @@ def test_a_search_that_ends_with_its_sketch_tells_when() -> None:
     result = svd(torch.full((300, 300), torch.nan), energy=0.9, method="lanczos")
     assert result.status is Status.NOT_FINITE and result.work.passes == 1
     assert result.work.seconds > 0.0
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_search_that_ends_with_its_sketch_leaves_the_shared_pass_to_the_others(place: int) -> None:
+    matrices = [A.double(), A.double() / 2]
+    alone = svd_batch(SharingBatch(list(matrices), [2.0, 1.0]), energy=0.9, method="lanczos")
+    matrices[place] = torch.full_like(matrices[place], torch.nan)
+    results = svd_batch(SharingBatch(matrices, [2.0, 1.0]), energy=0.9, method="lanczos")
+    assert results[place].status is Status.NOT_FINITE
+    assert torch.equal(results[1 - place].S, alone[1 - place].S)
 
 
 def test_one_operator_that_is_not_finite_leaves_the_others_alone() -> None:
