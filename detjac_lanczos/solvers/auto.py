@@ -11,7 +11,7 @@ from detjac_lanczos.solvers.lanczos import conclude
 from detjac_lanczos.solvers.lockstep import Lockstep
 from detjac_lanczos.solvers.materialisation import Materialisation
 from detjac_lanczos.solvers.options import Options
-from detjac_lanczos.solvers.prices import price_of_work, rates_of_dense, rates_of_search
+from detjac_lanczos.solvers.prices import MANY_PASSES, price_of_work, rates_of_dense, rates_of_search
 from detjac_lanczos.solvers.result import SVDResult
 from detjac_lanczos.solvers.room import require_room, shortage
 
@@ -53,7 +53,7 @@ def solve_auto(batch: CountingBatch, options: Options) -> list[SVDResult]:
             expected = _forecast(batch, options, options.width, dense)
             rates = rates_of_dense(dense, expected, measured)
         else:
-            rates = rates_of_search(dense, expected.lanczos_passes)
+            rates = rates_of_search(dense, one_more=expected.lanczos_passes >= MANY_PASSES)
             expected = _forecast(batch, options, lockstep.width, dense)
         measured |= batch.settle(dict(zip(PRICES[:2], rates, strict=True)))
         per_pass, per_row, svds, per_work = (measured[name] for name in PRICES)
@@ -86,7 +86,8 @@ def _passes_may_decide(dense: Materialisation, expected: Forecast) -> bool:
     """Whether the products of a search, of fewer rows, take longer than those of dense, by what passes cost alone."""
 
     def lanczos_is_slower() -> bool:
-        lanczos, written = expected.product_seconds(*rates_of_search(dense, expected.lanczos_passes))
+        rates = rates_of_search(dense, one_more=expected.lanczos_passes >= MANY_PASSES)
+        lanczos, written = expected.product_seconds(*rates)
         return lanczos > _BEYOND_THE_FIT * written
 
     if not lanczos_is_slower():
@@ -108,23 +109,26 @@ def solve_uncounted(batch: CountingBatch, options: Options) -> list[SVDResult]:
 def _search(lockstep: Lockstep, patience: float, why: str, measured: dict[str, float]) -> list[SVDResult]:
     """Search by Lanczos, and change over to dense once the search has taken ``patience`` times what that takes.
 
-    That is counted in row-sweeps; and in time, by the prices of both, once its own products or its own work have come
-    to those of dense. Lanczos goes on where memory does not hold the matrices.
+    That is counted in row-sweeps; and in time, by the prices of both, once its own work, or its products after ten
+    passes and more than were expected, have come to those of dense. Lanczos goes on where memory does not hold the
+    matrices.
     """
     batch, options, dense = lockstep.batch, lockstep.options, Materialisation(lockstep.batch)
     expected = _forecast(batch, options, options.width, dense)
     known = tuple(measured[name] for name in PRICES[:2] if name in measured)
     sure = bool(known)
+    many = max(MANY_PASSES, patience * expected.lanczos_passes) if options.counted else MANY_PASSES
     while lockstep.active:
         swept, work = sum(batch.row_sweeps), _work_so_far(lockstep)
         left = ""
         if swept >= patience * expected.dense_rows:
             left = f"left after {swept:,.0f} row-sweeps of Lanczos for the {expected.dense_rows:,.0f} of dense"
         elif len(batch.sweeps) > 1 and patience < math.inf:
-            rates = known or rates_of_search(dense, len(batch.sweeps))
+            overdue = len(batch.sweeps) >= many
+            rates = known or rates_of_search(dense, one_more=overdue)
             _, written = expected.product_seconds(*rates)
             products = len(batch.sweeps) * rates[0] + swept * rates[1]
-            if products >= patience * written or work >= patience * expected.dense_work:
+            if (overdue and products >= patience * written) or work >= patience * expected.dense_work:
                 measured |= dict(zip(PRICES[:2], rates, strict=True))
                 if "svd_seconds" not in measured:
                     measured |= price_of_work(batch)

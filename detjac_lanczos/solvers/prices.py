@@ -16,7 +16,7 @@ from detjac_lanczos.solvers.width import alike, price
 _PROBED_SIZE = 384
 _WORTH_TIMING = 5e-3
 """Seconds of a pass from which on passes, and not their rows alone, are worth timing."""
-_MANY_PASSES = 10
+MANY_PASSES = 10
 """Of a search, from which on one more to learn what makes them slow is no more than a tenth."""
 _WIDE_ENOUGH = 32.0
 """Row-sweeps that a pass needs, to be told from one of a single row; they cost about as much as the pass does."""
@@ -42,17 +42,17 @@ def rates_of_dense(dense: Materialisation, expected: Forecast, measured: dict[st
     return price(dense.batch.sweeps[1], dense.batch.sweeps[0])
 
 
-def rates_of_search(dense: Materialisation, passes: float) -> tuple[float, float]:
+def rates_of_search(dense: Materialisation, *, one_more: bool) -> tuple[float, float]:
     """Return the rates by all passes so far, the first one left out where there are others.
 
-    Where their rows are too alike to tell, a search of many passes makes one more, of other rows. Passes that take next
-    to no time cost what their rows do.
+    Where their rows are too alike to tell, there may be one more, of other rows. Passes that take next to no time cost
+    what their rows do.
     """
     batch = dense.batch
     few, many = _extremes(_later(batch.sweeps))
     if many[1] < _WORTH_TIMING:
         return price(many, many)
-    if alike(few, many) and passes >= _MANY_PASSES:
+    if one_more and alike(few, many):
         one = dense.cost_of_one
         narrow = many[0] >= _WIDE_ENOUGH and not alike((one, 0.0), many)
         dense.send_again(1 if narrow else math.ceil(max(_WIDE_ENOUGH, 2.0 * many[0]) / one))
