@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.solvers import Status, auto, counting, norms, prices, room, svd, svd_batch
+from detjac_lanczos.solvers import Status, counting, norms, prices, rival, room, svd, svd_batch
 from detjac_lanczos.solvers import forecast as forecasts
 from detjac_lanczos.solvers.chunks import chunk_width
 from detjac_lanczos.solvers.forecast import forecast
@@ -148,7 +148,7 @@ def test_a_search_for_an_unknown_number_that_costs_as_much_as_dense_is_left_for_
     A = matrix(spectrum("harmonic", 280), (280, 300), seed=1)
     batch = TimedBatch([A], [1.0], 0.0, 1.0)
     monkeypatch.setattr(counting, "time", batch)
-    monkeypatch.setattr(auto, "search_work", lambda *_: 0.0)
+    monkeypatch.setattr(rival, "search_work", lambda *_: 0.0)
     dense = svd(A, **goal, method="dense", certify="complete")
     left, again = (svd_batch(batch, **goal, certify="complete", checkpoint=tmp_path)[0] for _ in range(2))
     assert (left.method, left.choices, left.status) == ("dense", {"method": "dense"}, dense.status)
