@@ -76,7 +76,7 @@ class Floor:
         columns = width // heads_in
         product, dtype = mix_transposed if step.transposed else mix, step.probabilities[0].dtype
         for tile in mixing.tiles:
-            queries, keys = group * len(tile.queries), len(tile.keys)
+            queries, keys = group * len(tile.queries.positions), len(tile.keys.positions)
             p = self._input(dtype, step.kv_heads, queries, keys)
             v = self._input(dtype, step.kv_heads, queries if step.transposed else keys, tile.columns * columns)
             self.products.append(lambda p=p, v=v: product(p, v))

@@ -9,7 +9,7 @@ left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from math import gcd
@@ -49,20 +49,34 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
-    """Segments of one prompt that are mixed in one product, padded to a rectangle of positions × columns.
+class Side:
+    """The rows of a tile before its mixing, or after it, in a rectangle of ``positions`` × ``columns``.
 
-    ``key_cells`` and ``query_cells`` say where in the rectangle, (positions · columns,), each row lies: (R,).
+    ``rows`` are those among all rows; ``cells`` (R,) say where in the rectangle, (positions · columns,), each lies.
     """
 
-    prompt: int
-    keys: range
-    queries: range
+    positions: range
     columns: int
-    key_range: slice
-    query_range: slice
-    key_cells: Tensor
-    query_cells: Tensor
+    rows: slice
+    cells: Tensor
+    _by_head: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def cells_by_head(self, heads: int) -> Tensor:
+        """Return where in (heads · positions · columns,) the part of each row that a head has lies: (R, heads)."""
+        if heads not in self._by_head:
+            begin = torch.arange(heads, device=self.cells.device) * (len(self.positions) * self.columns)
+            self._by_head[heads] = self.cells[:, None] + begin
+        return self._by_head[heads]
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """Segments of one prompt that are mixed in one product, padded to rectangles of positions × columns."""
+
+    prompt: int
+    keys: Side
+    queries: Side
+    columns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,13 +199,9 @@ class Layout:
             tiles.append(
                 Tile(
                     prompt=group[0].prompt,
-                    keys=range(lo, hi),
-                    queries=queries,
+                    keys=Side(range(lo, hi), columns, slice(key_start, key_start + len(keys)), keys),
+                    queries=Side(queries, columns, slice(query_start, query_start + len(outs)), outs),
                     columns=columns,
-                    key_range=slice(key_start, key_start + len(keys)),
-                    query_range=slice(query_start, query_start + len(outs)),
-                    key_cells=keys,
-                    query_cells=outs,
                 )
             )
             key_start += len(keys)

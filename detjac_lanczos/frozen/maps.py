@@ -175,35 +175,36 @@ class Mix:
         The input may also come head by head, (heads, R, width).
         """
         heads_in, heads_out = (self.heads, self.kv_heads) if self.transposed else (self.kv_heads, self.heads)
-        by_head = x if x.ndim == 3 else x.unflatten(1, (heads_in, -1)).transpose(0, 1)
-        width = by_head.shape[2]
+        width = x.shape[2] if x.ndim == 3 else x.shape[1] // heads_in
         out = x.new_empty(mixing.key_rows if self.transposed else mixing.query_rows, heads_out * width)
-        out_by_head = out.view(len(out), heads_out, width).transpose(0, 1)
         for tile in mixing.tiles:
-            sides = (tile.key_range, tile.key_cells, tile.keys), (tile.query_range, tile.query_cells, tile.queries)
-            (rows, cells, at), (rows_out, cells_out, at_out) = sides[::-1] if self.transposed else sides
+            before, after = (tile.queries, tile.keys) if self.transposed else (tile.keys, tile.queries)
             dtype = self.probabilities[tile.prompt].dtype
-            padded = x.new_zeros((heads_in, len(at) * tile.columns, width), dtype=dtype)
-            padded.index_copy_(1, cells, by_head[:, rows].to(dtype))
-            by_group = padded.view(self.kv_heads, heads_in // self.kv_heads * len(at), tile.columns * width)
-            mixed = self._product(tile, by_group).view(heads_out, len(at_out) * tile.columns, width)
-            del padded, by_group
+            parts, cells = x[..., before.rows, :].reshape(-1, width), before.cells_by_head(heads_in)
+            at = (cells.t() if x.ndim == 3 else cells).reshape(-1)
+            length = len(before.positions)
+            padded = x.new_zeros((heads_in * length * tile.columns, width), dtype=dtype)
+            padded.index_copy_(0, at, parts.to(dtype))
+            by_group = padded.view(self.kv_heads, heads_in // self.kv_heads * length, tile.columns * width)
+            mixed = self._product(tile, by_group).view(-1, width)
+            del padded, by_group, parts
+            at, rows_out = after.cells_by_head(heads_out).view(-1), out[after.rows].view(-1, width)
             if mixed.dtype is out.dtype:
-                torch.index_select(mixed, 1, cells_out, out=out_by_head[:, rows_out])
+                torch.index_select(mixed, 0, at, out=rows_out)
             else:
-                out_by_head[:, rows_out] = mixed.index_select(1, cells_out)
+                rows_out.copy_(mixed.index_select(0, at))
             del mixed
         return out
 
     def _product(self, tile: Tile, x: Tensor) -> Tensor:
         """(kv_heads, keys, columns) to (kv_heads, group · queries, columns), or back."""
-        p = self.probabilities[tile.prompt]
+        p, queries, keys = self.probabilities[tile.prompt], tile.queries.positions, tile.keys.positions
         if isinstance(p, RebuiltMixing):
-            return p.product(tile.queries, tile.keys, x, self.transposed)
+            return p.product(queries, keys, x, self.transposed)
         with p.held() if isinstance(p, OffloadedFactor) else nullcontext(p) as here:
             # a view where the tile covers the whole prompt
-            part = here[:, tile.queries.start : tile.queries.stop, tile.keys.start : tile.keys.stop]
-            part = part.reshape(self.kv_heads, -1, len(tile.keys))
+            part = here[:, queries.start : queries.stop, keys.start : keys.stop]
+            part = part.reshape(self.kv_heads, -1, len(keys))
             return mix_transposed(part, x) if self.transposed else mix(part, x)
 
 

@@ -141,9 +141,10 @@ def sweep_bytes(
         )
     # what the caller gave, the stream, and the sum so far where branches read one stream
     streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize
-    # indices of rows, of their cells, and of their experts
+    # indices of rows, of their cells by head, and of their experts
+    by_head = sum({block.heads for block in shape.kinds}) + sum({block.kv_heads for block in shape.kinds})
     chosen = max((expert.chosen for block in shape.kinds for expert in block.experts), default=0)
-    return most + streams + 8 * rows * (8 + 2 * chosen) + _others(shape)
+    return most + streams + 8 * rows * (8 + by_head + 2 * chosen) + _others(shape)
 
 
 def check_bytes(shape: NetworkShape, lengths: Sequence[int], *, rebuilt: tuple[bool, bool]) -> int:

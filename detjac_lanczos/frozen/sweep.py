@@ -290,7 +290,7 @@ def _run(chain: Sequence[Map], x: Tensor, positions: Tensor, out: Tensor, mixing
     A chain without mixing acts on each row alone, so many rows go through it a part at a time: its wide middle then
     stays in the processor's cache and is never as tall as the whole sweep.
     """
-    if len(x) <= ROWS_AT_ONCE or mixes(chain):
+    if x.shape[0] <= ROWS_AT_ONCE or mixes(chain):
         return _run_at_once(chain, x, positions, out, mixing, add)
     result = add
     height = height_of_parts(len(x), runs_of(positions).width)

@@ -75,10 +75,11 @@ def product(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
 
     The result is a tensor of its own, or lies where ``add`` was.
     """
-    served = x.dtype is torch.float32 and x.is_cpu and len(x) > 0 and _onednn_available()
+    rows = x.shape[0]  # len(x) takes four times as long
+    served = x.dtype is torch.float32 and x.is_cpu and rows > 0 and _onednn_available()
     if not served or (way := _way(weight)) is None:
         return _default(x, weight, add)
-    return _fastest(_shape_class(way, (len(x) - 1).bit_length(), *weight.shape), "onednn", x, weight, add)
+    return _fastest(_shape_class(way, (rows - 1).bit_length(), *weight.shape), "onednn", x, weight, add)
 
 
 def product_of_few_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -120,10 +121,18 @@ def _default(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
 
 
 def _onednn(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
-    parts = 1 if weight.is_contiguous() else -(-weight.shape[1] // _LONGEST)
+    if weight.shape[1] <= _LONGEST or weight.is_contiguous():
+        product = _onednn_at_once(x, weight)
+        return product if add is None else add.add_(product)
+    parts = -(-weight.shape[1] // _LONGEST)
     pairs = zip(x.chunk(parts, dim=1), weight.chunk(parts, dim=1), strict=True)
-    products = (torch.ops.mkldnn._linear_pointwise.default(*pair, None, "none", [], "") for pair in pairs)
+    products = (_onednn_at_once(*pair) for pair in pairs)
     return reduce(Tensor.add_, products if add is None else chain([add], products))
+
+
+def _onednn_at_once(x: Tensor, weight: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+    return product
 
 
 def _in_parts(x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
