@@ -149,7 +149,7 @@ def _undeclared(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         (
             "not_built",
             "Not tried: with this one set of sizes their configurations are refused, or make models that are large or "
-            "whose pass fails; Helium, with a head width of its own, is among those of [undeclared.md](undeclared.md)",
+            "whose pass fails",
         ),
     ):
         names = [f"`{row['class']}`" for row in rows if key in row]

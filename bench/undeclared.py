@@ -27,11 +27,18 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "dff", "ffn_hidden_size"), 40),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "decoder_layers", "n_layers"), 3),
     **dict.fromkeys(("num_attention_heads", "n_head", "decoder_attention_heads", "num_heads", "n_heads"), 4),
-    **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "num_experts_per_tok", "moe_topk"), 2),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "expert_ffn_hidden_size"), 24),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace"), 1),
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), 64),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), None),
 }
-MOST_PARAMETERS = 4_000_000
+HEAD_WIDTHS = dict.fromkeys(("head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8)
+MOST_PARAMETERS = 150_000_000
 AGREEMENT = 1e-11
 """The bar of J in float64. Above it the oracle has frozen something else, which says nothing of J."""
 DECODERS = ("model", "transformer", "model.decoder", "biogpt", "gpt_neox", "decoder", "model.model")
@@ -67,7 +74,10 @@ def row(name: str) -> dict[str, Any]:
 
 def _tiny(name: str) -> Any:
     kind = getattr(transformers, name)
-    config = kind.config_class(**SIZES)
+    try:
+        config = kind.config_class(**SIZES, **HEAD_WIDTHS)
+    except AttributeError:  # it derives one of them
+        config = kind.config_class(**SIZES)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in kind(copy.deepcopy(config)).parameters())
     if count > MOST_PARAMETERS:
