@@ -551,3 +551,12 @@ def test_operators_may_reuse_memory(kind: type[Recorder], method: str) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.status is other.status
         torch.testing.assert_close(one.S, other.S)
+
+
+@pytest.mark.parametrize(("k", "width"), [(16, 8), (64, 8), (32, 16)])
+def test_what_random_columns_take_of_rounding_is_no_progress(k: int, width: int) -> None:
+    """Wide blocks bring all residuals down by a share of the rounding in every pass, and never to such a tolerance."""
+    A = matrix(spectrum("harmonic", 576), (576, 576), seed=2).float()
+    result = svd(A, k, tol=1e-6, block=width, method="lanczos")
+    assert result.status is Status.NOISE_FLOOR
+    assert result.work.products < 576
