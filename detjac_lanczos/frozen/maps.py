@@ -180,14 +180,16 @@ class Mix:
         for tile in mixing.tiles:
             before, after = (tile.queries, tile.keys) if self.transposed else (tile.keys, tile.queries)
             dtype = self.probabilities[tile.prompt].dtype
-            parts, cells = x[..., before.rows, :].reshape(-1, width), before.cells_by_head(heads_in)
-            at = (cells.t() if x.ndim == 3 else cells).reshape(-1)
             length = len(before.positions)
             padded = x.new_zeros((heads_in * length * tile.columns, width), dtype=dtype)
-            padded.index_copy_(0, at, parts.to(dtype))
+            if x.ndim == 3:
+                padded.view(heads_in, -1, width).index_copy_(1, before.cells, x[:, before.rows].to(dtype))
+            else:
+                at = before.cells_by_head(heads_in).view(-1)
+                padded.index_copy_(0, at, x[before.rows].reshape(-1, width).to(dtype))
             by_group = padded.view(self.kv_heads, heads_in // self.kv_heads * length, tile.columns * width)
             mixed = self._product(tile, by_group).view(-1, width)
-            del padded, by_group, parts
+            del padded, by_group
             at, rows_out = after.cells_by_head(heads_out).view(-1), out[after.rows].view(-1, width)
             if mixed.dtype is out.dtype:
                 torch.index_select(mixed, 0, at, out=rows_out)

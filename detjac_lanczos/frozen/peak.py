@@ -143,6 +143,7 @@ def sweep_bytes(
     streams = (given + (2 if shape.parallel else 1) * rows) * shape.hidden_size * shape.itemsize
     # indices of rows, of their cells by head, and of their experts
     by_head = sum({block.heads for block in shape.kinds}) + sum({block.kv_heads for block in shape.kinds})
+    by_head += max((block.kv_heads for block in shape.kinds), default=0)  # the last mixing has a layout of its own
     chosen = max((expert.chosen for block in shape.kinds for expert in block.experts), default=0)
     return most + streams + 8 * rows * (8 + by_head + 2 * chosen) + _others(shape)
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.allocations import with_peak
 from detjac_kernels import roads
 from detjac_lanczos.errors import InputError
-from detjac_lanczos.frozen import attention, mapped
+from detjac_lanczos.frozen import attention, mapped, peak
 from detjac_lanczos.frozen.attention import first_visible
 from detjac_lanczos.frozen.families import family_of
 from detjac_lanczos.frozen.schedule import make_plan
@@ -250,6 +250,23 @@ def test_centered_rows_and_biases_are_counted(
     monkeypatch.setattr(roads, "_table", {})
     _, swept, _ = with_peak(lambda: J.matmat(X))
     assert net.plan.resident + swept <= net.plan.peak(32) <= 1.1 * (net.plan.resident + swept) + room
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_indices_of_many_heads_are_counted_in_lockstep(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both mixings have theirs: the one between all positions, and the last one, that prunes."""
+    made = gpt2(dtype, n_embd=128, n_inner=128, n_head=16, n_layer=3, n_positions=512)
+    net = detach(tiny_models.loaded(made), input_ids=tiny_models.prompt_ids(48)[0])
+    batch, rows = net.jacobians(), [torch.randn(128, 3).to(dtype) for _ in range(48)]
+
+    def both_ways() -> None:
+        batch.matmat(list(enumerate(rows)))
+        roads._table.clear()
+        batch.rmatmat(list(enumerate(rows)))
+
+    monkeypatch.setattr(roads, "_table", {})
+    _, held, _ = with_peak(both_ways)
+    assert held <= peak.sweep_bytes(net.plan.shape, range(48, 0, -1), 3, rebuilt=(False, False), lockstep=True)
 
 
 @pytest.mark.parametrize("width", [8, 32])
